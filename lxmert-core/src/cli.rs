@@ -1,0 +1,165 @@
+//! Arguments that mean the same in every binary, and what they set up.
+
+use crate::{Error, Result};
+use candle_core::Device;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Where tensors live and products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// CUDA or Metal when this build has it and the machine too, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this number.
+    Cuda(usize),
+    /// The Metal device.
+    Metal,
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("'{text}' is not one of auto, cpu, cuda, cuda:N, metal")),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// When a device asked for by name is not there or this build lacks its feature.
+    pub fn open(self) -> Result<Device> {
+        let absent = |name: &str, source: candle_core::Error| {
+            Error::Argument(format!(
+                "--device {name}: {source}; build with `--features {}` on a machine that has one, or use --device cpu",
+                name.split(':').next().unwrap_or(name)
+            ))
+        };
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(n) => Device::new_cuda(n).map_err(|e| absent(&format!("cuda:{n}"), e)),
+            Self::Metal => Device::new_metal(0).map_err(|e| absent("metal", e)),
+            Self::Auto if cfg!(feature = "cuda") => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Auto if cfg!(feature = "metal") => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(Device::Cpu),
+        }
+    }
+}
+
+/// `--device`, `--seed`, `--threads`, `-v`, `-q`: flatten into a binary's arguments.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CommonArgs {
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help_heading = "Common options")]
+    pub device: DeviceChoice,
+    /// Seed of everything drawn at random
+    #[arg(long, global = true, default_value_t = 0, help_heading = "Common options")]
+    pub seed: u64,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Common options")]
+    pub threads: Option<u16>,
+    /// Say more (-v debug, -vv trace)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Common options")]
+    pub verbose: u8,
+    /// Say only what went wrong; no progress bar
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Common options")]
+    pub quiet: bool,
+}
+
+impl CommonArgs {
+    /// Starts logging and the thread pool and opens the device. Call once, first thing in `main`.
+    ///
+    /// # Errors
+    /// When the device cannot be opened.
+    pub fn start(&self) -> Result<Device> {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => log::LevelFilter::Error,
+            (_, 0) => log::LevelFilter::Info,
+            (_, 1) => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Trace,
+        };
+        let _ = env_logger::Builder::new()
+            .filter_level(log::LevelFilter::Warn)
+            .filter_module("lxmert_core", level)
+            .filter_module("lxmert_extract", level)
+            .filter_module("lxmert_train", level)
+            .filter_module("lxmert_viz", level)
+            .format_target(false)
+            .format_timestamp(None)
+            .try_init();
+        if let Some(threads) = self.threads {
+            // candle's matrix products read this variable; everything else asks rayon's pool.
+            // Set before the first thread starts, so no other thread reads the environment yet.
+            set_candle_threads(threads);
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
+        }
+        self.device.open()
+    }
+
+    /// Whether a progress bar should be drawn.
+    pub fn show_progress(&self) -> bool {
+        !self.quiet
+    }
+}
+
+#[allow(unsafe_code)]
+fn set_candle_threads(threads: u16) {
+    // SAFETY: called from `CommonArgs::start`, first thing in `main`, while this is the only thread.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static HANDLER: OnceLock<()> = OnceLock::new();
+
+/// Installs the Ctrl-C handler: the first press asks the job to stop at the next safe point, the
+/// second ends the process at once (files are written whole or not at all, so nothing is lost).
+pub fn catch_interrupts() {
+    HANDLER.get_or_init(|| {
+        let _ = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping at the next safe point; press Ctrl-C again to stop at once");
+        });
+    });
+}
+
+/// Whether Ctrl-C was pressed since the handler was installed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// [`Error::Interrupted`] once Ctrl-C was pressed; call at every safe point of a long job.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub fn check_interrupt() -> Result<()> {
+    if interrupted() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_parse() {
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert!("cuda:x".parse::<DeviceChoice>().is_err());
+        assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+}

@@ -1,0 +1,11 @@
+//! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels it
+//! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
+
+pub mod boxes;
+pub mod cli;
+pub mod error;
+pub mod ops;
+pub mod procedural;
+pub mod workspace;
+
+pub use error::{Error, Result};
