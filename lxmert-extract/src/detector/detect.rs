@@ -1,0 +1,231 @@
+//! The whole detector on one image, and torchvision's choice of detections.
+
+use super::box_coder::{BoxCoder, clip, is_at_least};
+use super::config::DetectorConfig;
+use super::nms::batched_nms;
+use super::rpn::{Proposals, propose};
+use super::transform::{NetworkInput, transform};
+use super::{Network, NormMode};
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+use lxmert_core::Result;
+use lxmert_core::boxes::BoxXyxy;
+
+/// A Faster R-CNN with its weights.
+#[derive(Debug, Clone)]
+pub struct Detector {
+    config: DetectorConfig,
+    network: Network,
+    device: Device,
+}
+
+/// Everything the network says about one image, before a choice is made.
+#[derive(Debug, Clone)]
+pub struct Analysis {
+    /// The network's input and the image's sizes.
+    pub input: NetworkInput,
+    /// The pyramid's levels on the CPU, finest first, without the pooled one.
+    pub levels: Vec<Tensor>,
+    /// Boxes of the proposal network, best first.
+    pub proposals: Proposals,
+    /// Feature of each proposal, pooled at the proposal's box: `[proposals, representation_size]`, on the CPU.
+    pub features: Tensor,
+    /// Class logits: `[proposals, classes]`, on the CPU.
+    pub class_logits: Tensor,
+    probabilities: Vec<f32>,
+    deltas: Vec<f32>,
+    classes: usize,
+    coder: BoxCoder,
+}
+
+impl Analysis {
+    /// Softmax over the classes, background (0) included, of proposal `index`.
+    pub fn probabilities(&self, index: usize) -> &[f32] {
+        &self.probabilities[index * self.classes..][..self.classes]
+    }
+
+    /// The most probable class of proposal `index` that is not background, and its probability.
+    pub fn best_class(&self, index: usize) -> (usize, f32) {
+        let mut best = (1, f32::NEG_INFINITY);
+        for (class, &probability) in self.probabilities(index).iter().enumerate().skip(1) {
+            if probability > best.1 {
+                best = (class, probability);
+            }
+        }
+        best
+    }
+
+    /// Proposal `index` as the box predictor of `class` corrects it, clipped to the image; in pixels of
+    /// the resized image.
+    pub fn regressed_box(&self, index: usize, class: usize) -> BoxXyxy {
+        let at = (index * self.classes + class) * 4;
+        let deltas = std::array::from_fn(|i| self.deltas[at + i]);
+        clip(&self.coder.decode(deltas, &self.proposals.boxes[index]), self.input.resized_size)
+    }
+}
+
+/// Labelled boxes of one image, best first.
+#[derive(Debug, Clone)]
+pub struct Detections {
+    /// In pixels of the image.
+    pub boxes_xyxy_px: Vec<BoxXyxy>,
+    /// In pixels of the resized image.
+    pub boxes_resized_px: Vec<BoxXyxy>,
+    /// Label ids, 1 and up.
+    pub labels: Vec<u32>,
+    /// Probabilities.
+    pub scores: Vec<f32>,
+    /// Feature of each, pooled at its box: `[detections, representation_size]`, on the CPU.
+    pub features: Tensor,
+}
+
+/// A labelled box, in pixels of the resized image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// The box.
+    pub box_xyxy: BoxXyxy,
+    /// Label id, 1 and up.
+    pub label: u32,
+    /// Probability.
+    pub score: f32,
+}
+
+impl Detector {
+    /// Takes the weights, under torchvision's key names, from `vb` and folds the batch norms.
+    ///
+    /// # Errors
+    /// When `config` is not valid or a weight is missing or misshapen.
+    pub fn new(config: &DetectorConfig, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let device = vb.device().clone();
+        Ok(Self { config: config.clone(), network: Network::new(config, NormMode::Folded, vb)?, device })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &DetectorConfig {
+        &self.config
+    }
+
+    /// Its learnt stages.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Runs the network on `image`: `[3, height, width]`, RGB in 0..1, f32.
+    ///
+    /// # Errors
+    /// When the image has another shape or a computation fails.
+    pub fn analyse(&self, image: &Tensor) -> Result<Analysis> {
+        let input = transform(&self.config.transform, image, &self.device)?;
+        let mut levels = self.network.levels(&input.tensor, false)?;
+        let predictions = self.network.rpn.forward_t(&levels, false)?;
+        let proposals = propose(&self.config.rpn, &predictions, 0, input.resized_size, input.padded_size)?;
+        levels.truncate(self.config.fpn.stages.len());
+        let levels = levels.iter().map(|l| l.to_device(&Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
+        let classes = self.config.num_classes();
+        let features = self.features_on_device(&levels, &proposals.boxes, &input)?;
+        let (class_logits, deltas) = if proposals.boxes.is_empty() {
+            (Tensor::zeros((0, classes), features.dtype(), &Device::Cpu)?, Vec::new())
+        } else {
+            let prediction = self.network.roi_heads.predict(&features)?;
+            (prediction.class_logits.to_device(&Device::Cpu)?, prediction.box_deltas.flatten_all()?.to_vec1::<f32>()?)
+        };
+        Ok(Analysis {
+            probabilities: softmax_rows(class_logits.flatten_all()?.to_vec1::<f32>()?, classes),
+            input,
+            levels,
+            proposals,
+            features: features.to_device(&Device::Cpu)?,
+            class_logits,
+            deltas,
+            classes,
+            coder: BoxCoder::new(self.config.roi_heads.box_weights),
+        })
+    }
+
+    /// Region features pooled at `boxes` (pixels of the resized image): `[boxes, representation_size]`, on
+    /// the CPU.
+    ///
+    /// # Errors
+    /// When a computation fails.
+    pub fn features_at(&self, analysis: &Analysis, boxes: &[BoxXyxy]) -> Result<Tensor> {
+        Ok(self.features_on_device(&analysis.levels, boxes, &analysis.input)?.to_device(&Device::Cpu)?)
+    }
+
+    fn features_on_device(&self, levels: &[Tensor], boxes: &[BoxXyxy], input: &NetworkInput) -> Result<Tensor> {
+        if boxes.is_empty() {
+            let size = self.config.roi_heads.representation_size;
+            return Ok(Tensor::zeros((0, size), candle_core::DType::F32, &self.device)?);
+        }
+        let heads = &self.network.roi_heads;
+        let pooled = heads.pooler.forward(levels, &[boxes.to_vec()], input.padded_size)?;
+        Ok(heads.features(&pooled.to_device(&self.device)?)?)
+    }
+
+    /// torchvision's detections: every class of every proposal is a candidate; scores above the
+    /// threshold, no tiny boxes, suppression within each class, the best 100.
+    pub fn candidates(&self, analysis: &Analysis) -> Vec<Candidate> {
+        let heads = &self.config.roi_heads;
+        let mut all = Vec::new();
+        for index in 0..analysis.proposals.boxes.len() {
+            for (class, &score) in analysis.probabilities(index).iter().enumerate().skip(1) {
+                if score > heads.score_threshold {
+                    let box_xyxy = analysis.regressed_box(index, class);
+                    if is_at_least(&box_xyxy, heads.min_box_size) {
+                        all.push(Candidate { box_xyxy, label: class as u32, score });
+                    }
+                }
+            }
+        }
+        let boxes: Vec<BoxXyxy> = all.iter().map(|c| c.box_xyxy).collect();
+        let scores: Vec<f32> = all.iter().map(|c| c.score).collect();
+        let labels: Vec<u32> = all.iter().map(|c| c.label).collect();
+        let kept = batched_nms(&boxes, &scores, &labels, heads.nms_threshold, heads.max_detections);
+        kept.into_iter().map(|i| all[i]).collect()
+    }
+
+    /// Detects objects in `image`: `[3, height, width]`, RGB in 0..1, f32.
+    ///
+    /// # Errors
+    /// When the image has another shape or a computation fails.
+    pub fn detect(&self, image: &Tensor) -> Result<Detections> {
+        let analysis = self.analyse(image)?;
+        let candidates = self.candidates(&analysis);
+        let boxes_resized_px: Vec<BoxXyxy> = candidates.iter().map(|c| c.box_xyxy).collect();
+        Ok(Detections {
+            boxes_xyxy_px: boxes_resized_px.iter().map(|b| analysis.input.to_image(b)).collect(),
+            labels: candidates.iter().map(|c| c.label).collect(),
+            scores: candidates.iter().map(|c| c.score).collect(),
+            features: self.features_at(&analysis, &boxes_resized_px)?,
+            boxes_resized_px,
+        })
+    }
+}
+
+/// Softmax of each row of `width` values.
+fn softmax_rows(mut values: Vec<f32>, width: usize) -> Vec<f32> {
+    for row in values.chunks_exact_mut(width.max(1)) {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = 0.0;
+        for value in row.iter_mut() {
+            *value = (*value - largest).exp();
+            sum += *value;
+        }
+        for value in row.iter_mut() {
+            *value /= sum;
+        }
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_distributions() {
+        let p = softmax_rows(vec![1000.0, 1000.0, 0.0, 0.0, 0.0, 0.0], 3);
+        assert_eq!(p[..3], [0.5, 0.5, 0.0]);
+        assert!((p[3..].iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,127 @@
+//! Convolution with an optional batch norm and ReLU: the unit that the body, the pyramid and the
+//! proposal network are made of.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{BatchNorm, BatchNormConfig, Init, Linear, ModuleT, VarBuilder, batch_norm};
+
+/// What becomes of a batch norm when a network is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormMode {
+    /// Folded into the convolution before it (torchvision's `FrozenBatchNorm2d`): for inference.
+    Folded,
+    /// A batch norm with running statistics: for training.
+    Batch,
+}
+
+/// Shape of a convolution.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvShape {
+    /// Channels that enter.
+    pub inputs: usize,
+    /// Channels that leave.
+    pub outputs: usize,
+    /// Side of the square kernel; the padding is half of it.
+    pub kernel: usize,
+    /// Step in both directions.
+    pub stride: usize,
+}
+
+/// Convolution, then batch norm unless folded or absent, then ReLU if asked for.
+#[derive(Debug, Clone)]
+pub struct ConvBlock {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    norm: Option<BatchNorm>,
+    stride: usize,
+    padding: usize,
+    relu: bool,
+}
+
+impl ConvBlock {
+    /// A convolution with a bias and no norm, weights `weight` and `bias` under `vb`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn with_bias(shape: ConvShape, init: Init, relu: bool, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get_with_hints(shape.weight_dims(), "weight", init)?;
+        let bias = vb.get_with_hints(shape.outputs, "bias", Init::Const(0.0))?;
+        Ok(Self { weight, bias: Some(bias), norm: None, stride: shape.stride, padding: shape.kernel / 2, relu })
+    }
+
+    /// A convolution without bias (`weight` under `conv`) and the batch norm after it (under `norm`).
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn with_norm(
+        shape: ConvShape,
+        relu: bool,
+        eps: f64,
+        mode: NormMode,
+        conv: VarBuilder,
+        norm: VarBuilder,
+    ) -> Result<Self> {
+        let weight = conv.get_with_hints(shape.weight_dims(), "weight", candle_nn::init::DEFAULT_KAIMING_NORMAL)?;
+        let block =
+            |weight, bias, norm| Self { weight, bias, norm, stride: shape.stride, padding: shape.kernel / 2, relu };
+        match mode {
+            NormMode::Batch => {
+                let config = BatchNormConfig { eps, ..BatchNormConfig::default() };
+                Ok(block(weight, None, Some(batch_norm(shape.outputs, config, norm)?)))
+            }
+            NormMode::Folded => {
+                let get = |name| norm.get(shape.outputs, name);
+                let scale = (get("weight")? / (get("running_var")? + eps)?.sqrt()?)?;
+                let bias = (get("bias")? - (get("running_mean")? * &scale)?)?;
+                let weight = weight.broadcast_mul(&scale.reshape((shape.outputs, 1, 1, 1))?)?;
+                Ok(block(weight, Some(bias), None))
+            }
+        }
+    }
+
+    /// `x`: `[batch, inputs, height, width]`; the result's sides are `ceil(side / stride)`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let y = conv2d(x, &self.weight, self.bias.as_ref(), self.stride, self.padding)?;
+        let y = match &self.norm {
+            Some(norm) => norm.forward_t(&y, train)?,
+            None => y,
+        };
+        if self.relu { y.relu() } else { Ok(y) }
+    }
+}
+
+impl ConvShape {
+    fn weight_dims(self) -> (usize, usize, usize, usize) {
+        (self.outputs, self.inputs, self.kernel, self.kernel)
+    }
+}
+
+/// Uniform within ±1/√inputs, as torch initialises `nn.Linear`; the bias starts at 0.
+///
+/// # Errors
+/// When a weight is missing or misshapen.
+pub fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
+    let bound = 1.0 / (inputs as f64).sqrt();
+    let weight = vb.get_with_hints((outputs, inputs), "weight", Init::Uniform { lo: -bound, up: bound })?;
+    Ok(Linear::new(weight, Some(vb.get_with_hints(outputs, "bias", Init::Const(0.0))?)))
+}
+
+fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+    let y = x.conv2d(weight, padding, stride, 1, 1)?;
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        None => Ok(y),
+    }
+}
+
+/// Max pooling with a padding of minus infinity.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub(super) fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    // After a ReLU zero stands in for minus infinity.
+    let x = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
+    x.max_pool2d_with_stride(kernel, stride)
+}

@@ -1,0 +1,188 @@
+//! The region proposal network (Ren et al. 2015): at every anchor, how likely there is an object
+//! and how its box differs from the anchor.
+
+use super::anchors::AnchorGrid;
+use super::box_coder::{BoxCoder, clip, is_at_least};
+use super::config::RpnConfig;
+use super::layers::{ConvBlock, ConvShape};
+use super::nms::batched_nms;
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+use lxmert_core::boxes::BoxXyxy;
+
+/// A 3×3 convolution with ReLU, then 1×1 objectness logits and box deltas; shared by all levels.
+#[derive(Debug, Clone)]
+pub struct RpnHead {
+    convolution: ConvBlock,
+    logits: ConvBlock,
+    deltas: ConvBlock,
+}
+
+/// What the head says about one level. `A` anchors a cell.
+#[derive(Debug, Clone)]
+pub struct LevelPrediction {
+    /// Objectness logits: `[batch, A, rows, columns]`.
+    pub logits: Tensor,
+    /// Box deltas: `[batch, 4·A, rows, columns]`, coordinate fastest.
+    pub deltas: Tensor,
+}
+
+impl LevelPrediction {
+    /// Logits `[batch, anchors]` and deltas `[batch, anchors, 4]` in the order of [`AnchorGrid`], with
+    /// gradients.
+    ///
+    /// # Errors
+    /// When the tensors are not as described.
+    pub fn in_anchor_order(&self) -> Result<(Tensor, Tensor)> {
+        let (n, a, h, w) = self.logits.dims4()?;
+        let logits = self.logits.permute((0, 2, 3, 1))?.reshape((n, h * w * a))?;
+        let deltas = self.deltas.reshape((n, a, 4, h, w))?.permute((0, 3, 4, 1, 2))?.reshape((n, h * w * a, 4))?;
+        Ok((logits, deltas))
+    }
+}
+
+impl RpnHead {
+    /// Weights `head.conv.0.0`, `head.cls_logits`, `head.bbox_pred` under `vb`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &RpnConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
+        let vb = vb.pp("head");
+        // The paper's (and torchvision's) initialisation.
+        let init = Init::Randn { mean: 0.0, stdev: 0.01 };
+        let anchors = config.anchors_per_cell();
+        let conv = |outputs, kernel, relu, vb| {
+            ConvBlock::with_bias(ConvShape { inputs: channels, outputs, kernel, stride: 1 }, init, relu, vb)
+        };
+        Ok(Self {
+            convolution: conv(channels, 3, true, vb.pp("conv.0.0"))?,
+            logits: conv(anchors, 1, false, vb.pp("cls_logits"))?,
+            deltas: conv(anchors * 4, 1, false, vb.pp("bbox_pred"))?,
+        })
+    }
+
+    /// `levels`: the pyramid, each `[batch, channels, rows, columns]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_t(&self, levels: &[Tensor], train: bool) -> Result<Vec<LevelPrediction>> {
+        levels
+            .iter()
+            .map(|level| {
+                let hidden = self.convolution.forward_t(level, train)?;
+                Ok(LevelPrediction {
+                    logits: self.logits.forward_t(&hidden, train)?,
+                    deltas: self.deltas.forward_t(&hidden, train)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Boxes worth a closer look, best first.
+#[derive(Debug, Clone, Default)]
+pub struct Proposals {
+    /// In pixels of the resized image.
+    pub boxes: Vec<BoxXyxy>,
+    /// Objectness, 0..1.
+    pub scores: Vec<f32>,
+}
+
+/// The proposals of image `index` in the batch: the best of each level, clipped to the image, thinned
+/// by suppression within each level, then the best of all (torchvision's `filter_proposals`).
+/// Sizes are (height, width). No gradient flows.
+///
+/// # Errors
+/// When the predictions' shapes do not fit each other.
+pub fn propose(
+    config: &RpnConfig,
+    predictions: &[LevelPrediction],
+    index: usize,
+    resized_size: (usize, usize),
+    padded_size: (usize, usize),
+) -> Result<Proposals> {
+    let coder = BoxCoder::new(config.box_weights);
+    let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
+    for (level, prediction) in predictions.iter().enumerate() {
+        let (per_cell, rows, columns) = prediction.logits.get(index)?.dims3()?;
+        let cells = rows * columns;
+        let logits = prediction.logits.get(index)?.flatten_all()?.to_vec1::<f32>()?;
+        let deltas = prediction.deltas.get(index)?.flatten_all()?.to_vec1::<f32>()?;
+        let anchors = AnchorGrid::new(config, level, (rows, columns), padded_size);
+        if anchors.len() != logits.len() || deltas.len() != 4 * logits.len() {
+            candle_core::bail!(
+                "{} anchors, {} logits and {} deltas at level {level}",
+                anchors.len(),
+                logits.len(),
+                deltas.len()
+            );
+        }
+        // Logits lie anchor shape by anchor shape, cells within.
+        let logit = |anchor: usize| logits[anchor % per_cell * cells + anchor / per_cell];
+        for anchor in best(logits.len(), config.pre_nms_top_n, logit) {
+            let (shape, cell) = (anchor % per_cell, anchor / per_cell);
+            let delta = std::array::from_fn(|i| deltas[(shape * 4 + i) * cells + cell]);
+            let proposal = clip(&coder.decode(delta, &anchors.get(anchor)), resized_size);
+            let score = sigmoid(logit(anchor));
+            if is_at_least(&proposal, config.min_box_size) && score >= config.score_threshold {
+                boxes.push(proposal);
+                scores.push(score);
+                levels.push(level as u32);
+            }
+        }
+    }
+    let kept = batched_nms(&boxes, &scores, &levels, config.nms_threshold, config.post_nms_top_n);
+    Ok(Proposals { boxes: kept.iter().map(|&i| boxes[i]).collect(), scores: kept.iter().map(|&i| scores[i]).collect() })
+}
+
+/// Indices of the `most` largest values, largest first; equal ones by index.
+fn best(count: usize, most: usize, value: impl Fn(usize) -> f32) -> Vec<usize> {
+    let mut keyed: Vec<(f32, usize)> = (0..count).map(|i| (value(i), i)).collect();
+    let order = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if most < keyed.len() {
+        keyed.select_nth_unstable_by(most, order);
+        keyed.truncate(most);
+    }
+    keyed.sort_unstable_by(order);
+    keyed.into_iter().map(|(_, i)| i).collect()
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn the_best_come_first_and_ties_by_index() {
+        let values = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
+        assert_eq!(best(5, 3, |i| values[i]), [1, 3, 2]);
+        assert_eq!(best(5, 9, |i| values[i]), [1, 3, 2, 0, 4]);
+    }
+
+    #[test]
+    fn a_peak_at_a_cell_becomes_that_cell_s_anchor() -> Result<()> {
+        let config = RpnConfig {
+            anchor_sizes: vec![vec![8.0]],
+            aspect_ratios: vec![1.0, 2.0],
+            post_nms_top_n: 1,
+            ..RpnConfig::default()
+        };
+        let mut logits = vec![-5f32; 2 * 4 * 4];
+        logits[16 + 2 * 4 + 1] = 5.0; // second shape, row 2, column 1
+        let prediction = LevelPrediction {
+            logits: Tensor::from_vec(logits, (1, 2, 4, 4), &Device::Cpu)?,
+            deltas: Tensor::zeros((1, 8, 4, 4), DType::F32, &Device::Cpu)?,
+        };
+        let (flat, _) = prediction.in_anchor_order()?;
+        assert_eq!(flat.argmax(1)?.to_vec1::<u32>()?, [(2 * 4 + 1) * 2 + 1]);
+        let proposals = propose(&config, &[prediction], 0, (32, 32), (32, 32))?;
+        // 8-pixel anchor of ratio 2 (6×12 after rounding) around (8, 16)
+        assert_eq!(proposals.boxes, [[5.0, 10.0, 11.0, 22.0]]);
+        assert!((proposals.scores[0] - 0.993_307).abs() < 1e-5);
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! From an image to the network's input: normalise, then resize, then pad, in this order, as
+//! torchvision's `models/detection/transform.py`.
+
+use super::config::TransformConfig;
+use candle_core::{Device, Tensor};
+use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::{Error, Result};
+use rayon::prelude::*;
+
+/// The network's input, and the sizes (height, width) that lead back to the image.
+#[derive(Debug, Clone)]
+pub struct NetworkInput {
+    /// `[1, 3, padded height, padded width]`, f32.
+    pub tensor: Tensor,
+    /// Size of the image itself.
+    pub image_size: (usize, usize),
+    /// Size after the resize: what boxes are clipped to.
+    pub resized_size: (usize, usize),
+    /// Size after the padding.
+    pub padded_size: (usize, usize),
+}
+
+impl NetworkInput {
+    /// A box in pixels of the resized image, in pixels of the image itself.
+    pub fn to_image(&self, b: &BoxXyxy) -> BoxXyxy {
+        let y = self.image_size.0 as f32 / self.resized_size.0 as f32;
+        let x = self.image_size.1 as f32 / self.resized_size.1 as f32;
+        [b[0] * x, b[1] * y, b[2] * x, b[3] * y]
+    }
+}
+
+/// `[3, height, width]` in 0..1 from interleaved 8-bit RGB.
+///
+/// # Errors
+/// When `pixels` does not hold `width · height · 3` bytes.
+pub fn rgb_tensor(pixels: &[u8], width: usize, height: usize) -> Result<Tensor> {
+    let plane = width * height;
+    if pixels.len() != plane * 3 {
+        return Err(Error::Argument(format!("{} bytes are not an RGB image of {width}×{height}", pixels.len())));
+    }
+    let mut values = vec![0f32; pixels.len()];
+    for (channel, plane) in values.chunks_exact_mut(plane.max(1)).enumerate() {
+        for (value, pixel) in plane.iter_mut().zip(pixels.chunks_exact(3)) {
+            *value = f32::from(pixel[channel]) / 255.0;
+        }
+    }
+    Ok(Tensor::from_vec(values, (3, height, width), &Device::Cpu)?)
+}
+
+/// Size (height, width) that an image of `size` is resized to.
+pub fn resized_size(config: &TransformConfig, size: (usize, usize)) -> (usize, usize) {
+    let (short, long) = (size.0.min(size.1) as f64, size.0.max(size.1) as f64);
+    let scale = (config.min_size as f64 / short).min(config.max_size as f64 / long);
+    // torch would refuse a side of 0, which only an image thinner than 1:1333 reaches.
+    let side = |n: usize| ((n as f64 * scale).floor() as usize).max(1);
+    (side(size.0), side(size.1))
+}
+
+/// The network's input for `image`: `[3, height, width]`, RGB in 0..1, f32.
+///
+/// # Errors
+/// When `image` has another shape or type, or no pixels.
+pub fn transform(config: &TransformConfig, image: &Tensor, device: &Device) -> Result<NetworkInput> {
+    let (channels, height, width) = image.dims3()?;
+    if channels != 3 || height == 0 || width == 0 {
+        return Err(Error::Argument(format!("an image is [3, height, width] in RGB, not {:?}", image.dims())));
+    }
+    let pixels = image.flatten_all()?.to_vec1::<f32>()?;
+    let (new_height, new_width) = resized_size(config, (height, width));
+    let pad = |n: usize| n.div_ceil(config.size_divisor) * config.size_divisor;
+    let (padded_height, padded_width) = (pad(new_height), pad(new_width));
+
+    let rows = taps(height, new_height);
+    let columns = taps(width, new_width);
+    let mut padded = vec![0f32; 3 * padded_height * padded_width];
+    padded.par_chunks_mut(padded_width).enumerate().for_each(|(line, out)| {
+        let (channel, row) = (line / padded_height, line % padded_height);
+        let Some(&(top, bottom, weight_y)) = rows.get(row) else { return };
+        let (mean, std) = (config.image_mean[channel], config.image_std[channel]);
+        let source = |y: usize| &pixels[(channel * height + y) * width..][..width];
+        let (upper, lower) = (source(top), source(bottom));
+        for (value, &(left, right, weight_x)) in out.iter_mut().zip(&columns) {
+            let at = |line: &[f32]| {
+                let (a, b) = ((line[left] - mean) / std, (line[right] - mean) / std);
+                (1.0 - weight_x) * a + weight_x * b
+            };
+            *value = (1.0 - weight_y) * at(upper) + weight_y * at(lower);
+        }
+    });
+    Ok(NetworkInput {
+        tensor: Tensor::from_vec(padded, (1, 3, padded_height, padded_width), &Device::Cpu)?.to_device(device)?,
+        image_size: (height, width),
+        resized_size: (new_height, new_width),
+        padded_size: (padded_height, padded_width),
+    })
+}
+
+/// Bilinear resampling of `from` samples to `to`, as torch's `interpolate` with
+/// `align_corners=False`, no antialias, and the scale computed anew from the sizes: for each
+/// target the two sources and the weight of the second.
+fn taps(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
+    let scale = from as f32 / to as f32;
+    (0..to)
+        .map(|i| {
+            let position = (scale * (i as f32 + 0.5) - 0.5).max(0.0);
+            let first = (position as usize).min(from - 1);
+            (first, (first + 1).min(from - 1), (position - first as f32).clamp(0.0, 1.0))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_torchvision_s() {
+        let config = TransformConfig::default();
+        assert_eq!(resized_size(&config, (300, 451)), (800, 1202));
+        assert_eq!(resized_size(&config, (400, 600)), (800, 1200));
+        assert_eq!(resized_size(&config, (500, 1500)), (444, 1333));
+        assert_eq!(resized_size(&config, (1, 5000)), (1, 1333));
+    }
+
+    #[test]
+    fn bilinear_weights_are_torch_s() {
+        // python: F.interpolate(torch.tensor([[[0., 10., 20.]]]), scale_factor=5/3, mode="linear",
+        //   recompute_scale_factor=True) is 0, 4, 10, 16, 20
+        let source = [0.0, 10.0, 20.0];
+        let got: Vec<f32> = taps(3, 5).iter().map(|&(a, b, w)| (1.0 - w) * source[a] + w * source[b]).collect();
+        for (g, e) in got.iter().zip([0.0, 4.0, 10.0, 16.0, 20.0]) {
+            assert!((g - e).abs() < 1e-5, "{got:?}");
+        }
+    }
+
+    #[test]
+    fn padding_is_zero_on_the_right_and_below() -> Result<()> {
+        let config = TransformConfig { min_size: 40, max_size: 60, ..TransformConfig::default() };
+        let input = transform(&config, &rgb_tensor(&[255; 10 * 20 * 3], 20, 10)?, &Device::Cpu)?;
+        assert_eq!((input.resized_size, input.padded_size), ((30, 60), (32, 64)));
+        let rows = input.tensor.squeeze(0)?.to_vec3::<f32>()?;
+        let white = (1.0 - 0.485) / 0.229;
+        assert!((rows[0][29][59] - white).abs() < 1e-5);
+        assert_eq!((rows[0][30][0], rows[0][0][60]), (0.0, 0.0));
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() -> Result<()> {
+        let config = TransformConfig::default();
+        assert!(rgb_tensor(&[0; 5], 2, 1).is_err());
+        for dims in [vec![1, 4, 4], vec![3, 0, 4], vec![4, 4]] {
+            assert!(
+                transform(&config, &Tensor::zeros(dims, candle_core::DType::F32, &Device::Cpu)?, &Device::Cpu).is_err()
+            );
+        }
+        Ok(())
+    }
+}
