@@ -1,3 +1,5 @@
-//! Photos to regions: a Faster R-CNN on Candle, and the choice of an image's regions.
+//! Photos to regions: a Faster R-CNN on Candle, the choice of an image's regions, and the generated
+//! scenes that ship as the default data set.
 
 pub mod detector;
+pub mod scenes;

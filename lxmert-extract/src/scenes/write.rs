@@ -1,0 +1,374 @@
+//! The data set as files.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `images/NNNNN.png` | the pictures |
+//! | `results.csv` | captions as Flickr30k has them: `image_name\| comment_number\| comment` |
+//! | `hard_negatives.csv` | for each caption the false variant: `image_name\|comment_number\|comment` |
+//! | `splits.json` | `{"train": [names], "val": [names], "test": [names]}`, 80/10/10 by scene |
+//! | `scenes.json` | the configuration, and per scene: size, objects with boxes, captions with their claims |
+//!
+//! The folder appears whole or not at all: it is written beside its place and renamed.
+
+use super::ScenesConfig;
+use super::captions::Caption;
+use super::draw::draw;
+use super::layout::{Object, Scene};
+use image::ImageEncoder;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use lxmert_core::cli::check_interrupt;
+use lxmert_core::{Error, Result};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// What `scenes.json` says it is.
+pub const FORMAT: &str = "lxmert-scenes/1";
+
+/// `scenes.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Annotations {
+    /// [`FORMAT`].
+    pub format: String,
+    /// What was generated.
+    pub config: ScenesConfig,
+    /// One record per scene, in the order of the pictures' names.
+    pub scenes: Vec<SceneRecord>,
+}
+
+/// What is known of one picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SceneRecord {
+    /// The picture's name in `images/`.
+    pub image: String,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// The objects, boxes in pixels.
+    pub objects: Vec<Object>,
+    /// The captions in the order of `results.csv`, each with its hard negative.
+    pub captions: Vec<Caption>,
+}
+
+impl SceneRecord {
+    /// The record of scene `index`.
+    pub fn new(index: usize, scene: &Scene) -> Self {
+        Self {
+            image: image_name(index),
+            width: scene.width,
+            height: scene.height,
+            objects: scene.objects.clone(),
+            captions: scene.captions.clone(),
+        }
+    }
+}
+
+/// Names of the pictures, by split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Splits {
+    /// Pictures to learn from.
+    pub train: Vec<String>,
+    /// Pictures to choose by.
+    pub val: Vec<String>,
+    /// Pictures to report on.
+    pub test: Vec<String>,
+}
+
+/// What was generated, for printing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Scenes.
+    pub scenes: usize,
+    /// Captions, and as many hard negatives.
+    pub captions: usize,
+    /// Objects.
+    pub objects: usize,
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { scenes, captions, objects } = self;
+        write!(f, "{scenes} scenes, {objects} objects, {captions} captions with a hard negative each")
+    }
+}
+
+/// Name of the picture of scene `index`.
+pub fn image_name(index: usize) -> String {
+    format!("{index:05}.png")
+}
+
+/// Splits `count` scenes 80/10/10, shuffled by `seed`; each part in the order of the names.
+pub fn split(count: usize, seed: u64) -> Splits {
+    let mut order: Vec<usize> = (0..count).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(u64::MAX); // scenes use the streams from 0 upwards
+    order.shuffle(&mut rng);
+    let held_out = count / 10;
+    let names = |part: &[usize]| {
+        let mut part = part.to_vec();
+        part.sort_unstable();
+        part.into_iter().map(image_name).collect()
+    };
+    Splits {
+        test: names(&order[..held_out]),
+        val: names(&order[held_out..2 * held_out]),
+        train: names(&order[2 * held_out..]),
+    }
+}
+
+/// Writes the data set to the folder `dir`.
+///
+/// # Errors
+/// A configuration that cannot be drawn; a folder that exists already (unless `overwrite`), cannot
+/// be written, or holds something other than a data set of scenes; Ctrl-C.
+pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bool) -> Result<Summary> {
+    config.validate()?;
+    let replace = may_replace(dir, overwrite)?;
+    let building = Building::start(dir)?;
+    let records = write_images(&building.path.join("images"), config, progress)?;
+    let summary = Summary {
+        scenes: records.len(),
+        captions: records.iter().map(|record| record.captions.len()).sum(),
+        objects: records.iter().map(|record| record.objects.len()).sum(),
+    };
+    write_captions(&building.path, &records)?;
+    write_json(&building.path.join("splits.json"), &split(config.count, config.seed))?;
+    let annotations = Annotations { format: FORMAT.into(), config: config.clone(), scenes: records };
+    write_json(&building.path.join("scenes.json"), &annotations)?;
+    building.finish(dir, replace)?;
+    Ok(summary)
+}
+
+/// Whether something at `dir` goes when the data set takes its place.
+fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        entries => entries.map_err(Error::io(dir))?,
+    };
+    if entries.count() == 0 {
+        return Ok(true);
+    }
+    if !overwrite {
+        return Err(Error::Argument(format!("{} exists; --overwrite replaces it", dir.display())));
+    }
+    if !dir.join("scenes.json").is_file() {
+        let reason = format!("{} holds something other than scenes; it is not replaced", dir.display());
+        return Err(Error::Argument(reason));
+    }
+    Ok(true)
+}
+
+/// Reads `scenes.json` of a data set.
+///
+/// # Errors
+/// When the file is absent, is not JSON of this form, or has other caption objects than objects.
+pub fn read_annotations(dir: &Path) -> Result<Annotations> {
+    let path = dir.join("scenes.json");
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let annotations: Annotations = serde_json::from_str(&text).map_err(Error::json(&path))?;
+    if annotations.format != FORMAT {
+        return Err(Error::format(&path, format!("format \"{}\", this program reads {FORMAT}", annotations.format)));
+    }
+    for scene in &annotations.scenes {
+        for caption in &scene.captions {
+            if let Some(index) = caption.objects.iter().find(|&&index| index >= scene.objects.len()) {
+                let count = scene.objects.len();
+                return Err(Error::format(
+                    &path,
+                    format!("{}: a caption names object {index} of {count}", scene.image),
+                ));
+            }
+        }
+    }
+    Ok(annotations)
+}
+
+fn write_images(folder: &Path, config: &ScenesConfig, progress: bool) -> Result<Vec<SceneRecord>> {
+    fs::create_dir(folder).map_err(Error::io(folder))?;
+    let bar =
+        if progress { indicatif::ProgressBar::new(config.count as u64) } else { indicatif::ProgressBar::hidden() };
+    if let Ok(style) = indicatif::ProgressStyle::with_template("drawing scenes {wide_bar} {pos}/{len} ({eta} left)") {
+        bar.set_style(style);
+    }
+    let records = (0..config.count)
+        .into_par_iter()
+        .map(|index| {
+            check_interrupt()?;
+            let scene = Scene::generate(config, index);
+            let path = folder.join(image_name(index));
+            let mut png = Vec::new();
+            PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Adaptive)
+                .write_image(&draw(&scene), scene.width, scene.height, image::ExtendedColorType::Rgb8)
+                .map_err(|error| Error::format(&path, error.to_string()))?;
+            fs::write(&path, png).map_err(Error::io(&path))?;
+            bar.inc(1);
+            Ok(SceneRecord::new(index, &scene))
+        })
+        .collect::<Result<Vec<_>>>();
+    bar.finish_and_clear();
+    records
+}
+
+fn write_captions(folder: &Path, records: &[SceneRecord]) -> Result<()> {
+    // Flickr30k's file has a space after each bar; the negatives' file has not.
+    let mut captions = String::from("image_name| comment_number| comment\n");
+    let mut negatives = String::from("image_name|comment_number|comment\n");
+    for record in records {
+        for (number, caption) in record.captions.iter().enumerate() {
+            captions += &format!("{}| {number}| {}\n", record.image, caption.text);
+            negatives += &format!("{}|{number}|{}\n", record.image, caption.negative.text);
+        }
+    }
+    write_file(&folder.join("results.csv"), captions.as_bytes())?;
+    write_file(&folder.join("hard_negatives.csv"), negatives.as_bytes())
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_file(path, &serde_json::to_vec(value).map_err(Error::json(path))?)
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = fs::File::create(path).map_err(Error::io(path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path))
+}
+
+/// A folder being filled beside its final place; removed when dropped unfinished.
+struct Building {
+    path: PathBuf,
+}
+
+impl Building {
+    fn start(dir: &Path) -> Result<Self> {
+        let name = dir.file_name().ok_or_else(|| Error::Argument(format!("{} names no folder", dir.display())))?;
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.partial", std::process::id()));
+        let path = parent.join(hidden);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        }
+        fs::create_dir(&path).map_err(Error::io(&path))?;
+        Ok(Self { path })
+    }
+
+    fn finish(self, dir: &Path, replace: bool) -> Result<()> {
+        if replace {
+            fs::remove_dir_all(dir).map_err(Error::io(dir))?;
+        }
+        fs::rename(&self.path, dir).map_err(Error::io(dir))
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // After `finish` nothing is left here.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> ScenesConfig {
+        ScenesConfig { count: 30, ..ScenesConfig::default() }
+    }
+
+    #[test]
+    fn the_data_set_is_whole_and_reads_back() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        let summary = generate(&dir, &small(), false, false).unwrap();
+        assert_eq!((summary.scenes, summary.captions), (30, 150));
+        let annotations = read_annotations(&dir).unwrap();
+        for (index, record) in annotations.scenes.iter().enumerate() {
+            assert_eq!(*record, SceneRecord::new(index, &Scene::generate(&small(), index)));
+            let picture = image::open(dir.join("images").join(&record.image)).unwrap();
+            assert_eq!((picture.width(), picture.height()), (record.width, record.height));
+        }
+        let captions = fs::read_to_string(dir.join("results.csv")).unwrap();
+        assert_eq!(captions.lines().next(), Some("image_name| comment_number| comment"));
+        assert_eq!(
+            captions.lines().nth(6),
+            Some(&*format!("00001.png| 0| {}", annotations.scenes[1].captions[0].text))
+        );
+        assert_eq!(captions.lines().count(), 151);
+        let negatives = fs::read_to_string(dir.join("hard_negatives.csv")).unwrap();
+        let last = &annotations.scenes[29].captions[4].negative.text;
+        assert_eq!(negatives.lines().nth(150), Some(&*format!("00029.png|4|{last}")));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left beside the data set");
+    }
+
+    #[test]
+    fn generating_again_gives_the_same_files() {
+        let root = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+        generate(&a, &small(), false, false).unwrap();
+        generate(&b, &small(), false, false).unwrap();
+        for file in ["results.csv", "hard_negatives.csv", "splits.json", "scenes.json", "images/00007.png"] {
+            assert_eq!(fs::read(a.join(file)).unwrap(), fs::read(b.join(file)).unwrap(), "{file}");
+        }
+    }
+
+    #[test]
+    fn only_scenes_are_replaced_and_only_when_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        let config = ScenesConfig { count: 1, ..small() };
+        generate(&dir, &config, false, false).unwrap();
+        assert!(generate(&dir, &config, false, false).unwrap_err().to_string().contains("--overwrite"));
+        generate(&dir, &config, true, false).unwrap();
+        let photos = root.path().join("photos");
+        fs::create_dir(&photos).unwrap();
+        fs::write(photos.join("mine.jpg"), b"mine").unwrap();
+        assert!(generate(&photos, &config, true, false).is_err());
+        assert!(photos.join("mine.jpg").is_file());
+    }
+
+    #[test]
+    fn splits_cover_every_scene_once() {
+        let splits = split(2000, 0);
+        assert_eq!((splits.train.len(), splits.val.len(), splits.test.len()), (1600, 200, 200));
+        let mut all = [splits.train, splits.val, splits.test].concat();
+        all.sort();
+        assert_eq!(all, (0..2000).map(image_name).collect::<Vec<_>>());
+        assert_ne!(split(2000, 1).test, split(2000, 0).test);
+    }
+
+    #[test]
+    fn configurations_that_cannot_be_drawn_are_refused() {
+        let dir = Path::new("unused");
+        for config in [
+            ScenesConfig { count: 0, ..small() },
+            ScenesConfig { width: 20, ..small() },
+            ScenesConfig { min_objects: 1, ..small() },
+            ScenesConfig { max_objects: 40, ..small() },
+        ] {
+            assert!(matches!(generate(dir, &config, false, false), Err(Error::Argument(_))), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn annotations_that_point_nowhere_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        generate(&dir, &ScenesConfig { count: 1, ..small() }, false, false).unwrap();
+        let mut annotations = read_annotations(&dir).unwrap();
+        annotations.scenes[0].captions[0].objects = vec![99];
+        write_json(&dir.join("scenes.json"), &annotations).unwrap();
+        assert!(read_annotations(&dir).unwrap_err().to_string().contains("object 99"));
+        fs::write(dir.join("scenes.json"), "{").unwrap();
+        assert!(matches!(read_annotations(&dir), Err(Error::Json { .. })));
+    }
+}
