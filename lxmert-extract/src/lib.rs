@@ -2,4 +2,5 @@
 //! scenes that ship as the default data set.
 
 pub mod detector;
+pub mod regions;
 pub mod scenes;

@@ -24,7 +24,8 @@ pub struct Detector {
 pub struct Analysis {
     /// The network's input and the image's sizes.
     pub input: NetworkInput,
-    /// The pyramid's levels on the CPU, finest first, without the pooled one.
+    /// The pyramid's levels on the CPU, finest first; the last is for proposals only if the configuration
+    /// has a pooled level.
     pub levels: Vec<Tensor>,
     /// Boxes of the proposal network, best first.
     pub proposals: Proposals,
@@ -117,10 +118,9 @@ impl Detector {
     /// When the image has another shape or a computation fails.
     pub fn analyse(&self, image: &Tensor) -> Result<Analysis> {
         let input = transform(&self.config.transform, image, &self.device)?;
-        let mut levels = self.network.levels(&input.tensor, false)?;
+        let levels = self.network.levels(&input.tensor, false)?;
         let predictions = self.network.rpn.forward_t(&levels, false)?;
         let proposals = propose(&self.config.rpn, &predictions, 0, input.resized_size, input.padded_size)?;
-        levels.truncate(self.config.fpn.stages.len());
         let levels = levels.iter().map(|l| l.to_device(&Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
         let classes = self.config.num_classes();
         let features = self.features_on_device(&levels, &proposals.boxes, &input)?;
@@ -158,7 +158,8 @@ impl Detector {
             return Ok(Tensor::zeros((0, size), candle_core::DType::F32, &self.device)?);
         }
         let heads = &self.network.roi_heads;
-        let pooled = heads.pooler.forward(levels, &[boxes.to_vec()], input.padded_size)?;
+        let pooled =
+            heads.pooler.forward(&levels[..self.config.fpn.stages.len()], &[boxes.to_vec()], input.padded_size)?;
         Ok(heads.features(&pooled.to_device(&self.device)?)?)
     }
 
@@ -184,21 +185,28 @@ impl Detector {
         kept.into_iter().map(|i| all[i]).collect()
     }
 
-    /// Detects objects in `image`: `[3, height, width]`, RGB in 0..1, f32.
+    /// The detections of an image, with the feature at each box.
     ///
     /// # Errors
-    /// When the image has another shape or a computation fails.
-    pub fn detect(&self, image: &Tensor) -> Result<Detections> {
-        let analysis = self.analyse(image)?;
-        let candidates = self.candidates(&analysis);
+    /// When a computation fails.
+    pub fn detections(&self, analysis: &Analysis) -> Result<Detections> {
+        let candidates = self.candidates(analysis);
         let boxes_resized_px: Vec<BoxXyxy> = candidates.iter().map(|c| c.box_xyxy).collect();
         Ok(Detections {
             boxes_xyxy_px: boxes_resized_px.iter().map(|b| analysis.input.to_image(b)).collect(),
             labels: candidates.iter().map(|c| c.label).collect(),
             scores: candidates.iter().map(|c| c.score).collect(),
-            features: self.features_at(&analysis, &boxes_resized_px)?,
+            features: self.features_at(analysis, &boxes_resized_px)?,
             boxes_resized_px,
         })
+    }
+
+    /// Detects objects in `image`: `[3, height, width]`, RGB in 0..1, f32.
+    ///
+    /// # Errors
+    /// When the image has another shape or a computation fails.
+    pub fn detect(&self, image: &Tensor) -> Result<Detections> {
+        self.detections(&self.analyse(image)?)
     }
 }
 

@@ -80,7 +80,7 @@ fn kaiming_uniform(shape: ConvShape) -> Init {
 /// `upsample_nearest2d` overwrites the gradient of an input that is used twice, as a merged level is.)
 fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
-    if height % h == 0 && width % w == 0 {
+    if height.is_multiple_of(h) && width.is_multiple_of(w) {
         let (fy, fx) = (height / h, width / w);
         return x.reshape((n, c, h, 1, w, 1))?.broadcast_as((n, c, h, fy, w, fx))?.reshape((n, c, height, width));
     }

@@ -1,0 +1,75 @@
+//! The reference network of `tests/fixtures/frcnn`: torchvision's Faster R-CNN with formula weights.
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use lxmert_core::procedural;
+use lxmert_extract::detector::{Detector, DetectorConfig};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// A file under `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A safetensors fixture.
+pub fn tensors(name: &str) -> Result<HashMap<String, Tensor>> {
+    candle_core::safetensors::load(fixture(name), &Device::Cpu).with_context(|| name.to_string())
+}
+
+#[derive(serde::Deserialize)]
+struct Manifest {
+    tensors: Vec<Entry>,
+}
+
+#[derive(serde::Deserialize)]
+struct Entry {
+    name: String,
+    shape: Vec<usize>,
+    low: f64,
+    high: f64,
+}
+
+/// All weights of the reference network, by torchvision's names.
+pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
+    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(fixture("frcnn/manifest.json"))?)?;
+    let mut weights = tensors(&format!("frcnn/batchnorm-seed-{seed}.safetensors"))?;
+    for t in manifest.tensors {
+        let tensor = procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?;
+        weights.insert(t.name, tensor);
+    }
+    Ok(weights)
+}
+
+/// The reference network.
+pub fn reference_detector(seed: u64) -> Result<Detector> {
+    let vb = VarBuilder::from_tensors(reference_weights(seed)?, DType::F32, &Device::Cpu);
+    Ok(Detector::new(&DetectorConfig::coco(), vb)?)
+}
+
+/// A fixture picture as `[3, height, width]` in 0..1.
+pub fn photo(name: &str) -> Result<Tensor> {
+    let image = image::open(fixture(name))?.to_rgb8();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(lxmert_extract::detector::transform::rgb_tensor(image.as_raw(), width, height)?)
+}
+
+/// The largest difference, relative to the reference's root mean square.
+pub fn relative_error(got: &Tensor, reference: &Tensor) -> Result<f32> {
+    anyhow::ensure!(got.dims() == reference.dims(), "shape {:?} is not {:?}", got.dims(), reference.dims());
+    let rms = reference.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
+    let largest = (got - reference)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+    anyhow::ensure!(largest.is_finite() && rms > 0.0, "nothing to compare");
+    Ok(largest / rms)
+}
+
+/// The rows of an `[n, 4]` tensor.
+pub fn boxes(t: &Tensor) -> Result<Vec<[f32; 4]>> {
+    Ok(t.to_vec2::<f32>()?.into_iter().map(|b| [b[0], b[1], b[2], b[3]]).collect())
+}
+
+/// The largest difference between coordinates of two boxes.
+pub fn box_error(a: &[f32; 4], b: &[f32; 4]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
