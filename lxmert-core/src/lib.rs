@@ -3,9 +3,12 @@
 
 pub mod boxes;
 pub mod cli;
+pub mod config;
 pub mod error;
+pub mod model;
 pub mod ops;
 pub mod procedural;
+pub mod text;
 pub mod workspace;
 
 pub use error::{Error, Result};

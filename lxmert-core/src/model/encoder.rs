@@ -1,0 +1,192 @@
+//! The single-modality layers, the cross-modality layer, and the model they make
+//! (Tan & Bansal 2019, §2.2).
+
+use super::attention::AttentionBlock;
+use super::embeddings::{LanguageEmbeddings, RegionEmbeddings};
+use super::layers::{FeedForward, Linear};
+use super::{AttentionMap, Attentions, CrossAttentions, Forward, LxmertInputs, LxmertOutput};
+use crate::config::LxmertConfig;
+use crate::ops::KeyMask;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// Self-attention and feed-forward (`layer.i` or `r_layers.i`).
+#[derive(Debug, Clone)]
+struct Layer {
+    attention: AttentionBlock,
+    feed_forward: FeedForward,
+}
+
+impl Layer {
+    fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            attention: AttentionBlock::new(config, "self", vb.pp("attention"))?,
+            feed_forward: FeedForward::new(config, vb.pp("intermediate"), vb.pp("output"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mask: Option<&KeyMask>, run: &Forward) -> Result<(Tensor, Option<AttentionMap>)> {
+        let (x, map) = self.attention.forward(x, x, mask, run)?;
+        Ok((self.feed_forward.forward(&x, run)?, map))
+    }
+}
+
+/// One cross-modality layer (`x_layers.i`): one shared cross attention runs both ways from the
+/// layer's inputs, then each stream has its self-attention and feed-forward.
+#[derive(Debug, Clone)]
+pub struct CrossLayer {
+    cross: AttentionBlock,
+    language_self: AttentionBlock,
+    vision_self: AttentionBlock,
+    language_feed_forward: FeedForward,
+    vision_feed_forward: FeedForward,
+}
+
+impl CrossLayer {
+    fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            cross: AttentionBlock::new(config, "att", vb.pp("visual_attention"))?,
+            language_self: AttentionBlock::new(config, "self", vb.pp("lang_self_att"))?,
+            vision_self: AttentionBlock::new(config, "self", vb.pp("visn_self_att"))?,
+            language_feed_forward: FeedForward::new(config, vb.pp("lang_inter"), vb.pp("lang_output"))?,
+            vision_feed_forward: FeedForward::new(config, vb.pp("visn_inter"), vb.pp("visn_output"))?,
+        })
+    }
+
+    fn forward(
+        &self,
+        (language, language_mask): (&Tensor, Option<&KeyMask>),
+        (vision, vision_mask): (&Tensor, Option<&KeyMask>),
+        run: &Forward,
+    ) -> Result<(Tensor, Tensor, Option<CrossAttentions>)> {
+        let (l, language_to_vision) = self.cross.forward(language, vision, vision_mask, run)?;
+        let (v, vision_to_language) = self.cross.forward(vision, language, language_mask, run)?;
+        let (l, language_self) = self.language_self.forward(&l, &l, language_mask, run)?;
+        let (v, vision_self) = self.vision_self.forward(&v, &v, vision_mask, run)?;
+        let l = self.language_feed_forward.forward(&l, run)?;
+        let v = self.vision_feed_forward.forward(&v, run)?;
+        let maps = language_to_vision.zip(vision_to_language).map(|(language_to_vision, vision_to_language)| {
+            CrossAttentions { language_to_vision, vision_to_language, language_self, vision_self }
+        });
+        Ok((l, v, maps))
+    }
+}
+
+/// The trunk: embeddings, both encoders, the cross-modality encoder, the pooler.
+#[derive(Debug, Clone)]
+pub struct LxmertModel {
+    embeddings: LanguageEmbeddings,
+    regions: RegionEmbeddings,
+    language_layers: Vec<Layer>,
+    vision_layers: Vec<Layer>,
+    cross_layers: Vec<CrossLayer>,
+    pooler: Linear,
+}
+
+/// One stream on its way through the model.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// `[batch, length, hidden]`.
+    pub states: Tensor,
+    /// The stream's padding.
+    pub mask: Option<KeyMask>,
+    /// The encoder's own attention maps, when captured.
+    pub maps: Vec<AttentionMap>,
+}
+
+impl LxmertModel {
+    /// Reads (or creates) the weights under `vb`, whose keys are those of the hub below `lxmert.`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let encoder = vb.pp("encoder");
+        let layers = |count: usize, name: &str| -> Result<Vec<Layer>> {
+            (0..count).map(|i| Layer::new(config, encoder.pp(name).pp(i))).collect()
+        };
+        Ok(Self {
+            embeddings: LanguageEmbeddings::new(config, vb.pp("embeddings"))?,
+            regions: RegionEmbeddings::new(config, encoder.pp("visn_fc"))?,
+            language_layers: layers(config.l_layers, "layer")?,
+            vision_layers: layers(config.r_layers, "r_layers")?,
+            cross_layers: (0..config.x_layers)
+                .map(|i| CrossLayer::new(config, encoder.pp("x_layers").pp(i)))
+                .collect::<Result<_>>()?,
+            pooler: Linear::new(config.hidden_size, config.hidden_size, vb.pp("pooler").pp("dense"))?,
+        })
+    }
+
+    /// The whole pass.
+    ///
+    /// # Errors
+    /// When the inputs' shapes do not fit the model or each other.
+    pub fn forward(&self, inputs: &LxmertInputs, run: &Forward) -> Result<LxmertOutput> {
+        let language = self.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
+        let vision =
+            self.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, inputs.visual_attention_mask.as_ref(), run)?;
+        self.cross(&language, &vision, run)
+    }
+
+    /// The language encoder alone. `ids`, `mask`: `[batch, words]`.
+    ///
+    /// # Errors
+    /// When a sentence is longer than the model's positions.
+    pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
+        let states = self.embeddings.forward(ids, run)?;
+        through(&self.language_layers, states, mask, run)
+    }
+
+    /// The vision encoder alone. `features`: `[batch, regions, visual_feat_dim]`; `boxes`:
+    /// `[batch, regions, 4]`; `mask`: `[batch, regions]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn encode_vision(
+        &self,
+        features: &Tensor,
+        boxes: &Tensor,
+        mask: Option<&Tensor>,
+        run: &Forward,
+    ) -> Result<Encoded> {
+        let states = self.regions.forward(features, boxes, run)?;
+        through(&self.vision_layers, states, mask, run)
+    }
+
+    /// The cross-modality encoder and the pooler over two encoded streams of equal batch.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn cross(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<LxmertOutput> {
+        let (language_mask, vision_mask) = (language.mask.as_ref(), vision.mask.as_ref());
+        let (mut l, mut v) = (language.states.clone(), vision.states.clone());
+        let mut maps = Vec::new();
+        for layer in &self.cross_layers {
+            let map;
+            (l, v, map) = layer.forward((&l, language_mask), (&v, vision_mask), run)?;
+            maps.extend(map);
+        }
+        let pooled = self.pooler.forward(&l.narrow(1, 0, 1)?.squeeze(1)?)?.tanh()?;
+        let attentions = (run.capture != super::Capture::None).then(|| Attentions {
+            language: language.maps.clone(),
+            vision: vision.maps.clone(),
+            cross: maps,
+        });
+        Ok(LxmertOutput { language: l, vision: v, pooled, attentions })
+    }
+
+    /// The word embedding table, `[vocab_size, hidden]`, which the masked-word decoder shares.
+    pub fn word_embeddings(&self) -> &Tensor {
+        &self.embeddings.tables.words
+    }
+}
+
+fn through(layers: &[Layer], states: Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
+    let mask = mask.map(KeyMask::new).transpose()?;
+    let mut encoded = Encoded { states, mask, maps: Vec::new() };
+    for layer in layers {
+        let (states, map) = layer.forward(&encoded.states, encoded.mask.as_ref(), run)?;
+        encoded.states = states;
+        encoded.maps.extend(map);
+    }
+    Ok(encoded)
+}

@@ -1,0 +1,121 @@
+//! LXMERT (Tan & Bansal 2019): two single-modality encoders and a cross-modality encoder.
+//!
+//! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
+//! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
+//! matching head, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the
+//! student project's variant.
+
+mod attention;
+mod embeddings;
+mod encoder;
+mod heads;
+pub mod init;
+mod layers;
+mod matching;
+pub mod student;
+
+pub use encoder::{CrossLayer, LxmertModel};
+pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits};
+pub use matching::{MatchingModel, MatchingOutput};
+
+use crate::ops::DropoutRng;
+use candle_core::{Tensor, Var};
+
+/// One batch of images and sentences.
+#[derive(Debug, Clone)]
+pub struct LxmertInputs {
+    /// `[batch, words]`, u32.
+    pub input_ids: Tensor,
+    /// `[batch, words]`, 1 for words and 0 for padding; none when nothing is padded.
+    pub attention_mask: Option<Tensor>,
+    /// `[batch, regions, visual_feat_dim]`.
+    pub visual_feats: Tensor,
+    /// `[batch, regions, 4]`, x0 y0 x1 y1 in 0..1 (not x y width height, as the hub's docs say).
+    pub visual_boxes: Tensor,
+    /// `[batch, regions]`, 1 for regions and 0 for padding; none when nothing is padded.
+    pub visual_attention_mask: Option<Tensor>,
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Clone)]
+pub struct LxmertOutput {
+    /// `[batch, words, hidden]`.
+    pub language: Tensor,
+    /// `[batch, regions, hidden]`.
+    pub vision: Tensor,
+    /// `[batch, hidden]`: tanh of a linear map of `[CLS]`.
+    pub pooled: Tensor,
+    /// Every attention map, when [`Forward::capture`] asks for them.
+    pub attentions: Option<Attentions>,
+}
+
+/// Every attention map of a forward pass, in the order of the layers.
+#[derive(Debug, Clone, Default)]
+pub struct Attentions {
+    /// Words over words, one per language layer.
+    pub language: Vec<AttentionMap>,
+    /// Regions over regions, one per vision layer.
+    pub vision: Vec<AttentionMap>,
+    /// One per cross-modality layer.
+    pub cross: Vec<CrossAttentions>,
+}
+
+/// The attention maps of one cross-modality layer.
+#[derive(Debug, Clone)]
+pub struct CrossAttentions {
+    /// Words over regions.
+    pub language_to_vision: AttentionMap,
+    /// Regions over words.
+    pub vision_to_language: AttentionMap,
+    /// Words over words, after the cross attention; the student's layer has none.
+    pub language_self: Option<AttentionMap>,
+    /// Regions over regions, after the cross attention; the student's layer has none.
+    pub vision_self: Option<AttentionMap>,
+}
+
+/// One attention map.
+#[derive(Debug, Clone)]
+pub struct AttentionMap {
+    /// `[batch, heads, queries, keys]`, before dropout: each row sums to 1.
+    pub probabilities: Tensor,
+    /// With [`Capture::Probes`]: `gradients.get(&probe)` is the gradient by the probabilities.
+    pub probe: Option<Var>,
+}
+
+/// Which attention maps a forward pass returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Capture {
+    /// None: the fused kernels are free to never form them.
+    #[default]
+    None,
+    /// All of them.
+    Maps,
+    /// All of them, each with a probe through which its gradient can be read.
+    Probes,
+}
+
+/// How to run a forward pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Forward<'a> {
+    /// Which attention maps to return.
+    pub capture: Capture,
+    /// Draws the dropout masks; none in evaluation.
+    pub rng: Option<&'a DropoutRng>,
+}
+
+impl<'a> Forward<'a> {
+    /// No dropout, no maps.
+    pub fn eval() -> Self {
+        Self::default()
+    }
+
+    /// With dropout.
+    pub fn train(rng: &'a DropoutRng) -> Self {
+        Self { capture: Capture::None, rng: Some(rng) }
+    }
+
+    /// No dropout, with maps or probes.
+    pub fn capture(capture: Capture) -> Self {
+        Self { capture, rng: None }
+    }
+}

@@ -1,0 +1,111 @@
+//! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that
+//! resumes at a step draws the masks that the unbroken run drew.
+
+use super::math::vectorised;
+use super::slices::{hold, of_storage, takes, tensor};
+use crate::procedural::splitmix64;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::cell::Cell;
+
+const TASK: usize = 16 * 1024;
+
+/// Draws one key per dropout call of one training step.
+#[derive(Debug)]
+pub struct DropoutRng {
+    base: u64,
+    calls: Cell<u64>,
+}
+
+impl DropoutRng {
+    /// The masks of training step `step` under `seed`.
+    pub fn new(seed: u64, step: u64) -> Self {
+        let base = splitmix64(seed ^ 0xD1B5_4A32_D192_ED03).wrapping_add(splitmix64(step.wrapping_add(1)));
+        Self { base, calls: Cell::new(0) }
+    }
+
+    /// The key of the next call.
+    pub fn next_key(&self) -> u32 {
+        let call = self.calls.get() + 1;
+        self.calls.set(call);
+        (splitmix64(self.base.wrapping_add(call.wrapping_mul(0x9E37_79B9_7F4A_7C15))) >> 32) as u32
+    }
+}
+
+/// The probability and key of one dropout call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mask {
+    threshold: u32,
+    /// 1 / (1 − p), what a kept value is multiplied by.
+    pub(crate) scale: f32,
+    key: u32,
+}
+
+impl Mask {
+    pub(crate) fn new(probability: f32, key: u32) -> Self {
+        Self { threshold: (f64::from(probability) * 2f64.powi(32)) as u32, scale: 1.0 / (1.0 - probability), key }
+    }
+
+    /// `scale` for a kept element, 0 for a dropped one.
+    #[inline(always)]
+    pub(crate) fn factor(&self, index: u32) -> f32 {
+        let mut x = index.wrapping_mul(0x9E37_79B9) ^ self.key;
+        x ^= x >> 16;
+        x = x.wrapping_mul(0x7FEB_352D);
+        x ^= x >> 15;
+        x = x.wrapping_mul(0x846C_A68B);
+        x ^= x >> 16;
+        if x >= self.threshold { self.scale } else { 0.0 }
+    }
+}
+
+/// Zeroes each element with `probability` and scales the rest by `1 / (1 − probability)`;
+/// `x` itself when `rng` is none (evaluation) or the probability 0.
+///
+/// # Errors
+/// When the tensor cannot be read.
+pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
+    let Some(rng) = rng.filter(|_| probability > 0.0) else { return Ok(x.clone()) };
+    let mask = Mask::new(probability, rng.next_key());
+    if takes(x) {
+        return x.contiguous()?.apply_op1(Dropout { mask });
+    }
+    // Other devices and types: the same mask, made here and sent there.
+    let factors: Vec<f32> = (0..x.elem_count() as u32).map(|i| mask.factor(i)).collect();
+    x * Tensor::from_vec(factors, x.shape(), x.device())?.to_dtype(x.dtype())?
+}
+
+struct Dropout {
+    mask: Mask,
+}
+
+impl Dropout {
+    fn apply(&self, values: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0f32; values.len()];
+        out.par_chunks_mut(TASK).zip(values.par_chunks(TASK)).enumerate().for_each(|(task, (out, values))| {
+            let first = (task * TASK) as u32;
+            vectorised(|| {
+                for (i, (o, x)) in out.iter_mut().zip(values).enumerate() {
+                    *o = x * self.mask.factor(first.wrapping_add(i as u32));
+                }
+            });
+        });
+        out
+    }
+}
+
+impl CustomOp1 for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.apply(of_storage(storage, layout)?)), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let held = hold(&grad);
+        tensor(self.apply(held.values()?), x.shape()).map(Some)
+    }
+}

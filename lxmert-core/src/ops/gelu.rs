@@ -1,0 +1,61 @@
+//! The exact GELU, `x · Φ(x)` (Hendrycks & Gimpel 2016), with its gradient. candle's `gelu` is the
+//! tanh approximation; LXMERT uses this one.
+
+use super::math::{erf, exp, vectorised};
+use super::slices::{hold, of_storage, takes, tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+const TASK: usize = 16 * 1024;
+const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
+
+/// `x · Φ(x)`, elementwise.
+///
+/// # Errors
+/// When the tensor cannot be read.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if takes(x) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
+}
+
+struct Gelu;
+
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    erf(x * std::f32::consts::FRAC_1_SQRT_2).mul_add(0.5, 0.5)
+}
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu-erf"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let values = of_storage(storage, layout)?;
+        let mut out = vec![0.0f32; values.len()];
+        out.par_chunks_mut(TASK).zip(values.par_chunks(TASK)).for_each(|(out, values)| {
+            vectorised(|| {
+                for (o, x) in out.iter_mut().zip(values) {
+                    *o = x * normal_cdf(*x);
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let (x_held, grad_held) = (hold(x), hold(&grad));
+        let (values, grads) = (x_held.values()?, grad_held.values()?);
+        let mut dx = vec![0.0f32; values.len()];
+        let inputs = values.par_chunks(TASK).zip(grads.par_chunks(TASK));
+        dx.par_chunks_mut(TASK).zip(inputs).for_each(|(dx, (values, grads))| {
+            vectorised(|| {
+                for ((d, &x), g) in dx.iter_mut().zip(values).zip(grads) {
+                    let density = FRAC_1_SQRT_2PI * exp(-0.5 * x * x);
+                    *d = g * x.mul_add(density, normal_cdf(x));
+                }
+            });
+        });
+        tensor(dx, x.shape()).map(Some)
+    }
+}

@@ -1,0 +1,121 @@
+//! `x Wᵀ + b` with the bias added in the product's own output, and its gradient.
+
+use super::math::{add_scaled, vectorised};
+use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::slices::{hold, of_storage, takes, tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Rows of the bias gradient summed by one task; fixed, so that the order of summation does not
+/// depend on the thread count.
+const ROWS_PER_TASK: usize = 256;
+
+/// `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]`; gives `[…, out]`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if takes(x) && takes(weight) {
+        return x.contiguous()?.apply_op3(weight, bias, Linear);
+    }
+    let (out, inner) = weight.dims2()?;
+    let mut shape = x.dims().to_vec();
+    let rows = x.elem_count() / inner.max(1);
+    if let Some(last) = shape.last_mut() {
+        *last = out;
+    }
+    x.reshape((rows, inner))?.matmul(&weight.t()?)?.broadcast_add(bias)?.reshape(shape)
+}
+
+struct Linear;
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (out_width, in_width) = weight_layout.shape().dims2()?;
+        let mut shape = x_layout.dims().to_vec();
+        if shape.last() != Some(&in_width) || bias_layout.shape().elem_count() != out_width {
+            candle_core::bail!(
+                "linear of {:?} with weight {:?} and bias {:?}",
+                x_layout.dims(),
+                weight_layout.dims(),
+                bias_layout.dims()
+            );
+        }
+        let rows = x_layout.shape().elem_count() / in_width.max(1);
+        let (x, weight, bias) =
+            (of_storage(x, x_layout)?, of_storage(weight, weight_layout)?, of_storage(bias, bias_layout)?);
+        let mut out = Vec::with_capacity(rows * out_width);
+        for _ in 0..rows {
+            out.extend_from_slice(bias);
+        }
+        gemm(
+            MatrixMut::new(&mut out, rows, out_width),
+            Write::Add,
+            1.0,
+            Matrix::new(x, rows, in_width),
+            Matrix::new(weight, out_width, in_width).t(),
+            Threads::Pool,
+        );
+        if let Some(last) = shape.last_mut() {
+            *last = out_width;
+        }
+        Ok((CpuStorage::F32(out), shape.into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (out_width, in_width) = weight.dims2()?;
+        let rows = grad.elem_count() / grad.dim(D::Minus1)?.max(1);
+        let (x_held, weight_held, grad_held) = (hold(x), hold(weight), hold(&grad));
+        let (xs, weights, grads) = (x_held.values()?, weight_held.values()?, grad_held.values()?);
+        let grads_matrix = Matrix::new(grads, rows, out_width);
+        let mut dx = vec![0.0f32; xs.len()];
+        gemm(
+            MatrixMut::new(&mut dx, rows, in_width),
+            Write::Replace,
+            1.0,
+            grads_matrix,
+            Matrix::new(weights, out_width, in_width),
+            Threads::Pool,
+        );
+        let mut dw = vec![0.0f32; weights.len()];
+        gemm(
+            MatrixMut::new(&mut dw, out_width, in_width),
+            Write::Replace,
+            1.0,
+            grads_matrix.t(),
+            Matrix::new(xs, rows, in_width),
+            Threads::Pool,
+        );
+        let partial: Vec<Vec<f32>> = grads
+            .par_chunks(ROWS_PER_TASK * out_width.max(1))
+            .map(|rows| {
+                let mut sum = vec![0.0f32; out_width];
+                vectorised(|| rows.chunks_exact(out_width).for_each(|row| add_scaled(&mut sum, 1.0, row)));
+                sum
+            })
+            .collect();
+        let mut db = vec![0.0f32; out_width];
+        partial.iter().for_each(|part| add_scaled(&mut db, 1.0, part));
+        Ok((Some(tensor(dx, x.shape())?), Some(tensor(dw, weight.shape())?), Some(tensor(db, bias.shape())?)))
+    }
+}

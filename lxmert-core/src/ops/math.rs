@@ -1,0 +1,155 @@
+//! `exp` and `erf` of f32 written so that the compiler vectorises them, and sums over slices in a
+//! fixed order, so that a result does not depend on the vector width that a machine happens to have.
+
+/// Runs `f` with the widest vector instructions this machine has; loops inlined into `f` are
+/// compiled for them.
+#[inline]
+pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// e^x within 2 units in the last place for x ≤ 88; 0 below −87.3 (where f32 turns subnormal).
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to r^6 (next term below 2^-24);
+    // ln 2 in two parts (Cody & Waite 1980), so that r is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.336_54, 88.02);
+    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    let mut p = 1.0 / 5040.0_f32;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p.mul_add(r, coefficient);
+    }
+    // 2^n by its bits: n is an integer in -126..=127 after the clamp.
+    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    if x < -87.336_54 { 0.0 } else { p * scale }
+}
+
+/// The error function within 5e-7: for |x| < 1 its Maclaurin series, else 1 − e^(−x²) times a
+/// polynomial in 1/(1 + x/2) (the form of Press et al., Numerical Recipes, §6.2, `erfcc`).
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let a = x.abs().min(6.0);
+    let t = 1.0 / a.mul_add(0.5, 1.0);
+    const TAIL: [f32; 9] = [
+        -0.822_152_2,
+        1.488_515_9,
+        -1.135_204,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_7,
+        -1.265_512_2,
+    ];
+    let mut tail = 0.170_872_77_f32;
+    for coefficient in TAIL {
+        tail = tail.mul_add(t, coefficient);
+    }
+    let far = 1.0 - t * exp((-a).mul_add(a, tail));
+    let s = a * a;
+    // 2/sqrt(pi) * sum (-1)^k x^(2k+1) / (k! (2k+1))
+    const NEAR: [f32; 10] = [
+        -1.0 / 6_894_720.0,
+        1.0 / 685_440.0,
+        -1.0 / 75_600.0,
+        1.0 / 9_360.0,
+        -1.0 / 1_320.0,
+        1.0 / 216.0,
+        -1.0 / 42.0,
+        0.1,
+        -1.0 / 3.0,
+        1.0,
+    ];
+    let mut near = 1.0 / 76_204_800.0_f32;
+    for coefficient in NEAR {
+        near = near.mul_add(s, coefficient);
+    }
+    let near = near * a * std::f32::consts::FRAC_2_SQRT_PI;
+    (if a < 1.0 { near } else { far }).copysign(x)
+}
+
+const LANES: usize = 16;
+
+/// Sum of a slice, in 16 interleaved partial sums.
+#[inline(always)]
+pub(crate) fn sum(values: &[f32]) -> f32 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane += v;
+        }
+    }
+    fold(lanes) + rest.iter().sum::<f32>()
+}
+
+/// Sum of products of two slices of equal length, in 16 interleaved partial sums.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for (x, y) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..LANES {
+            lanes[i] = x[i].mul_add(y[i], lanes[i]);
+        }
+    }
+    fold(lanes) + a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum::<f32>()
+}
+
+/// `out += factor * values`.
+#[inline(always)]
+pub(crate) fn add_scaled(out: &mut [f32], factor: f32, values: &[f32]) {
+    for (o, v) in out.iter_mut().zip(values) {
+        *o = factor.mul_add(*v, *o);
+    }
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_to_the_library_s() {
+        for i in -8800..=8800 {
+            let x = i as f32 / 100.0;
+            let want = f64::from(x).exp();
+            let got = f64::from(exp(x));
+            assert!((got - want).abs() <= 3e-7 * want + 1.5e-38, "exp({x}) = {got}, not {want}");
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn erf_is_close_to_the_library_s() {
+        for i in -6000..=6000 {
+            let x = i as f32 / 1000.0;
+            let want = candle_core::cpu::erf::erf_f64(f64::from(x));
+            let got = f64::from(erf(x));
+            assert!((got - want).abs() <= 5e-7, "erf({x}) = {got}, not {want}");
+        }
+    }
+
+    #[test]
+    fn sums_take_every_element_once() {
+        let v: Vec<f32> = (0..37).map(|i| i as f32).collect();
+        assert_eq!(sum(&v), 666.0);
+        assert_eq!(dot(&v, &v), 16206.0);
+    }
+}

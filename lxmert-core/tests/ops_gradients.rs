@@ -1,0 +1,150 @@
+//! Every hand-written op: against the plain composition, and its gradient against finite differences.
+
+mod common;
+
+use candle_core::{D, Device, Result, Tensor, Var};
+use common::difference;
+use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask};
+use lxmert_core::procedural;
+
+fn random(name: &str, shape: &[usize]) -> Var {
+    Var::from_tensor(&procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()).unwrap()
+}
+
+/// A scalar that weighs every output differently, so that no gradient cancels.
+fn weigh(y: &Tensor) -> Result<Tensor> {
+    let weights = procedural::tensor("weights", y.dims(), -1.0, 1.0, 6)?;
+    (y * weights)?.sum_all()
+}
+
+/// Central differences in f32 with step 1e-2: the truncation error is about 1e-4 of the third
+/// derivative and the rounding error about 1e-7 / 1e-2; 2e-3 bounds both for values near 1.
+fn check_gradients(inputs: &[&Var], f: impl Fn() -> Result<Tensor>) {
+    let gradients = weigh(&f().unwrap()).unwrap().backward().unwrap();
+    for (which, input) in inputs.iter().enumerate() {
+        let gradient: Vec<f32> = gradients.get(input).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let original = input.as_tensor().copy().unwrap();
+        let values: Vec<f32> = original.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(gradient.iter().any(|g| g.abs() > 1e-3), "input {which} gets no gradient");
+        for i in (0..values.len()).step_by(values.len().div_ceil(12)) {
+            let at = |delta: f32| -> f64 {
+                let mut moved = values.clone();
+                moved[i] += delta;
+                input.set(&Tensor::from_vec(moved, original.dims(), &Device::Cpu).unwrap()).unwrap();
+                let y = f().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let w = procedural::values("weights", y.len(), -1.0, 1.0, 6);
+                y.iter().zip(&w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
+            };
+            let numeric = ((at(1e-2) - at(-1e-2)) / 2e-2) as f32;
+            assert!(
+                (numeric - gradient[i]).abs() <= 2e-3 * (1.0 + numeric.abs()),
+                "input {which} element {i}: {} by the op, {numeric} by differences",
+                gradient[i]
+            );
+        }
+        input.set(&original).unwrap();
+    }
+}
+
+#[test]
+fn linear_and_its_gradient() {
+    for (shape, out) in [(vec![2, 3, 5], 7), (vec![1, 17], 1), (vec![33, 16], 20)] {
+        let (x, w, b) = (random("x", &shape), random("w", &[out, *shape.last().unwrap()]), random("b", &[out]));
+        let y = ops::linear(&x, &w, &b).unwrap();
+        let rows = x.elem_count() / shape.last().unwrap();
+        let flat = x.reshape((rows, ())).unwrap().matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+        assert!(difference(&y.reshape((rows, out)).unwrap(), &flat) < 1e-5);
+        check_gradients(&[&x, &w, &b], || ops::linear(&x, &w, &b));
+    }
+}
+
+#[test]
+fn layer_norm_and_its_gradient() {
+    for shape in [vec![2, 3, 37], vec![130, 16], vec![1, 5]] {
+        let width = *shape.last().unwrap();
+        let (x, w, b) = (random("x", &shape), random("w", &[width]), random("b", &[width]));
+        let y = ops::layer_norm(&x, &w, &b, 1e-12).unwrap();
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1).unwrap()).unwrap();
+        let deviation = centred.sqr().unwrap().mean_keepdim(D::Minus1).unwrap().sqrt().unwrap();
+        let plain = centred.broadcast_div(&deviation).unwrap().broadcast_mul(&w).unwrap().broadcast_add(&b).unwrap();
+        assert!(difference(&y, &plain) < 2e-6);
+        if width > 5 {
+            check_gradients(&[&x, &w, &b], || ops::layer_norm(&x, &w, &b, 1e-12));
+        }
+    }
+}
+
+#[test]
+fn gelu_and_its_gradient() {
+    let x = Var::from_tensor(&procedural::tensor("x", &[3, 41], -5.0, 5.0, 5).unwrap()).unwrap();
+    assert!(difference(&ops::gelu(&x).unwrap(), &x.gelu_erf().unwrap()) < 2e-6);
+    check_gradients(&[&x], || ops::gelu(&x));
+}
+
+#[test]
+fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
+    let x = Var::ones(100_000, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let drop = || ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 2)));
+    let y: Vec<f32> = drop().unwrap().to_vec1().unwrap();
+    let dropped = y.iter().filter(|v| **v == 0.0).count() as f64 / 1e5;
+    assert!((dropped - 0.3).abs() < 0.006, "{dropped}");
+    assert!(y.iter().all(|v| *v == 0.0 || (*v - 1.0 / 0.7).abs() < 1e-6));
+    let gradients = drop().unwrap().sum_all().unwrap().backward().unwrap();
+    assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>().unwrap(), y);
+    // Another step, another call: other masks. The same step again: the same.
+    let rng = DropoutRng::new(1, 2);
+    let first: Vec<f32> = ops::dropout(&x, 0.3, Some(&rng)).unwrap().to_vec1().unwrap();
+    let second: Vec<f32> = ops::dropout(&x, 0.3, Some(&rng)).unwrap().to_vec1().unwrap();
+    let other: Vec<f32> = ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 3))).unwrap().to_vec1().unwrap();
+    assert_eq!(first, y);
+    assert!(first != second && first != other);
+}
+
+#[test]
+fn attention_equals_its_composition_with_masks_and_dropout() {
+    for (batch, queries, keys, heads, width, masked, p) in [
+        (2, 5, 7, 2, 12, false, 0.0),
+        (3, 4, 9, 1, 20, true, 0.0),
+        (2, 6, 36, 4, 64, true, 0.25),
+        (1, 1, 1, 1, 1, false, 0.0),
+    ] {
+        let q = random("q", &[batch, queries, width]);
+        let (k, v) = (random("k", &[batch, keys, width]), random("v", &[batch, keys, width]));
+        let mask = masked.then(|| {
+            let rows: Vec<f32> =
+                (0..batch * keys).map(|i| if i % keys < keys - 1 - i / keys { 1.0 } else { 0.0 }).collect();
+            KeyMask::new(&Tensor::from_vec(rows, (batch, keys), &Device::Cpu).unwrap()).unwrap()
+        });
+        let run = |fused: bool| {
+            let rng = DropoutRng::new(3, 4);
+            let options = AttentionOptions { heads, mask: mask.as_ref(), dropout_probability: p, rng: Some(&rng) };
+            if fused {
+                ops::attention(&q, &k, &v, &options)
+            } else {
+                let map = ops::attention_probabilities(&q, &k, &options)?;
+                ops::attention_weigh(&map, &v, &options)
+            }
+        };
+        let (fused, composed) = (run(true).unwrap(), run(false).unwrap());
+        assert!(difference(&fused, &composed) < 2e-6);
+        let by = |y: Tensor| weigh(&y).unwrap().backward().unwrap();
+        let (a, b) = (by(fused), by(composed));
+        for (name, var) in [("q", &q), ("k", &k), ("v", &v)] {
+            let d = difference(a.get(var).unwrap(), b.get(var).unwrap());
+            assert!(d < 5e-6, "{name}: {d}");
+        }
+        if width > 1 {
+            check_gradients(&[&q, &k, &v], || run(true));
+        }
+    }
+}
+
+#[test]
+fn a_row_whose_keys_are_all_masked_stays_finite() {
+    let q = random("q", &[1, 2, 8]);
+    let mask = KeyMask::new(&Tensor::zeros((1, 3), candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
+    let k = random("k", &[1, 3, 8]);
+    let options = AttentionOptions { heads: 2, mask: Some(&mask), dropout_probability: 0.0, rng: None };
+    let y: Vec<f32> = ops::attention(&q, &k, &k, &options).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    assert!(y.iter().all(|v| v.is_finite()));
+}

@@ -1,0 +1,83 @@
+//! The model against transformers 5.23 on formula weights, within 1e-4 in f32 (issue: "both configs
+//! match within 1e-4"): f32 against f64 of the same code differs by about 1e-5 at the base size.
+
+mod common;
+
+use candle_core::{DType, Tensor};
+use common::{difference, manifest, outputs, weights};
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::model::{AnswerHead, Capture, Forward, LxmertInputs, LxmertModel, PretrainingHeads};
+use std::collections::HashMap;
+
+const TOLERANCE: f32 = 1e-4;
+
+fn inputs(config: &LxmertConfig, want: &HashMap<String, Tensor>) -> LxmertInputs {
+    let dims = want["boxes"].dims();
+    let shape = [dims[0], dims[1], config.visual_feat_dim];
+    LxmertInputs {
+        input_ids: want["ids"].to_dtype(DType::U32).unwrap(),
+        attention_mask: Some(want["mask"].to_dtype(DType::F32).unwrap()),
+        visual_feats: lxmert_core::procedural::tensor("input.features", &shape, 0.0, 2.0, 0).unwrap(),
+        visual_boxes: want["boxes"].clone(),
+        visual_attention_mask: None,
+    }
+}
+
+fn check(name: &str) {
+    let manifest = manifest(&format!("lxmert/{name}.json"));
+    let want = outputs(&format!("lxmert/{name}.safetensors"));
+    let mut config: LxmertConfig = serde_json::from_value(manifest.config.clone()).unwrap();
+    assert_eq!(config, LxmertConfig { ..LxmertConfig::preset(name).unwrap() });
+    let inputs = inputs(&config, &want);
+    let vb = weights(&manifest, None);
+    let model = LxmertModel::new(&config, vb.pp("lxmert")).unwrap();
+
+    let close = |what: &str, got: &Tensor, want: &Tensor| {
+        let d = difference(got, want);
+        println!("{name} {what}: {d:.1e}");
+        assert!(d <= TOLERANCE, "{name} {what}: {d:.1e}");
+    };
+    // The fused path and the one that returns maps, both against the reference.
+    let fused = model.forward(&inputs, &Forward::eval()).unwrap();
+    assert!(fused.attentions.is_none());
+    let mapped = model.forward(&inputs, &Forward::capture(Capture::Maps)).unwrap();
+    for (path, output) in [("fused", &fused), ("with maps", &mapped)] {
+        close(&format!("{path} language"), &output.language, &want["language_output"]);
+        close(&format!("{path} vision"), &output.vision, &want["vision_output"]);
+        close(&format!("{path} pooled"), &output.pooled, &want["pooled_output"]);
+    }
+    let maps = mapped.attentions.unwrap();
+    assert_eq!(
+        (maps.language.len(), maps.vision.len(), maps.cross.len()),
+        (config.l_layers, config.r_layers, config.x_layers)
+    );
+    for (i, cross) in maps.cross.iter().enumerate() {
+        let key = format!("cross_attention.language_to_vision.{i}");
+        close(&key, &cross.language_to_vision.probabilities, &want[&key]);
+        assert!(cross.language_self.is_some() && cross.vision_self.is_some());
+    }
+    close("language map", &maps.language.last().unwrap().probabilities, &want["language_attention.last"]);
+    close("vision map", &maps.vision.last().unwrap().probabilities, &want["vision_attention.last"]);
+
+    let heads = PretrainingHeads::new(&config, model.word_embeddings(), vb.clone()).unwrap();
+    let logits = heads.forward(&fused).unwrap();
+    let words = logits.words.narrow(1, 1, 2).unwrap().narrow(2, 0, 2000).unwrap();
+    close("masked words", &words, &want["mlm_logits_first_rows"]);
+    close("matching", &logits.matching, &want["matching_logits"]);
+    close("answers", &logits.answers, &want["answer_logits_pretraining"]);
+
+    config.num_qa_labels = 3129;
+    let vqa = weights(&manifest, Some("question_answering"));
+    let head = AnswerHead::new(&config, 3129, vqa.pp("answer_head")).unwrap();
+    close("vqa answers", &head.forward(&fused.pooled).unwrap(), &want["answer_logits_vqa"]);
+}
+
+#[test]
+fn the_small_model_matches_transformers() {
+    check("small");
+}
+
+#[test]
+fn the_base_model_matches_transformers() {
+    check("base");
+}
