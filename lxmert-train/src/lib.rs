@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Training and evaluation of LXMERT: caption files to pairs, pairs to batches, batches to
+//! steps, steps to checkpoints and reports.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`data`] | caption files, splits by image, matched and mismatched pairs, batches read ahead |
+//! | [`tasks`] | image-text matching: the loss of a batch |
+//! | [`optim`] | AdamW, the learning-rate schedule, gradient clipping |
+//! | [`config`] | every knob of a run, with the recipes that a bare command uses |
+//! | [`trainer`] | the training loop, read from top to bottom |
+//! | [`resume`] | the state that lets a killed run go on equal to the bit |
+//! | [`evaluate`], [`retrieval`], [`metrics`] | what is measured, and how |
+//! | [`log`] | JSONL, TensorBoard event files, the progress bar, curves as PNG |
+//! | [`run_folder`] | what a run writes, and where |
+
+pub mod data;
+pub mod error;
+pub mod log;
+pub mod metrics;
+pub mod optim;
+
+pub use error::{Error, Result};

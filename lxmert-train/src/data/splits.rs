@@ -1,0 +1,258 @@
+//! Which images train, which validate, which test.
+//!
+//! A split is over **images**. Splitting caption rows would put other captions of nearly every
+//! validation image into training, and the validation accuracy would measure memory.
+
+use crate::data::captions::Captions;
+use crate::{Error, Result};
+use lxmert_core::procedural::splitmix64;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The part of the data that an image belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Weights are fitted on these.
+    Train,
+    /// Measured after each epoch; chooses the best checkpoint.
+    Val,
+    /// Measured once, at the end.
+    Test,
+}
+
+impl Split {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Val, Self::Test];
+
+    /// `train`, `restval` (training, in Karpathy's files), `val`, `test`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "train" | "restval" => Some(Self::Train),
+            "val" => Some(Self::Val),
+            "test" => Some(Self::Test),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Val => "val",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// The split of every image of a caption file.
+#[derive(Debug, Clone)]
+pub struct Splits {
+    /// Per image of [`Captions::images`]; `None` for images that the split file leaves out.
+    pub of: Vec<Option<Split>>,
+    /// Where the split comes from, in words.
+    pub source: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SplitFile {
+    Karpathy { images: Vec<KarpathyEntry> },
+    Lists { train: Vec<String>, val: Vec<String>, test: Vec<String> },
+}
+
+#[derive(Deserialize)]
+struct KarpathyEntry {
+    filename: String,
+    split: String,
+}
+
+impl Splits {
+    /// The split that `file` gives, else the caption file's own, else one drawn by `seed`:
+    /// a tenth of the images (at least one) to validate, a tenth to test, the rest to train.
+    ///
+    /// # Errors
+    /// When the split file cannot be read, puts an image into two splits, or leaves a split
+    /// without an image.
+    pub fn choose(captions: &Captions, file: Option<&Path>, seed: u64) -> Result<Self> {
+        let splits = match (file, &captions.splits) {
+            (Some(path), _) => Self::read(path, &captions.images)?,
+            (None, Some(own)) => {
+                Self { of: own.iter().copied().map(Some).collect(), source: captions.path.display().to_string() }
+            }
+            (None, None) => Self::seeded(&captions.images, seed),
+        };
+        for split in Split::ALL {
+            if splits.images(split).next().is_none() {
+                return Err(Error::Argument(format!(
+                    "{}: no captioned image is in the {split} split (from {}); at least one image is needed in each of train, val and test",
+                    captions.path.display(),
+                    splits.source
+                )));
+            }
+        }
+        Ok(splits)
+    }
+
+    /// Reads `{"train": [names], "val": […], "test": […]}` or Karpathy's JSON.
+    ///
+    /// # Errors
+    /// When the file is neither, or names an image in two splits.
+    pub fn read(path: &Path, images: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let file: SplitFile = serde_json::from_str(&text).map_err(|e| {
+            Error::file(
+                path,
+                format!(
+                    "expected {{\"train\": [image names], \"val\": […], \"test\": […]}} or Karpathy's dataset JSON: {e}"
+                ),
+            )
+        })?;
+        let mut entries = Vec::new();
+        match file {
+            SplitFile::Lists { train, val, test } => {
+                for (split, names) in [(Split::Train, train), (Split::Val, val), (Split::Test, test)] {
+                    entries.extend(names.into_iter().map(|name| (name, split)));
+                }
+            }
+            SplitFile::Karpathy { images } => {
+                for entry in images {
+                    let split = Split::from_name(&entry.split).ok_or_else(|| {
+                        Error::file(
+                            path,
+                            format!(
+                                "'{}': split '{}' is not one of train, restval, val, test",
+                                entry.filename, entry.split
+                            ),
+                        )
+                    })?;
+                    entries.push((entry.filename, split));
+                }
+            }
+        }
+        let mut by_name: HashMap<String, Split> = HashMap::with_capacity(entries.len());
+        for (name, split) in entries {
+            match by_name.get(&name) {
+                Some(&other) if other != split => {
+                    return Err(Error::file(path, format!("'{name}' is in both {other} and {split}")));
+                }
+                Some(_) => {}
+                None => {
+                    by_name.insert(name, split);
+                }
+            }
+        }
+        Ok(Self {
+            of: images.iter().map(|name| by_name.get(name).copied()).collect(),
+            source: path.display().to_string(),
+        })
+    }
+
+    /// 80/10/10 by image: images are ordered by a hash of their name and the seed, so the split
+    /// depends neither on the order of the file nor on how many captions an image has.
+    pub fn seeded(images: &[String], seed: u64) -> Self {
+        let mut order: Vec<usize> = (0..images.len()).collect();
+        order.sort_by_key(|&i| (name_hash(&images[i], seed), i));
+        let tenth = images.len().div_ceil(10).min(images.len() / 3);
+        let mut of = vec![Some(Split::Train); images.len()];
+        for (rank, &i) in order.iter().enumerate() {
+            if rank < tenth {
+                of[i] = Some(Split::Test);
+            } else if rank < 2 * tenth {
+                of[i] = Some(Split::Val);
+            }
+        }
+        Self { of, source: format!("80/10/10 by image, seed {seed}") }
+    }
+
+    /// The images of one split, in file order.
+    pub fn images(&self, split: Split) -> impl Iterator<Item = usize> + '_ {
+        self.of.iter().enumerate().filter(move |(_, s)| **s == Some(split)).map(|(i, _)| i)
+    }
+
+    /// The captions of one split, as indices into [`Captions::captions`], in file order.
+    pub fn captions(&self, captions: &Captions, split: Split) -> Vec<usize> {
+        (0..captions.captions.len()).filter(|&c| self.of[captions.captions[c].image] == Some(split)).collect()
+    }
+}
+
+fn name_hash(name: &str, seed: u64) -> u64 {
+    name.bytes().fold(splitmix64(seed ^ 0x5911_7000), |h, byte| splitmix64(h ^ u64::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(n: usize) -> Vec<String> {
+        (0..n).map(|i| format!("{i}.jpg")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_seeded_split_is_by_image_complete_and_independent_of_order(n in 3usize..300, seed in any::<u64>()) {
+            let images = names(n);
+            let splits = Splits::seeded(&images, seed);
+            let count = |s| splits.images(s).count();
+            prop_assert_eq!(count(Split::Train) + count(Split::Val) + count(Split::Test), n);
+            prop_assert!(count(Split::Val) >= 1 && count(Split::Test) >= 1 && count(Split::Train) >= 1);
+            prop_assert!(count(Split::Val) == count(Split::Test) && count(Split::Val) <= n.div_ceil(10));
+            let reversed: Vec<String> = images.iter().rev().cloned().collect();
+            let again = Splits::seeded(&reversed, seed);
+            for (i, split) in splits.of.iter().enumerate() {
+                prop_assert_eq!(*split, again.of[n - 1 - i]);
+            }
+        }
+
+        #[test]
+        fn no_image_has_captions_in_two_splits(rows in proptest::collection::vec(0usize..20, 30..120), seed in any::<u64>()) {
+            // Captions of the same image lie apart in the file: row i belongs to image rows[i].
+            let mut text = String::new();
+            for (i, image) in rows.iter().enumerate() {
+                text.push_str(&format!("{image}.jpg| {i}| a caption\n"));
+            }
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let captions = Captions::read(file.path()).unwrap();
+            prop_assume!(captions.images.len() >= 3);
+            let splits = Splits::choose(&captions, None, seed).unwrap();
+            let mut seen: HashMap<usize, Split> = HashMap::new();
+            let mut total = 0;
+            for split in Split::ALL {
+                for c in splits.captions(&captions, split) {
+                    total += 1;
+                    let image = captions.captions[c].image;
+                    prop_assert_eq!(*seen.entry(image).or_insert(split), split);
+                }
+            }
+            prop_assert_eq!(total, rows.len());
+        }
+    }
+
+    #[test]
+    fn another_seed_gives_another_split() {
+        let images = names(100);
+        assert_ne!(Splits::seeded(&images, 0).of, Splits::seeded(&images, 1).of);
+    }
+
+    #[test]
+    fn split_files_of_both_kinds_are_read_and_contradictions_refused() {
+        let images = names(4);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"train":["0.jpg"],"val":["1.jpg"],"test":["2.jpg"]}"#).unwrap();
+        let splits = Splits::read(file.path(), &images).unwrap();
+        assert_eq!(splits.of, [Some(Split::Train), Some(Split::Val), Some(Split::Test), None]);
+        std::fs::write(
+            file.path(),
+            r#"{"images":[{"filename":"0.jpg","split":"restval"},{"filename":"3.jpg","split":"val"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(Splits::read(file.path(), &images).unwrap().of, [Some(Split::Train), None, None, Some(Split::Val)]);
+        std::fs::write(file.path(), r#"{"train":["0.jpg"],"val":["0.jpg"],"test":[]}"#).unwrap();
+        let error = Splits::read(file.path(), &images).unwrap_err().to_string();
+        assert!(error.contains("'0.jpg' is in both train and val"), "{error}");
+    }
+}

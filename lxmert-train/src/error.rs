@@ -1,0 +1,108 @@
+//! What can go wrong in this crate, one variant per way to fail.
+
+use std::path::{Path, PathBuf};
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One variant per way to fail; each says where, and what to do next where that is known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The core crate failed: files, checkpoints, the feature store, the model.
+    #[error(transparent)]
+    Core(#[from] lxmert_core::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A row of a caption file cannot be understood.
+    #[error("{path}, row {row}: {reason}", path = path.display())]
+    Row {
+        /// The caption file.
+        path: PathBuf,
+        /// The row, counted from 1 as an editor does.
+        row: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file as a whole is not what its place promises.
+    #[error("{path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// Captions name images that the feature store lacks.
+    #[error("{store}: {missing} of {total} captioned images have no features (first: {examples}); run `cargo run -p lxmert-extract` on the same images, or allow it with --allow-missing-images", store = store.display())]
+    MissingFeatures {
+        /// The feature store.
+        store: PathBuf,
+        /// Images without features.
+        missing: usize,
+        /// Images that captions name.
+        total: usize,
+        /// The first few names.
+        examples: String,
+    },
+    /// An argument or a setting that cannot be used.
+    #[error("{0}")]
+    Argument(String),
+    /// A run folder holds a run made with other settings.
+    #[error("{folder}: this run was made with other settings:\n{differences}\nuse the run's settings, another --output, or --overwrite to start anew", folder = folder.display())]
+    OtherSettings {
+        /// The run folder.
+        folder: PathBuf,
+        /// One line per setting that differs.
+        differences: String,
+    },
+    /// The loss is no longer a number.
+    #[error(
+        "step {step}: the loss is {loss}; lower --learning-rate (now {learning_rate}) or raise --warmup, and see that the features hold no infinities"
+    )]
+    Diverged {
+        /// The optimiser step, counted from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// The learning rate of the step.
+        learning_rate: f64,
+    },
+    /// A picture could not be drawn.
+    #[error("{path}: drawing failed: {reason}", path = path.display())]
+    Drawing {
+        /// The picture.
+        path: PathBuf,
+        /// What the drawing library says.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An I/O error at `path`, for `map_err`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Core(lxmert_core::Error::Io { path, source })
+    }
+
+    /// A JSON error at `path`, for `map_err`.
+    pub fn json(path: impl AsRef<Path>) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Core(lxmert_core::Error::Json { path, source })
+    }
+
+    /// An [`Error::Row`].
+    pub fn row(path: impl AsRef<Path>, row: usize, reason: impl Into<String>) -> Self {
+        Self::Row { path: path.as_ref().to_path_buf(), row, reason: reason.into() }
+    }
+
+    /// An [`Error::File`].
+    pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// Whether the job stopped because of Ctrl-C.
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Core(lxmert_core::Error::Interrupted))
+    }
+}

@@ -1,0 +1,256 @@
+//! `curves.png`: losses, accuracies and the learning rate over the epochs.
+//!
+//! The font is bundled (DejaVu Sans, `assets/LICENSE_DEJAVU`), so a machine needs none of its own.
+
+use super::jsonl::Record;
+use crate::{Error, Result};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// DejaVu Sans, the bundled font.
+pub const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans.ttf");
+/// DejaVu Sans Bold.
+pub const FONT_BOLD: &[u8] = include_bytes!("../../assets/DejaVuSans-Bold.ttf");
+
+/// Blue, orange, green and vermilion of Okabe & Ito's palette, told apart by colour-blind readers.
+pub const PALETTE: [RGBColor; 4] =
+    [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115), RGBColor(213, 94, 0)];
+
+/// Makes the bundled font known to plotters as `sans-serif`; call before drawing text.
+pub fn register_fonts() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        for (style, bytes) in [
+            (FontStyle::Normal, FONT),
+            (FontStyle::Bold, FONT_BOLD),
+            (FontStyle::Italic, FONT),
+            (FontStyle::Oblique, FONT),
+        ] {
+            // The bytes are a valid font; were they not, drawing would say so.
+            let _ = plotters::style::register_font("sans-serif", style, bytes);
+        }
+    });
+}
+
+/// One line of a panel.
+struct Series {
+    label: &'static str,
+    /// (epochs, value).
+    points: Vec<(f64, f64)>,
+    dotted: bool,
+}
+
+/// One panel: its title, its lines, and a fixed range of values where the measure has one.
+struct Panel {
+    title: &'static str,
+    series: Vec<Series>,
+    range: Option<(f64, f64)>,
+}
+
+fn panels(records: &[Record]) -> Vec<Panel> {
+    let mut train_loss = Vec::new();
+    let mut rate = Vec::new();
+    let [mut val_loss, mut val_acc, mut val_auc, mut val_f1, mut hard_loss, mut hard_acc, mut train_acc] =
+        [const { Vec::new() }; 7];
+    for record in records {
+        match record {
+            Record::Step(s) => {
+                train_loss.push((s.epoch, s.loss));
+                rate.push((s.epoch, s.learning_rate));
+            }
+            Record::Epoch(e) => {
+                let x = e.epoch as f64;
+                train_acc.push((x, e.train_accuracy));
+                val_loss.push((x, e.validation.loss));
+                val_acc.push((x, e.validation.accuracy));
+                val_auc.push((x, e.validation.auc));
+                val_f1.push((x, e.validation.f1));
+                if let Some(hard) = &e.validation_hard {
+                    hard_loss.push((x, hard.loss));
+                    hard_acc.push((x, hard.accuracy));
+                }
+            }
+            Record::Test(_) => {}
+        }
+    }
+    let line = |label, points| Series { label, points, dotted: false };
+    let dots = |label, points| Series { label, points, dotted: true };
+    vec![
+        Panel {
+            title: "Loss (cross entropy, nats)",
+            series: vec![
+                line("training", train_loss),
+                dots("validation", val_loss),
+                dots("validation, hard", hard_loss),
+            ],
+            range: None,
+        },
+        Panel {
+            title: "Accuracy",
+            series: vec![dots("training", train_acc), dots("validation", val_acc), dots("validation, hard", hard_acc)],
+            range: Some((0.4, 1.0)),
+        },
+        Panel {
+            title: "Validation: AUC and F1",
+            series: vec![dots("AUC", val_auc), dots("F1", val_f1)],
+            range: Some((0.4, 1.0)),
+        },
+        Panel { title: "Learning rate", series: vec![line("learning rate", rate)], range: None },
+    ]
+}
+
+/// Draws the curves of a run, 1200 × 840 pixels.
+///
+/// # Errors
+/// When the picture cannot be drawn or written.
+pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
+    register_fonts();
+    let (width, height) = (1200u32, 840u32);
+    let mut pixels = vec![0u8; (width * height * 3) as usize];
+    let failed = |e: &dyn std::fmt::Display| Error::Drawing { path: path.to_path_buf(), reason: e.to_string() };
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(|e| failed(&e))?;
+        for (panel, area) in panels(records).iter().zip(root.margin(8, 8, 8, 8).split_evenly((2, 2))) {
+            draw_panel(panel, &area).map_err(|e| failed(&*e))?;
+        }
+        root.present().map_err(|e| failed(&e))?;
+    }
+    let png = encode_png(&pixels, width, height).map_err(|e| failed(&e))?;
+    std::fs::write(path, &png).map_err(Error::io(path))?;
+    Ok(())
+}
+
+fn encode_png(pixels: &[u8], width: u32, height: u32) -> std::result::Result<Vec<u8>, image::ImageError> {
+    let mut png = Vec::new();
+    let encoder = image::codecs::png::PngEncoder::new(&mut png);
+    image::ImageEncoder::write_image(encoder, pixels, width, height, image::ExtendedColorType::Rgb8)?;
+    Ok(png)
+}
+
+type DrawResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn draw_panel(panel: &Panel, area: &DrawingArea<BitMapBackend, Shift>) -> DrawResult {
+    let points = || panel.series.iter().flat_map(|s| s.points.iter().copied()).filter(|p| p.1.is_finite());
+    let x_max = points().map(|p| p.0).fold(1.0, f64::max);
+    let (low, high) = match panel.range {
+        Some((low, high)) => (points().map(|p| p.1).fold(low, f64::min), high),
+        None => (0.0, points().map(|p| p.1).fold(0.0, f64::max) * 1.05),
+    };
+    let high = if high > low { high } else { low + 1.0 };
+    let text = |size: u32| ("sans-serif", size).into_font().color(&RGBColor(40, 40, 40));
+    let mut chart = ChartBuilder::on(area)
+        .caption(panel.title, text(19))
+        .margin(10)
+        .x_label_area_size(40)
+        .y_label_area_size(64)
+        .build_cartesian_2d(0.0..x_max, low..high)?;
+    chart
+        .configure_mesh()
+        .x_desc("epochs")
+        .label_style(text(14))
+        .axis_desc_style(text(15))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .x_labels(11)
+        .x_label_formatter(&|x| if (x - x.round()).abs() < 1e-9 { format!("{x:.0}") } else { format!("{x:.1}") })
+        .y_label_formatter(&|y| {
+            if y.abs() < 1e-12 {
+                "0".to_string()
+            } else if high < 0.01 {
+                format!("{y:.1e}")
+            } else {
+                format!("{y:.2}")
+            }
+        })
+        .draw()?;
+    for (series, color) in panel.series.iter().zip(PALETTE) {
+        if series.points.is_empty() {
+            continue;
+        }
+        let style = color.stroke_width(2);
+        chart
+            .draw_series(LineSeries::new(series.points.iter().copied(), style))?
+            .label(series.label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
+        if series.dotted {
+            chart.draw_series(series.points.iter().map(|&p| Circle::new(p, 4, color.filled())))?;
+        }
+    }
+    if panel.series.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(if panel.range.is_some() {
+                SeriesLabelPosition::LowerRight
+            } else {
+                SeriesLabelPosition::UpperRight
+            })
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(200, 200, 200))
+            .label_font(text(14))
+            .draw()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::jsonl::{EpochRecord, StepRecord};
+    use crate::metrics::Metrics;
+
+    fn records(epochs: u64) -> Vec<Record> {
+        let mut records = Vec::new();
+        for e in 1..=epochs {
+            for k in 1..=10 {
+                let epoch = (e - 1) as f64 + f64::from(k) / 10.0;
+                let learning_rate = 5e-4 * (1.0 - epoch / 11.0);
+                records.push(Record::Step(StepRecord {
+                    step: e * 10 + k as u64,
+                    epoch,
+                    loss: 0.7 / (1.0 + epoch),
+                    learning_rate,
+                    gradient_norm: 1.0,
+                    pairs_per_second: 100.0,
+                }));
+            }
+            let x = e as f64 / 10.0;
+            let m = |shift: f64| Metrics {
+                pairs: 9,
+                loss: 0.8 - x / 2.0,
+                accuracy: 0.5 + shift * x,
+                precision: 0.5,
+                recall: 0.5,
+                f1: 0.5 + 0.3 * x,
+                auc: 0.5 + 0.45 * x,
+            };
+            records.push(Record::Epoch(EpochRecord {
+                epoch: e,
+                step: e * 10,
+                train_loss: 0.6,
+                train_accuracy: 0.5 + 0.4 * x,
+                validation: m(0.45),
+                validation_hard: Some(m(0.3)),
+                best: true,
+                seconds: 1.0,
+            }));
+        }
+        records
+    }
+
+    #[test]
+    fn curves_are_drawn_of_ten_epochs_of_one_and_of_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = std::env::var_os("LXMERT_KEEP_PICTURES").map_or(folder.path().to_path_buf(), Into::into);
+        for epochs in [0, 1, 10] {
+            let path = folder.join(format!("curves-{epochs}.png"));
+            draw(&path, &records(epochs)).unwrap();
+            let picture = image::open(&path).unwrap().to_rgb8();
+            assert_eq!(picture.dimensions(), (1200, 840));
+            let ink = |color: RGBColor| picture.pixels().filter(|p| p.0 == [color.0, color.1, color.2]).count();
+            assert_eq!(ink(PALETTE[0]) > 100, epochs > 0, "{epochs} epochs, {} blue pixels", ink(PALETTE[0]));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `metrics.jsonl`: one JSON object per line, appended as the run goes; each line carries a
+//! `"kind"` of `step`, `epoch` or `test`.
+
+use crate::metrics::{Metrics, Ranking};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Record {
+    /// A few training steps, averaged.
+    Step(StepRecord),
+    /// A finished epoch with its validation.
+    Epoch(EpochRecord),
+    /// The best checkpoint on the test split, after the last epoch.
+    Test(TestRecord),
+}
+
+/// Training steps since the record before, averaged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Optimiser steps taken so far.
+    pub step: u64,
+    /// Epochs finished so far, with the fraction of the current one.
+    pub epoch: f64,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+    /// Mean gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Training pairs per second.
+    pub pairs_per_second: f64,
+}
+
+/// A finished epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Number of the epoch, from 1.
+    pub epoch: u64,
+    /// Optimiser steps taken so far.
+    pub step: u64,
+    /// Mean training loss of the epoch, with dropout, while the weights moved.
+    pub train_loss: f64,
+    /// Training accuracy of the epoch, likewise.
+    pub train_accuracy: f64,
+    /// The fixed validation pairs: half matched, half with another image.
+    pub validation: Metrics,
+    /// The hard validation pairs: every caption true and minimally changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_hard: Option<Metrics>,
+    /// Whether this epoch is the best so far.
+    pub best: bool,
+    /// Seconds the epoch took, validation included.
+    pub seconds: f64,
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TestRecord {
+    /// The epoch of the checkpoint that was tested.
+    pub epoch: u64,
+    /// The fixed test pairs: half matched, half with another image.
+    pub test: Metrics,
+    /// The hard test pairs: every caption true and minimally changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_hard: Option<Metrics>,
+    /// Retrieval over the test split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Retrieval>,
+}
+
+/// Retrieval both ways.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Retrieval {
+    /// Images taken part.
+    pub images: usize,
+    /// Captions taken part.
+    pub captions: usize,
+    /// Each image ranks all captions; right are its own.
+    pub image_to_text: Ranking,
+    /// Each caption ranks all images; right is its own.
+    pub text_to_image: Ranking,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Appends records to a file and knows how long it is.
+#[derive(Debug)]
+pub struct JsonlWriter {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl JsonlWriter {
+    /// Opens the file, keeping its first `keep` bytes: what a run wrote after the state that it
+    /// resumes from is written again.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or is shorter than `keep`.
+    pub fn open(path: &Path, keep: u64) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        if length < keep {
+            return Err(Error::file(
+                path,
+                format!("holds {length} bytes, the training state expects at least {keep}; it was changed since"),
+            ));
+        }
+        file.set_len(keep).map_err(Error::io(path))?;
+        Ok(Self { path: path.to_path_buf(), file, bytes: keep })
+    }
+
+    /// Writes one record as one line.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&mut self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_string(record).map_err(Error::json(&self.path))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// The file's length, for the training state.
+    ///
+    /// # Errors
+    /// When the file cannot be written to the disk.
+    pub fn position(&self) -> Result<u64> {
+        self.file.sync_data().map_err(Error::io(&self.path))?;
+        Ok(self.bytes)
+    }
+}
+
+/// Reads `metrics.jsonl`. A last line cut short by a kill is left out.
+///
+/// # Errors
+/// When the file cannot be read or another line is not a record.
+pub fn read_records(path: &Path) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let whole = match text.rfind('\n') {
+        Some(end) => &text[..end],
+        None => "",
+    };
+    let lines = whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(i, line)| serde_json::from_str(line).map_err(|e| Error::row(path, i + 1, format!("not a record: {e}"))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(n: u64) -> Record {
+        Record::Step(StepRecord {
+            step: n,
+            epoch: 0.1,
+            loss: 0.7,
+            learning_rate: 1e-4,
+            gradient_norm: 2.0,
+            pairs_per_second: 9.5,
+        })
+    }
+
+    #[test]
+    fn reopening_drops_what_came_after_the_state_and_a_torn_line_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut writer = JsonlWriter::open(&path, 0).unwrap();
+        writer.write(&step(1)).unwrap();
+        let keep = writer.position().unwrap();
+        writer.write(&step(2)).unwrap();
+        drop(writer);
+        let mut writer = JsonlWriter::open(&path, keep).unwrap();
+        writer.write(&step(3)).unwrap();
+        drop(writer);
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"kind\":\"st").unwrap();
+        assert_eq!(read_records(&path).unwrap(), [step(1), step(3)]);
+        assert!(JsonlWriter::open(&path, 1 << 20).unwrap_err().to_string().contains("changed since"));
+    }
+}
