@@ -1,2 +1,55 @@
-//! The numeric kernels: fast on the CPU, each with its gradient, each beside a plain composition
-//! of candle's own operations that other devices use and that tests compare against.
+//! Numeric kernels: fast CPU code with gradients, and beside each the plain composition of
+//! Candle's own operations that says what it means.
+//!
+//! A call takes the fast way when its tensors are f32 on the CPU, and the composition otherwise (CUDA, Metal, other
+//! element types). `LXMERT_KERNELS=reference` in the environment selects the composition everywhere: a result that
+//! changes with it beyond rounding is a fault in a kernel.
+//!
+//! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
+//! - [`conv`]: convolution with its gradients;
+//! - [`pool`]: max pooling;
+//! - [`roi_align`]: torchvision's RoIAlign.
+
+pub mod conv;
+mod geometry;
+pub mod matmul;
+pub mod pool;
+pub mod roi_align;
+pub(crate) mod simd;
+
+pub use conv::conv2d;
+pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+pub use pool::max_pool2d;
+pub use roi_align::{RoiAlign, roi_align};
+
+use candle_core::{CpuStorage, DType, Layout, Storage, Tensor};
+use std::sync::OnceLock;
+
+/// Whether the plain compositions are to be used everywhere: `LXMERT_KERNELS=reference`, read once per process.
+pub fn use_reference() -> bool {
+    static REFERENCE: OnceLock<bool> = OnceLock::new();
+    *REFERENCE.get_or_init(|| std::env::var("LXMERT_KERNELS").is_ok_and(|value| value == "reference"))
+}
+
+/// Whether the fast kernels apply: every tensor is f32 on the CPU, and the reference was not asked for.
+pub(crate) fn use_fast(tensors: &[&Tensor]) -> bool {
+    !use_reference() && tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+}
+
+/// The elements of a contiguous f32 CPU tensor, for the kernels, which make their arguments contiguous beforehand.
+pub(crate) fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => Err(candle_core::Error::RequiresContiguous { op: "lxmert kernel" }.bt()),
+    }
+}
+
+/// Calls `f` with the elements of an f32 CPU tensor, made contiguous if it is not.
+pub(crate) fn with_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(contiguous_f32(storage, layout)?)),
+        _ => candle_core::bail!("a CPU kernel was given a tensor on {:?}", tensor.device()),
+    }
+}

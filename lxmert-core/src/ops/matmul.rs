@@ -1,0 +1,215 @@
+//! Strided f32 matrix products on slices: a thin cover over faer's `linalg::matmul`, which on AVX-512 machines is the
+//! fastest pure-Rust product (see `benches/conv.rs`).
+//!
+//! Matrices are row-major slices with a leading dimension; a transpose is a view.
+//!
+//! ```
+//! use lxmert_core::ops::{Matrix, MatrixMut, Threads, Write, gemm};
+//! let a = [1.0, 2.0, 3.0, 4.0]; // [2, 2]
+//! let mut out = [0.0; 4];
+//! gemm(MatrixMut::new(&mut out, 2, 2), Write::Replace, 1.0, Matrix::new(&a, 2, 2), Matrix::new(&a, 2, 2).t(), Threads::One);
+//! assert_eq!(out, [5.0, 11.0, 11.0, 25.0]);
+//! ```
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+/// A row-major matrix in a slice, or the transpose of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    data: &'a [f32],
+    /// Rows and columns as stored, before a transpose.
+    rows: usize,
+    columns: usize,
+    leading: usize,
+    transposed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    /// `rows` × `columns` values, row after row.
+    ///
+    /// # Panics
+    /// When the slice is too short, as indexing would.
+    pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that begin `leading` elements apart.
+    ///
+    /// # Panics
+    /// When the slice is too short or the rows overlap.
+    pub fn strided(data: &'a [f32], rows: usize, columns: usize, leading: usize) -> Self {
+        check(data.len(), rows, columns, leading);
+        Self { data, rows, columns, leading, transposed: false }
+    }
+
+    /// The transpose, as a view.
+    #[must_use]
+    pub fn t(mut self) -> Self {
+        self.transposed = !self.transposed;
+        self
+    }
+
+    /// Rows and columns as seen from outside.
+    pub fn shape(&self) -> (usize, usize) {
+        if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
+    }
+
+    fn view(&self) -> MatRef<'a, f32> {
+        let view = MatRef::from_row_major_slice_with_stride(self.data, self.rows, self.columns, self.leading);
+        if self.transposed { view.transpose() } else { view }
+    }
+}
+
+/// A row-major matrix to write to.
+#[derive(Debug)]
+pub struct MatrixMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    leading: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// `rows` × `columns` values, row after row.
+    ///
+    /// # Panics
+    /// When the slice is too short, as indexing would.
+    pub fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that begin `leading` elements apart; what lies between them is left alone.
+    ///
+    /// # Panics
+    /// When the slice is too short or the rows overlap.
+    pub fn strided(data: &'a mut [f32], rows: usize, columns: usize, leading: usize) -> Self {
+        check(data.len(), rows, columns, leading);
+        Self { data, rows, columns, leading }
+    }
+}
+
+fn check(len: usize, rows: usize, columns: usize, leading: usize) {
+    assert!(leading >= columns, "rows of {columns} columns overlap when they begin {leading} apart");
+    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * leading + columns };
+    assert!(len >= needed, "a {rows} × {columns} matrix with rows {leading} apart needs {needed} values, not {len}");
+}
+
+/// What becomes of the values that the output held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// They are overwritten (and never read).
+    Replace,
+    /// The product is added to them.
+    Add,
+}
+
+/// How many threads a product may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling one: for products inside a loop that is parallel already.
+    One,
+    /// Those of the current rayon pool.
+    Pool,
+}
+
+/// `out = [out +] alpha · a · b`. The result is the same from run to run for a given number of threads.
+///
+/// # Panics
+/// When the shapes do not fit each other: the callers are kernels, which have checked their tensors.
+pub fn gemm(out: MatrixMut, write: Write, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+    let (rows, inner) = a.shape();
+    let (inner_b, columns) = b.shape();
+    assert!(
+        inner == inner_b && (rows, columns) == (out.rows, out.columns),
+        "[{rows}, {inner}] · [{inner_b}, {columns}] does not give [{}, {}]",
+        out.rows,
+        out.columns
+    );
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    if inner == 0 {
+        if write == Write::Replace {
+            out.data.chunks_mut(out.leading).take(rows).for_each(|row| row[..columns].fill(0.0));
+        }
+        return;
+    }
+    let par = match threads {
+        Threads::Pool if rayon::current_num_threads() > 1 => Par::rayon(rayon::current_num_threads()),
+        _ => Par::Seq,
+    };
+    let accumulate = if write == Write::Add { Accum::Add } else { Accum::Replace };
+    let out = MatMut::from_row_major_slice_with_stride_mut(out.data, rows, columns, out.leading);
+    matmul(out, accumulate, a.view(), b.view(), alpha, par);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn naive(a: Matrix, b: Matrix) -> Vec<f64> {
+        let at = |m: &Matrix, r: usize, c: usize| {
+            f64::from(if m.transposed { m.data[c * m.leading + r] } else { m.data[r * m.leading + c] })
+        };
+        let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
+        (0..rows * columns).map(|i| (0..inner).map(|k| at(&a, i / columns, k) * at(&b, k, i % columns)).sum()).collect()
+    }
+
+    #[test]
+    fn products_of_all_transposes_and_strides_match_the_definition() {
+        let values: Vec<f32> = crate::procedural::values("gemm", 80 * 80, -1.0, 1.0, 1);
+        for (rows, inner, columns) in [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 48, 65), (70, 1, 3), (1, 70, 70)] {
+            for threads in [Threads::One, Threads::Pool] {
+                for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+                    let leading = 80;
+                    let view = |transposed: bool, rows, columns| {
+                        if transposed {
+                            Matrix::strided(&values, columns, rows, leading).t()
+                        } else {
+                            Matrix::strided(&values, rows, columns, leading)
+                        }
+                    };
+                    let (a, b) = (view(ta, rows, inner), view(tb, inner, columns));
+                    let expected = naive(a, b);
+                    let mut out = vec![2.0; rows * (columns + 3)];
+                    gemm(MatrixMut::strided(&mut out, rows, columns, columns + 3), Write::Add, 0.5, a, b, threads);
+                    for (i, row) in out.chunks(columns + 3).enumerate() {
+                        for (j, &value) in row.iter().enumerate() {
+                            let wanted = if j < columns { 2.0 + 0.5 * expected[i * columns + j] } else { 2.0 };
+                            assert!((f64::from(value) - wanted).abs() < 1e-4, "{rows} {inner} {columns} at {i} {j}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros() {
+        let mut out = [f32::NAN; 6];
+        gemm(
+            MatrixMut::new(&mut out, 2, 3),
+            Write::Replace,
+            1.0,
+            Matrix::new(&[], 2, 0),
+            Matrix::new(&[], 0, 3),
+            Threads::One,
+        );
+        assert_eq!(out, [0.0; 6]);
+    }
+
+    #[test]
+    fn replace_does_not_read_what_was_there() {
+        let mut out = [f32::NAN; 1];
+        gemm(
+            MatrixMut::new(&mut out, 1, 1),
+            Write::Replace,
+            1.0,
+            Matrix::new(&[3.0], 1, 1),
+            Matrix::new(&[2.0], 1, 1),
+            Threads::One,
+        );
+        assert_eq!(out, [6.0]);
+    }
+}
