@@ -3,8 +3,9 @@
 //! cache, heads are read in place, and the backward recomputes the probabilities.
 
 use super::dropout::{DropoutRng, Mask, dropout};
-use super::math::{add_scaled, dot, exp, sum, vectorised};
-use super::slices::{hold, of_storage, takes, tensor};
+use super::math::{add_scaled, dot, exp, sum};
+use super::simd::vectorised;
+use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ pub struct AttentionOptions<'a> {
 /// # Errors
 /// When the shapes do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
-    if !takes(q) || k.dim(1)? == 0 {
+    if !use_fast(&[q, k, v]) || k.dim(1)? == 0 {
         let probabilities = probabilities(q, k, options)?;
         return weigh(&probabilities, v, options);
     }
@@ -174,6 +175,105 @@ fn softmax_row(q: &[f32], keys_t: &[f32], mask: Option<&[f32]>, scores: &mut [f3
     }
 }
 
+/// What the kernels of one image-sentence pair share.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    sizes: Sizes,
+    /// Additive mask of the pair's keys.
+    mask: Option<&'a [f32]>,
+    dropout: Option<Mask>,
+    /// Position of the pair in the batch, from which the dropout masks count.
+    index: usize,
+}
+
+impl Pair<'_> {
+    /// Index of the first probability of (head, query) in `[batch, heads, queries, keys]`.
+    #[inline(always)]
+    fn first_index(&self, head: usize, query: usize) -> u32 {
+        let Sizes { heads, queries, keys, .. } = self.sizes;
+        (((self.index * heads + head) * queries + query) * keys) as u32
+    }
+}
+
+vectorised! {
+    /// `q`: `[queries, width]`; `k`, `v`: `[keys, width]`; adds to `out`: `[queries, width]`.
+    fn forward(out: &mut [f32], q: &[f32], k: &[f32], v: &[f32], pair: Pair) {
+        let Sizes { queries, keys, width, heads } = pair.sizes;
+        let d = width / heads;
+        let mut keys_t = vec![0.0f32; keys * d];
+        let mut row = vec![0.0f32; keys];
+        for head in 0..heads {
+            gather_transposed(k, pair.sizes, head, &mut keys_t);
+            let columns = head * d..(head + 1) * d;
+            for t in 0..queries {
+                softmax_row(&q[t * width..][columns.clone()], &keys_t, pair.mask, &mut row);
+                if let Some(mask) = &pair.dropout {
+                    let first = pair.first_index(head, t);
+                    for (j, p) in row.iter_mut().enumerate() {
+                        *p *= mask.factor(first.wrapping_add(j as u32));
+                    }
+                }
+                let out = &mut out[t * width..][columns.clone()];
+                for (p, v) in row.iter().zip(v.chunks_exact(width)) {
+                    add_scaled(out, *p, &v[columns.clone()]);
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Adds to `dq`, `dk`, `dv` what the pair's `grad`: `[queries, width]` gives.
+    fn backward(
+        dq: &mut [f32], dk: &mut [f32], dv: &mut [f32], grad: &[f32], q: &[f32], k: &[f32], v: &[f32], pair: Pair,
+    ) {
+        let Sizes { queries, keys, width, heads } = pair.sizes;
+        let d = width / heads;
+        let scale = 1.0 / (d as f32).sqrt();
+        let (mut keys_t, mut values_t, mut rows) =
+            (vec![0.0f32; keys * d], vec![0.0f32; keys * d], vec![0.0f32; keys * d]);
+        let (mut row, mut factors, mut dp) = (vec![0.0f32; keys], vec![1.0f32; keys], vec![0.0f32; keys]);
+        for head in 0..heads {
+            gather_transposed(k, pair.sizes, head, &mut keys_t);
+            gather_transposed(v, pair.sizes, head, &mut values_t);
+            gather(k, pair.sizes, head, &mut rows);
+            let columns = head * d..(head + 1) * d;
+            for t in 0..queries {
+                let q = &q[t * width..][columns.clone()];
+                let g = &grad[t * width..][columns.clone()];
+                softmax_row(q, &keys_t, pair.mask, &mut row);
+                if let Some(mask) = &pair.dropout {
+                    let first = pair.first_index(head, t);
+                    for (j, f) in factors.iter_mut().enumerate() {
+                        *f = mask.factor(first.wrapping_add(j as u32));
+                    }
+                }
+                // The gradient by the dropped probabilities, then through dropout.
+                dp.fill(0.0);
+                for (g, values_t) in g.iter().zip(values_t.chunks_exact(keys)) {
+                    add_scaled(&mut dp, *g, values_t);
+                }
+                for (dp, f) in dp.iter_mut().zip(&factors) {
+                    *dp *= f;
+                }
+                for ((p, f), dv) in row.iter().zip(&factors).zip(dv.chunks_exact_mut(width)) {
+                    add_scaled(&mut dv[columns.clone()], p * f, g);
+                }
+                // Through the softmax: ds = p (dp − Σ p dp), and the scale.
+                let mean = dot(&row, &dp);
+                for (dp, p) in dp.iter_mut().zip(&row) {
+                    *dp = p * (*dp - mean) * scale;
+                }
+                let dq = &mut dq[t * width..][columns.clone()];
+                for ((ds, key), dk) in dp.iter().zip(rows.chunks_exact(d)).zip(dk.chunks_exact_mut(width)) {
+                    add_scaled(dq, *ds, key);
+                    add_scaled(&mut dk[columns.clone()], *ds, q);
+                }
+            }
+        }
+    }
+}
+
 impl Attention {
     fn sizes(&self, q: &Shape, k: &Shape) -> Result<Sizes> {
         let (_, queries, width) = q.dims3()?;
@@ -181,96 +281,9 @@ impl Attention {
         Ok(Sizes { queries, keys, width, heads: self.heads })
     }
 
-    fn mask_row(&self, b: usize, keys: usize) -> Option<&[f32]> {
-        self.mask.as_ref().map(|m| &m[b * keys..(b + 1) * keys])
-    }
-
-    /// Index of the first probability of (batch, head, query), as the composed form counts them.
-    fn first_index(b: usize, head: usize, query: usize, sizes: Sizes) -> u32 {
-        (((b * sizes.heads + head) * sizes.queries + query) * sizes.keys) as u32
-    }
-
-    fn forward(&self, b: usize, q: &[f32], k: &[f32], v: &[f32], sizes: Sizes, out: &mut [f32]) {
-        let d = sizes.width / sizes.heads;
-        let mut keys_t = vec![0.0f32; sizes.keys * d];
-        let mut row = vec![0.0f32; sizes.keys];
-        for head in 0..sizes.heads {
-            gather_transposed(k, sizes, head, &mut keys_t);
-            let columns = head * d..(head + 1) * d;
-            vectorised(|| {
-                for t in 0..sizes.queries {
-                    let q = &q[t * sizes.width..][columns.clone()];
-                    softmax_row(q, &keys_t, self.mask_row(b, sizes.keys), &mut row);
-                    if let Some(mask) = &self.dropout {
-                        let first = Self::first_index(b, head, t, sizes);
-                        for (j, p) in row.iter_mut().enumerate() {
-                            *p *= mask.factor(first.wrapping_add(j as u32));
-                        }
-                    }
-                    let out = &mut out[t * sizes.width..][columns.clone()];
-                    for (p, v) in row.iter().zip(v.chunks_exact(sizes.width)) {
-                        add_scaled(out, *p, &v[columns.clone()]);
-                    }
-                }
-            });
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn backward(
-        &self,
-        b: usize,
-        (q, k, v): (&[f32], &[f32], &[f32]),
-        grad: &[f32],
-        sizes: Sizes,
-        (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
-    ) {
-        let d = sizes.width / sizes.heads;
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut keys_t = vec![0.0f32; sizes.keys * d];
-        let mut values_t = vec![0.0f32; sizes.keys * d];
-        let mut keys = vec![0.0f32; sizes.keys * d];
-        let (mut row, mut factors, mut dp) =
-            (vec![0.0f32; sizes.keys], vec![1.0f32; sizes.keys], vec![0.0f32; sizes.keys]);
-        for head in 0..sizes.heads {
-            gather_transposed(k, sizes, head, &mut keys_t);
-            gather_transposed(v, sizes, head, &mut values_t);
-            gather(k, sizes, head, &mut keys);
-            let columns = head * d..(head + 1) * d;
-            vectorised(|| {
-                for t in 0..sizes.queries {
-                    let q = &q[t * sizes.width..][columns.clone()];
-                    let g = &grad[t * sizes.width..][columns.clone()];
-                    softmax_row(q, &keys_t, self.mask_row(b, sizes.keys), &mut row);
-                    if let Some(mask) = &self.dropout {
-                        let first = Self::first_index(b, head, t, sizes);
-                        for (j, f) in factors.iter_mut().enumerate() {
-                            *f = mask.factor(first.wrapping_add(j as u32));
-                        }
-                    }
-                    // dL/dp of the kept probabilities, then through dropout.
-                    dp.fill(0.0);
-                    for (g, values_t) in g.iter().zip(values_t.chunks_exact(sizes.keys)) {
-                        add_scaled(&mut dp, *g, values_t);
-                    }
-                    for (j, dv) in dv.chunks_exact_mut(sizes.width).enumerate() {
-                        add_scaled(&mut dv[columns.clone()], row[j] * factors[j], g);
-                        dp[j] *= factors[j];
-                    }
-                    // Through the softmax: ds = p (dp − Σ p dp), and the scale.
-                    let mean = dot(&row, &dp);
-                    for (dp, p) in dp.iter_mut().zip(&row) {
-                        *dp = p * (*dp - mean) * scale;
-                    }
-                    let dq = &mut dq[t * sizes.width..][columns.clone()];
-                    let rows = dk.chunks_exact_mut(sizes.width).zip(keys.chunks_exact(d));
-                    for (ds, (dk, key)) in dp.iter().zip(rows) {
-                        add_scaled(dq, *ds, key);
-                        add_scaled(&mut dk[columns.clone()], *ds, q);
-                    }
-                }
-            });
-        }
+    fn pair(&self, index: usize, sizes: Sizes) -> Pair<'_> {
+        let mask = self.mask.as_ref().map(|m| &m[index * sizes.keys..(index + 1) * sizes.keys]);
+        Pair { sizes, mask, dropout: self.dropout, index }
     }
 }
 
@@ -289,13 +302,13 @@ impl CustomOp3 for Attention {
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let sizes = self.sizes(q_layout.shape(), k_layout.shape())?;
-        let (q, k, v) = (of_storage(q, q_layout)?, of_storage(k, k_layout)?, of_storage(v, v_layout)?);
+        let (q, k, v) = (contiguous_f32(q, q_layout)?, contiguous_f32(k, k_layout)?, contiguous_f32(v, v_layout)?);
         let (rows, columns) = (sizes.queries * sizes.width, sizes.keys * sizes.width);
         let mut out = vec![0.0f32; q.len()];
         if rows > 0 {
             out.par_chunks_mut(rows).enumerate().for_each(|(b, out)| {
                 let keys = b * columns..(b + 1) * columns;
-                self.forward(b, &q[b * rows..(b + 1) * rows], &k[keys.clone()], &v[keys], sizes, out);
+                forward(out, &q[b * rows..(b + 1) * rows], &k[keys.clone()], &v[keys], self.pair(b, sizes));
             });
         }
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
@@ -319,10 +332,10 @@ impl CustomOp3 for Attention {
             let outputs = dq.par_chunks_mut(rows).zip(dk.par_chunks_mut(columns).zip(dv.par_chunks_mut(columns)));
             outputs.enumerate().for_each(|(b, (dq, (dk, dv)))| {
                 let (queries, keys) = (b * rows..(b + 1) * rows, b * columns..(b + 1) * columns);
-                let inputs = (&qs[queries.clone()], &ks[keys.clone()], &vs[keys]);
-                self.backward(b, inputs, &grads[queries], sizes, (dq, dk, dv));
+                let (q, k, v) = (&qs[queries.clone()], &ks[keys.clone()], &vs[keys]);
+                backward(dq, dk, dv, &grads[queries], q, k, v, self.pair(b, sizes));
             });
         }
-        Ok((Some(tensor(dq, q.shape())?), Some(tensor(dk, k.shape())?), Some(tensor(dv, v.shape())?)))
+        Ok((Some(cpu_tensor(dq, q.shape())?), Some(cpu_tensor(dk, k.shape())?), Some(cpu_tensor(dv, v.shape())?)))
     }
 }

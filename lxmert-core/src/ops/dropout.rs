@@ -1,8 +1,8 @@
 //! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that
 //! resumes at a step draws the masks that the unbroken run drew.
 
-use super::math::vectorised;
-use super::slices::{hold, of_storage, takes, tensor};
+use super::simd::vectorised;
+use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use crate::procedural::splitmix64;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -67,7 +67,7 @@ impl Mask {
 pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
     let Some(rng) = rng.filter(|_| probability > 0.0) else { return Ok(x.clone()) };
     let mask = Mask::new(probability, rng.next_key());
-    if takes(x) {
+    if use_fast(&[x]) {
         return x.contiguous()?.apply_op1(Dropout { mask });
     }
     // Other devices and types: the same mask, made here and sent there.
@@ -79,16 +79,20 @@ struct Dropout {
     mask: Mask,
 }
 
+vectorised! {
+    fn mask_values(out: &mut [f32], values: &[f32], mask: Mask, first: u32) {
+        for (i, (o, x)) in out.iter_mut().zip(values).enumerate() {
+            *o = x * mask.factor(first.wrapping_add(i as u32));
+        }
+    }
+}
+
 impl Dropout {
     fn apply(&self, values: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0f32; values.len()];
         out.par_chunks_mut(TASK).zip(values.par_chunks(TASK)).enumerate().for_each(|(task, (out, values))| {
             let first = (task * TASK) as u32;
-            vectorised(|| {
-                for (i, (o, x)) in out.iter_mut().zip(values).enumerate() {
-                    *o = x * self.mask.factor(first.wrapping_add(i as u32));
-                }
-            });
+            mask_values(out, values, self.mask, first);
         });
         out
     }
@@ -100,12 +104,12 @@ impl CustomOp1 for Dropout {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.apply(of_storage(storage, layout)?)), layout.shape().clone()))
+        Ok((CpuStorage::F32(self.apply(contiguous_f32(storage, layout)?)), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let held = hold(&grad);
-        tensor(self.apply(held.values()?), x.shape()).map(Some)
+        cpu_tensor(self.apply(held.values()?), x.shape()).map(Some)
     }
 }

@@ -1,8 +1,9 @@
 //! The exact GELU, `x · Φ(x)` (Hendrycks & Gimpel 2016), with its gradient. candle's `gelu` is the
 //! tanh approximation; LXMERT uses this one.
 
-use super::math::{erf, exp, vectorised};
-use super::slices::{hold, of_storage, takes, tensor};
+use super::math::{erf, exp};
+use super::simd::vectorised;
+use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
 /// # Errors
 /// When the tensor cannot be read.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if takes(x) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
+    if use_fast(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
 }
 
 struct Gelu;
@@ -24,20 +25,33 @@ fn normal_cdf(x: f32) -> f32 {
     erf(x * std::f32::consts::FRAC_1_SQRT_2).mul_add(0.5, 0.5)
 }
 
+vectorised! {
+    fn forward(out: &mut [f32], values: &[f32]) {
+        for (o, x) in out.iter_mut().zip(values) {
+            *o = x * normal_cdf(*x);
+        }
+    }
+}
+
+vectorised! {
+    fn backward(dx: &mut [f32], values: &[f32], grads: &[f32]) {
+        for ((d, &x), g) in dx.iter_mut().zip(values).zip(grads) {
+            let density = FRAC_1_SQRT_2PI * exp(-0.5 * x * x);
+            *d = g * x.mul_add(density, normal_cdf(x));
+        }
+    }
+}
+
 impl CustomOp1 for Gelu {
     fn name(&self) -> &'static str {
         "gelu-erf"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let values = of_storage(storage, layout)?;
+        let values = contiguous_f32(storage, layout)?;
         let mut out = vec![0.0f32; values.len()];
         out.par_chunks_mut(TASK).zip(values.par_chunks(TASK)).for_each(|(out, values)| {
-            vectorised(|| {
-                for (o, x) in out.iter_mut().zip(values) {
-                    *o = x * normal_cdf(*x);
-                }
-            });
+            forward(out, values);
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -49,13 +63,8 @@ impl CustomOp1 for Gelu {
         let mut dx = vec![0.0f32; values.len()];
         let inputs = values.par_chunks(TASK).zip(grads.par_chunks(TASK));
         dx.par_chunks_mut(TASK).zip(inputs).for_each(|(dx, (values, grads))| {
-            vectorised(|| {
-                for ((d, &x), g) in dx.iter_mut().zip(values).zip(grads) {
-                    let density = FRAC_1_SQRT_2PI * exp(-0.5 * x * x);
-                    *d = g * x.mul_add(density, normal_cdf(x));
-                }
-            });
+            backward(dx, values, grads);
         });
-        tensor(dx, x.shape()).map(Some)
+        cpu_tensor(dx, x.shape()).map(Some)
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! candle's own fused layer norm has no backward: everything before it would silently stop learning.
 
-use super::math::{dot, sum, vectorised};
-use super::slices::{hold, of_storage, takes, tensor};
+use super::math::{dot, sum};
+use super::simd::vectorised;
+use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -16,7 +17,7 @@ const ROWS_PER_TASK: usize = 64;
 /// # Errors
 /// When the shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    if takes(x) && takes(weight) {
+    if use_fast(&[x, weight, bias]) {
         let op = LayerNorm { eps: eps as f32 };
         return x.contiguous()?.apply_op3(weight, bias, op);
     }
@@ -55,6 +56,49 @@ fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
+vectorised! {
+    fn forward_rows(out: &mut [f32], values: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+        let width = weight.len();
+        for (out, row) in out.chunks_exact_mut(width).zip(values.chunks_exact(width)) {
+            let (mean, scale) = statistics(row, eps);
+            for (((o, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+                *o = ((x - mean) * scale).mul_add(*w, *b);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// `dx` of these rows, and their share of `dw` and `db`.
+    fn backward_rows(
+        dx: &mut [f32], dw: &mut [f32], db: &mut [f32], values: &[f32], grads: &[f32], weight: &[f32], eps: f32,
+    ) {
+        let width = weight.len();
+        let (mut normed, mut weighted) = (vec![0.0f32; width], vec![0.0f32; width]);
+        let rows = values.chunks_exact(width).zip(grads.chunks_exact(width));
+        for (dx, (row, g)) in dx.chunks_exact_mut(width).zip(rows) {
+            let (mean, scale) = statistics(row, eps);
+            for (n, x) in normed.iter_mut().zip(row) {
+                *n = (x - mean) * scale;
+            }
+            for ((v, g), w) in weighted.iter_mut().zip(g).zip(weight) {
+                *v = g * w;
+            }
+            for ((dw, g), n) in dw.iter_mut().zip(g).zip(&normed) {
+                *dw = g.mul_add(*n, *dw);
+            }
+            for (db, g) in db.iter_mut().zip(g) {
+                *db += g;
+            }
+            let a = sum(&weighted) / width as f32;
+            let b = dot(&weighted, &normed) / width as f32;
+            for ((d, v), n) in dx.iter_mut().zip(&weighted).zip(&normed) {
+                *d = scale * (v - a - n * b);
+            }
+        }
+    }
+}
+
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
         "layer-norm"
@@ -70,7 +114,7 @@ impl CustomOp3 for LayerNorm {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (values, weight, bias) =
-            (of_storage(x, x_layout)?, of_storage(weight, weight_layout)?, of_storage(bias, bias_layout)?);
+            (contiguous_f32(x, x_layout)?, contiguous_f32(weight, weight_layout)?, contiguous_f32(bias, bias_layout)?);
         let width = x_layout.shape().dim(D::Minus1)?;
         if weight.len() != width || bias.len() != width {
             candle_core::bail!("layer norm of width {width} with {} weights and {} biases", weight.len(), bias.len());
@@ -78,14 +122,7 @@ impl CustomOp3 for LayerNorm {
         let mut out = vec![0.0f32; values.len()];
         let task = ROWS_PER_TASK * width.max(1);
         out.par_chunks_mut(task).zip(values.par_chunks(task)).for_each(|(out, values)| {
-            vectorised(|| {
-                for (out, row) in out.chunks_exact_mut(width).zip(values.chunks_exact(width)) {
-                    let (mean, scale) = statistics(row, self.eps);
-                    for i in 0..width {
-                        out[i] = ((row[i] - mean) * scale).mul_add(weight[i], bias[i]);
-                    }
-                }
-            });
+            forward_rows(out, values, weight, bias, self.eps);
         });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
@@ -109,25 +146,7 @@ impl CustomOp3 for LayerNorm {
             .zip(values.par_chunks(task).zip(grads.par_chunks(task)))
             .map(|(dx, (values, grads))| {
                 let (mut dw, mut db) = (vec![0.0f32; width], vec![0.0f32; width]);
-                vectorised(|| {
-                    let mut normed = vec![0.0f32; width];
-                    let mut weighted = vec![0.0f32; width];
-                    let rows = values.chunks_exact(width).zip(grads.chunks_exact(width));
-                    for (dx, (row, g)) in dx.chunks_exact_mut(width).zip(rows) {
-                        let (mean, scale) = statistics(row, self.eps);
-                        for i in 0..width {
-                            normed[i] = (row[i] - mean) * scale;
-                            weighted[i] = g[i] * weights[i];
-                            dw[i] = g[i].mul_add(normed[i], dw[i]);
-                            db[i] += g[i];
-                        }
-                        let a = sum(&weighted) / width as f32;
-                        let b = dot(&weighted, &normed) / width as f32;
-                        for i in 0..width {
-                            dx[i] = scale * (weighted[i] - a - normed[i] * b);
-                        }
-                    }
-                });
+                backward_rows(dx, &mut dw, &mut db, values, grads, weights, self.eps);
                 (dw, db)
             })
             .collect();
@@ -136,6 +155,10 @@ impl CustomOp3 for LayerNorm {
             super::math::add_scaled(&mut dw, 1.0, w);
             super::math::add_scaled(&mut db, 1.0, b);
         }
-        Ok((Some(tensor(dx, x.shape())?), Some(tensor(dw, weight.shape())?), Some(tensor(db, bias.shape())?)))
+        Ok((
+            Some(cpu_tensor(dx, x.shape())?),
+            Some(cpu_tensor(dw, weight.shape())?),
+            Some(cpu_tensor(db, bias.shape())?),
+        ))
     }
 }

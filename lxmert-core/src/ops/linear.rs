@@ -1,8 +1,9 @@
 //! `x Wᵀ + b` with the bias added in the product's own output, and its gradient.
 
-use super::math::{add_scaled, vectorised};
+use super::math::add_scaled;
 use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm};
-use super::slices::{hold, of_storage, takes, tensor};
+use super::simd::vectorised;
+use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -15,7 +16,7 @@ const ROWS_PER_TASK: usize = 256;
 /// # Errors
 /// When the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if takes(x) && takes(weight) {
+    if use_fast(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(weight, bias, Linear);
     }
     let (out, inner) = weight.dims2()?;
@@ -28,6 +29,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 }
 
 struct Linear;
+
+vectorised! {
+    fn sum_rows(sum: &mut [f32], rows: &[f32]) {
+        for row in rows.chunks_exact(sum.len()) {
+            add_scaled(sum, 1.0, row);
+        }
+    }
+}
 
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
@@ -55,7 +64,7 @@ impl CustomOp3 for Linear {
         }
         let rows = x_layout.shape().elem_count() / in_width.max(1);
         let (x, weight, bias) =
-            (of_storage(x, x_layout)?, of_storage(weight, weight_layout)?, of_storage(bias, bias_layout)?);
+            (contiguous_f32(x, x_layout)?, contiguous_f32(weight, weight_layout)?, contiguous_f32(bias, bias_layout)?);
         let mut out = Vec::with_capacity(rows * out_width);
         for _ in 0..rows {
             out.extend_from_slice(bias);
@@ -110,12 +119,16 @@ impl CustomOp3 for Linear {
             .par_chunks(ROWS_PER_TASK * out_width.max(1))
             .map(|rows| {
                 let mut sum = vec![0.0f32; out_width];
-                vectorised(|| rows.chunks_exact(out_width).for_each(|row| add_scaled(&mut sum, 1.0, row)));
+                sum_rows(&mut sum, rows);
                 sum
             })
             .collect();
         let mut db = vec![0.0f32; out_width];
         partial.iter().for_each(|part| add_scaled(&mut db, 1.0, part));
-        Ok((Some(tensor(dx, x.shape())?), Some(tensor(dw, weight.shape())?), Some(tensor(db, bias.shape())?)))
+        Ok((
+            Some(cpu_tensor(dx, x.shape())?),
+            Some(cpu_tensor(dw, weight.shape())?),
+            Some(cpu_tensor(db, bias.shape())?),
+        ))
     }
 }

@@ -1,16 +1,9 @@
 //! `exp` and `erf` of f32 written so that the compiler vectorises them, and sums over slices in a
 //! fixed order, so that a result does not depend on the vector width that a machine happens to have.
 
-/// Runs `f` with the widest vector instructions this machine has; loops inlined into `f` are
-/// compiled for them.
-#[inline]
-pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
-
 /// e^x within 2 units in the last place for x ≤ 88; 0 below −87.3 (where f32 turns subnormal).
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to r^6 (next term below 2^-24);
     // ln 2 in two parts (Cody & Waite 1980), so that r is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -30,7 +23,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// The error function within 5e-7: for |x| < 1 its Maclaurin series, else 1 − e^(−x²) times a
 /// polynomial in 1/(1 + x/2) (the form of Press et al., Numerical Recipes, §6.2, `erfcc`).
 #[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
+pub(super) fn erf(x: f32) -> f32 {
     let a = x.abs().min(6.0);
     let t = 1.0 / a.mul_add(0.5, 1.0);
     const TAIL: [f32; 9] = [
@@ -75,7 +68,7 @@ const LANES: usize = 16;
 
 /// Sum of a slice, in 16 interleaved partial sums.
 #[inline(always)]
-pub(crate) fn sum(values: &[f32]) -> f32 {
+pub(super) fn sum(values: &[f32]) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [0.0f32; LANES];
     for chunk in chunks {
@@ -88,7 +81,7 @@ pub(crate) fn sum(values: &[f32]) -> f32 {
 
 /// Sum of products of two slices of equal length, in 16 interleaved partial sums.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
     let mut lanes = [0.0f32; LANES];
@@ -102,7 +95,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `out += factor * values`.
 #[inline(always)]
-pub(crate) fn add_scaled(out: &mut [f32], factor: f32, values: &[f32]) {
+pub(super) fn add_scaled(out: &mut [f32], factor: f32, values: &[f32]) {
     for (o, v) in out.iter_mut().zip(values) {
         *o = factor.mul_add(*v, *o);
     }

@@ -1,28 +1,97 @@
 //! Numeric kernels: fast CPU code with gradients, and beside each the plain composition of
 //! Candle's own operations that says what it means.
+//!
+//! A call takes the fast way when its tensors are f32 on the CPU, and the composition otherwise (CUDA, Metal, other
+//! element types). `LXMERT_KERNELS=reference` in the environment selects the composition everywhere: a result that
+//! changes with it beyond rounding is a fault in a kernel.
+//!
+//! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
+//! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
+//! - [`conv`]: convolution with its gradients;
+//! - [`pool`]: max pooling;
+//! - [`roi_align`]: torchvision's RoIAlign.
 
 mod attention;
+pub mod conv;
 mod dropout;
 mod gelu;
+mod geometry;
 mod layer_norm;
 mod linear;
-pub(crate) mod math;
+mod math;
 pub mod matmul;
-mod slices;
+pub mod pool;
+pub mod roi_align;
+pub(crate) mod simd;
 
 pub use attention::{
     AttentionOptions, KeyMask, attention, probabilities as attention_probabilities, weigh as attention_weigh,
 };
+pub use conv::conv2d;
 pub use dropout::{DropoutRng, dropout};
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+pub use pool::max_pool2d;
+pub use roi_align::{RoiAlign, roi_align};
 
+use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
+use std::ops::Deref;
 use std::sync::OnceLock;
 
 /// Whether the plain compositions are to be used everywhere: `LXMERT_KERNELS=reference`, read once per process.
 pub fn use_reference() -> bool {
     static REFERENCE: OnceLock<bool> = OnceLock::new();
     *REFERENCE.get_or_init(|| std::env::var("LXMERT_KERNELS").is_ok_and(|value| value == "reference"))
+}
+
+/// Whether the fast kernels apply: every tensor is f32 on the CPU, and the reference was not asked for.
+pub(crate) fn use_fast(tensors: &[&Tensor]) -> bool {
+    !use_reference() && tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+}
+
+/// The elements of a contiguous f32 CPU tensor, for the kernels, which make their arguments contiguous beforehand.
+pub(crate) fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => Err(candle_core::Error::RequiresContiguous { op: "lxmert kernel" }.bt()),
+    }
+}
+
+/// Calls `f` with the elements of an f32 CPU tensor, made contiguous if it is not.
+pub(crate) fn with_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(contiguous_f32(storage, layout)?)),
+        _ => candle_core::bail!("a CPU kernel was given a tensor on {:?}", tensor.device()),
+    }
+}
+
+/// A contiguous f32 CPU tensor held for reading, where [`with_f32`] would nest too deep.
+pub(crate) struct Held<'a, S> {
+    storage: S,
+    layout: &'a Layout,
+}
+
+/// Holds a contiguous tensor for reading.
+pub(crate) fn hold(tensor: &Tensor) -> Held<'_, impl Deref<Target = Storage>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Held { storage, layout }
+}
+
+impl<S: Deref<Target = Storage>> Held<'_, S> {
+    /// The elements, row-major.
+    pub(crate) fn values(&self) -> candle_core::Result<&[f32]> {
+        match &*self.storage {
+            Storage::Cpu(storage) => contiguous_f32(storage, self.layout),
+            _ => candle_core::bail!("a CPU kernel was given a tensor elsewhere"),
+        }
+    }
+}
+
+/// A new CPU tensor.
+pub(crate) fn cpu_tensor(values: Vec<f32>, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }

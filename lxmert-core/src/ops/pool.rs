@@ -1,0 +1,142 @@
+//! Max pooling with padding and its gradient, which Candle lacks.
+
+use super::geometry::Windows;
+use super::{contiguous_f32, use_fast, with_f32};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// The largest value of each `kernel` × `kernel` window of `x` `[batch, channels, height, width]`; the padding never wins.
+/// Gives `[batch, channels, out_height, out_width]`. The gradient goes to the first of equal values, and NaN is the
+/// largest value of all, as in PyTorch's `max_pool2d`.
+///
+/// # Errors
+/// When `padding` is more than half of `kernel`, or the kernel is larger than the padded image.
+pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    let op = MaxPool2d { kernel, stride, padding };
+    op.windows(x.shape())?;
+    if !use_fast(&[x]) || x.elem_count() == 0 {
+        return max_pool2d_reference(x, kernel, stride, padding);
+    }
+    x.contiguous()?.apply_op1(op)
+}
+
+/// The plain composition that [`max_pool2d`] equals: the padded image picked apart by kernel place, and the larger kept.
+///
+/// # Errors
+/// As [`max_pool2d`].
+pub fn max_pool2d_reference(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    let windows = MaxPool2d { kernel, stride, padding }.windows(x.shape())?;
+    let (batch, channels, ..) = x.dims4()?;
+    if x.elem_count() == 0 {
+        return Tensor::zeros((batch, channels, windows.out_height, windows.out_width), x.dtype(), x.device());
+    }
+    let mut padded = x.clone();
+    for dim in [2, 3] {
+        if padding > 0 {
+            let mut shape = padded.dims().to_vec();
+            shape[dim] = padding;
+            let border = Tensor::full(f32::NEG_INFINITY, shape, x.device())?.to_dtype(x.dtype())?;
+            padded = Tensor::cat(&[&border, &padded, &border], dim)?;
+        }
+    }
+    let places = |start: usize, count: usize| {
+        let indices: Vec<u32> = (0..count).map(|i| (start + i * stride) as u32).collect();
+        Tensor::from_vec(indices, count, x.device())
+    };
+    let mut best: Option<Tensor> = None;
+    for i in 0..kernel {
+        let rows = padded.index_select(&places(i, windows.out_height)?, 2)?;
+        for j in 0..kernel {
+            let value = rows.index_select(&places(j, windows.out_width)?, 3)?;
+            best = Some(match best {
+                None => value,
+                Some(best) => value.gt(&best)?.where_cond(&value, &best)?,
+            });
+        }
+    }
+    match best {
+        Some(best) => Ok(best),
+        None => bail!("an empty pooling window"),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct MaxPool2d {
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+}
+
+impl MaxPool2d {
+    fn windows(&self, x: &Shape) -> Result<Windows> {
+        let (_, _, height, width) = x.dims4()?;
+        if 2 * self.padding > self.kernel {
+            bail!("a padding of {} is more than half of the pooling kernel, {}", self.padding, self.kernel);
+        }
+        Windows::new((1, height, width), (self.kernel, self.kernel), self.stride, self.padding)
+    }
+}
+
+/// Where the largest value of a window lies in its plane: the first of equal ones, or the last NaN.
+fn arg_max(windows: &Windows, plane: &[f32], out_y: usize, out_x: usize) -> usize {
+    let (mut best, mut place) = (f32::NEG_INFINITY, None);
+    for i in 0..windows.kernel.0 {
+        let Some(y) = windows.in_row(out_y, i) else { continue };
+        for j in 0..windows.kernel.1 {
+            let x = (out_x * windows.stride + j).wrapping_sub(windows.padding);
+            if x < windows.width {
+                let value = plane[y * windows.width + x];
+                if value > best || value.is_nan() || place.is_none() {
+                    (best, place) = (value, Some(y * windows.width + x));
+                }
+            }
+        }
+    }
+    // A padding of at most half the kernel leaves no window without a value.
+    place.unwrap_or(0)
+}
+
+impl CustomOp1 for MaxPool2d {
+    fn name(&self) -> &'static str {
+        "max-pool2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous_f32(storage, layout)?;
+        let windows = self.windows(layout.shape())?;
+        let (batch, channels, ..) = layout.shape().dims4()?;
+        let mut y = vec![0.0f32; batch * channels * windows.out_len()];
+        y.par_chunks_exact_mut(windows.out_len()).zip(x.par_chunks_exact(windows.in_len())).for_each(|(y, x)| {
+            for (out_y, row) in y.chunks_exact_mut(windows.out_width).enumerate() {
+                for (out_x, value) in row.iter_mut().enumerate() {
+                    *value = x[arg_max(&windows, x, out_y, out_x)];
+                }
+            }
+        });
+        Ok((CpuStorage::F32(y), (batch, channels, windows.out_height, windows.out_width).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let windows = self.windows(x.shape())?;
+        let dx = with_f32(x, |x| {
+            with_f32(grad, |grad| {
+                let mut dx = vec![0.0f32; x.len()];
+                dx.par_chunks_exact_mut(windows.in_len())
+                    .zip(x.par_chunks_exact(windows.in_len()))
+                    .zip(grad.par_chunks_exact(windows.out_len()))
+                    .for_each(|((dx, x), grad)| {
+                        for (out_y, row) in grad.chunks_exact(windows.out_width).enumerate() {
+                            for (out_x, value) in row.iter().enumerate() {
+                                dx[arg_max(&windows, x, out_y, out_x)] += value;
+                            }
+                        }
+                    });
+                dx
+            })
+        })??;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
