@@ -39,6 +39,14 @@ pub enum Error {
     /// An argument or a configuration value that cannot be used.
     #[error("{0}")]
     Argument(String),
+    /// A feature store was made with other settings than it is to be continued with.
+    #[error("{path} was made otherwise: {differences}; write to another folder, or delete this one", path = path.display())]
+    StoreDiffers {
+        /// The store's folder.
+        path: PathBuf,
+        /// Every difference, with both values.
+        differences: String,
+    },
     /// The job was stopped by Ctrl-C; what was finished is kept.
     #[error("stopped; run the same command again to go on")]
     Interrupted,

@@ -5,6 +5,7 @@ pub mod boxes;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod features;
 pub mod model;
 pub mod ops;
 pub mod procedural;

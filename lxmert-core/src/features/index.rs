@@ -1,0 +1,176 @@
+//! `index.json`: what a store holds, how it was made, and its shards.
+
+use super::StoreDtype;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+pub(super) const FORMAT: &str = "lxmert-regions";
+pub(super) const VERSION: u32 = 1;
+pub(super) const INDEX_FILE: &str = "index.json";
+
+/// What holds for every image of a store. Two extractions can share a folder only when all of this
+/// agrees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreInfo {
+    /// The detector's name.
+    pub detector: String,
+    /// Everything else that shaped the regions, by name: weights, selection, thresholds.
+    pub settings: BTreeMap<String, String>,
+    /// The most regions an image can have.
+    pub regions: usize,
+    /// Length of a region's feature.
+    pub feature_dim: usize,
+    /// How the features' numbers are stored.
+    pub dtype: StoreDtype,
+    /// Names of the labels; a label is an index into this.
+    pub label_names: Vec<String>,
+    /// Names of the attributes; empty when the store has none.
+    #[serde(default)]
+    pub attribute_names: Vec<String>,
+}
+
+impl StoreInfo {
+    /// Whether regions carry attributes.
+    pub fn has_attributes(&self) -> bool {
+        !self.attribute_names.is_empty()
+    }
+
+    /// Every point in which `wanted` differs, each with both values, for a person to read.
+    pub fn differences(&self, wanted: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut compare = |what: &str, here: &str, wanted: &str| {
+            if here != wanted {
+                found.push(format!("{what}: {here} there, {wanted} now"));
+            }
+        };
+        compare("detector", &self.detector, &wanted.detector);
+        compare("regions", &self.regions.to_string(), &wanted.regions.to_string());
+        compare("feature_dim", &self.feature_dim.to_string(), &wanted.feature_dim.to_string());
+        compare("dtype", self.dtype.name(), wanted.dtype.name());
+        let keys: BTreeSet<&String> = self.settings.keys().chain(wanted.settings.keys()).collect();
+        for key in keys {
+            let value = |info: &Self| info.settings.get(key).cloned().unwrap_or_else(|| "not set".into());
+            compare(key, &value(self), &value(wanted));
+        }
+        for (what, here, wanted) in [
+            ("label names", &self.label_names, &wanted.label_names),
+            ("attribute names", &self.attribute_names, &wanted.attribute_names),
+        ] {
+            if here != wanted {
+                let first = (0..).find(|&i| here.get(i) != wanted.get(i)).unwrap_or(0);
+                let name = |names: &[String]| names.get(first).map_or("none".into(), |name| format!("'{name}'"));
+                compare(&format!("{what}, number {first}"), &name(here), &name(wanted));
+            }
+        }
+        found
+    }
+}
+
+/// One shard, as the index names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// File name in the store's folder.
+    pub file: String,
+    /// How many images it holds.
+    pub images: usize,
+}
+
+/// The content of `index.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Index {
+    format: String,
+    version: u32,
+    #[serde(flatten)]
+    pub info: StoreInfo,
+    images: usize,
+    pub shards: Vec<ShardEntry>,
+}
+
+impl Index {
+    pub fn new(info: StoreInfo) -> Self {
+        Self { format: FORMAT.into(), version: VERSION, info, images: 0, shards: Vec::new() }
+    }
+
+    /// How many images all shards hold.
+    pub fn images(&self) -> usize {
+        self.shards.iter().map(|shard| shard.images).sum()
+    }
+
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(INDEX_FILE);
+        let text = std::fs::read(&path).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::NotFound {
+                Error::format(folder, "not a feature store: it has no index.json; make one with lxmert-extract")
+            } else {
+                Error::io(&path)(source)
+            }
+        })?;
+        // First what the file is, so that another format is named and not its first missing field.
+        let kind: serde_json::Value = serde_json::from_slice(&text).map_err(Error::json(&path))?;
+        if kind["format"] != FORMAT {
+            return Err(Error::format(&path, format!("format is {}, not \"{FORMAT}\"", kind["format"])));
+        }
+        if kind["version"] != VERSION {
+            return Err(Error::format(&path, format!("version {}; this program reads version 1", kind["version"])));
+        }
+        let index: Self = serde_json::from_value(kind).map_err(Error::json(&path))?;
+        let info = &index.info;
+        if info.regions == 0 || info.feature_dim == 0 || info.regions.checked_mul(info.feature_dim * 4).is_none() {
+            return Err(Error::format(&path, format!("{} regions of dimension {}", info.regions, info.feature_dim)));
+        }
+        for (i, shard) in index.shards.iter().enumerate() {
+            // The names lead to files that are opened: they stay in the folder.
+            if shard.file.contains(['/', '\\']) || index.shards[..i].iter().any(|before| before.file == shard.file) {
+                return Err(Error::format(&path, format!("names the shard '{}'", shard.file)));
+            }
+        }
+        if index.images != index.images() {
+            let (said, are) = (index.images, index.images());
+            return Err(Error::format(&path, format!("says {said} images, but its shards have {are}")));
+        }
+        Ok(index)
+    }
+
+    pub fn write(&mut self, folder: &Path) -> Result<()> {
+        self.images = self.images();
+        let path = folder.join(INDEX_FILE);
+        let text = serde_json::to_string_pretty(self).map_err(Error::json(&path))?;
+        write_whole(&path, |file| file.write_all(text.as_bytes()))
+    }
+}
+
+/// Writes a file whole or not at all: beside its place, synced, renamed. The caller holds the
+/// store's lock, so the name beside is its own.
+pub(super) fn write_whole(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<std::fs::File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(UNFINISHED);
+    let beside = Path::new(&beside);
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, std::fs::File::create(beside)?);
+        content(&mut file)?;
+        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+        std::fs::rename(beside, path)?;
+        sync_folder(path);
+        Ok(())
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(beside);
+        Error::io(path)(error)
+    })
+}
+
+/// Ending of a file that is being written.
+pub(super) const UNFINISHED: &str = ".unfinished";
+
+/// Makes a rename last through a power cut, where the system lets a folder be synced.
+fn sync_folder(path: &Path) {
+    if let Some(folder) = path.parent().and_then(|folder| std::fs::File::open(folder).ok()) {
+        let _ = folder.sync_all();
+    }
+}

@@ -1,0 +1,219 @@
+//! The feature store: what a detector saw in each image of a data set, on disk.
+//!
+//! Training reads regions in random order, many times; extraction writes them once, for hours,
+//! and may be killed at any moment. The store serves both: finished shards that are mapped into
+//! memory and never read whole, and a journal that holds what is not yet in a shard.
+//!
+//! # The format, version 1
+//!
+//! A store is a folder:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `index.json` | what the store holds and how it was made; names its shards |
+//! | `shard-00000.safetensors`, … | the regions of some images, one row an image |
+//! | `pending.journal` | only while a writer is at work, or after it was killed |
+//!
+//! `index.json` is one object: `format` (`"lxmert-regions"`), `version` (1), `detector` (a name),
+//! `settings` (an object of strings: everything that shaped the regions), `regions` (the most an
+//! image can have, R), `feature_dim` (D), `dtype` (`"f32"`, `"f16"` or `"bf16"`, of the features),
+//! `label_names` (an array; a label is an index into it), `attribute_names` (likewise; empty when
+//! the store has no attributes), `images` (how many in all) and `shards`: an array of objects with
+//! `file` and `images`, in order. An image's number in the store is its row, counted through the
+//! shards in that order.
+//!
+//! A shard is a safetensors file (a little-endian `u64` header length, a JSON header, the tensors'
+//! bytes). With I images in it:
+//!
+//! | tensor | dtype | shape | what |
+//! | --- | --- | --- | --- |
+//! | `features` | F32, F16 or BF16 | `[I, R, D]` | the regions' features |
+//! | `boxes` | F32 | `[I, R, 4]` | x0 y0 x1 y1, divided by the image's width and height |
+//! | `scores` | F32 | `[I, R]` | the detector's confidence, 0..1 |
+//! | `labels` | U32 | `[I, R]` | index into `label_names` |
+//! | `attribute_scores` | F32 | `[I, R]` | only in a store with attributes |
+//! | `attribute_labels` | U32 | `[I, R]` | only in a store with attributes |
+//! | `num_regions` | U32 | `[I]` | how many of the R rows are real; the others are zeros |
+//! | `image_sizes` | U32 | `[I, 2]` | width and height in pixels |
+//! | `names` | U8 | `[bytes]` | the images' names in UTF-8, joined by `\n` |
+//!
+//! The shard's metadata is `{"format": "lxmert-regions", "version": "1"}`. The order of the tensors
+//! in the file is that of the table; `features` starts at a multiple of 8 bytes. An image's name is
+//! its path below the folder it was found in, with `/`; no name occurs twice in a store.
+//!
+//! Python reads it with the safetensors package alone:
+//!
+//! ```python
+//! import json; from safetensors import safe_open
+//! store = "data/features/scenes"
+//! for shard in json.load(open(f"{store}/index.json"))["shards"]:
+//!     with safe_open(f"{store}/{shard['file']}", framework="np") as f:
+//!         names = bytes(f.get_tensor("names")).decode().split("\n")
+//!         boxes, first = f.get_tensor("boxes"), f.get_slice("features")[0]  # [I, R, 4], [R, D]
+//! ```
+//!
+//! # What a kill can and cannot do
+//!
+//! Every image is appended to `pending.journal` with its length and SHA-256 as soon as it is
+//! pushed. When the journal holds a shard's worth, the shard is written beside its place, synced
+//! and renamed, then `index.json` likewise, then the journal is emptied. A writer that opens the
+//! folder again adopts a whole shard the index does not name yet, drops a torn last record and
+//! records that a shard already holds, and goes on. So a killed writer loses the image it was
+//! appending and nothing else, and no image is there twice.
+//!
+//! A writer locks the journal: two at a time in one folder are refused. It also refuses a folder
+//! whose `index.json` differs in the detector, a setting, a size or the names, and says in which.
+
+mod index;
+mod journal;
+mod reader;
+mod shard;
+mod writer;
+
+pub use index::{ShardEntry, StoreInfo};
+pub use reader::FeatureStore;
+pub use writer::{StoreSummary, StoreWriter};
+
+use crate::boxes::BoxXyxy;
+use serde::{Deserialize, Serialize};
+
+/// How the features' numbers are stored. Boxes and scores are always `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreDtype {
+    /// 4 bytes a number, exact.
+    #[default]
+    F32,
+    /// 2 bytes, relative error up to 2⁻¹¹, largest number 65,504.
+    F16,
+    /// 2 bytes, relative error up to 2⁻⁸, range of `f32`.
+    Bf16,
+}
+
+impl StoreDtype {
+    /// Bytes a number takes.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The name in `index.json` and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl std::fmt::Display for StoreDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for StoreDtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::F32, Self::F16, Self::Bf16]
+            .into_iter()
+            .find(|dtype| dtype.name() == text)
+            .ok_or_else(|| format!("'{text}' is not one of f32, f16, bf16"))
+    }
+}
+
+/// The regions of one image, best first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Regions {
+    /// The image's width in pixels, as a person sees it (EXIF rotation applied).
+    pub image_width: u32,
+    /// The image's height in pixels.
+    pub image_height: u32,
+    /// Length of a region's feature.
+    pub feature_dim: usize,
+    /// `[num_regions, feature_dim]`, row by row.
+    pub features: Vec<f32>,
+    /// Per region x0 y0 x1 y1, divided by the image's width and height.
+    pub boxes: Vec<BoxXyxy>,
+    /// Per region its class, an index into the store's label names.
+    pub labels: Vec<u32>,
+    /// Per region the detector's confidence, 0..1.
+    pub scores: Vec<f32>,
+    /// Per region its attribute ("red", "wooden"), from detectors that name one.
+    pub attributes: Option<Attributes>,
+}
+
+/// Per region an attribute and the detector's confidence in it (bottom-up attention has them).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Attributes {
+    /// Index into the store's attribute names.
+    pub labels: Vec<u32>,
+    /// Confidence, 0..1.
+    pub scores: Vec<f32>,
+}
+
+impl Regions {
+    /// How many regions there are.
+    pub fn num_regions(&self) -> usize {
+        self.boxes.len()
+    }
+
+    /// Why these regions contradict themselves or `info`, if they do.
+    pub(crate) fn fault(&self, info: &StoreInfo) -> Option<String> {
+        let n = self.num_regions();
+        if self.image_width == 0 || self.image_height == 0 {
+            return Some(format!("image size {} × {}", self.image_width, self.image_height));
+        }
+        if n > info.regions {
+            return Some(format!("{n} regions, more than the store's {}", info.regions));
+        }
+        if self.feature_dim != info.feature_dim || self.features.len() != n * info.feature_dim {
+            return Some(format!(
+                "{} feature values of dimension {} for {n} regions of dimension {}",
+                self.features.len(),
+                self.feature_dim,
+                info.feature_dim
+            ));
+        }
+        let attributes = self.attributes.as_ref();
+        if attributes.is_some() != info.has_attributes() {
+            let there = if info.has_attributes() { "lack the attributes" } else { "have attributes, unlike those" };
+            return Some(format!("the regions {there} of this store"));
+        }
+        for (what, names, labels, scores) in [("label", &info.label_names, &self.labels, &self.scores)]
+            .into_iter()
+            .chain(attributes.map(|a| ("attribute", &info.attribute_names, &a.labels, &a.scores)))
+        {
+            if labels.len() != n || scores.len() != n {
+                return Some(format!("{} {what}s and {} {what} scores for {n} regions", labels.len(), scores.len()));
+            }
+            if let Some(label) = labels.iter().find(|&&label| label as usize >= names.len()) {
+                return Some(format!("{what} {label}, but only {} {what} names", names.len()));
+            }
+            if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
+                return Some(format!("{what} score {score}"));
+            }
+        }
+        // Rounding in f32 may push a box at the border a little outside.
+        const SLACK: f32 = 1e-4;
+        let inside = |b: &BoxXyxy| {
+            b.iter().all(|v| (-SLACK..=1.0 + SLACK).contains(v)) && b[0] <= b[2] + SLACK && b[1] <= b[3] + SLACK
+        };
+        if let Some(b) = self.boxes.iter().find(|b| !inside(b)) {
+            return Some(format!("box {b:?} is not x0 y0 x1 y1 in 0..1"));
+        }
+        let largest = match info.dtype {
+            StoreDtype::F32 => f32::MAX,
+            StoreDtype::F16 => half::f16::MAX.to_f32(),
+            StoreDtype::Bf16 => half::bf16::MAX.to_f32(),
+        };
+        if let Some(value) = self.features.iter().find(|v| v.is_nan() || v.abs() > largest) {
+            return Some(format!("feature value {value} has no place in {}", info.dtype));
+        }
+        None
+    }
+}

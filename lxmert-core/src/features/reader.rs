@@ -1,0 +1,172 @@
+//! Reading a store: mapped into memory, any image at any time, from several threads.
+
+use super::index::{Index, StoreInfo};
+use super::journal::Journal;
+use super::shard::{Layout, Shard};
+use super::{Regions, ShardEntry};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The images of a store, by number (their order in the shards) or by name. Nothing is read until
+/// asked for.
+#[derive(Debug)]
+pub struct FeatureStore {
+    folder: PathBuf,
+    info: StoreInfo,
+    shards: Vec<Shard>,
+    /// Number of the first image of each shard.
+    first: Vec<usize>,
+    names: Vec<String>,
+    /// Image numbers in the order of their names.
+    by_name: Vec<u32>,
+}
+
+impl FeatureStore {
+    /// Maps the shards and reads the names.
+    ///
+    /// # Errors
+    /// When the folder is no store, or a shard is missing, cut off or not what `index.json` says;
+    /// the message names the file.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref().to_path_buf();
+        let index = Index::read(&folder)?;
+        let layout = Layout::of(&index.info);
+        let mut store = Self {
+            info: index.info,
+            shards: Vec::with_capacity(index.shards.len()),
+            first: Vec::new(),
+            names: Vec::new(),
+            by_name: Vec::new(),
+            folder,
+        };
+        for ShardEntry { file, images } in index.shards {
+            let shard = Shard::open(&store.folder.join(&file), &layout)?;
+            if shard.images != images {
+                let reason = format!("{} images, but index.json says {images}", shard.images);
+                return Err(Error::format(&shard.path, reason));
+            }
+            store.first.push(store.names.len());
+            store.names.extend(shard.names()?.take(images).map(String::from));
+            store.shards.push(shard);
+        }
+        let names = &store.names;
+        store.by_name = (0..names.len() as u32).collect();
+        store.by_name.sort_unstable_by(|&a, &b| names[a as usize].cmp(&names[b as usize]));
+        if let Some(pair) = store.by_name.windows(2).find(|pair| names[pair[0] as usize] == names[pair[1] as usize]) {
+            let name = &names[pair[0] as usize];
+            return Err(Error::format(&store.folder, format!("holds the image '{name}' twice")));
+        }
+        Ok(store)
+    }
+
+    /// What holds for every image.
+    pub fn info(&self) -> &StoreInfo {
+        &self.info
+    }
+
+    /// The store's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How many images there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The images' names, by number.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The number of the image with this name.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.by_name
+            .binary_search_by(|&i| self.names[i as usize].as_str().cmp(name))
+            .ok()
+            .map(|position| self.by_name[position] as usize)
+    }
+
+    /// How many shards there are.
+    pub fn num_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Bytes of all shards.
+    pub fn size_on_disk(&self) -> u64 {
+        self.shards.iter().map(Shard::size_on_disk).sum()
+    }
+
+    /// Whether a writer is at work in this folder or was killed there: images may be missing.
+    pub fn is_unfinished(&self) -> bool {
+        Journal::exists_in(&self.folder)
+    }
+
+    fn locate(&self, image: usize) -> Result<(&Shard, usize)> {
+        if image >= self.len() {
+            return Err(Error::Argument(format!(
+                "image number {image}, but {} holds {} images",
+                self.folder.display(),
+                self.len()
+            )));
+        }
+        // `first` starts with 0, so at least one shard starts at or before any image.
+        let shard = self.first.partition_point(|&first| first <= image) - 1;
+        Ok((&self.shards[shard], image - self.first[shard]))
+    }
+
+    /// All of one image, by number.
+    ///
+    /// # Errors
+    /// When there is no such number, or the shard is damaged.
+    pub fn regions(&self, image: usize) -> Result<Regions> {
+        let (shard, row) = self.locate(image)?;
+        shard.regions(row)
+    }
+
+    /// How many regions an image has, by number.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::regions`].
+    pub fn num_regions(&self, image: usize) -> Result<usize> {
+        let (shard, row) = self.locate(image)?;
+        shard.num_regions(row)
+    }
+
+    /// The regions of several images (B), as a model takes them, with N and F the store's regions
+    /// and feature dimension. The buffers are emptied first and filled with `features`
+    /// `[B, N, F]`, `boxes` `[B, N, 4]` (x0 y0 x1 y1 in 0..1) and `mask` `[B, N]` (1 for a real
+    /// region, 0 for padding, whose features and boxes are zeros).
+    ///
+    /// # Errors
+    /// As [`FeatureStore::regions`]; the buffers then hold anything.
+    pub fn read_batch(
+        &self,
+        images: &[usize],
+        features: &mut Vec<f32>,
+        boxes: &mut Vec<f32>,
+        mask: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (n, dim) = (self.info.regions, self.info.feature_dim);
+        for (buffer, size) in [(&mut *features, n * dim), (&mut *boxes, n * 4), (&mut *mask, n)] {
+            buffer.clear();
+            buffer.reserve(images.len() * size);
+        }
+        for (i, &image) in images.iter().enumerate() {
+            let (shard, row) = self.locate(image)?;
+            let real = shard.num_regions(row)?;
+            shard.features(row, real, features);
+            features.resize((i + 1) * n * dim, 0.0);
+            shard.boxes(row, real, boxes);
+            boxes.resize((i + 1) * n * 4, 0.0);
+            mask.resize(i * n + real, 1.0);
+            mask.resize((i + 1) * n, 0.0);
+        }
+        Ok(())
+    }
+}

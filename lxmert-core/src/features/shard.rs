@@ -1,0 +1,316 @@
+//! One shard: which tensors, in which order, to and from bytes.
+
+use super::index::{FORMAT, StoreInfo, VERSION, write_whole};
+use super::{Attributes, Regions, StoreDtype};
+use crate::{Error, Result};
+use half::slice::HalfFloatSliceExt;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use std::io::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const NAMES: &str = "names";
+
+/// One tensor of a shard without its first axis, the images.
+#[derive(Debug, Clone)]
+pub(super) struct Column {
+    pub name: &'static str,
+    dtype: Dtype,
+    /// Shape of one image's row.
+    shape: Vec<usize>,
+    /// Where the row lies in an image's record (see [`Layout::encode`]).
+    pub bytes: Range<usize>,
+}
+
+/// The tensors of every shard of a store, in file order.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub columns: Vec<Column>,
+    regions: usize,
+    feature_dim: usize,
+    dtype: StoreDtype,
+    attributes: bool,
+}
+
+impl Layout {
+    pub fn of(info: &StoreInfo) -> Self {
+        let (n, dtype) = (info.regions, info.dtype);
+        let features = match dtype {
+            StoreDtype::F32 => Dtype::F32,
+            StoreDtype::F16 => Dtype::F16,
+            StoreDtype::Bf16 => Dtype::BF16,
+        };
+        let mut tensors = vec![
+            ("features", features, dtype.size(), vec![n, info.feature_dim]),
+            ("boxes", Dtype::F32, 4, vec![n, 4]),
+            ("scores", Dtype::F32, 4, vec![n]),
+            ("labels", Dtype::U32, 4, vec![n]),
+        ];
+        if info.has_attributes() {
+            tensors.push(("attribute_scores", Dtype::F32, 4, vec![n]));
+            tensors.push(("attribute_labels", Dtype::U32, 4, vec![n]));
+        }
+        tensors.push(("num_regions", Dtype::U32, 4, vec![]));
+        tensors.push(("image_sizes", Dtype::U32, 4, vec![2]));
+        let mut end = 0;
+        let columns = tensors
+            .into_iter()
+            .map(|(name, dtype, size, shape)| {
+                let start = end;
+                end += size * shape.iter().product::<usize>();
+                Column { name, dtype, shape, bytes: start..end }
+            })
+            .collect();
+        let (regions, feature_dim) = (info.regions, info.feature_dim);
+        Self { columns, regions, feature_dim, dtype, attributes: info.has_attributes() }
+    }
+
+    /// Bytes of one image's record.
+    pub fn row_bytes(&self) -> usize {
+        self.columns.last().map_or(0, |column| column.bytes.end)
+    }
+
+    /// One image's record: its row of every column, one after the other, padded with zeros to the
+    /// store's number of regions. The regions agree with the store ([`Regions::fault`]).
+    pub fn encode(&self, regions: &Regions) -> Vec<u8> {
+        let mut record = Vec::with_capacity(self.row_bytes());
+        let mut columns = self.columns.iter();
+        let mut close = |record: &mut Vec<u8>| {
+            if let Some(column) = columns.next() {
+                record.resize(column.bytes.end, 0);
+            }
+        };
+        match self.dtype {
+            StoreDtype::F32 => record.extend(regions.features.iter().flat_map(|v| v.to_le_bytes())),
+            StoreDtype::F16 => {
+                record.extend(regions.features.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()))
+            }
+            StoreDtype::Bf16 => {
+                record.extend(regions.features.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()))
+            }
+        }
+        close(&mut record);
+        record.extend(regions.boxes.iter().flatten().flat_map(|v| v.to_le_bytes()));
+        close(&mut record);
+        let attributes = regions.attributes.as_ref().map(|a| (&a.scores, &a.labels));
+        for (scores, labels) in [(&regions.scores, &regions.labels)].into_iter().chain(attributes) {
+            record.extend(scores.iter().flat_map(|v| v.to_le_bytes()));
+            close(&mut record);
+            record.extend(labels.iter().flat_map(|v| v.to_le_bytes()));
+            close(&mut record);
+        }
+        record.extend((regions.num_regions() as u32).to_le_bytes());
+        close(&mut record);
+        record.extend([regions.image_width, regions.image_height].iter().flat_map(|v| v.to_le_bytes()));
+        close(&mut record);
+        record
+    }
+}
+
+/// Writes a shard whole or not at all. `part(image, range, &mut bytes)` appends that range of that
+/// image's record.
+pub(super) fn write_shard(
+    path: &Path,
+    layout: &Layout,
+    names: &[&str],
+    mut part: impl FnMut(usize, Range<usize>, &mut Vec<u8>) -> std::io::Result<()>,
+) -> Result<()> {
+    let names_joined = names.join("\n");
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), serde_json::json!({"format": FORMAT, "version": VERSION.to_string()}));
+    let mut offset = 0;
+    let mut entry = |name: &str, dtype: Dtype, shape: Vec<usize>, bytes: usize| {
+        let offsets = [offset, offset + bytes];
+        offset += bytes;
+        header.insert(
+            name.into(),
+            serde_json::json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": offsets}),
+        );
+    };
+    for column in &layout.columns {
+        let shape = std::iter::once(names.len()).chain(column.shape.iter().copied()).collect();
+        entry(column.name, column.dtype, shape, names.len() * column.bytes.len());
+    }
+    entry(NAMES, Dtype::U8, vec![names_joined.len()], names_joined.len());
+    let mut header = serde_json::Value::Object(header).to_string();
+    while header.len() % 8 != 0 {
+        header.push(' ');
+    }
+    write_whole(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        let mut bytes = Vec::new();
+        for column in &layout.columns {
+            for image in 0..names.len() {
+                bytes.clear();
+                part(image, column.bytes.clone(), &mut bytes)?;
+                file.write_all(&bytes)?;
+            }
+        }
+        file.write_all(names_joined.as_bytes())
+    })
+}
+
+/// A shard mapped into memory, its header checked against the store.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub path: PathBuf,
+    pub images: usize,
+    map: Mmap,
+    /// Where each column of the layout starts in the file.
+    starts: Vec<usize>,
+    names: Range<usize>,
+    layout: Layout,
+}
+
+impl Shard {
+    pub fn open(path: &Path, layout: &Layout) -> Result<Self> {
+        let file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let map = map(&file).map_err(Error::io(path))?;
+        let fault = |reason: String| {
+            Error::format(path, format!("{reason}; delete this file and extract again, the rest is kept"))
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| fault(format!("the shard is cut off or not safetensors ({error})")))?;
+        let data = 8 + header;
+        let names = metadata.info(NAMES).ok_or_else(|| fault("no tensor 'names'".into()))?;
+        let size = data + names.data_offsets.1;
+        if size != map.len() {
+            return Err(fault(format!("the shard has {} bytes, not the {size} of its header", map.len())));
+        }
+        let tensors = metadata.tensors().len();
+        if tensors != layout.columns.len() + 1 {
+            return Err(fault(format!("{tensors} tensors, not {}", layout.columns.len() + 1)));
+        }
+        let images = metadata.info("num_regions").and_then(|info| info.shape.first().copied()).unwrap_or(0);
+        let mut starts = Vec::with_capacity(layout.columns.len());
+        for column in &layout.columns {
+            let info = metadata.info(column.name).ok_or_else(|| fault(format!("no tensor '{}'", column.name)))?;
+            let shape: Vec<usize> = std::iter::once(images).chain(column.shape.iter().copied()).collect();
+            if info.dtype != column.dtype || info.shape != shape {
+                return Err(fault(format!(
+                    "'{}' is {} {:?}, not the store's {} {shape:?}",
+                    column.name, info.dtype, info.shape, column.dtype
+                )));
+            }
+            starts.push(data + info.data_offsets.0);
+        }
+        let names = data + names.data_offsets.0..data + names.data_offsets.1;
+        let shard = Self { path: path.to_path_buf(), images, map, starts, names, layout: layout.clone() };
+        let count = if shard.images == 0 { 0 } else { shard.names()?.count() };
+        if count != images {
+            return Err(fault(format!("{count} names for {images} images")));
+        }
+        Ok(shard)
+    }
+
+    pub fn names(&self) -> Result<impl Iterator<Item = &str>> {
+        let names = std::str::from_utf8(&self.map[self.names.clone()])
+            .map_err(|error| Error::format(&self.path, format!("the names are not UTF-8: {error}")))?;
+        Ok(names.split('\n'))
+    }
+
+    /// One image's row of a column. `image` is less than `images` and `column` exists: both come
+    /// from this module and the reader, which check.
+    fn row(&self, column: usize, image: usize) -> &[u8] {
+        let size = self.layout.columns[column].bytes.len();
+        let start = self.starts[column] + image * size;
+        &self.map[start..start + size]
+    }
+
+    fn column(&self, name: &str, image: usize) -> &[u8] {
+        let column = self.layout.columns.iter().position(|column| column.name == name);
+        column.map_or(&[], |column| self.row(column, image))
+    }
+
+    pub fn num_regions(&self, image: usize) -> Result<usize> {
+        let n = u32s(self.column("num_regions", image)).next().unwrap_or(0) as usize;
+        if n > self.layout.regions {
+            let most = self.layout.regions;
+            return Err(Error::format(&self.path, format!("image {image} has {n} regions, more than {most}")));
+        }
+        Ok(n)
+    }
+
+    /// Appends the features of an image's first `n` regions, as `f32`.
+    pub fn features(&self, image: usize, n: usize, out: &mut Vec<f32>) {
+        let bytes = &self.row(0, image)[..n * self.layout.feature_dim * self.layout.dtype.size()];
+        match self.layout.dtype {
+            StoreDtype::F32 => out.extend(f32s(bytes)),
+            StoreDtype::F16 => widen(bytes, out, half::f16::from_le_bytes, |half, out| half.convert_to_f32_slice(out)),
+            StoreDtype::Bf16 => {
+                widen(bytes, out, half::bf16::from_le_bytes, |half, out| half.convert_to_f32_slice(out))
+            }
+        }
+    }
+
+    /// Appends the boxes of an image's first `n` regions, 4 numbers each.
+    pub fn boxes(&self, image: usize, n: usize, out: &mut Vec<f32>) {
+        out.extend(f32s(&self.row(1, image)[..n * 16]));
+    }
+
+    pub fn regions(&self, image: usize) -> Result<Regions> {
+        let n = self.num_regions(image)?;
+        let mut features = Vec::with_capacity(n * self.layout.feature_dim);
+        self.features(image, n, &mut features);
+        let mut boxes = Vec::with_capacity(n * 4);
+        self.boxes(image, n, &mut boxes);
+        let mut size = u32s(self.column("image_sizes", image));
+        let labels = |name: &str| u32s(self.column(name, image)).take(n).collect();
+        let scores = |name: &str| f32s(self.column(name, image)).take(n).collect();
+        Ok(Regions {
+            image_width: size.next().unwrap_or(0),
+            image_height: size.next().unwrap_or(0),
+            feature_dim: self.layout.feature_dim,
+            features,
+            boxes: boxes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect(),
+            labels: labels("labels"),
+            scores: scores("scores"),
+            attributes: self
+                .layout
+                .attributes
+                .then(|| Attributes { labels: labels("attribute_labels"), scores: scores("attribute_scores") }),
+        })
+    }
+
+    pub fn size_on_disk(&self) -> u64 {
+        self.map.len() as u64
+    }
+}
+
+fn u32s(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn f32s(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// Half numbers to `f32` a block at a time, so that the conversion runs in the CPU's vector unit.
+fn widen<H: Copy + Default>(
+    bytes: &[u8],
+    out: &mut Vec<f32>,
+    from_bytes: impl Fn([u8; 2]) -> H,
+    convert: impl Fn(&[H], &mut [f32]),
+) {
+    const BLOCK: usize = 1024;
+    let mut halves = [H::default(); BLOCK];
+    let mut floats = [0f32; BLOCK];
+    for block in bytes.chunks(2 * BLOCK) {
+        let n = block.len() / 2;
+        for (half, b) in halves.iter_mut().zip(block.chunks_exact(2)) {
+            *half = from_bytes([b[0], b[1]]);
+        }
+        convert(&halves[..n], &mut floats[..n]);
+        out.extend_from_slice(&floats[..n]);
+    }
+}
+
+/// Maps a shard for reading.
+#[allow(unsafe_code)]
+fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is sound while nobody shortens or rewrites the file under it. Shards are
+    // never changed in place: the writer creates them under another name and renames them.
+    unsafe { Mmap::map(file) }
+}

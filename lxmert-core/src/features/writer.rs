@@ -1,0 +1,240 @@
+//! Filling a store, one image at a time.
+
+use super::index::{INDEX_FILE, Index, ShardEntry, StoreInfo, UNFINISHED};
+use super::journal::{Journal, MAX_NAME};
+use super::shard::{Layout, Shard, write_shard};
+use super::{FeatureStore, Regions};
+use crate::{Error, Result};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// A shard is closed when it reaches this many bytes: large enough that a data set is few files,
+/// small enough that copying the journal into it takes a second.
+const SHARD_BYTES: usize = 256 << 20;
+
+/// Appends images to a store; see the [module's text](super) for what a kill can and cannot do.
+pub struct StoreWriter {
+    folder: PathBuf,
+    index: Index,
+    layout: Layout,
+    journal: Journal,
+    names: HashSet<String>,
+    images_per_shard: usize,
+}
+
+/// What [`StoreWriter::finish`] leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSummary {
+    /// The store's folder.
+    pub folder: PathBuf,
+    /// Images in the store.
+    pub images: usize,
+    /// Shards they are in.
+    pub shards: usize,
+    /// Bytes of all shards.
+    pub bytes: u64,
+}
+
+impl StoreWriter {
+    /// Creates the store, or goes on with the one that is there.
+    ///
+    /// # Errors
+    /// When the folder holds a store that was made otherwise ([`Error::StoreDiffers`] names every
+    /// difference), holds something else, is being written to, or cannot be written to.
+    pub fn open(folder: impl AsRef<Path>, info: StoreInfo) -> Result<Self> {
+        Self::open_with(folder, info, SHARD_BYTES)
+    }
+
+    /// [`StoreWriter::open`] with another size of shards, in bytes.
+    ///
+    /// # Errors
+    /// As [`StoreWriter::open`].
+    pub fn open_with(folder: impl AsRef<Path>, info: StoreInfo, shard_bytes: usize) -> Result<Self> {
+        let folder = folder.as_ref().to_path_buf();
+        check_info(&info)?;
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let there = if folder.join(INDEX_FILE).exists() { Some(Index::read(&folder)?) } else { None };
+        if let Some(index) = &there {
+            let differences = index.info.differences(&info);
+            if !differences.is_empty() {
+                return Err(Error::StoreDiffers { path: folder, differences: differences.join("; ") });
+            }
+        } else {
+            refuse_foreign(&folder)?;
+        }
+        let layout = Layout::of(&info);
+        let journal = Journal::open(&folder, layout.row_bytes())?;
+        // Read again now that no other writer can be at work.
+        let index = match there {
+            Some(_) => Index::read(&folder)?,
+            None => {
+                let mut index = Index::new(info);
+                index.write(&folder)?;
+                index
+            }
+        };
+        let images_per_shard = (shard_bytes / layout.row_bytes()).max(1);
+        let mut writer = Self { folder, index, layout, journal, names: HashSet::new(), images_per_shard };
+        writer.recover()?;
+        Ok(writer)
+    }
+
+    /// Takes stock of what an earlier writer left.
+    fn recover(&mut self) -> Result<()> {
+        let mut changed = false;
+        for entry in std::mem::take(&mut self.index.shards) {
+            let path = self.folder.join(&entry.file);
+            if !path.exists() {
+                log::warn!("{}: gone; its {} images are extracted again", path.display(), entry.images);
+                changed = true;
+                continue;
+            }
+            let shard = Shard::open(&path, &self.layout)?;
+            self.take_in(&shard, entry)?;
+        }
+        // A shard whose rename was the killed writer's last act.
+        let file = self.next_file();
+        let path = self.folder.join(&file);
+        if path.exists() {
+            match Shard::open(&path, &self.layout) {
+                Ok(shard) => {
+                    let images = shard.images;
+                    self.take_in(&shard, ShardEntry { file, images })?;
+                    changed = true;
+                }
+                Err(error) => log::warn!("{error}; the index does not name it, so it will be replaced"),
+            }
+        }
+        if changed {
+            self.index.write(&self.folder)?;
+        }
+        let names = &self.names;
+        self.journal.retain(|name| !names.contains(name));
+        if self.journal.len() == 0 {
+            self.journal.clear()?;
+        }
+        let pending: Vec<String> = self.journal.names().map(String::from).collect();
+        self.names.extend(pending);
+        for entry in std::fs::read_dir(&self.folder).map_err(Error::io(&self.folder))? {
+            let path = entry.map_err(Error::io(&self.folder))?.path();
+            if path.to_string_lossy().ends_with(UNFINISHED) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        if self.journal.len() >= self.images_per_shard { self.seal() } else { Ok(()) }
+    }
+
+    fn take_in(&mut self, shard: &Shard, entry: ShardEntry) -> Result<()> {
+        if shard.images != entry.images {
+            return Err(Error::format(
+                &shard.path,
+                format!("{} images, but index.json says {}; it is from another store", shard.images, entry.images),
+            ));
+        }
+        for name in shard.names()?.take(shard.images) {
+            if !self.names.insert(name.to_string()) {
+                return Err(Error::format(&shard.path, format!("holds '{name}', which another shard holds too")));
+            }
+        }
+        self.index.shards.push(entry);
+        Ok(())
+    }
+
+    fn next_file(&self) -> String {
+        let number = |entry: &ShardEntry| entry.file.strip_prefix("shard-")?.split('.').next()?.parse::<usize>().ok();
+        let next = self.index.shards.iter().filter_map(number).max().map_or(0, |last| last + 1);
+        format!("shard-{next:05}.safetensors")
+    }
+
+    /// The store's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether the store has this image already.
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// How many images the store has.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether the store has no image yet.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Appends an image's regions. Once this returns, a kill does not lose them.
+    ///
+    /// # Errors
+    /// When the image is there already, the regions do not fit the store, or the disk is full.
+    pub fn push(&mut self, name: &str, regions: &Regions) -> Result<()> {
+        if name.is_empty() || name.len() > MAX_NAME || name.contains('\n') {
+            return Err(Error::Argument(format!("'{}' cannot be an image's name in a store", name.escape_debug())));
+        }
+        if self.contains(name) {
+            return Err(Error::Argument(format!("'{name}' is in {} already", self.folder.display())));
+        }
+        if let Some(fault) = regions.fault(&self.index.info) {
+            return Err(Error::Argument(format!("regions of '{name}': {fault}")));
+        }
+        self.journal.append(name, &self.layout.encode(regions))?;
+        self.names.insert(name.to_string());
+        if self.journal.len() >= self.images_per_shard { self.seal() } else { Ok(()) }
+    }
+
+    /// Makes a shard of the journal.
+    fn seal(&mut self) -> Result<()> {
+        let file = self.next_file();
+        let names: Vec<String> = self.journal.names().map(String::from).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let journal = &mut self.journal;
+        write_shard(&self.folder.join(&file), &self.layout, &names, |image, range, bytes| {
+            journal.part(image, range, bytes)
+        })?;
+        self.index.shards.push(ShardEntry { file, images: names.len() });
+        self.index.write(&self.folder)?;
+        self.journal.clear()
+    }
+
+    /// Puts what is left into a last shard and removes the journal. More can be added later by
+    /// opening the folder again.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn finish(mut self) -> Result<StoreSummary> {
+        if self.journal.len() > 0 {
+            self.seal()?;
+        }
+        self.journal.remove()?;
+        let store = FeatureStore::open(&self.folder)?;
+        let (images, shards, bytes) = (store.len(), store.num_shards(), store.size_on_disk());
+        Ok(StoreSummary { folder: self.folder, images, shards, bytes })
+    }
+}
+
+fn check_info(info: &StoreInfo) -> Result<()> {
+    // A region is at most this wide, so that no product of sizes overflows.
+    const MOST: usize = 1 << 20;
+    if !(1..=MOST).contains(&info.regions) || !(1..=MOST).contains(&info.feature_dim) {
+        return Err(Error::Argument(format!("a store of {} regions × {} values", info.regions, info.feature_dim)));
+    }
+    Ok(())
+}
+
+/// Refuses a folder that holds something and is no store: a mistyped output must not be mixed into.
+fn refuse_foreign(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let name = entry.map_err(Error::io(folder))?.file_name();
+        let name = name.to_string_lossy();
+        if !Journal::is_journal(&name) && !name.ends_with(UNFINISHED) {
+            return Err(Error::format(
+                folder,
+                format!("holds '{name}' and no index.json, so it is not a feature store; choose an empty folder"),
+            ));
+        }
+    }
+    Ok(())
+}
