@@ -218,7 +218,7 @@ fn nothing_in_nothing_out() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn convolution_of_any_size_equals_the_composition(

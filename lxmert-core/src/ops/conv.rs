@@ -57,7 +57,13 @@ pub fn conv2d_reference(
         // Candle's convolution does not take empty batches.
         return Tensor::zeros((x.dim(0)?, out_channels, windows.out_height, windows.out_width), x.dtype(), x.device());
     }
-    let y = x.conv2d(weight, padding, stride, 1, 1)?;
+    // Candle's gradient holds when the windows end with the image in both directions, so the image is padded here and
+    // what no window reaches is cut off.
+    let reached = |out: usize, kernel: usize| (out - 1) * stride + kernel;
+    let x = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
+    let x = x.narrow(2, 0, reached(windows.out_height, windows.kernel.0))?;
+    let x = x.narrow(3, 0, reached(windows.out_width, windows.kernel.1))?;
+    let y = x.conv2d(weight, 0, stride, 1, 1)?;
     match bias {
         None => Ok(y),
         Some(bias) => y.broadcast_add(&bias.reshape((1, out_channels, 1, 1))?),

@@ -63,6 +63,11 @@ impl Windows {
         (out_y * self.stride + i).checked_sub(self.padding).filter(|&y| y < self.height)
     }
 
+    /// The input column that kernel column `j` meets in output column `out_x`, unless it lies in the padding.
+    pub fn in_column(&self, out_x: usize, j: usize) -> Option<usize> {
+        (out_x * self.stride + j).checked_sub(self.padding).filter(|&x| x < self.width)
+    }
+
     /// The output columns whose kernel column `j` meets the image, and the input column that the first of them meets.
     pub fn out_columns(&self, j: usize) -> (Range<usize>, usize) {
         let first = self.padding.saturating_sub(j).div_ceil(self.stride);

@@ -1,7 +1,8 @@
-//! Strided f32 matrix products on slices: a thin, checked cover over the `gemm` crate, which candle multiplies with too.
+//! Strided f32 matrix products on slices. Large ones go through this crate's own tile kernel ([`super::product`]), which
+//! packs both sides; small ones through the `gemm` crate, which candle multiplies with too.
 //!
-//! Why not faer, whose product is faster on AVX-512: with 0.24.4 (private-gemm-x86 0.1.22) an output whose sides are
-//! not multiples of the register tile is written beyond its edge; the test below on 3 × 5 × 7 aborts on a corrupt heap.
+//! Why not faer, whose product is as fast: in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` takes the row stride for
+//! the columns', and a product written through it corrupts the heap; and a kernel of our own serves convolutions as well.
 //!
 //! Matrices are row-major slices with a leading dimension; a transpose is a view.
 //!
@@ -15,7 +16,9 @@
 
 #![allow(unsafe_code)]
 
+use super::product;
 use gemm::Parallelism;
+use std::ops::Range;
 
 /// A row-major matrix in a slice, or the transpose of one.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,51 @@ impl<'a> Matrix<'a> {
         // A slice is at most isize::MAX bytes long, and the leading dimension at most the slice's length.
         let leading = self.leading as isize;
         if self.transposed { (1, leading) } else { (leading, 1) }
+    }
+}
+
+/// Copies for [`product`](super::product).
+impl Matrix<'_> {
+    /// Rows `first` and on, `count` of them, columns `inner`, to rows `stride` apart.
+    pub(super) fn copy_rows(&self, first: usize, count: usize, inner: Range<usize>, to: &mut [f32], stride: usize) {
+        if self.transposed {
+            for (k, from) in inner.enumerate() {
+                let from = &self.data[from * self.leading + first..][..count];
+                for (value, to) in from.iter().zip(to.iter_mut().skip(k).step_by(stride)) {
+                    *to = *value;
+                }
+            }
+        } else {
+            for (row, to) in to.chunks_mut(stride).take(count).enumerate() {
+                let from = &self.data[(first + row) * self.leading..][inner.clone()];
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+    }
+
+    /// Panel `index` of `width` columns, rows `first` and on until it is full; 0 right of the last column.
+    pub(super) fn copy_panel(&self, first: usize, index: usize, width: usize, panel: &mut [f32]) {
+        let start = index * width;
+        let count = width.min(self.shape().1 - start);
+        if self.transposed {
+            if count < width {
+                panel.fill(0.0);
+            }
+            // A part at a time, so that the lines written to stay in the cache.
+            for (part, panel) in panel.chunks_mut(64 * width).enumerate() {
+                for column in 0..count {
+                    let from = &self.data[(start + column) * self.leading + first + part * 64..][..panel.len() / width];
+                    for (value, to) in from.iter().zip(panel.iter_mut().skip(column).step_by(width)) {
+                        *to = *value;
+                    }
+                }
+            }
+        } else {
+            for (row, to) in panel.chunks_exact_mut(width).enumerate() {
+                to[..count].copy_from_slice(&self.data[(first + row) * self.leading + start..][..count]);
+                to[count..].fill(0.0);
+            }
+        }
     }
 }
 
@@ -140,6 +188,9 @@ pub fn gemm(out: MatrixMut, write: Write, alpha: f32, a: Matrix, b: Matrix, thre
         }
         return;
     }
+    if product::applies(rows, inner, columns) {
+        return product::multiply(out.data, out.leading, write, alpha, a, b, threads);
+    }
     let parallelism = match threads {
         Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),
         _ => Parallelism::None,
@@ -187,11 +238,13 @@ mod tests {
 
     #[test]
     fn products_of_all_transposes_and_strides_match_the_definition() {
-        let values: Vec<f32> = crate::procedural::values("gemm", 80 * 80, -1.0, 1.0, 1);
-        for (rows, inner, columns) in [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 48, 65), (70, 1, 3), (1, 70, 70)] {
+        let values: Vec<f32> = crate::procedural::values("gemm", 720 * 720, -1.0, 1.0, 1);
+        for (rows, inner, columns) in
+            [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 48, 65), (70, 1, 3), (1, 70, 70), (50, 700, 40), (211, 33, 90)]
+        {
             for threads in [Threads::One, Threads::Pool] {
                 for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
-                    let leading = 80;
+                    let leading = 720;
                     let view = |transposed: bool, rows, columns| {
                         if transposed {
                             Matrix::strided(&values, columns, rows, leading).t()

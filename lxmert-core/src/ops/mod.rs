@@ -9,30 +9,39 @@
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
-//! - [`roi_align`]: torchvision's RoIAlign.
+//! - [`roi_align`]: torchvision's RoIAlign;
+//! - [`PackedConv2d`] on [`FeatureMap`]s: the inference path of convolutions, channels last.
 
 mod attention;
 pub mod conv;
 mod dropout;
+mod feature_map;
 mod gelu;
 mod geometry;
+mod kernel;
 mod layer_norm;
 mod linear;
 mod math;
 pub mod matmul;
+mod packed;
 pub mod pool;
+mod product;
 pub mod roi_align;
+mod scratch;
 pub(crate) mod simd;
+mod winograd;
 
 pub use attention::{
     AttentionOptions, KeyMask, attention, probabilities as attention_probabilities, weigh as attention_weigh,
 };
 pub use conv::conv2d;
 pub use dropout::{DropoutRng, dropout};
+pub use feature_map::{BufferPool, FeatureMap, Residual};
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+pub use packed::PackedConv2d;
 pub use pool::max_pool2d;
 pub use roi_align::{RoiAlign, roi_align};
 

@@ -83,8 +83,7 @@ fn arg_max(windows: &Windows, plane: &[f32], out_y: usize, out_x: usize) -> usiz
     for i in 0..windows.kernel.0 {
         let Some(y) = windows.in_row(out_y, i) else { continue };
         for j in 0..windows.kernel.1 {
-            let x = (out_x * windows.stride + j).wrapping_sub(windows.padding);
-            if x < windows.width {
+            if let Some(x) = windows.in_column(out_x, j) {
                 let value = plane[y * windows.width + x];
                 if value > best || value.is_nan() || place.is_none() {
                     (best, place) = (value, Some(y * windows.width + x));

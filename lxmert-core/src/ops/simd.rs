@@ -1,4 +1,7 @@
-//! Which vector instructions this machine has, and functions compiled once for each.
+//! Which vector instructions this machine has, and code that is compiled once for each.
+//!
+//! [`vectorised!`](vectorised) compiles a plain loop for every [`Level`]. Kernels that must keep their sums in registers
+//! are written over [`Vector`], a handful of operations on one register.
 
 #![allow(unsafe_code)]
 
@@ -68,3 +71,149 @@ macro_rules! vectorised {
     };
 }
 pub(crate) use vectorised;
+
+/// One vector register of f32, and the operations that kernels need.
+///
+/// # Safety
+/// The methods may only run on a machine that has the instructions; kernels are generic over `Self`, marked
+/// `#[inline(always)]`, and instantiated in functions with the matching `#[target_feature]`, which are called after
+/// [`level`] has answered. Pointers must be valid for `LANES` values; they need no alignment.
+pub(crate) trait Vector: Copy {
+    /// Values in a register.
+    const LANES: usize;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// One value in every lane.
+    unsafe fn broadcast(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    /// `self · other + sum`, fused where the machine can.
+    unsafe fn mul_add(self, other: Self, sum: Self) -> Self;
+}
+
+/// Four values: SSE2 or NEON by way of the compiler, or plain numbers where there is neither.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain([f32; 4]);
+
+macro_rules! lanewise {
+    ($a:expr, $b:expr, $f:expr) => {
+        Plain([$f($a.0[0], $b.0[0]), $f($a.0[1], $b.0[1]), $f($a.0[2], $b.0[2]), $f($a.0[3], $b.0[3])])
+    };
+}
+
+// SAFETY (of every method): `load` and `store` as the trait says, the rest is safe code.
+#[allow(clippy::missing_safety_doc)]
+impl Vector for Plain {
+    const LANES: usize = 4;
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: valid for four values, and `[f32; 4]` is aligned as f32 is.
+        Self(unsafe { from.cast::<[f32; 4]>().read() })
+    }
+    #[inline(always)]
+    unsafe fn broadcast(from: *const f32) -> Self {
+        // SAFETY: valid for one value.
+        Self([unsafe { *from }; 4])
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as for `load`.
+        unsafe { to.cast::<[f32; 4]>().write(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a * b)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
+        // SAFETY: plain arithmetic. Not fused: without FMA that would be a library call.
+        unsafe { self.mul(other).add(sum) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Vector;
+    use std::arch::x86_64::*;
+
+    macro_rules! register {
+        ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
+            // SAFETY (of every method): the caller answers for the instructions and the pointers, as the trait says.
+            impl Vector for $type {
+                const LANES: usize = $lanes;
+                #[inline(always)]
+                unsafe fn splat(value: f32) -> Self {
+                    unsafe { $splat(value) }
+                }
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    unsafe { $load(from) }
+                }
+                #[inline(always)]
+                unsafe fn broadcast(from: *const f32) -> Self {
+                    // `*from` would be checked for alignment in every turn of a debug build's inner loop.
+                    unsafe { $broadcast(_mm_load_ss(from)) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    unsafe { $store(to, self) }
+                }
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    unsafe { $add(self, other) }
+                }
+                #[inline(always)]
+                unsafe fn sub(self, other: Self) -> Self {
+                    unsafe { $sub(self, other) }
+                }
+                #[inline(always)]
+                unsafe fn mul(self, other: Self) -> Self {
+                    unsafe { $mul(self, other) }
+                }
+                #[inline(always)]
+                unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
+                    unsafe { $fma(self, other, sum) }
+                }
+            }
+        };
+    }
+
+    register!(
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_broadcastss_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps
+    );
+    register!(
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_broadcastss_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_mul_ps,
+        _mm256_fmadd_ps
+    );
+}

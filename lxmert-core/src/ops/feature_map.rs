@@ -1,0 +1,233 @@
+//! Activations of an inference pass: channels-last, in buffers that are used again.
+//!
+//! Memory fresh from the system costs more to touch for the first time than a layer costs to compute into it (a
+//! Faster R-CNN writes a gigabyte of activations an image). So a map's buffer goes back to its pool when the map is
+//! dropped, and the next layer takes it from there.
+
+use super::geometry::Windows;
+use super::simd::vectorised;
+use super::with_f32;
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Buffers of dropped [`FeatureMap`]s, to be used again. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct BufferPool(Arc<Mutex<Vec<Vec<f32>>>>);
+
+impl BufferPool {
+    /// An empty pool.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A buffer of at least `len` values, whatever they are: the smallest that is free, or a new one.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = free.iter().enumerate().filter(|(_, buffer)| buffer.len() >= len && buffer.len() / 4 <= len);
+        match fits.min_by_key(|(_, buffer)| buffer.len()).map(|(i, _)| i) {
+            Some(i) => free.swap_remove(i),
+            None => vec![0.0; len],
+        }
+    }
+
+    fn give_back(&self, buffer: Vec<f32>) {
+        /// More than the maps of one image that are alive at once; images of many sizes must not fill the memory.
+        const MOST: usize = 12;
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(buffer);
+        if free.len() > MOST {
+            free.remove(0);
+        }
+    }
+}
+
+/// Activations `[batch, height, width, channels]` on the CPU, in f32.
+#[derive(Debug)]
+pub struct FeatureMap {
+    /// At least as long as the shape says.
+    data: Vec<f32>,
+    shape: [usize; 4],
+    pool: BufferPool,
+}
+
+impl Drop for FeatureMap {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        if !data.is_empty() {
+            self.pool.give_back(data);
+        }
+    }
+}
+
+impl FeatureMap {
+    /// A map of shape `[batch, height, width, channels]` whose values are yet to be written.
+    pub(crate) fn unwritten(shape: [usize; 4], pool: &BufferPool) -> Self {
+        Self { data: pool.take(shape.iter().product()), shape, pool: pool.clone() }
+    }
+
+    /// From a tensor `[batch, channels, height, width]` of f32 on the CPU.
+    ///
+    /// # Errors
+    /// When it is of another rank, type or device.
+    pub fn from_tensor(tensor: &Tensor, pool: &BufferPool) -> Result<Self> {
+        let (batch, channels, height, width) = tensor.dims4()?;
+        let mut map = Self::unwritten([batch, height, width, channels], pool);
+        let area = height * width;
+        if batch * channels * area > 0 {
+            with_f32(tensor, |from| {
+                let to = map.values_mut().par_chunks_exact_mut(width * channels).enumerate();
+                to.for_each(|(row, to)| {
+                    let (image, y) = (row / height, row % height);
+                    for channel in 0..channels {
+                        let from = &from[(image * channels + channel) * area + y * width..][..width];
+                        for (x, value) in from.iter().enumerate() {
+                            to[x * channels + channel] = *value;
+                        }
+                    }
+                });
+            })?;
+        }
+        Ok(map)
+    }
+
+    /// As a tensor `[batch, channels, height, width]`, a view of channels-last memory: nothing is copied.
+    ///
+    /// # Errors
+    /// None in practice: the shape fits the values.
+    pub fn into_tensor(mut self) -> Result<Tensor> {
+        let mut data = std::mem::take(&mut self.data);
+        data.truncate(self.shape.iter().product());
+        Tensor::from_vec(data, self.shape.as_slice(), &Device::Cpu)?.permute((0, 3, 1, 2))
+    }
+
+    /// `[batch, height, width, channels]`.
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    /// The values, channels fastest.
+    pub fn values(&self) -> &[f32] {
+        &self.data[..self.shape.iter().product()]
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        let len = self.shape.iter().product();
+        &mut self.data[..len]
+    }
+
+    pub(crate) fn pool(&self) -> &BufferPool {
+        &self.pool
+    }
+
+    /// As [`max_pool2d`](super::max_pool2d).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
+        let [batch, height, width, channels] = self.shape;
+        if 2 * padding > kernel {
+            candle_core::bail!("a padding of {padding} is more than half of the pooling kernel, {kernel}");
+        }
+        let windows = Windows::new((channels, height, width), (kernel, kernel), stride, padding)?;
+        let mut out = Self::unwritten([batch, windows.out_height, windows.out_width, channels], &self.pool);
+        let row_len = windows.out_width * channels;
+        if row_len == 0 {
+            return Ok(out);
+        }
+        out.values_mut().par_chunks_exact_mut(row_len).enumerate().for_each(|(row, out)| {
+            let (image, out_y) = (row / windows.out_height, row % windows.out_height);
+            let image = &self.values()[image * windows.in_len()..][..windows.in_len()];
+            for (out_x, out) in out.chunks_exact_mut(channels).enumerate() {
+                let mut first = true;
+                for y in (0..kernel).filter_map(|i| windows.in_row(out_y, i)) {
+                    for x in (0..kernel).filter_map(|j| windows.in_column(out_x, j)) {
+                        let values = &image[(y * width + x) * channels..][..channels];
+                        if first {
+                            out.copy_from_slice(values);
+                            first = false;
+                        } else {
+                            keep_larger(out, values);
+                        }
+                    }
+                }
+            }
+        });
+        Ok(out)
+    }
+}
+
+vectorised! {
+    /// `best = max(best, values)`, NaN winning.
+    fn keep_larger(best: &mut [f32], values: &[f32]) {
+        for (best, &value) in best.iter_mut().zip(values) {
+            *best = if value > *best || value.is_nan() { value } else { *best };
+        }
+    }
+}
+
+/// What is added to a convolution's output before its activation.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// A map of the output's shape.
+    Same(&'a FeatureMap),
+    /// A coarser map of the same batch and channels, enlarged by nearest-neighbour interpolation as torch does it: source
+    /// index ⌊target · (input size / output size)⌋, the ratio in f32.
+    Upsampled(&'a FeatureMap),
+}
+
+/// A residual, ready to be read by the output's pixels.
+pub(crate) struct ResidualRows<'a> {
+    values: &'a [f32],
+    shape: [usize; 4],
+    /// The sources of rows and columns, for an enlarged map.
+    sources: Option<(Vec<usize>, Vec<usize>)>,
+}
+
+impl<'a> ResidualRows<'a> {
+    /// # Errors
+    /// When the map does not fit an output of `shape`.
+    pub fn new(residual: Residual<'a>, shape: [usize; 4]) -> Result<Option<Self>> {
+        let (map, sources) = match residual {
+            Residual::None => return Ok(None),
+            Residual::Same(map) => (map, None),
+            Residual::Upsampled(map) => {
+                let source = |from: usize, to: usize| {
+                    let ratio = from as f32 / to as f32;
+                    (0..to).map(|i| ((i as f32 * ratio) as usize).min(from.saturating_sub(1))).collect()
+                };
+                (map, Some((source(map.shape[1], shape[1]), source(map.shape[2], shape[2]))))
+            }
+        };
+        let fits = match &sources {
+            None => map.shape == shape,
+            Some(_) => map.shape[0] == shape[0] && map.shape[3] == shape[3] && !map.values().is_empty(),
+        };
+        if !fits {
+            candle_core::bail!("a residual {:?} does not fit a convolution's output {shape:?}", map.shape);
+        }
+        Ok(Some(Self { values: map.values(), shape: map.shape, sources }))
+    }
+
+    /// Whether it lies as the output does, value for value.
+    pub fn is_same(&self) -> bool {
+        self.sources.is_none()
+    }
+
+    /// All values of the map.
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    /// The channels at a pixel of the output.
+    pub fn pixel(&self, image: usize, y: usize, x: usize) -> &'a [f32] {
+        let [_, height, width, channels] = self.shape;
+        let (y, x) = match &self.sources {
+            None => (y, x),
+            Some((rows, columns)) => (rows[y], columns[x]),
+        };
+        &self.values[((image * height + y) * width + x) * channels..][..channels]
+    }
+}

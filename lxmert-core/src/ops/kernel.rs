@@ -1,0 +1,243 @@
+//! The innermost product: a tile of a few rows times a panel of packed columns, its sums held in registers; and what
+//! is done to a tile before it is stored.
+//!
+//! Weights are packed once into panels, each `inner` × `columns` values in the order they are read, zero-padded at the
+//! right edge. The left side is read as it lies, row after row, one value broadcast at a time. There is no blocking
+//! along the inner dimension: a panel streams through the first-level cache while the rows stay in the second.
+
+#![allow(unsafe_code)]
+
+use super::simd::{Level, Plain, Vector, level, vectorised};
+
+/// The product of a tile, compiled for one kind of machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernel {
+    level: Level,
+    /// Columns of a tile: the width of a panel.
+    pub columns: usize,
+    /// Rows of a large tile, which keeps as many sums in registers as there are, and of a small one for what is left.
+    large: Tile,
+    small: Tile,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    rows: usize,
+    run: unsafe fn(usize, *const f32, usize, *const f32, *mut f32),
+}
+
+impl Kernel {
+    /// The one for this machine.
+    pub fn new() -> Self {
+        Self::of(level())
+    }
+
+    fn of(level: Level) -> Self {
+        let tile = |rows, run| Tile { rows, run };
+        match level {
+            // 24 of 32 registers hold sums.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Self { level, columns: 32, large: tile(12, avx512::<12>), small: tile(4, avx512::<4>) },
+            // 12 of 16 registers hold sums.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Self { level, columns: 16, large: tile(6, avx2::<6>), small: tile(2, avx2::<2>) },
+            _ => Self { level: Level::Plain, columns: 8, large: tile(4, plain::<4>), small: tile(2, plain::<2>) },
+        }
+    }
+
+    /// The instructions that it was compiled for.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Values in a register.
+    pub fn lanes(&self) -> usize {
+        self.columns / 2
+    }
+
+    /// Rows of the tile that is fastest.
+    pub fn large_rows(&self) -> usize {
+        self.large.rows
+    }
+
+    /// `rows` rounded up to what [`multiply`](Self::multiply) can do.
+    pub fn round_rows(&self, rows: usize) -> usize {
+        rows.next_multiple_of(self.small.rows)
+    }
+
+    /// `out` (`rows` × `columns`) = `a` (`rows` × `inner`, rows `a_stride` apart) · `panel` (`inner` × `columns`).
+    /// `rows` must be a multiple of the small tile's.
+    pub fn multiply(&self, rows: usize, inner: usize, a: &[f32], a_stride: usize, panel: &[f32], out: &mut [f32]) {
+        let mut row = 0;
+        while row < rows {
+            let tile = if rows - row >= self.large.rows { self.large } else { self.small };
+            let (a, out) = (&a[row * a_stride..], &mut out[row * self.columns..]);
+            assert!(a.len() >= (tile.rows - 1) * a_stride + inner);
+            assert!(panel.len() >= inner * self.columns && out.len() >= tile.rows * self.columns);
+            // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
+            unsafe { (tile.run)(inner, a.as_ptr(), a_stride, panel.as_ptr(), out.as_mut_ptr()) }
+            row += tile.rows;
+        }
+    }
+
+    /// Panels of the matrix whose element (inner, column) is `at(inner, column)`, one after another.
+    pub fn pack(&self, inner: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+        let mut packed = Vec::with_capacity(columns.next_multiple_of(self.columns) * inner);
+        for first in (0..columns).step_by(self.columns) {
+            for k in 0..inner {
+                packed.extend((first..first + self.columns).map(|j| if j < columns { at(k, j) } else { 0.0 }));
+            }
+        }
+        packed
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512<const ROWS: usize>(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, out: *mut f32) {
+    // SAFETY: passed on to the caller, which has checked the lengths.
+    unsafe { multiply::<std::arch::x86_64::__m512, ROWS>(inner, a, a_stride, panel, out) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const ROWS: usize>(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, out: *mut f32) {
+    // SAFETY: as above.
+    unsafe { multiply::<std::arch::x86_64::__m256, ROWS>(inner, a, a_stride, panel, out) }
+}
+
+unsafe fn plain<const ROWS: usize>(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, out: *mut f32) {
+    // SAFETY: as above.
+    unsafe { multiply::<Plain, ROWS>(inner, a, a_stride, panel, out) }
+}
+
+/// # Safety
+/// `a` holds `ROWS` rows of `inner` values, `panel` `inner` rows of two registers, `tile` has room for `ROWS` rows of two.
+#[inline(always)]
+unsafe fn multiply<V: Vector, const ROWS: usize>(
+    inner: usize,
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    tile: *mut f32,
+) {
+    // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
+    // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one past the end.
+    unsafe {
+        let mut sums = [[V::splat(0.0); 2]; ROWS];
+        let (mut a, mut b) = (a, panel);
+        for _ in 0..inner {
+            let (left, right) = (V::load(b), V::load(b.wrapping_add(V::LANES)));
+            let mut row = a;
+            for sum in &mut sums {
+                let value = V::broadcast(row);
+                sum[0] = value.mul_add(left, sum[0]);
+                sum[1] = value.mul_add(right, sum[1]);
+                row = row.wrapping_add(a_stride);
+            }
+            a = a.wrapping_add(1);
+            b = b.wrapping_add(2 * V::LANES);
+        }
+        let mut out = tile;
+        for sum in sums {
+            sum[0].store(out);
+            sum[1].store(out.wrapping_add(V::LANES));
+            out = out.wrapping_add(2 * V::LANES);
+        }
+    }
+}
+
+/// How many of `count` rows a task takes, in whole blocks of `block` and at most `most` (but one block), so that the last
+/// of the threads is done soonest.
+pub(crate) fn balanced(count: usize, block: usize, most: usize) -> usize {
+    let (blocks, threads) = (count.div_ceil(block).max(1), rayon::current_num_threads());
+    let most = (most / block).max(1);
+    let time = |per_task: usize| blocks.div_ceil(per_task).div_ceil(threads) * per_task;
+    // The larger of equal ones: it reuses the weights more.
+    (most.div_ceil(2)..=most).rev().min_by_key(|&per_task| time(per_task)).unwrap_or(1) * block
+}
+
+vectorised! {
+    /// `out = [out +] alpha · values`.
+    pub(crate) fn accumulate(out: &mut [f32], values: &[f32], alpha: f32, add: bool) {
+        let values = &values[..out.len()];
+        if add {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out += alpha * value;
+            }
+        } else {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = alpha * value;
+            }
+        }
+    }
+}
+
+/// Where a tile's columns go: `width` of them from `start` on in rows `leading` apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Columns {
+    pub leading: usize,
+    pub start: usize,
+    pub width: usize,
+}
+
+vectorised! {
+    /// `out = values + bias [+ residual] [then ReLU]` in `columns` of all rows of `out`; `residual` lies like `out`, `values`
+    /// are rows of `panel`, `bias` begins at the columns' start.
+    pub(crate) fn finish(
+        out: &mut [f32], columns: Columns, values: &[f32], panel: usize, bias: &[f32], residual: Option<&[f32]>, relu: bool,
+    ) {
+        let Columns { leading, start, width } = columns;
+        let bias = &bias[..width];
+        let least = if relu { 0.0 } else { f32::NEG_INFINITY };
+        // NaN stays NaN.
+        let activate = |value: f32| if value < least { least } else { value };
+        for (row, (out, values)) in out.chunks_exact_mut(leading).zip(values.chunks_exact(panel)).enumerate() {
+            let (out, values) = (&mut out[start..start + width], &values[..width]);
+            match residual {
+                None => {
+                    for i in 0..width {
+                        out[i] = activate(values[i] + bias[i]);
+                    }
+                }
+                Some(residual) => {
+                    let residual = &residual[row * leading + start..][..width];
+                    for i in 0..width {
+                        out[i] = activate(values[i] + bias[i] + residual[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_of_this_machine_multiplies() {
+        for kernel in [Level::Plain, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= level()).map(Kernel::of) {
+            let (rows, columns) = (kernel.large.rows + 2 * kernel.small.rows, kernel.columns);
+            for inner in [0, 1, 7, 64] {
+                let stride = inner + 3;
+                let a = crate::procedural::values("a", rows * stride, -1.0, 1.0, 1);
+                let b = crate::procedural::values("b", inner * (columns + 5), -1.0, 1.0, 2);
+                let at = |k: usize, j: usize| b[k * (columns + 5) + j];
+                let packed = kernel.pack(inner, columns + 5, at);
+                for (panel, packed) in packed.chunks(inner.max(1) * columns).enumerate() {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    kernel.multiply(rows, inner, &a, stride, packed, &mut out);
+                    for (place, value) in out.iter().enumerate() {
+                        let (row, column) = (place / columns, panel * columns + place % columns);
+                        let expected: f32 = match column < columns + 5 {
+                            true => (0..inner).map(|k| a[row * stride + k] * at(k, column)).sum(),
+                            false => 0.0,
+                        };
+                        assert!((value - expected).abs() < 1e-5, "{row} {column}: {value} {expected}");
+                    }
+                }
+            }
+        }
+    }
+}

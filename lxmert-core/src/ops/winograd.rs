@@ -1,0 +1,362 @@
+//! Winograd's minimal filtering F(4×4, 3×3) (Lavin & Gray 2016): a 3×3 convolution with stride 1 as 36 products over
+//! transformed tiles, a quarter of the multiplications.
+//!
+//! Each 4×4 tile of the output comes from a 6×6 tile of the input: `Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A`, where the elementwise
+//! product, summed over channels, is for each of the 36 places one matrix product `[tiles, channels] · [channels, out]`.
+//! In f32 the transforms cost about a digit of precision against the direct sum; the tests state the bound.
+
+#![allow(unsafe_code)]
+// Matrices are walked along both sides: indices say it better than iterators.
+#![allow(clippy::needless_range_loop)]
+
+use super::feature_map::{FeatureMap, ResidualRows};
+use super::geometry::Windows;
+use super::kernel::{Columns, Kernel, finish};
+use super::scratch::with_scratch;
+use super::simd::{Level, Plain, Vector};
+use rayon::prelude::*;
+
+/// Side of an output tile, and of the input tile that it needs.
+const OUT: usize = 4;
+const IN: usize = 6;
+const PLACES: usize = IN * IN;
+
+/// The weights of a 3×3 convolution, transformed and packed.
+#[derive(Debug)]
+pub(crate) struct Winograd {
+    /// For each panel of output channels, for each place, `channels` × panel width.
+    weights: Vec<f32>,
+    channels: usize,
+    out_channels: usize,
+    kernel: Kernel,
+    transforms: Transforms,
+}
+
+impl Winograd {
+    /// Whether the transforms, which run along channels a register at a time, apply.
+    pub fn applies(windows: &Windows, kernel: &Kernel) -> bool {
+        windows.kernel == (3, 3) && windows.stride == 1 && windows.channels.is_multiple_of(kernel.lanes())
+    }
+
+    /// `weight`: `[out_channels, channels, 3, 3]`.
+    pub fn new(weight: &[f32], out_channels: usize, channels: usize, kernel: Kernel) -> Self {
+        let transformed: Vec<[f32; PLACES]> = weight
+            .chunks_exact(9)
+            .map(|filter| transform_filter(std::array::from_fn(|i| f64::from(filter[i]))))
+            .collect();
+        let mut weights = Vec::new();
+        for first in (0..out_channels).step_by(kernel.columns) {
+            for place in 0..PLACES {
+                weights.extend(kernel.pack(channels, kernel.columns, |channel, j| match first + j < out_channels {
+                    true => transformed[(first + j) * channels + channel][place],
+                    false => 0.0,
+                }));
+            }
+        }
+        Self { weights, channels, out_channels, kernel, transforms: Transforms::of(kernel.level()) }
+    }
+
+    /// Writes the convolution of `x` with its bias, residual and activation to `out`.
+    pub fn forward(
+        &self,
+        x: &FeatureMap,
+        windows: &Windows,
+        bias: &[f32],
+        residual: Option<&ResidualRows>,
+        relu: bool,
+        out: &mut [f32],
+    ) {
+        let tile_columns = windows.out_width.div_ceil(OUT);
+        let tile_rows = windows.out_height.div_ceil(OUT);
+        // Rows of tiles that one task takes: enough tiles to reuse each panel, few enough to stay in the cache.
+        let per_task = super::kernel::balanced(tile_rows, 1, (MOST_TILES / tile_columns).max(1));
+        let row_len = windows.out_width * self.out_channels;
+        let tasks: Vec<(usize, usize, &mut [f32])> = out
+            .chunks_exact_mut(windows.out_height * row_len)
+            .enumerate()
+            .flat_map(|(image, out)| {
+                out.chunks_mut(per_task * OUT * row_len).enumerate().map(move |(i, out)| (image, i * per_task, out))
+            })
+            .collect();
+        tasks.into_par_iter().for_each(|(image, first, out)| {
+            let values = &x.values()[image * windows.in_len()..][..windows.in_len()];
+            let task = Task { layer: self, windows, values, image, first, tile_columns, bias, residual, relu };
+            task.run(out);
+        });
+    }
+}
+
+/// Tiles of a task: with 256 channels their transforms take 2.6 MB, which streams from the third-level cache.
+const MOST_TILES: usize = 72;
+
+/// Some rows of tiles of one image.
+struct Task<'a> {
+    layer: &'a Winograd,
+    windows: &'a Windows,
+    values: &'a [f32],
+    image: usize,
+    /// First row of tiles.
+    first: usize,
+    tile_columns: usize,
+    bias: &'a [f32],
+    residual: Option<&'a ResidualRows<'a>>,
+    relu: bool,
+}
+
+impl Task<'_> {
+    /// `out`: the rows of the output that these tiles cover.
+    fn run(&self, out: &mut [f32]) {
+        let (layer, kernel) = (self.layer, &self.layer.kernel);
+        let (channels, out_channels, panel) = (layer.channels, layer.out_channels, kernel.columns);
+        let tiles = (out.len() / (self.windows.out_width * out_channels)).div_ceil(OUT) * self.tile_columns;
+        let rows = kernel.round_rows(tiles);
+        // Rows a power of two apart would fall into the same sets of the cache.
+        let stride = channels + 16;
+        let (inputs, products) = (PLACES * rows * stride, PLACES * rows * panel);
+        with_scratch([inputs, products, OUT * OUT * panel, channels], |[inputs, products, patch, zeros]| {
+            zeros.fill(0.0);
+            for tile in 0..tiles {
+                let sources = self.sources(tile, zeros);
+                self.layer.transforms.input(&sources, &mut inputs[tile * stride..], rows * stride);
+            }
+            for (index, weights) in layer.weights.chunks_exact(PLACES * channels * panel).enumerate() {
+                let places = inputs.chunks_exact(rows * stride).zip(products.chunks_exact_mut(rows * panel));
+                for ((input, product), weights) in places.zip(weights.chunks_exact(channels * panel)) {
+                    kernel.multiply(rows, channels, input, stride, weights, product);
+                }
+                let start = index * panel;
+                let columns = Columns { leading: out_channels, start, width: panel.min(out_channels - start) };
+                for tile in 0..tiles {
+                    layer.transforms.output(&products[tile * panel..], rows * panel, patch, panel);
+                    self.store(tile, columns, patch, out);
+                }
+            }
+        });
+    }
+
+    /// Finishes and stores the 4×4 outputs of a tile, as far as they lie in the image.
+    fn store(&self, tile: usize, columns: Columns, patch: &[f32], out: &mut [f32]) {
+        let (channels, panel) = (columns.leading, self.layer.kernel.columns);
+        let row_len = self.windows.out_width * channels;
+        let (tile_y, tile_x) = (tile / self.tile_columns * OUT, tile % self.tile_columns * OUT);
+        let count = OUT.min(self.windows.out_width - tile_x);
+        let bias = &self.bias[columns.start..];
+        let rows = out.chunks_exact_mut(row_len).enumerate().skip(tile_y).zip(patch.chunks_exact(OUT * panel));
+        for ((y, row), values) in rows {
+            let out = &mut row[tile_x * channels..][..count * channels];
+            let image_y = self.first * OUT + y;
+            match self.residual {
+                None => finish(out, columns, values, panel, bias, None, self.relu),
+                Some(residual) => {
+                    for (x, (out, values)) in out.chunks_exact_mut(channels).zip(values.chunks_exact(panel)).enumerate()
+                    {
+                        let residual = Some(residual.pixel(self.image, image_y, tile_x + x));
+                        finish(out, columns, values, panel, bias, residual, self.relu);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the 36 pixels of a tile's input lie: in the image, or in the padding, which is `zeros`.
+    fn sources<'b>(&'b self, tile: usize, zeros: &'b [f32]) -> [&'b [f32]; PLACES] {
+        let channels = self.layer.channels;
+        let (y, x) = ((self.first + tile / self.tile_columns) * OUT, tile % self.tile_columns * OUT);
+        let mut sources = [zeros; PLACES];
+        for i in 0..IN {
+            let Some(row) = self.windows.in_row(y, i) else { continue };
+            for j in 0..IN {
+                if let Some(column) = self.windows.in_column(x, j) {
+                    sources[i * IN + j] = &self.values[(row * self.windows.width + column) * channels..][..channels];
+                }
+            }
+        }
+        sources
+    }
+}
+
+/// `G g Gᵀ`, in f64.
+fn transform_filter(g: [f64; 9]) -> [f32; PLACES] {
+    const G: [[f64; 3]; IN] = [
+        [1.0 / 4.0, 0.0, 0.0],
+        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+        [0.0, 0.0, 1.0],
+    ];
+    std::array::from_fn(|place| {
+        let (i, j) = (place / IN, place % IN);
+        let sum: f64 = (0..9).map(|k| G[i][k / 3] * g[k] * G[j][k % 3]).sum();
+        sum as f32
+    })
+}
+
+/// The transforms of tiles, compiled for one kind of machine.
+#[derive(Clone, Copy, Debug)]
+struct Transforms {
+    lanes: usize,
+    input: unsafe fn(&[*const f32; PLACES], usize, *mut f32, usize),
+    output: unsafe fn(*const f32, usize, *mut f32, usize),
+}
+
+impl Transforms {
+    fn of(level: Level) -> Self {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Self { lanes: 16, input: avx512_input, output: avx512_output },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Self { lanes: 8, input: avx2_input, output: avx2_output },
+            _ => Self { lanes: Plain::LANES, input: input::<Plain>, output: output::<Plain> },
+        }
+    }
+
+    /// `Bᵀ d B` of the tile whose pixels are `sources`, place `p` to `out[p · stride..]`.
+    fn input(&self, sources: &[&[f32]; PLACES], out: &mut [f32], stride: usize) {
+        let channels = sources[0].len();
+        assert!(channels.is_multiple_of(self.lanes) && sources.iter().all(|source| source.len() == channels));
+        assert!(out.len() >= (PLACES - 1) * stride + channels);
+        let pointers = sources.map(<[f32]>::as_ptr);
+        // SAFETY: every source holds `channels` values, a multiple of a register's; the last place written ends at
+        // (PLACES − 1) · stride + channels, within `out`; the function suits the machine (`Kernel::level`).
+        unsafe { (self.input)(&pointers, channels, out.as_mut_ptr(), stride) }
+    }
+
+    /// `Aᵀ m A` of `count` channels, place `p` read at `products[p · stride..]`, pixel `q` written at `patch[q · count..]`.
+    fn output(&self, products: &[f32], stride: usize, patch: &mut [f32], count: usize) {
+        assert!(count.is_multiple_of(self.lanes) && products.len() >= (PLACES - 1) * stride + count);
+        assert!(patch.len() >= OUT * OUT * count);
+        // SAFETY: as above, by the two assertions.
+        unsafe { (self.output)(products.as_ptr(), stride, patch.as_mut_ptr(), count) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512_input(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
+    // SAFETY: passed on to the caller.
+    unsafe { input::<std::arch::x86_64::__m512>(sources, channels, out, stride) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_input(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
+    // SAFETY: passed on to the caller.
+    unsafe { input::<std::arch::x86_64::__m256>(sources, channels, out, stride) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512_output(products: *const f32, stride: usize, patch: *mut f32, count: usize) {
+    // SAFETY: passed on to the caller.
+    unsafe { output::<std::arch::x86_64::__m512>(products, stride, patch, count) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_output(products: *const f32, stride: usize, patch: *mut f32, count: usize) {
+    // SAFETY: passed on to the caller.
+    unsafe { output::<std::arch::x86_64::__m256>(products, stride, patch, count) }
+}
+
+/// # Safety
+/// As [`Transforms::input`] checks.
+#[inline(always)]
+unsafe fn input<V: Vector>(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
+    let mut channel = 0;
+    while channel < channels {
+        // SAFETY: `channel + LANES <= channels`, which is a multiple of LANES, so all accesses lie in the ranges that
+        // the caller vouches for. `wrapping_add` costs no check in a debug build.
+        unsafe {
+            let mut half = [[V::splat(0.0); IN]; IN];
+            for j in 0..IN {
+                let mut column = [V::splat(0.0); IN];
+                for i in 0..IN {
+                    column[i] = V::load(sources[i * IN + j].wrapping_add(channel));
+                }
+                let column = times_b(column);
+                for i in 0..IN {
+                    half[i][j] = column[i];
+                }
+            }
+            for (i, row) in half.into_iter().enumerate() {
+                for (j, value) in times_b(row).into_iter().enumerate() {
+                    value.store(out.wrapping_add((i * IN + j) * stride + channel));
+                }
+            }
+        }
+        channel += V::LANES;
+    }
+}
+
+/// # Safety
+/// As [`Transforms::output`] checks.
+#[inline(always)]
+unsafe fn output<V: Vector>(products: *const f32, stride: usize, patch: *mut f32, count: usize) {
+    let mut channel = 0;
+    while channel < count {
+        // SAFETY: as in `input`.
+        unsafe {
+            let mut half = [[V::splat(0.0); IN]; OUT];
+            for j in 0..IN {
+                let mut column = [V::splat(0.0); IN];
+                for i in 0..IN {
+                    column[i] = V::load(products.wrapping_add((i * IN + j) * stride + channel));
+                }
+                let column = times_a(column);
+                for i in 0..OUT {
+                    half[i][j] = column[i];
+                }
+            }
+            for (i, row) in half.into_iter().enumerate() {
+                for (j, value) in times_a(row).into_iter().enumerate() {
+                    value.store(patch.wrapping_add((i * OUT + j) * count + channel));
+                }
+            }
+        }
+        channel += V::LANES;
+    }
+}
+
+/// `Bᵀ d`, by its factors.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+unsafe fn times_b<V: Vector>(d: [V; IN]) -> [V; IN] {
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        let (four, minus_five) = (V::splat(4.0), V::splat(-5.0));
+        let (two, minus_four) = (V::splat(2.0), V::splat(-4.0));
+        let even = minus_four.mul_add(d[2], d[4]); // d4 − 4 d2
+        let odd = minus_four.mul_add(d[1], d[3]); // d3 − 4 d1
+        let (even2, odd2) = (d[4].sub(d[2]), d[3].sub(d[1]));
+        [
+            four.mul_add(d[0], minus_five.mul_add(d[2], d[4])),
+            even.add(odd),
+            even.sub(odd),
+            two.mul_add(odd2, even2),
+            V::splat(-2.0).mul_add(odd2, even2),
+            four.mul_add(d[1], minus_five.mul_add(d[3], d[5])),
+        ]
+    }
+}
+
+/// `Aᵀ m`, by its factors.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+unsafe fn times_a<V: Vector>(m: [V; IN]) -> [V; OUT] {
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        let (sum1, difference1) = (m[1].add(m[2]), m[1].sub(m[2]));
+        let (sum2, difference2) = (m[3].add(m[4]), m[3].sub(m[4]));
+        [
+            m[0].add(sum1).add(sum2),
+            V::splat(2.0).mul_add(difference2, difference1),
+            V::splat(4.0).mul_add(sum2, sum1),
+            V::splat(8.0).mul_add(difference2, difference1).add(m[5]),
+        ]
+    }
+}

@@ -1,0 +1,157 @@
+//! The inference path of convolutions against the plain composition.
+
+use candle_core::{Device, Tensor};
+use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Residual, conv, pool};
+use lxmert_core::procedural;
+use proptest::prelude::*;
+
+fn random(name: &str, shape: &[usize]) -> Tensor {
+    procedural::tensor(name, shape, -1.0, 1.0, 7).unwrap()
+}
+
+fn max_abs(t: &Tensor) -> f32 {
+    if t.elem_count() == 0 {
+        return 0.0;
+    }
+    t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    max_abs(&(a - b).unwrap()) / max_abs(b).max(1e-6)
+}
+
+struct Case {
+    batch: usize,
+    channels: usize,
+    out: usize,
+    size: (usize, usize),
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+}
+
+/// Relative to the largest output. Winograd's F(4×4, 3×3) loses about a digit against the direct sum's 1e-6.
+const BOUND: f32 = 2e-5;
+
+fn check(case: &Case, relu: bool, residual: bool) {
+    let pool = BufferPool::new();
+    let x = random("x", &[case.batch, case.channels, case.size.0, case.size.1]);
+    let w = random("w", &[case.out, case.channels, case.kernel, case.kernel]);
+    let b = random("b", &[case.out]);
+    let mut expected = conv::conv2d_reference(&x, &w, Some(&b), case.stride, case.padding).unwrap();
+    let added = random("residual", expected.dims());
+    if residual {
+        expected = (expected + &added).unwrap();
+    }
+    if relu {
+        expected = expected.relu().unwrap();
+    }
+    let packed = PackedConv2d::new(&w, Some(&b), case.stride, case.padding, relu).unwrap();
+    let map = FeatureMap::from_tensor(&x, &pool).unwrap();
+    let added = FeatureMap::from_tensor(&added, &pool).unwrap();
+    // Twice, so that the second run meets the first one's leftovers in the pool.
+    for _ in 0..2 {
+        let residual = if residual { Residual::Same(&added) } else { Residual::None };
+        let y = packed.forward(&map, residual).unwrap().into_tensor().unwrap();
+        assert!(difference(&y, &expected) < BOUND, "differs by {}", difference(&y, &expected));
+    }
+}
+
+#[test]
+fn layers_of_a_resnet_equal_the_composition() {
+    for (channels, out, size, kernel, stride, padding) in [
+        (3, 64, (37, 50), 7, 2, 3),
+        (64, 64, (19, 30), 3, 1, 1),
+        (64, 96, (19, 30), 1, 1, 0),
+        (96, 64, (20, 31), 3, 2, 1),
+        (64, 128, (20, 31), 1, 2, 0),
+        (256, 256, (13, 17), 3, 1, 1),
+        (512, 40, (5, 6), 3, 1, 1),
+        (256, 15, (13, 17), 1, 1, 0),
+    ] {
+        let case = Case { batch: 1, channels, out, size, kernel, stride, padding };
+        check(&case, true, true);
+        check(&case, false, false);
+    }
+}
+
+#[test]
+fn a_coarser_map_is_enlarged_before_it_is_added() {
+    let pool = BufferPool::new();
+    for ((height, width), (coarse_height, coarse_width)) in [((8, 10), (4, 5)), ((5, 7), (3, 4)), ((6, 6), (6, 6))] {
+        let x = random("x", &[2, 16, height, width]);
+        let coarse = random("coarse", &[2, 24, coarse_height, coarse_width]);
+        for kernel in [1, 3] {
+            let w = random("w", &[24, 16, kernel, kernel]);
+            let packed = PackedConv2d::new(&w, None, 1, kernel / 2, false).unwrap();
+            let (x_map, coarse_map) =
+                (FeatureMap::from_tensor(&x, &pool).unwrap(), FeatureMap::from_tensor(&coarse, &pool).unwrap());
+            let y = packed.forward(&x_map, Residual::Upsampled(&coarse_map)).unwrap().into_tensor().unwrap();
+            // torch's nearest: ⌊i · (from / to)⌋
+            let pick = |from: usize, to: usize| {
+                let at: Vec<u32> = (0..to).map(|i| (i as f32 * (from as f32 / to as f32)) as u32).collect();
+                Tensor::from_vec(at, to, &Device::Cpu).unwrap()
+            };
+            let rows = coarse.index_select(&pick(coarse_height, height), 2).unwrap();
+            let enlarged = rows.index_select(&pick(coarse_width, width), 3).unwrap();
+            let expected = (conv::conv2d_reference(&x, &w, None, 1, kernel / 2).unwrap() + enlarged).unwrap();
+            assert!(difference(&y, &expected) < BOUND);
+        }
+    }
+}
+
+#[test]
+fn pooling_of_maps_equals_pooling_of_tensors() {
+    let x = random("x", &[2, 19, 9, 8]);
+    for (kernel, stride, padding) in [(3, 2, 1), (1, 2, 0), (2, 1, 1)] {
+        let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
+        let y = map.max_pool2d(kernel, stride, padding).unwrap().into_tensor().unwrap();
+        assert_eq!(difference(&y, &pool::max_pool2d_reference(&x, kernel, stride, padding).unwrap()), 0.0);
+    }
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_number_of_threads() {
+    let x = random("x", &[1, 32, 45, 50]);
+    for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
+        let packed =
+            PackedConv2d::new(&random("w", &[40, 32, kernel, kernel]), None, stride, kernel / 2, true).unwrap();
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
+                packed.forward(&map, Residual::None).unwrap().values().to_vec()
+            })
+        };
+        assert_eq!(run(1), run(3));
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let pool = BufferPool::new();
+    let w = random("w", &[8, 16, 3, 3]);
+    let packed = PackedConv2d::new(&w, None, 1, 1, false).unwrap();
+    let map = |shape: &[usize]| FeatureMap::from_tensor(&random("x", shape), &pool).unwrap();
+    assert!(packed.forward(&map(&[1, 15, 5, 5]), Residual::None).is_err(), "channels");
+    assert!(packed.forward(&map(&[1, 16, 5, 5]), Residual::Same(&map(&[1, 8, 5, 4]))).is_err(), "residual");
+    assert!(packed.forward(&map(&[1, 16, 5, 5]), Residual::Upsampled(&map(&[1, 7, 2, 2]))).is_err(), "residual");
+    assert!(PackedConv2d::new(&w, None, 1, 0, false).unwrap().forward(&map(&[1, 16, 2, 2]), Residual::None).is_err());
+    assert!(PackedConv2d::new(&w, Some(&random("b", &[7])), 1, 1, false).is_err(), "bias");
+    assert_eq!(packed.forward(&map(&[0, 16, 5, 5]), Residual::None).unwrap().shape(), [0, 5, 5, 8]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_size_equals_the_composition(
+        batch in 1usize..3, channels in prop_oneof![1usize..20, Just(16), Just(48)], out in 1usize..70,
+        height in 1usize..14, width in 1usize..14, kernel in prop_oneof![Just(1usize), Just(3), 1usize..5],
+        stride in 1usize..3, padding in 0usize..3, relu: bool, residual: bool,
+    ) {
+        prop_assume!(kernel <= height + 2 * padding && kernel <= width + 2 * padding);
+        check(&Case { batch, channels, out, size: (height, width), kernel, stride, padding }, relu, residual);
+    }
+}
