@@ -47,6 +47,59 @@ pub enum Error {
         /// Every difference, with both values.
         differences: String,
     },
+    /// A checkpoint's tensors are not the ones that a network needs.
+    #[error("{path}: {what}", path = path.display(), what = crate::checkpoint::fit::describe(missing, unexpected, misshapen))]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Names that the network needs and the file lacks.
+        missing: Vec<String>,
+        /// Names in the file that the network has no place for.
+        unexpected: Vec<String>,
+        /// Names that both have, with different shapes.
+        misshapen: Vec<crate::checkpoint::Misshapen>,
+    },
+    /// A pickle names a class or function that is no part of a tensor. Nothing was run.
+    #[error(
+        "{path}: byte {offset} of its pickle asks for {class}, which is no tensor, dict, list or number; nothing was run. \
+         If you trust the file, load it in Python and save its state dict alone"
+    , path = path.display())]
+    PickleClass {
+        /// The file.
+        path: PathBuf,
+        /// `module.name`, or what the pickle wants done to an object.
+        class: String,
+        /// Where in the pickle stream the operation stands, in bytes from its start.
+        offset: usize,
+    },
+    /// A pickle that is damaged, or holds something that cannot become a tensor here.
+    #[error("{path}: byte {offset} of its pickle: {reason}", path = path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// Where in the pickle stream, in bytes from its start.
+        offset: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file could not be had from the hub.
+    #[error("{file}: {reason}")]
+    Hub {
+        /// The source as the user wrote it, `hf:owner/repo/file[@revision]`.
+        file: String,
+        /// What the hub answered, and what to do.
+        reason: String,
+    },
+    /// A file is not the published one.
+    #[error("{path}: its sha256 is {found}, the published file's is {expected}; it is damaged or another file", path = path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// The published hash, lower-case hexadecimal.
+        expected: String,
+        /// The hash of the file at hand.
+        found: String,
+    },
     /// The job was stopped by Ctrl-C; what was finished is kept.
     #[error("stopped; run the same command again to go on")]
     Interrupted,

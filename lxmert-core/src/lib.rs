@@ -2,6 +2,7 @@
 //! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
 
 pub mod boxes;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod error;

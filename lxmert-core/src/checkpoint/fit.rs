@@ -1,0 +1,114 @@
+//! Do a checkpoint's tensors fit the network that they are for? No silent `strict=False`: what is
+//! missing, left over or of another shape is told by name, and what may be so is said beforehand.
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a checkpoint may lack or hold besides. Patterns: `*` stands for any characters, dots among them,
+/// `?` for one.
+#[derive(Debug, Clone, Default)]
+pub struct FitOptions {
+    /// Names that may be missing (`answer_head.*` of a model that gets a new head).
+    pub allow_missing: Vec<String>,
+    /// Names in the file that are left aside (`*.num_batches_tracked`).
+    pub ignore: Vec<String>,
+}
+
+/// A tensor that has not the shape it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misshapen {
+    /// The tensor's name.
+    pub name: String,
+    /// The shape that the network needs.
+    pub expected: Vec<usize>,
+    /// The shape in the file.
+    pub found: Vec<usize>,
+}
+
+/// The expected tensors out of `tensors`, checked: every name of `expected` with its shape, and no other.
+/// Names that `allow_missing` covers may be absent from the result. `path` is for the message.
+///
+/// # Errors
+/// [`Error::Checkpoint`] with every missing, unexpected and misshapen name.
+pub fn fit(
+    path: impl AsRef<Path>,
+    expected: &[(String, Vec<usize>)],
+    mut tensors: BTreeMap<String, Tensor>,
+    options: &FitOptions,
+) -> Result<BTreeMap<String, Tensor>> {
+    let covered = |patterns: &[String], name: &str| patterns.iter().any(|pattern| glob(pattern, name));
+    let mut fitting = BTreeMap::new();
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+    for (name, shape) in expected {
+        match tensors.remove(name) {
+            Some(tensor) if tensor.dims() == shape => {
+                fitting.insert(name.clone(), tensor);
+            }
+            Some(tensor) => {
+                misshapen.push(Misshapen { name: name.clone(), expected: shape.clone(), found: tensor.dims().to_vec() })
+            }
+            None if covered(&options.allow_missing, name) || fitting.contains_key(name) => {}
+            None => missing.push(name.clone()),
+        }
+    }
+    let unexpected: Vec<String> = tensors.into_keys().filter(|name| !covered(&options.ignore, name)).collect();
+    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+        return Ok(fitting);
+    }
+    Err(Error::Checkpoint { path: path.as_ref().to_path_buf(), missing, unexpected, misshapen })
+}
+
+/// Whether `name` is of the form `pattern`: `*` any characters, `?` one.
+#[must_use]
+pub fn glob(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    let mut star = None; // after the last `*`: where it stands, and how far of the name it has taken
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(&c) if c == '?' || c == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => match star {
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    p = at + 1;
+                    n = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
+}
+
+/// How many names of a kind a message spells out.
+const NAMES_SHOWN: usize = 8;
+
+/// The text of an [`Error::Checkpoint`].
+pub(crate) fn describe(missing: &[String], unexpected: &[String], misshapen: &[Misshapen]) -> String {
+    let list = |names: Vec<String>| {
+        let rest = names.len().saturating_sub(NAMES_SHOWN);
+        let shown = names[..names.len() - rest].join(", ");
+        if rest == 0 { shown } else { format!("{shown} and {rest} more") }
+    };
+    let mut parts = Vec::new();
+    if !missing.is_empty() {
+        parts.push(format!("{} missing ({})", missing.len(), list(missing.to_vec())));
+    }
+    if !unexpected.is_empty() {
+        parts.push(format!("{} unexpected ({})", unexpected.len(), list(unexpected.to_vec())));
+    }
+    if !misshapen.is_empty() {
+        let each = misshapen.iter().map(|m| format!("{} is {:?}, needs {:?}", m.name, m.found, m.expected)).collect();
+        parts.push(format!("{} of another shape ({})", misshapen.len(), list(each)));
+    }
+    format!("its tensors are not this network's: {}", parts.join("; "))
+}

@@ -1,0 +1,129 @@
+//! Weights from a file or from the hub, through the cache that Python's `huggingface_hub` uses.
+//!
+//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders).
+//! The cache's place, the endpoint and the token are those of the Python library's environment:
+//! `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`; `HF_ENDPOINT`; `HF_TOKEN`, `HF_TOKEN_PATH`, and the token
+//! that `hf auth login` stored; `HF_HUB_OFFLINE=1` forbids the network.
+
+mod client;
+mod options;
+mod transfer;
+mod verify;
+
+pub use client::Hub;
+pub use options::HubOptions;
+
+use crate::{Error, Result};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where weights come from: `hf:owner/repo/file[@revision]`, or a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WeightSource {
+    /// A file on this machine.
+    File(PathBuf),
+    /// A file of the hub.
+    Hub(HubFile),
+}
+
+/// A file of a model repository on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubFile {
+    /// The repository's owner.
+    pub owner: String,
+    /// The repository's name.
+    pub repo: String,
+    /// The file's path in the repository, with `/` between folders.
+    pub file: String,
+    /// Branch, tag or commit; `None` is `main`.
+    pub revision: Option<String>,
+}
+
+/// What a published file is known to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpectedFile<'a> {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its sha256 in lower-case hexadecimal.
+    pub sha256: &'a str,
+}
+
+impl WeightSource {
+    /// The file on this machine: a local one as it is, one of the hub out of the cache, fetched into it
+    /// first where need be. With `expected`, size and sha256 are checked (and a hub file that passed is
+    /// remembered, so that it is not hashed at every start). `show_progress` draws a bar with the time left.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a local file is not there; [`Error::Hub`] when the hub refuses, does not answer
+    /// or cannot be asked; [`Error::Hash`] or [`Error::Format`] when the file is not the expected one;
+    /// [`Error::Interrupted`].
+    pub fn resolve(&self, expected: Option<&ExpectedFile<'_>>, show_progress: bool) -> Result<PathBuf> {
+        match self {
+            Self::File(path) => {
+                std::fs::metadata(path).map_err(Error::io(path))?;
+                if let Some(expected) = expected {
+                    verify::check(path, expected)?;
+                }
+                Ok(path.clone())
+            }
+            Self::Hub(file) => Hub::new(HubOptions::from_env())?.fetch(file, expected, show_progress),
+        }
+    }
+}
+
+impl FromStr for WeightSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.strip_prefix("hf:") {
+            Some(rest) => rest.parse().map(Self::Hub),
+            None if text.is_empty() => Err("the name of the weights is empty".into()),
+            None if text.starts_with("http://") || text.starts_with("https://") => Err(format!(
+                "'{text}' is an address; download the file and name it, or write a hub file as hf:owner/repo/file"
+            )),
+            None => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for WeightSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Hub(file) => file.fmt(f),
+        }
+    }
+}
+
+impl FromStr for HubFile {
+    type Err = String;
+
+    /// `owner/repo/file[@revision]`, after the `hf:`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong = |what: &str| format!("'hf:{text}' {what}; a hub file is written hf:owner/repo/file[@revision]");
+        let (path, revision) = match text.rsplit_once('@') {
+            Some((_, "")) => return Err(wrong("has an empty revision")),
+            Some((path, revision)) => (path, Some(revision)),
+            None => (text, None),
+        };
+        let mut parts = path.splitn(3, '/');
+        let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(wrong("names no file"));
+        };
+        // These become folder names in the cache, so none may lead out of it.
+        let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);
+        let revision_parts = revision.into_iter().flat_map(|revision| revision.split('/'));
+        if ![owner, repo].into_iter().chain(file.split('/')).chain(revision_parts).all(plain) {
+            return Err(wrong("has an empty part or one of '.', '..' and '\\'"));
+        }
+        Ok(Self { owner: owner.into(), repo: repo.into(), file: file.into(), revision: revision.map(Into::into) })
+    }
+}
+
+impl fmt::Display for HubFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hf:{}/{}/{}", self.owner, self.repo, self.file)?;
+        self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
+    }
+}

@@ -1,0 +1,71 @@
+//! Is a file the published one? And the memory of having checked.
+
+use super::ExpectedFile;
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// Checks size and sha256.
+///
+/// # Errors
+/// [`Error::Format`] on another size, [`Error::Hash`] on another hash, [`Error::Io`].
+pub(super) fn check(path: &Path, expected: &ExpectedFile<'_>) -> Result<()> {
+    check_size(path, expected.size)?;
+    let found = sha256(path)?;
+    if found.eq_ignore_ascii_case(expected.sha256) {
+        Ok(())
+    } else {
+        Err(Error::Hash { path: path.into(), expected: expected.sha256.into(), found })
+    }
+}
+
+/// [`check`], but a file of the cache that passed before and was not touched since (size and time of
+/// change) is not hashed again. The memory is a small file under the repository's folder in the cache.
+pub(super) fn check_remembered(path: &Path, repository: &Path, expected: &ExpectedFile<'_>) -> Result<()> {
+    let memory = repository.join(".verified").join(expected.sha256);
+    let now = fingerprint(path);
+    if now.is_some() && now == std::fs::read_to_string(&memory).ok() {
+        return check_size(path, expected.size);
+    }
+    check(path, expected)?;
+    if let Some(now) = fingerprint(path) {
+        // Only a convenience: a cache that cannot be written to is hashed again next time.
+        let _ = std::fs::create_dir_all(repository.join(".verified"));
+        let _ = std::fs::write(&memory, now);
+    }
+    Ok(())
+}
+
+fn check_size(path: &Path, expected: u64) -> Result<()> {
+    let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    if size == expected {
+        return Ok(());
+    }
+    let cut = if size < expected { "the download was cut, or it is another file" } else { "it is another file" };
+    Err(Error::format(path, format!("{size} bytes long, the published file has {expected}: {cut}")))
+}
+
+/// The file that a path leads to (through the cache's links), its size and time of change, as text.
+fn fingerprint(path: &Path) -> Option<String> {
+    let file: PathBuf = path.canonicalize().ok()?;
+    let metadata = file.metadata().ok()?;
+    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(format!("{} {} {}", metadata.len(), changed.as_nanos(), file.file_name()?.display()))
+}
+
+/// The sha256 of a file, lower-case hexadecimal.
+pub(super) fn sha256(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let length = file.read(&mut buffer).map_err(Error::io(path))?;
+        if length == 0 {
+            break;
+        }
+        digest.update(&buffer[..length]);
+    }
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

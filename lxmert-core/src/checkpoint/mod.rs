@@ -1,0 +1,149 @@
+//! Weights: where they come from, what a file of them holds, and whether they fit a network.
+//!
+//! The way of a checkpoint is [`WeightSource::resolve`] (a local file, or one of the hub through the
+//! cache that Python shares), [`read_tensors`] (whatever its format), [`names`] (old key names to
+//! today's), and [`fit`](fit::fit) (are these the tensors that the network needs?). [`save_safetensors`]
+//! is the way back.
+//!
+//! Nothing in a file is run and nothing in it is trusted: a `.pth` is a pickle, which in Python can do
+//! whatever its author liked, so [`torch_pickle`] understands tensors and plain containers and refuses
+//! all else by name.
+
+mod elements;
+pub mod fit;
+pub mod hub;
+pub mod names;
+mod safetensors_file;
+pub mod save;
+pub mod torch_pickle;
+
+pub use fit::{FitOptions, Misshapen, fit};
+pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
+pub use save::{atomic_write, save_safetensors};
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Every tensor of a checkpoint by name, on the CPU, in the file's own element types where candle has
+/// them (bool becomes u8, int8 becomes i16). The format is told by the content, not by the file's name:
+/// safetensors, torch's zip `.pth`, or its legacy `.pth` from before version 1.6. State dicts that lie
+/// under `state_dict`, `model` or `model_state_dict` are taken out of there.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is none of the three (the
+/// message says what it looks like instead) or is damaged, [`Error::PickleClass`] when its pickle
+/// wants anything but tensors.
+pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
+    read_tensors_where(path, |_| true)
+}
+
+/// [`read_tensors`] for the names that `keep` says yes to; the others are never copied from the file.
+///
+/// # Errors
+/// As [`read_tensors`].
+pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+    let path = path.as_ref();
+    let bytes = map_file(path)?;
+    match Container::of(&bytes) {
+        Container::Safetensors => safetensors_file::read(path, &bytes, &keep),
+        Container::TorchZip => torch_pickle::read_zip(path, &bytes, &keep),
+        Container::TorchLegacy => torch_pickle::read_legacy(path, &bytes, &keep),
+        Container::Other(what) => Err(Error::format(
+            path,
+            format!("{what}; weights are read from .safetensors files and from torch's .pth, .pt or .bin files"),
+        )),
+    }
+}
+
+/// The bytes of a file, mapped rather than read, so that a checkpoint is copied once, into its tensors.
+fn map_file(path: &Path) -> Result<Bytes> {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let metadata = file.metadata().map_err(Error::io(path))?;
+    if metadata.is_dir() {
+        return Err(Error::format(path, "is a folder; name the weights file in it"));
+    }
+    if metadata.len() == 0 {
+        return Ok(Bytes::Empty); // an empty file cannot be mapped
+    }
+    map(&file).map(Bytes::Mapped).map_err(Error::io(path))
+}
+
+#[allow(unsafe_code)]
+fn map(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: the map is read-only and private to this call's caller, which copies what it needs before
+    // it returns. A file that another process shortens meanwhile ends this process with a bus error,
+    // as with every mapped checkpoint; files that this project writes are replaced by renaming, never
+    // shortened in place.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
+enum Bytes {
+    Empty,
+    Mapped(memmap2::Mmap),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+/// What a file's first bytes say it is.
+enum Container {
+    Safetensors,
+    TorchZip,
+    TorchLegacy,
+    Other(&'static str),
+}
+
+impl Container {
+    fn of(bytes: &[u8]) -> Self {
+        let starts = |magic: &[u8]| bytes.starts_with(magic);
+        let text: String = bytes
+            .iter()
+            .take(64)
+            .skip_while(|b| b.is_ascii_whitespace())
+            .map(|&b| b.to_ascii_lowercase() as char)
+            .collect();
+        if starts(b"PK\x03\x04") || starts(b"PK\x05\x06") {
+            Self::TorchZip
+        } else if torch_pickle::is_legacy(bytes) {
+            Self::TorchLegacy
+        } else if safetensors_file::looks_like(bytes) {
+            Self::Safetensors
+        } else if bytes.is_empty() {
+            Self::Other("the file is empty; fetch it again")
+        } else if text.starts_with("<!doctype") || text.starts_with("<html") {
+            Self::Other("this is an HTML page, not weights; the download answered with a web page, fetch the raw file")
+        } else if text.starts_with("version https://git-lfs") {
+            Self::Other("this is a git-lfs pointer, not the weights; run `git lfs pull`, or download the file itself")
+        } else if text.starts_with("<?xml") {
+            Self::Other("this is XML, not weights; the download answered with an error, fetch it again")
+        } else if text.starts_with('{') || text.starts_with('[') {
+            Self::Other("this is JSON, not weights")
+        } else if starts(b"\x89HDF") {
+            Self::Other("this is an HDF5 file (Keras)")
+        } else if starts(b"\x93NUMPY") {
+            Self::Other("this is a NumPy array")
+        } else if starts(b"GGUF") {
+            Self::Other("this is a GGUF file")
+        } else if starts(b"\x1f\x8b") {
+            Self::Other("this is gzip-compressed; unpack it first")
+        } else if bytes.get(257..262) == Some(b"ustar") {
+            Self::Other(
+                "this is a tar archive; unpack it first (torch before 0.1.10 wrote such files: save it again with a newer torch)",
+            )
+        } else if bytes[0] == 0x80 {
+            Self::Other("this is a pickle, but not one that torch.save wrote")
+        } else {
+            Self::Other("this is no format of weights known here; the download may be cut or damaged")
+        }
+    }
+}

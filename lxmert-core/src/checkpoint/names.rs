@@ -1,0 +1,118 @@
+//! Old key names to today's: the same networks were saved under several.
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// LXMERT's keys as the hub's checkpoints write them (`lxmert.encoder.layer.0…`), from any of
+/// - the hub's own, which pass unchanged;
+/// - the original snapshots (airsplay/lxmert, `bert.encoder.layer.0…`);
+/// - its fine-tuned snapshots (`lxrt_encoder.model.bert.…`, `logit_fc.…`);
+/// - any of these with data-parallel's `module.` before them, or with BERT's first names for a layer
+///   norm's weight and bias, `gamma` and `beta`.
+///
+/// `cls.predictions.decoder` is the word embeddings once more; it is dropped here where a file has it, so
+/// that a file with and one without give the same names. `path` is for messages.
+///
+/// # Errors
+/// [`Error::Format`] when two keys become the same, or a decoder differs from the word embeddings.
+pub fn lxmert(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    let path = path.as_ref();
+    let mut tensors = rename(path, tensors, lxmert_name)?;
+    for (copy, original) in [
+        ("cls.predictions.decoder.weight", "lxmert.embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ] {
+        if let (Some(tied), Some(kept)) = (tensors.get(copy), tensors.get(original)) {
+            if !same(tied, kept)? {
+                return Err(Error::format(
+                    path,
+                    format!("'{copy}' differs from '{original}', to which LXMERT ties it"),
+                ));
+            }
+            tensors.remove(copy);
+        }
+    }
+    Ok(tensors)
+}
+
+/// torchvision's Faster R-CNN keys as its modules write them today, from today's or from those of the
+/// published 2019 file (`fpn.inner_blocks.0.weight`, `fpn.layer_blocks.0.weight`, `rpn.head.conv.weight`).
+///
+/// # Errors
+/// [`Error::Format`] when two keys become the same.
+pub fn detector(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    rename(path.as_ref(), tensors, detector_name)
+}
+
+/// The hub's name for one of LXMERT's keys; see [`lxmert`].
+#[must_use]
+pub fn lxmert_name(key: &str) -> String {
+    let strip = |key: &mut &str, prefix: &str| {
+        let rest = key.strip_prefix(prefix);
+        *key = rest.unwrap_or(key);
+        rest.is_some()
+    };
+    let mut rest = key;
+    strip(&mut rest, "module.");
+    if strip(&mut rest, "lxrt_encoder.model.") {
+        strip(&mut rest, "module.");
+    }
+    let mut name = if strip(&mut rest, "bert.") {
+        format!("lxmert.{rest}")
+    } else if rest.starts_with("logit_fc.") {
+        format!("answer_head.{rest}")
+    } else {
+        rest.to_string()
+    };
+    for (old, new) in [(".gamma", ".weight"), (".beta", ".bias")] {
+        if let Some(stem) = name.strip_suffix(old) {
+            name = format!("{stem}{new}");
+        }
+    }
+    name
+}
+
+/// Today's name for one of the detector's keys; see [`detector`].
+#[must_use]
+pub fn detector_name(key: &str) -> String {
+    let key = key.strip_prefix("module.").unwrap_or(key);
+    let Some((stem, parameter)) = key.rsplit_once('.') else { return key.to_string() };
+    let level = |block: &str| {
+        stem.strip_prefix(block).is_some_and(|level| !level.is_empty() && level.bytes().all(|b| b.is_ascii_digit()))
+    };
+    if level("backbone.fpn.inner_blocks.") || level("backbone.fpn.layer_blocks.") {
+        format!("{stem}.0.{parameter}")
+    } else if stem == "rpn.head.conv" {
+        format!("{stem}.0.0.{parameter}")
+    } else {
+        key.to_string()
+    }
+}
+
+fn rename(
+    path: &Path,
+    tensors: BTreeMap<String, Tensor>,
+    name: impl Fn(&str) -> String,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut renamed: BTreeMap<String, (String, Tensor)> = BTreeMap::new();
+    for (key, tensor) in tensors {
+        let new = name(&key);
+        if let Some((first, _)) = renamed.get(&new) {
+            return Err(Error::format(path, format!("'{first}' and '{key}' are both names of '{new}'")));
+        }
+        renamed.insert(new, (key, tensor));
+    }
+    Ok(renamed.into_iter().map(|(name, (_, tensor))| (name, tensor)).collect())
+}
+
+fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
+    if a.id() == b.id() {
+        return Ok(true);
+    }
+    if a.dims() != b.dims() || a.dtype() != b.dtype() {
+        return Ok(false);
+    }
+    Ok(a.ne(b)?.flatten_all()?.max(0)?.to_scalar::<u8>()? == 0)
+}

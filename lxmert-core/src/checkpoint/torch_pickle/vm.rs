@@ -1,0 +1,578 @@
+//! A pickle machine that can build values and do nothing else.
+//!
+//! A pickle is a program for a stack machine. In Python its `GLOBAL` and `REDUCE` operations look up
+//! and call any function at all; here a name is looked up in [`classes`](super::classes)'s short table
+//! and what is not there ends the read. Values live in one arena and refer to each other by index, so
+//! that neither a deep nesting nor a cycle, which a hostile file makes with a few bytes, can exhaust
+//! the stack when it is walked or dropped. Memory is bounded by the file's own length: every operation
+//! adds at most a node and every text is a copy of bytes that are there.
+
+use super::classes::{Call, Class, Storage, TensorSpec};
+use std::collections::HashMap;
+
+/// Index of a value in [`Heap::nodes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Id(u32);
+
+/// A value that a pickle built.
+#[derive(Debug, Clone)]
+pub enum Node {
+    /// Python's `None`.
+    None,
+    Bool(bool),
+    Int(i64),
+    /// An integer of more than 64 bits (torch's magic number is one), which nothing else here needs.
+    Long,
+    Float,
+    Text(String),
+    Bytes,
+    List(Vec<Id>),
+    Tuple(Vec<Id>),
+    Set,
+    /// `dict` and `OrderedDict`, in the file's order.
+    Dict(Vec<(Id, Id)>),
+    Class(Class),
+    Storage(Storage),
+    Tensor(TensorSpec),
+    /// An object of a known class that no weight needs (`torch.device`).
+    Opaque,
+}
+
+/// Why a pickle cannot be read.
+#[derive(Debug)]
+pub enum Fault {
+    /// It asks for a class or an action outside the table.
+    Class { class: String, offset: usize },
+    /// It is cut, damaged or inconsistent.
+    Damaged { reason: String, offset: usize },
+}
+
+/// All values of one pickle.
+#[derive(Debug, Default)]
+pub struct Heap {
+    nodes: Vec<Node>,
+}
+
+impl Heap {
+    /// The value at `id`.
+    pub fn get(&self, id: Id) -> &Node {
+        // An `Id` is only ever made by `add`, and nodes are never removed.
+        &self.nodes[id.0 as usize]
+    }
+
+    /// Every storage that the pickle names, as often as it does.
+    pub fn storages(&self) -> impl Iterator<Item = &Storage> {
+        self.nodes.iter().filter_map(|node| if let Node::Storage(storage) = node { Some(storage) } else { None })
+    }
+
+    /// The text at `id`, if it is one.
+    pub fn text(&self, id: Id) -> Option<&str> {
+        match self.get(id) {
+            Node::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The integer at `id`, if it is one (or a bool, which Python counts among them).
+    pub fn int(&self, id: Id) -> Option<i64> {
+        match *self.get(id) {
+            Node::Int(value) => Some(value),
+            Node::Bool(value) => Some(i64::from(value)),
+            _ => None,
+        }
+    }
+
+    /// The elements of the tuple or list at `id`.
+    pub fn sequence(&self, id: Id) -> Option<&[Id]> {
+        match self.get(id) {
+            Node::Tuple(items) | Node::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The tuple or list of non-negative integers at `id`.
+    pub fn sizes(&self, id: Id) -> Option<Vec<usize>> {
+        self.sequence(id)?.iter().map(|&item| self.int(item).and_then(|n| usize::try_from(n).ok())).collect()
+    }
+}
+
+/// A pickle's value and where its last operation ended.
+#[derive(Debug)]
+pub struct Unpickled {
+    pub heap: Heap,
+    pub root: Id,
+    /// Bytes of the stream that were read.
+    pub length: usize,
+}
+
+/// Runs the pickle at the start of `stream`.
+pub fn unpickle(stream: &[u8]) -> Result<Unpickled, Fault> {
+    let mut machine =
+        Machine { stream, at: 0, heap: Heap::default(), stack: Vec::new(), memo: HashMap::new(), copied: 0 };
+    let root = machine.run()?;
+    Ok(Unpickled { length: machine.at, heap: machine.heap, root })
+}
+
+enum Slot {
+    Mark,
+    Value(Id),
+}
+
+struct Machine<'a> {
+    stream: &'a [u8],
+    at: usize,
+    heap: Heap,
+    stack: Vec<Slot>,
+    memo: HashMap<u32, Id>,
+    /// References that calls copied from one container to another. An honest pickle states each once,
+    /// so they are fewer than its bytes; a hostile one could double them with every few.
+    copied: usize,
+}
+
+impl<'a> Machine<'a> {
+    fn damaged(&self, reason: impl Into<String>) -> Fault {
+        Fault::Damaged { reason: reason.into(), offset: self.at.saturating_sub(1) }
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {
+        let end = self.at.checked_add(length).filter(|&end| end <= self.stream.len());
+        let Some(end) = end else {
+            let left = self.stream.len() - self.at;
+            return Err(self.damaged(format!("the file is cut: {length} bytes should follow, {left} do")));
+        };
+        let bytes = &self.stream[self.at..end];
+        self.at = end;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        Ok(bytes)
+    }
+
+    fn byte(&mut self) -> Result<u8, Fault> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    /// A length of `N` bytes, little-endian.
+    fn length<const N: usize>(&mut self) -> Result<usize, Fault> {
+        let mut wide = [0; 8];
+        wide[..N].copy_from_slice(self.take(N)?);
+        usize::try_from(u64::from_le_bytes(wide)).map_err(|_| self.damaged("a length is beyond any memory"))
+    }
+
+    /// The rest of the line, without its newline: protocol 0's arguments.
+    fn line(&mut self) -> Result<&'a str, Fault> {
+        let rest = &self.stream[self.at..];
+        let Some(length) = rest.iter().position(|&b| b == b'\n') else {
+            return Err(self.damaged("the file is cut in a line of text"));
+        };
+        self.at += length + 1;
+        std::str::from_utf8(&rest[..length]).map_err(|_| self.damaged("a name is not UTF-8"))
+    }
+
+    fn push(&mut self, node: Node) -> Result<(), Fault> {
+        let id = self.add(node)?;
+        self.stack.push(Slot::Value(id));
+        Ok(())
+    }
+
+    fn add(&mut self, node: Node) -> Result<Id, Fault> {
+        let id = u32::try_from(self.heap.nodes.len())
+            .map_err(|_| self.damaged("it holds over four thousand million values"))?;
+        self.heap.nodes.push(node);
+        Ok(Id(id))
+    }
+
+    fn pop(&mut self) -> Result<Id, Fault> {
+        match self.stack.pop() {
+            Some(Slot::Value(id)) => Ok(id),
+            _ => Err(self.damaged("an operation lacks its argument")),
+        }
+    }
+
+    fn top(&self) -> Result<Id, Fault> {
+        match self.stack.last() {
+            Some(Slot::Value(id)) => Ok(*id),
+            _ => Err(self.damaged("an operation lacks its argument")),
+        }
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, Fault> {
+        let Some(mark) = self.stack.iter().rposition(|slot| matches!(slot, Slot::Mark)) else {
+            return Err(self.damaged("an operation lacks its mark"));
+        };
+        let values = self.stack.drain(mark..).skip(1);
+        // Above the last mark there are only values.
+        Ok(values.filter_map(|slot| if let Slot::Value(id) = slot { Some(id) } else { None }).collect())
+    }
+
+    fn remember(&mut self, key: u32) -> Result<(), Fault> {
+        let id = self.top()?;
+        self.memo.insert(key, id);
+        Ok(())
+    }
+
+    fn recall(&mut self, key: u32) -> Result<(), Fault> {
+        let id =
+            *self.memo.get(&key).ok_or_else(|| self.damaged(format!("it recalls value {key}, which it never kept")))?;
+        self.stack.push(Slot::Value(id));
+        Ok(())
+    }
+
+    fn number<T: std::str::FromStr>(&self, text: &str) -> Result<T, Fault> {
+        text.trim().parse().map_err(|_| self.damaged(format!("'{text}' is no number")))
+    }
+
+    fn text(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let text = std::str::from_utf8(bytes).map_err(|_| self.damaged("a text is not UTF-8"))?;
+        self.push(Node::Text(text.to_string()))
+    }
+
+    /// Python 2's strings: text in practice, Latin-1 where they are not.
+    fn old_string(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.push(Node::Text(text.to_string())),
+            Err(_) => self.push(Node::Bytes),
+        }
+    }
+
+    fn long(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        if bytes.len() > 8 {
+            return self.push(Node::Long);
+        }
+        let negative = bytes.last().is_some_and(|&b| b & 0x80 != 0);
+        let mut wide = [if negative { 0xff } else { 0 }; 8];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        self.push(Node::Int(i64::from_le_bytes(wide)))
+    }
+
+    fn dict_of(&self, items: &[Id]) -> Result<Vec<(Id, Id)>, Fault> {
+        if !items.len().is_multiple_of(2) {
+            return Err(self.damaged("a dict has a key without its value"));
+        }
+        Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    }
+
+    fn extend_list(&mut self, more: &[Id]) -> Result<(), Fault> {
+        let list = self.top()?;
+        match &mut self.heap.nodes[list.0 as usize] {
+            Node::List(items) => items.extend_from_slice(more),
+            _ => return Err(self.damaged("it appends to what is no list")),
+        }
+        Ok(())
+    }
+
+    fn extend_dict(&mut self, more: &[Id]) -> Result<(), Fault> {
+        let more = self.dict_of(more)?;
+        let dict = self.top()?;
+        match &mut self.heap.nodes[dict.0 as usize] {
+            Node::Dict(entries) => entries.extend(more),
+            _ => return Err(self.damaged("it sets an item of what is no dict")),
+        }
+        Ok(())
+    }
+
+    fn global(&mut self, module: &str, name: &str, offset: usize) -> Result<(), Fault> {
+        match Class::named(module, name) {
+            Some(class) => self.push(Node::Class(class)),
+            None => Err(Fault::Class { class: printable(&format!("{module}.{name}")), offset }),
+        }
+    }
+
+    fn reduce(&mut self, offset: usize) -> Result<(), Fault> {
+        let arguments = self.pop()?;
+        let callee = self.pop()?;
+        let Node::Class(class) = *self.heap.get(callee) else {
+            return Err(self.damaged("it calls what is no class"));
+        };
+        let Node::Tuple(arguments) = self.heap.get(arguments) else {
+            return Err(self.damaged("it calls a class with what is no tuple"));
+        };
+        match class.call(&self.heap, arguments) {
+            Ok(Call::New(node)) => {
+                self.copied += match &node {
+                    Node::Dict(entries) => entries.len(),
+                    Node::Tuple(items) => items.len(),
+                    _ => 0,
+                };
+                if self.copied > self.stream.len() {
+                    return Err(self.damaged("it copies more values than the file can hold"));
+                }
+                self.push(node)
+            }
+            Ok(Call::Same(id)) => {
+                self.stack.push(Slot::Value(id));
+                Ok(())
+            }
+            Err(reason) => Err(Fault::Damaged { reason, offset }),
+        }
+    }
+
+    /// `BUILD` gives an object its attributes. A state dict's `OrderedDict` has one, `_metadata`, which no
+    /// weight needs; any other object's attributes are its class's business, hence refused.
+    fn build(&mut self, offset: usize) -> Result<(), Fault> {
+        let state = self.pop()?;
+        let object = self.top()?;
+        match (self.heap.get(object), self.heap.get(state)) {
+            (Node::Dict(_), Node::Dict(_)) => Ok(()),
+            (Node::Dict(_), _) => Err(Fault::Class { class: "a dict with a state of its own".into(), offset }),
+            _ => Err(Fault::Class { class: "setting attributes of an object that is no dict".into(), offset }),
+        }
+    }
+
+    fn persistent(&mut self, id: Id, offset: usize) -> Result<(), Fault> {
+        match Storage::of_persistent_id(&self.heap, id) {
+            Ok(storage) => self.push(Node::Storage(storage)),
+            Err(reason) => Err(Fault::Damaged { reason, offset }),
+        }
+    }
+
+    fn run(&mut self) -> Result<Id, Fault> {
+        loop {
+            let offset = self.at;
+            let operation = self.byte()?;
+            match operation {
+                0x80 => {
+                    let protocol = self.byte()?;
+                    if protocol > 5 {
+                        return Err(self.damaged(format!("pickle protocol {protocol} is unknown")));
+                    }
+                }
+                0x95 => {
+                    self.take(8)?; // FRAME: a hint of how far to read ahead
+                }
+                b'.' => return self.pop(),
+                b'(' => self.stack.push(Slot::Mark),
+                b'0' => {
+                    self.stack.pop().ok_or_else(|| self.damaged("an operation lacks its argument"))?;
+                }
+                b'1' => drop(self.pop_to_mark()?),
+                b'2' => self.stack.push(Slot::Value(self.top()?)),
+
+                b'N' => self.push(Node::None)?,
+                0x88 => self.push(Node::Bool(true))?,
+                0x89 => self.push(Node::Bool(false))?,
+                b'I' => match self.line()? {
+                    "00" => self.push(Node::Bool(false))?,
+                    "01" => self.push(Node::Bool(true))?,
+                    text => self.push(Node::Int(self.number(text)?))?,
+                },
+                b'J' => {
+                    let value = i32::from_le_bytes(self.array()?);
+                    self.push(Node::Int(value.into()))?;
+                }
+                b'K' => {
+                    let value = self.byte()?;
+                    self.push(Node::Int(value.into()))?;
+                }
+                b'M' => {
+                    let value = u16::from_le_bytes(self.array()?);
+                    self.push(Node::Int(value.into()))?;
+                }
+                b'L' => {
+                    let text = self.line()?;
+                    let value = self.number(text.strip_suffix('L').unwrap_or(text))?;
+                    self.push(Node::Int(value))?;
+                }
+                0x8a => {
+                    let length = self.length::<1>()?;
+                    let bytes = self.take(length)?;
+                    self.long(bytes)?;
+                }
+                0x8b => {
+                    let length = self.length::<4>()?;
+                    let bytes = self.take(length)?;
+                    self.long(bytes)?;
+                }
+                b'F' => {
+                    let text = self.line()?;
+                    self.number::<f64>(text)?;
+                    self.push(Node::Float)?;
+                }
+                b'G' => {
+                    self.take(8)?;
+                    self.push(Node::Float)?;
+                }
+
+                b'S' => {
+                    let text = self.line()?.trim_matches(['\'', '"']);
+                    self.push(Node::Text(text.to_string()))?;
+                }
+                b'T' => {
+                    let length = self.length::<4>()?;
+                    let bytes = self.take(length)?;
+                    self.old_string(bytes)?;
+                }
+                b'U' => {
+                    let length = self.length::<1>()?;
+                    let bytes = self.take(length)?;
+                    self.old_string(bytes)?;
+                }
+                b'V' => {
+                    let text = self.line()?;
+                    self.push(Node::Text(text.to_string()))?;
+                }
+                b'X' => {
+                    let length = self.length::<4>()?;
+                    let bytes = self.take(length)?;
+                    self.text(bytes)?;
+                }
+                0x8c => {
+                    let length = self.length::<1>()?;
+                    let bytes = self.take(length)?;
+                    self.text(bytes)?;
+                }
+                0x8d => {
+                    let length = self.length::<8>()?;
+                    let bytes = self.take(length)?;
+                    self.text(bytes)?;
+                }
+                b'B' => {
+                    let length = self.length::<4>()?;
+                    self.take(length)?;
+                    self.push(Node::Bytes)?;
+                }
+                b'C' => {
+                    let length = self.length::<1>()?;
+                    self.take(length)?;
+                    self.push(Node::Bytes)?;
+                }
+                0x8e | 0x96 => {
+                    let length = self.length::<8>()?;
+                    self.take(length)?;
+                    self.push(Node::Bytes)?;
+                }
+
+                b']' => self.push(Node::List(Vec::new()))?,
+                b'a' => {
+                    let item = self.pop()?;
+                    self.extend_list(&[item])?;
+                }
+                b'e' => {
+                    let items = self.pop_to_mark()?;
+                    self.extend_list(&items)?;
+                }
+                b'l' => {
+                    let items = self.pop_to_mark()?;
+                    self.push(Node::List(items))?;
+                }
+                b')' => self.push(Node::Tuple(Vec::new()))?,
+                b't' => {
+                    let items = self.pop_to_mark()?;
+                    self.push(Node::Tuple(items))?;
+                }
+                0x85..=0x87 => {
+                    let mut items = Vec::with_capacity(3);
+                    for _ in 0..operation - 0x84 {
+                        items.push(self.pop()?);
+                    }
+                    items.reverse();
+                    self.push(Node::Tuple(items))?;
+                }
+                b'}' => self.push(Node::Dict(Vec::new()))?,
+                b'd' => {
+                    let items = self.pop_to_mark()?;
+                    let entries = self.dict_of(&items)?;
+                    self.push(Node::Dict(entries))?;
+                }
+                b's' => {
+                    let value = self.pop()?;
+                    let key = self.pop()?;
+                    self.extend_dict(&[key, value])?;
+                }
+                b'u' => {
+                    let items = self.pop_to_mark()?;
+                    self.extend_dict(&items)?;
+                }
+                0x8f => self.push(Node::Set)?,
+                0x90 => {
+                    self.pop_to_mark()?;
+                    if !matches!(self.heap.get(self.top()?), Node::Set) {
+                        return Err(self.damaged("it adds to what is no set"));
+                    }
+                }
+                0x91 => {
+                    self.pop_to_mark()?;
+                    self.push(Node::Set)?;
+                }
+
+                b'p' => {
+                    let text = self.line()?;
+                    let key = self.number(text)?;
+                    self.remember(key)?;
+                }
+                b'q' => {
+                    let key = self.byte()?;
+                    self.remember(key.into())?;
+                }
+                b'r' => {
+                    let key = u32::from_le_bytes(self.array()?);
+                    self.remember(key)?;
+                }
+                0x94 => {
+                    let key = u32::try_from(self.memo.len()).map_err(|_| self.damaged("it keeps too many values"))?;
+                    self.remember(key)?;
+                }
+                b'g' => {
+                    let text = self.line()?;
+                    let key = self.number(text)?;
+                    self.recall(key)?;
+                }
+                b'h' => {
+                    let key = self.byte()?;
+                    self.recall(key.into())?;
+                }
+                b'j' => {
+                    let key = u32::from_le_bytes(self.array()?);
+                    self.recall(key)?;
+                }
+
+                b'c' => {
+                    let module = self.line()?;
+                    let name = self.line()?;
+                    self.global(module, name, offset)?;
+                }
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    let (Some(module), Some(name)) = (self.heap.text(module), self.heap.text(name)) else {
+                        return Err(self.damaged("a class is named by what is no text"));
+                    };
+                    let (module, name) = (module.to_string(), name.to_string());
+                    self.global(&module, &name, offset)?;
+                }
+                b'i' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    return Err(Fault::Class { class: printable(&format!("an object of {module}.{name}")), offset });
+                }
+                b'R' => self.reduce(offset)?,
+                b'b' => self.build(offset)?,
+                b'o' | 0x81 | 0x92 => {
+                    return Err(Fault::Class {
+                        class: "making an object by its class's own constructor".into(),
+                        offset,
+                    });
+                }
+                0x82..=0x84 => {
+                    return Err(Fault::Class { class: "a class of Python's extension registry".into(), offset });
+                }
+                b'P' => {
+                    let text = self.line()?.to_string();
+                    return Err(self.damaged(format!("it refers to an outside object '{}' by text", printable(&text))));
+                }
+                b'Q' => {
+                    let id = self.pop()?;
+                    self.persistent(id, offset)?;
+                }
+                0x97 | 0x98 => return Err(self.damaged("it refers to a buffer outside the file")),
+                unknown => return Err(self.damaged(format!("0x{unknown:02x} is no pickle operation"))),
+            }
+        }
+    }
+}
+
+/// A name from a file, fit for a terminal: control characters escaped, at most 120 characters.
+fn printable(name: &str) -> String {
+    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).take(120).collect()
+}
