@@ -5,10 +5,13 @@
 mod common;
 
 use anyhow::Result;
+use candle_core::{Device, Tensor};
 use common::{box_error, boxes, photo, reference_detector, relative_error, tensors};
-use lxmert_extract::detector::Detector;
+use lxmert_core::boxes::to_pixels;
+use lxmert_extract::detector::{Analysis, Detector};
+use lxmert_extract::regions::{Selection, select_from};
 
-fn compare(detector: &Detector, stem: &str) -> Result<()> {
+fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
     let reference = tensors(&format!("frcnn/{stem}.safetensors"))?;
     let get = |name: &str| reference.get(name).ok_or_else(|| anyhow::anyhow!("{stem} lacks {name}"));
     let size = |name: &str| -> Result<Vec<i64>> { Ok(get(name)?.to_vec1::<i64>()?) };
@@ -79,18 +82,40 @@ fn compare(detector: &Detector, stem: &str) -> Result<()> {
     assert!(resized_px < 0.03, "boxes {resized_px} px of the resized image");
     assert!(feature_error < 1e-3, "features {feature_error}");
     assert!(elsewhere_error < 1e-3, "features elsewhere {elsewhere_error}");
+    Ok(analysis)
+}
+
+/// The student project's own code, run on the same weights.
+fn compare_student(detector: &Detector, analysis: &Analysis, stem: &str) -> Result<()> {
+    let reference = tensors(&format!("student/{stem}.safetensors"))?;
+    let regions = select_from(detector, analysis, 36, Selection::Student)?;
+    let expected = boxes(&reference["visual_pos"])?;
+    assert_eq!(regions.boxes_normalised.len(), expected.len());
+    let (height, width) = regions.image_size;
+    let px = |b: &[f32; 4]| to_pixels(b, width as f32, height as f32);
+    let errors = regions.boxes_normalised.iter().zip(&expected).map(|(a, b)| box_error(&px(a), &px(b)));
+    let box_px = errors.fold(0.0, f32::max);
+    let features = Tensor::from_vec(regions.features, (36, regions.feature_dim), &Device::Cpu)?;
+    let feature_error = relative_error(&features, &reference["visual_feats"])?;
+    println!("{stem}, student's rule: boxes {box_px:.1e} px, features {feature_error:.1e}");
+    assert!(box_px < 0.01, "{stem}: boxes {box_px} px");
+    assert!(feature_error < 1e-3, "{stem}: features {feature_error}");
     Ok(())
 }
 
 #[test]
-fn both_photos_agree_with_torchvision() -> Result<()> {
+fn both_photos_agree_with_torchvision_and_the_student_project() -> Result<()> {
     let detector = reference_detector(0)?;
-    compare(&detector, "chelsea")?;
-    compare(&detector, "coffee")
+    for stem in ["chelsea", "coffee"] {
+        let analysis = compare(&detector, stem)?;
+        compare_student(&detector, &analysis, stem)?;
+    }
+    Ok(())
 }
 
 /// Another seed, and a portrait image whose long side sets the scale.
 #[test]
 fn another_network_and_photo_agree_with_torchvision() -> Result<()> {
-    compare(&reference_detector(7)?, "astronaut")
+    compare(&reference_detector(7)?, "astronaut")?;
+    Ok(())
 }

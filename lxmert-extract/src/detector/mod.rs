@@ -18,17 +18,18 @@ pub mod box_coder;
 pub mod coco;
 pub mod config;
 pub mod detect;
+mod expected;
 pub mod fpn;
 pub mod layers;
 pub mod nms;
 pub mod resnet;
-pub mod roi_align;
 pub mod roi_heads;
 pub mod rpn;
 pub mod transform;
 
 pub use config::DetectorConfig;
 pub use detect::{Analysis, Detections, Detector};
+pub use expected::expected_tensors;
 pub use layers::NormMode;
 
 use candle_core::{Result, Tensor};

@@ -2,9 +2,10 @@
 //! convolution as torchvision has it ("v1.5"). Key names are torchvision's.
 
 use super::config::{Block, ResNetConfig};
-use super::layers::{ConvBlock, ConvShape, NormMode, max_pool2d};
+use super::layers::{ConvBlock, ConvShape, NormMode};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use lxmert_core::ops::max_pool2d;
 
 /// The residual network without its classifier.
 #[derive(Debug, Clone)]

@@ -3,10 +3,10 @@
 
 use super::config::{AttributeConfig, DetectorConfig, RoiHeadsConfig};
 use super::layers::linear;
-use super::roi_align::roi_align;
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
+use lxmert_core::ops::{RoiAlign, roi_align};
 
 /// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1).
 #[derive(Debug, Clone)]
@@ -52,29 +52,29 @@ impl RoiPooler {
         if total == 0 {
             return Tensor::zeros((0, channels, self.pool_size, self.pool_size), levels[0].dtype(), levels[0].device());
         }
+        let all: Vec<(usize, &BoxXyxy)> =
+            boxes.iter().enumerate().flat_map(|(image, boxes)| boxes.iter().map(move |b| (image, b))).collect();
         let mut pooled = Vec::new();
         let mut place = vec![0u32; total]; // where each box's result lies in `pooled`
         let mut done = 0;
         for (level_index, level) in levels.iter().enumerate() {
-            let mut first = 0;
-            for (image, boxes) in boxes.iter().enumerate() {
-                let here: Vec<usize> = (0..boxes.len()).filter(|&i| level_of(&boxes[i]) == level_index).collect();
-                if !here.is_empty() {
-                    let rois: Vec<BoxXyxy> = here.iter().map(|&i| boxes[i]).collect();
-                    for (k, i) in here.iter().enumerate() {
-                        place[first + i] = (done + k) as u32;
-                    }
-                    done += here.len();
-                    let map = level.narrow(0, image, 1)?;
-                    pooled.push(roi_align(
-                        &map,
-                        &rois,
-                        scales[level_index].exp2(),
-                        self.pool_size,
-                        self.sampling_ratio,
-                    )?);
+            let mut rois = Vec::new();
+            for (i, (image, b)) in all.iter().enumerate() {
+                if level_of(b) == level_index {
+                    rois.extend([*image as f32, b[0], b[1], b[2], b[3]]);
+                    place[i] = done;
+                    done += 1;
                 }
-                first += boxes.len();
+            }
+            if !rois.is_empty() {
+                let options = RoiAlign {
+                    spatial_scale: scales[level_index].exp2(),
+                    output_size: self.pool_size,
+                    sampling_ratio: self.sampling_ratio,
+                    aligned: false,
+                };
+                let rois = Tensor::new(rois, level.device())?.reshape(((), 5))?;
+                pooled.push(roi_align(level, &rois, options)?);
             }
         }
         let pooled = Tensor::cat(&pooled, 0)?;

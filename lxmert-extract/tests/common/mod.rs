@@ -1,5 +1,7 @@
 //! The reference network of `tests/fixtures/frcnn`: torchvision's Faster R-CNN with formula weights.
 
+#![allow(dead_code)] // each test binary uses its own part
+
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
