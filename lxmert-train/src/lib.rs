@@ -13,10 +13,17 @@
 //! | [`log`] | JSONL, TensorBoard event files, the progress bar, curves as PNG |
 //! | [`run_folder`] | what a run writes, and where |
 
+pub mod config;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod log;
 pub mod metrics;
 pub mod optim;
+pub mod resume;
+pub mod retrieval;
+pub mod run_folder;
+pub mod tasks;
+pub mod trainer;
 
 pub use error::{Error, Result};

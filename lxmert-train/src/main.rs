@@ -1,2 +1,281 @@
-//! Placeholder.
-fn main() {}
+//! `lxmert-train`: arguments in, a run folder or a table of measures out.
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use lxmert_core::cli::{CommonArgs, catch_interrupts};
+use lxmert_core::workspace::Workspace;
+use lxmert_train::config::{Recipe, RecipeArgs};
+use lxmert_train::data::paths::DataPaths;
+use lxmert_train::data::splits::Split;
+use lxmert_train::data::{Dataset, LoadOptions};
+use lxmert_train::log::card::retrieval_table;
+use lxmert_train::log::jsonl::TestRecord;
+use lxmert_train::log::progress;
+use lxmert_train::metrics::Metrics;
+use lxmert_train::run_folder::{Checkpoint, Report, RunFolder};
+use lxmert_train::trainer::{self, Job, Outcome, Start};
+use lxmert_train::{evaluate, retrieval};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Trains LXMERT to tell whether a sentence describes an image.
+///
+/// Without arguments it trains on the generated scenes (data/scenes, data/features/scenes) and
+/// writes runs/scenes; an unfinished run of the same settings goes on where it stopped.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: TrainArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure a checkpoint on a data set's test split
+    Evaluate(EvaluateArgs),
+}
+
+#[derive(Args)]
+struct DataArgs {
+    /// `scenes`, or a folder with a caption file
+    #[arg(long, value_name = "scenes|DIR", conflicts_with_all = ["captions", "flickr30k"], help_heading = "Data")]
+    data: Option<String>,
+    /// Flickr30k as Kaggle lays it out; features in data/features/flickr30k, run in runs/flickr30k
+    #[arg(long, value_name = "DIR", conflicts_with = "captions", help_heading = "Data")]
+    flickr30k: Option<PathBuf>,
+    /// Caption file: Flickr30k results.csv, Flickr8k captions.txt, a token file, or Karpathy's JSON
+    #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
+    captions: Option<PathBuf>,
+    /// Feature store that lxmert-extract wrote
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    features: Option<PathBuf>,
+    /// Split of the images: {"train": [names], "val": …, "test": …} or Karpathy's JSON
+    /// [default: splits.json beside the captions, else 80/10/10 by the seed]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    splits: Option<PathBuf>,
+    /// Leave out captions whose images have no features, however many
+    #[arg(long, help_heading = "Data")]
+    allow_missing_images: bool,
+}
+
+#[derive(Args)]
+struct TrainArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Run folder [default: runs/<name of the data>]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    output: Option<PathBuf>,
+    /// Go on with the unfinished run in the folder, with its own settings
+    #[arg(long, help_heading = "Run")]
+    resume: bool,
+    /// Delete the run in the folder and start anew
+    #[arg(long, conflicts_with = "resume", help_heading = "Run")]
+    overwrite: bool,
+    /// Save the state for --resume every N optimiser steps …
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run")]
+    save_every: u64,
+    /// … and after this many minutes; also after each epoch and at Ctrl-C
+    #[arg(long, value_name = "MINUTES", default_value_t = 5.0, help_heading = "Run")]
+    save_minutes: f64,
+    /// Save the state and stop once N optimiser steps are taken
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    stop_after: Option<u64>,
+}
+
+#[derive(Args)]
+struct EvaluateArgs {
+    /// Checkpoint folder, or a run folder (its best checkpoint is taken)
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Pairs per batch
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Evaluation")]
+    batch_size: u16,
+    /// Test images that take part in retrieval, each with each caption; 0 leaves it out. The cost
+    /// is images × captions passes through the cross-modality layers
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Evaluation")]
+    recall_images: usize,
+    /// Print JSON instead of tables
+    #[arg(long, help_heading = "Evaluation")]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let interrupted =
+                error.downcast_ref::<lxmert_train::Error>().is_some_and(lxmert_train::Error::is_interrupt);
+            ExitCode::from(if interrupted { 130 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let device = cli.common.start()?;
+    catch_interrupts();
+    match &cli.command {
+        Some(Command::Evaluate(args)) => run_evaluate(args, cli, &device),
+        None => run_training(&cli.train, cli, device),
+    }
+}
+
+/// The data that the arguments name, and the recipe that suits it.
+fn resolve(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
+    let with_overrides = |mut paths: DataPaths| {
+        if let Some(features) = &args.features {
+            paths.features.clone_from(features);
+        }
+        if args.splits.is_some() {
+            paths.splits.clone_from(&args.splits);
+        }
+        paths.absolute()
+    };
+    if let Some(captions) = &args.captions {
+        let features = args.features.clone().unwrap_or_default();
+        return Ok((DataPaths::of_files(captions.clone(), args.splits.clone(), features).absolute(), Recipe::photos()));
+    }
+    if let Some(folder) = &args.flickr30k {
+        return Ok((with_overrides(DataPaths::flickr30k(folder, &Workspace::locate()?)?), Recipe::photos()));
+    }
+    match args.data.as_deref() {
+        None | Some("scenes") => Ok((with_overrides(DataPaths::scenes(&Workspace::locate()?)?), Recipe::scenes())),
+        Some(folder) => {
+            Ok((with_overrides(DataPaths::in_folder(Path::new(folder), args.features.as_deref())?), Recipe::photos()))
+        }
+    }
+}
+
+fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Result<()> {
+    let data_named = args.data.data.is_some() || args.data.captions.is_some() || args.data.flickr30k.is_some();
+    // With --resume and a folder, everything comes from the run itself.
+    let stored = match (&args.output, args.resume) {
+        (Some(output), true) => trainer::read_settings(&RunFolder::new(output))?,
+        _ => None,
+    };
+    let (data, base) = match stored {
+        Some(settings) if !data_named => (settings.data, settings.recipe),
+        Some(settings) => (resolve(&args.data)?.0, settings.recipe),
+        None => {
+            let (data, recipe) = resolve(&args.data)?;
+            (data, Recipe { seed: cli.common.seed, ..recipe })
+        }
+    };
+    let output = match &args.output {
+        Some(output) => output.clone(),
+        None => Workspace::locate()?.run(&data.name),
+    };
+    let job = Job {
+        recipe: args.recipe.apply(base),
+        data,
+        output: output.clone(),
+        device,
+        start: match (args.resume, args.overwrite) {
+            (true, _) => Start::Resume,
+            (_, true) => Start::Overwrite,
+            _ => Start::Auto,
+        },
+        allow_missing_images: args.data.allow_missing_images,
+        save_every_steps: args.save_every,
+        save_every: Duration::from_secs_f64((args.save_minutes.clamp(0.01, 1e6)) * 60.0),
+        stop_after: args.stop_after,
+        show_progress: cli.common.show_progress(),
+        command: command_line(),
+    };
+    match trainer::run(&job)? {
+        Outcome::Finished(report) => {
+            print_report(&report);
+            println!(
+                "\ncheckpoint {}\ncurves     {}",
+                output.join("best").display(),
+                output.join("curves.png").display()
+            );
+        }
+        Outcome::AlreadyFinished(report) => {
+            print_report(&report);
+            println!(
+                "\n{}: this run has already finished; nothing was done. Train anew with --overwrite, or beside it with --output DIR",
+                output.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.checkpoint, device)?;
+    let (data, _) = resolve(&args.data)?;
+    let options = LoadOptions {
+        max_length: checkpoint.preprocessing.max_length,
+        regions: Some(checkpoint.preprocessing.regions),
+        seed: cli.common.seed,
+        allow_missing_images: args.data.allow_missing_images,
+    };
+    let dataset = Dataset::load(&data, &checkpoint.text, &options)?;
+    checkpoint.check_features(&data, dataset.feature_dim(), &dataset.store.info().detector)?;
+    let source = dataset.pairs(Split::Test);
+    let batch = usize::from(args.batch_size);
+    let bar = progress::bar((source.len() + source.hard().len()) as u64, "pairs", cli.common.show_progress());
+    let measure = |pairs: &[_]| evaluate::metrics(&checkpoint.model, &dataset, pairs, batch, device, &bar);
+    let test = measure(&source.fixed())?;
+    let test_hard = if source.has_hard() { Some(measure(&source.hard())?) } else { None };
+    bar.finish_and_clear();
+    let retrieval = match args.recall_images {
+        0 => None,
+        images => {
+            let bar = progress::bar(0, "pairs", cli.common.show_progress());
+            Some(retrieval::retrieval(&checkpoint.model, &dataset, Split::Test, images, batch, device, &bar)?)
+        }
+    };
+    let record = TestRecord { epoch: 0, test, test_hard, retrieval };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&record).context("the measures as JSON")?);
+    } else {
+        print_test(&record);
+    }
+    Ok(())
+}
+
+fn print_report(report: &Report) {
+    println!(
+        "{}: {} epochs, {} steps, {:.0} s; best epoch {}",
+        report.data, report.epochs, report.steps, report.training_seconds, report.test.epoch
+    );
+    print_test(&report.test);
+}
+
+fn print_test(record: &TestRecord) {
+    println!(
+        "{:<12} {:>6} {:>7} {:>9} {:>9} {:>7} {:>7} {:>7}",
+        "test", "pairs", "loss", "accuracy", "precision", "recall", "F1", "AUC"
+    );
+    let line = |name: &str, m: &Metrics| {
+        println!(
+            "{name:<12} {:>6} {:>7.4} {:>9.4} {:>9.4} {:>7.4} {:>7.4} {:>7.4}",
+            m.pairs, m.loss, m.accuracy, m.precision, m.recall, m.f1, m.auc
+        );
+    };
+    line("random", &record.test);
+    if let Some(hard) = &record.test_hard {
+        line("hard", hard);
+    }
+    if let Some(retrieval) = &record.retrieval {
+        print!("{}", retrieval_table(retrieval));
+    }
+}
+
+/// The command as it was typed, with the program's bare name.
+fn command_line() -> String {
+    let mut words = vec!["lxmert-train".to_string()];
+    words.extend(std::env::args().skip(1).map(|word| if word.contains(' ') { format!("'{word}'") } else { word }));
+    words.join(" ")
+}

@@ -14,7 +14,7 @@ mod layers;
 mod matching;
 pub mod student;
 
-pub use encoder::{CrossLayer, LxmertModel};
+pub use encoder::{CrossLayer, Encoded, LxmertModel};
 pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits};
 pub use matching::{MatchingModel, MatchingOutput};
 

@@ -1,5 +1,219 @@
 //! From a caption file and a feature store to batches.
 
+pub mod batches;
 pub mod captions;
 pub mod pairs;
+pub mod paths;
 pub mod splits;
+
+use crate::{Error, Result};
+use captions::Captions;
+use lxmert_core::features::FeatureStore;
+use lxmert_core::text::WordPiece;
+use pairs::{Pair, PairKind, PairSource};
+use paths::DataPaths;
+use splits::{Split, Splits};
+use std::collections::HashMap;
+
+/// Share of captioned images that may lack features before loading refuses: detectors fail on a
+/// damaged file here and there, but a store of another data set must not pass.
+const MISSING_ALLOWED: f64 = 0.01;
+
+/// A caption file with its splits, features and tokens: everything that pairs and batches need.
+pub struct Dataset {
+    /// The captions, without those of images that have no features.
+    pub captions: Captions,
+    /// The split of each image.
+    pub splits: Splits,
+    /// The feature store, memory-mapped.
+    pub store: FeatureStore,
+    /// Per image of the captions: its number in the store.
+    pub store_index: Vec<usize>,
+    /// Per caption: its false, minimally changed sibling.
+    pub hard_negatives: Vec<Option<String>>,
+    /// Captions that were cut to fit the model's length.
+    pub truncated: usize,
+    /// Names of captioned images without features, whose captions were left out.
+    pub missing: Vec<String>,
+    regions: usize,
+    tokens: Vec<Vec<u32>>,
+    hard_tokens: Vec<Vec<u32>>,
+}
+
+/// How to load a [`Dataset`].
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
+    pub max_length: usize,
+    /// Regions per image, best first; none for all that the store holds.
+    pub regions: Option<usize>,
+    /// Seed of the split, where the data brings none.
+    pub seed: u64,
+    /// Whether any number of captioned images may lack features.
+    pub allow_missing_images: bool,
+}
+
+impl Dataset {
+    /// Reads captions, splits and hard negatives, opens the store and tokenises every sentence
+    /// once. What was repaired, cut or left out is logged.
+    ///
+    /// # Errors
+    /// When a file cannot be understood, the store is absent, or too many images have no features.
+    pub fn load(paths: &DataPaths, text: &WordPiece, options: &LoadOptions) -> Result<Self> {
+        let mut captions = Captions::read(&paths.captions)?;
+        for repair in &captions.repairs {
+            log::warn!("{}: {repair}", paths.captions.display());
+        }
+        if !paths.features.is_dir() {
+            let hint = match paths.name.as_str() {
+                "scenes" => "cargo run -p lxmert-extract".to_string(),
+                "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
+                _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", paths.features.display()),
+            };
+            return Err(Error::file(&paths.features, format!("no feature store here; run `{hint}` first")));
+        }
+        let store = FeatureStore::open(&paths.features)?;
+        if store.is_unfinished() {
+            log::warn!("{}: extraction has not finished; images may be missing", paths.features.display());
+        }
+        let mut hard_negatives = match &paths.hard_negatives {
+            Some(path) => captions::read_hard_negatives(path, &captions)?,
+            None => vec![None; captions.captions.len()],
+        };
+
+        let finder = NameFinder::new(&store);
+        let found: Vec<Option<usize>> = captions.images.iter().map(|name| finder.find(&store, name)).collect();
+        let missing: Vec<String> =
+            captions.images.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(n, _)| n.clone()).collect();
+        if !missing.is_empty() {
+            let examples = missing.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+            let total = captions.images.len();
+            let too_many = missing.len() as f64 > MISSING_ALLOWED * total as f64 && !options.allow_missing_images;
+            if too_many || missing.len() == total {
+                return Err(Error::MissingFeatures {
+                    store: paths.features.clone(),
+                    missing: missing.len(),
+                    total,
+                    examples,
+                });
+            }
+            log::warn!("{} of {total} captioned images have no features and are left out: {examples}…", missing.len());
+        }
+        let splits = {
+            let all = Splits::choose(&captions, paths.splits.as_deref(), options.seed)?;
+            let of = all.of.iter().zip(&found).map(|(split, found)| found.and(*split)).collect();
+            Splits { of, source: all.source }
+        };
+        // Captions of images without features go; images keep their numbers.
+        let keep: Vec<bool> = captions.captions.iter().map(|c| found[c.image].is_some()).collect();
+        let mut kept = keep.iter();
+        captions.captions.retain(|_| kept.next().copied().unwrap_or(false));
+        let mut kept = keep.iter();
+        hard_negatives.retain(|_| kept.next().copied().unwrap_or(false));
+        let unused = splits.of.iter().zip(&found).filter(|(s, f)| s.is_none() && f.is_some()).count();
+        if unused > 0 {
+            log::warn!("{unused} captioned images are in no split of {} and are not used", splits.source);
+        }
+        for split in Split::ALL {
+            if splits.images(split).next().is_none() {
+                return Err(Error::Argument(format!(
+                    "no image of the {split} split has features in {}",
+                    paths.features.display()
+                )));
+            }
+        }
+
+        let mut truncated = 0;
+        let mut encode = |sentence: &str| -> Result<Vec<u32>> {
+            let encoding = text.encode(sentence, options.max_length)?;
+            truncated += usize::from(encoding.truncated > 0);
+            Ok(encoding.ids)
+        };
+        let tokens = captions.captions.iter().map(|c| encode(&c.text)).collect::<Result<_>>()?;
+        let hard_tokens =
+            hard_negatives.iter().map(|h| h.as_deref().map_or(Ok(Vec::new()), &mut encode)).collect::<Result<_>>()?;
+        if truncated > 0 {
+            log::warn!("{truncated} captions are longer than --max-length {} and were cut", options.max_length);
+        }
+        let regions = options.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
+        let store_index = found.iter().map(|f| f.unwrap_or(usize::MAX)).collect();
+        Ok(Self {
+            captions,
+            splits,
+            store,
+            store_index,
+            hard_negatives,
+            truncated,
+            missing,
+            regions,
+            tokens,
+            hard_tokens,
+        })
+    }
+
+    /// Regions per image in a batch.
+    pub fn regions(&self) -> usize {
+        self.regions
+    }
+
+    /// Width of a region's feature vector.
+    pub fn feature_dim(&self) -> usize {
+        self.store.info().feature_dim
+    }
+
+    /// The pairs of one split.
+    pub fn pairs(&self, split: Split) -> PairSource {
+        let captions = self.splits.captions(&self.captions, split);
+        let describe = |c: usize| {
+            let caption = &self.captions.captions[c];
+            (c, caption.image, caption.text.as_str(), self.hard_negatives[c].is_some())
+        };
+        PairSource::new(split, captions.into_iter().map(describe))
+    }
+
+    /// The sentence of a pair.
+    pub fn sentence(&self, pair: &Pair) -> &str {
+        match (pair.kind, &self.hard_negatives[pair.caption]) {
+            (PairKind::Hard, Some(sentence)) => sentence,
+            _ => &self.captions.captions[pair.caption].text,
+        }
+    }
+
+    /// The image name of a pair, as the caption file has it.
+    pub fn image_name(&self, pair: &Pair) -> &str {
+        &self.captions.images[pair.image]
+    }
+
+    /// The WordPiece ids of a pair's sentence.
+    pub fn tokens(&self, pair: &Pair) -> &[u32] {
+        match pair.kind {
+            PairKind::Hard => &self.hard_tokens[pair.caption],
+            _ => &self.tokens[pair.caption],
+        }
+    }
+}
+
+/// Finds a caption file's image names in a store: by the whole name, else by the file name where
+/// that is unique (a caption file says `1000092795.jpg`, a store may say
+/// `flickr30k_images/1000092795.jpg`).
+struct NameFinder {
+    by_file_name: HashMap<String, Option<usize>>,
+}
+
+impl NameFinder {
+    fn new(store: &FeatureStore) -> Self {
+        let mut by_file_name = HashMap::with_capacity(store.len());
+        for (i, name) in store.names().iter().enumerate() {
+            by_file_name.entry(file_name(name).to_string()).and_modify(|found| *found = None).or_insert(Some(i));
+        }
+        Self { by_file_name }
+    }
+
+    fn find(&self, store: &FeatureStore, name: &str) -> Option<usize> {
+        store.index_of(name).or_else(|| self.by_file_name.get(file_name(name)).copied().flatten())
+    }
+}
+
+fn file_name(name: &str) -> &str {
+    name.rsplit(['/', '\\']).next().unwrap_or(name)
+}

@@ -119,7 +119,7 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
         root.present().map_err(|e| failed(&e))?;
     }
     let png = encode_png(&pixels, width, height).map_err(|e| failed(&e))?;
-    std::fs::write(path, &png).map_err(Error::io(path))?;
+    lxmert_core::checkpoint::atomic_write(path, |file| std::io::Write::write_all(file, &png))?;
     Ok(())
 }
 

@@ -1,0 +1,393 @@
+//! Every knob of a run in one place, and the recipes that a bare command uses.
+
+use crate::data::paths::DataPaths;
+use crate::metrics::Metrics;
+use crate::optim::AdamWConfig;
+use crate::{Error, Result};
+use lxmert_core::config::{CrossLayer, LxmertConfig};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The measure that chooses the best epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Watch {
+    /// Validation loss; lower is better.
+    Loss,
+    /// Validation accuracy.
+    Accuracy,
+    /// Validation precision.
+    Precision,
+    /// Validation recall.
+    Recall,
+    /// Validation F1.
+    F1,
+    /// Validation area under the ROC curve.
+    Auc,
+    /// Accuracy on the hard validation pairs.
+    HardAccuracy,
+}
+
+impl Watch {
+    /// The measure's value, turned so that higher is better.
+    ///
+    /// # Errors
+    /// When hard pairs are asked for and the data has none.
+    pub fn value(self, validation: &Metrics, hard: Option<&Metrics>) -> Result<f64> {
+        Ok(match self {
+            Self::Loss => -validation.loss,
+            Self::Accuracy => validation.accuracy,
+            Self::Precision => validation.precision,
+            Self::Recall => validation.recall,
+            Self::F1 => validation.f1,
+            Self::Auc => validation.auc,
+            Self::HardAccuracy => {
+                let missing =
+                    || Error::Argument("--metric hard-accuracy needs hard_negatives.csv beside the captions".into());
+                hard.ok_or_else(missing)?.accuracy
+            }
+        })
+    }
+}
+
+/// What is trained and how; two runs with equal recipes, data and thread counts end with equal
+/// weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The model's size: `tiny`, `small` or `base`.
+    pub preset: String,
+    /// How the two streams meet.
+    pub cross_layer: CrossLayer,
+    /// A checkpoint to start from; none starts from random weights.
+    pub init: Option<String>,
+    /// Dropout of hidden states and of attention probabilities.
+    pub dropout: f32,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+    /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
+    pub max_length: usize,
+    /// Regions per image, best first; none for all that the store holds.
+    pub regions: Option<usize>,
+    /// Pairs per batch.
+    pub batch_size: usize,
+    /// Batches per optimiser step.
+    pub accumulate: usize,
+    /// Passes over the training captions.
+    pub epochs: u64,
+    /// Optimiser steps instead of epochs.
+    pub steps: Option<u64>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Share of the steps over which the rate rises to its peak.
+    pub warmup: f64,
+    /// Weight decay of AdamW.
+    pub weight_decay: f64,
+    /// Whether biases and norms decay too.
+    pub decay_all: bool,
+    /// Largest global gradient norm; 0 does not clip.
+    pub clip: f64,
+    /// Share of the mismatched training pairs that are hard.
+    pub hard_negatives: f64,
+    /// The measure that chooses the best epoch.
+    pub metric: Watch,
+    /// Stop after this many epochs without a better one.
+    pub patience: Option<u64>,
+    /// Test images that take part in retrieval; 0 leaves it out.
+    pub recall_images: usize,
+    /// Seed of weights, pairs, order and dropout.
+    pub seed: u64,
+}
+
+impl Recipe {
+    /// For real photos: the student project's size, batch and epochs, with a rate that suits
+    /// training from random weights.
+    pub fn photos() -> Self {
+        Self {
+            preset: "small".into(),
+            cross_layer: CrossLayer::Lxmert,
+            init: None,
+            dropout: 0.1,
+            initializer_range: 0.02,
+            max_length: 50,
+            regions: None,
+            batch_size: 32,
+            accumulate: 1,
+            epochs: 10,
+            steps: None,
+            learning_rate: 1e-4,
+            warmup: 0.1,
+            weight_decay: 0.01,
+            decay_all: false,
+            clip: 1.0,
+            hard_negatives: 0.5,
+            metric: Watch::Accuracy,
+            patience: None,
+            recall_images: 1000,
+            seed: 0,
+        }
+    }
+
+    /// For the generated scenes: minutes on two cores (measurements in the model card).
+    pub fn scenes() -> Self {
+        Self {
+            preset: "tiny".into(),
+            dropout: 0.0,
+            batch_size: 32,
+            learning_rate: 1e-3,
+            metric: Watch::HardAccuracy,
+            recall_images: 100,
+            ..Self::photos()
+        }
+    }
+
+    /// The model of this recipe for regions of width `feature_dim`.
+    ///
+    /// # Errors
+    /// When the preset is unknown or a value does not fit.
+    pub fn model(&self, feature_dim: usize) -> Result<LxmertConfig> {
+        let config = LxmertConfig {
+            visual_feat_dim: feature_dim,
+            hidden_dropout_prob: self.dropout,
+            attention_probs_dropout_prob: self.dropout,
+            initializer_range: self.initializer_range,
+            cross_layer: self.cross_layer,
+            ..LxmertConfig::preset(&self.preset)?
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// AdamW's constants.
+    pub fn optimiser(&self) -> AdamWConfig {
+        AdamWConfig { weight_decay: self.weight_decay, decay_all: self.decay_all, ..AdamWConfig::default() }
+    }
+
+    /// Whether the numbers can be used.
+    ///
+    /// # Errors
+    /// With the option's name and value.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str, value: String, wanted: &str| Err(Error::Argument(format!("--{what} {value}: {wanted}")));
+        for (name, value) in [("batch-size", self.batch_size), ("accumulate", self.accumulate)] {
+            if value == 0 {
+                return bad(name, "0".into(), "at least 1 is needed");
+            }
+        }
+        for (name, value) in [("warmup", self.warmup), ("hard-negatives", self.hard_negatives)] {
+            if !(0.0..=1.0).contains(&value) {
+                return bad(name, value.to_string(), "a share from 0 to 1 is needed");
+            }
+        }
+        for (name, value) in
+            [("learning-rate", self.learning_rate), ("weight-decay", self.weight_decay), ("clip", self.clip)]
+        {
+            if !value.is_finite() || value < 0.0 {
+                return bad(name, value.to_string(), "a number of at least 0 is needed");
+            }
+        }
+        if self.epochs == 0 && self.steps.is_none() || self.steps == Some(0) {
+            return Err(Error::Argument("at least one epoch or step is needed".into()));
+        }
+        if self.max_length < 3 {
+            return bad("max-length", self.max_length.to_string(), "at least 3 is needed: [CLS], a word, [SEP]");
+        }
+        if self.regions == Some(0) {
+            return bad("regions", "0".into(), "at least 1 is needed");
+        }
+        Ok(())
+    }
+}
+
+/// Flags that change a recipe; what is not given keeps the recipe's value.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct RecipeArgs {
+    /// Model size: tiny, small or base
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(LxmertConfig::PRESETS), help_heading = "Model")]
+    pub preset: Option<String>,
+    /// Cross-modality layer: lxmert (shared, parallel) or student (separate, sequential)
+    #[arg(long, value_parser = parse_cross_layer, value_name = "KIND", help_heading = "Model")]
+    pub cross_layer: Option<CrossLayer>,
+    /// Start from this checkpoint: a folder or file of ours, of the hub's or of the original's
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Model")]
+    pub init: Option<String>,
+    /// Dropout of hidden states and attention probabilities
+    #[arg(long, help_heading = "Model")]
+    pub dropout: Option<f32>,
+    /// Standard deviation of fresh weights
+    #[arg(long, help_heading = "Model")]
+    pub initializer_range: Option<f64>,
+    /// Longest sentence in WordPieces, [CLS] and [SEP] included
+    #[arg(long, help_heading = "Model")]
+    pub max_length: Option<usize>,
+    /// Use the first N regions of each image, best first [default: all in the store]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub regions: Option<usize>,
+    /// Pairs per batch
+    #[arg(long, help_heading = "Optimisation")]
+    pub batch_size: Option<usize>,
+    /// Batches per optimiser step (gradient accumulation)
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub accumulate: Option<usize>,
+    /// Passes over the training captions
+    #[arg(long, help_heading = "Optimisation")]
+    pub epochs: Option<u64>,
+    /// Optimiser steps, instead of epochs
+    #[arg(long, conflicts_with = "epochs", help_heading = "Optimisation")]
+    pub steps: Option<u64>,
+    /// Peak learning rate
+    #[arg(long, visible_alias = "lr", help_heading = "Optimisation")]
+    pub learning_rate: Option<f64>,
+    /// Share of the steps over which the learning rate rises to its peak, before it falls to 0
+    #[arg(long, help_heading = "Optimisation")]
+    pub warmup: Option<f64>,
+    /// Weight decay of AdamW
+    #[arg(long, help_heading = "Optimisation")]
+    pub weight_decay: Option<f64>,
+    /// Decay biases and norms too
+    #[arg(long, help_heading = "Optimisation")]
+    pub decay_all: bool,
+    /// Largest global gradient norm; 0 does not clip
+    #[arg(long, help_heading = "Optimisation")]
+    pub clip: Option<f64>,
+    /// Share of the mismatched training pairs taken from hard_negatives.csv, where there is one
+    #[arg(long, value_name = "FRACTION", help_heading = "Optimisation")]
+    pub hard_negatives: Option<f64>,
+    /// Validation measure that chooses the best epoch
+    #[arg(long, value_enum, help_heading = "Evaluation")]
+    pub metric: Option<Watch>,
+    /// Stop early after N epochs without a better one [default: never]
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    pub patience: Option<u64>,
+    /// Test images that take part in retrieval, each with each caption; 0 leaves it out
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    pub recall_images: Option<usize>,
+}
+
+fn parse_cross_layer(text: &str) -> std::result::Result<CrossLayer, String> {
+    match text {
+        "lxmert" => Ok(CrossLayer::Lxmert),
+        "student" => Ok(CrossLayer::Student),
+        _ => Err("expected lxmert or student".into()),
+    }
+}
+
+impl RecipeArgs {
+    /// `base` with the given flags put in.
+    pub fn apply(&self, base: Recipe) -> Recipe {
+        let a = self.clone();
+        Recipe {
+            preset: a.preset.unwrap_or(base.preset),
+            cross_layer: a.cross_layer.unwrap_or(base.cross_layer),
+            init: a.init.or(base.init),
+            dropout: a.dropout.unwrap_or(base.dropout),
+            initializer_range: a.initializer_range.unwrap_or(base.initializer_range),
+            max_length: a.max_length.unwrap_or(base.max_length),
+            regions: a.regions.or(base.regions),
+            batch_size: a.batch_size.unwrap_or(base.batch_size),
+            accumulate: a.accumulate.unwrap_or(base.accumulate),
+            epochs: a.epochs.unwrap_or(base.epochs),
+            steps: if a.epochs.is_some() { None } else { a.steps.or(base.steps) },
+            learning_rate: a.learning_rate.unwrap_or(base.learning_rate),
+            warmup: a.warmup.unwrap_or(base.warmup),
+            weight_decay: a.weight_decay.unwrap_or(base.weight_decay),
+            decay_all: a.decay_all || base.decay_all,
+            clip: a.clip.unwrap_or(base.clip),
+            hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
+            metric: a.metric.unwrap_or(base.metric),
+            patience: a.patience.or(base.patience),
+            recall_images: a.recall_images.unwrap_or(base.recall_images),
+            seed: base.seed,
+        }
+    }
+}
+
+/// What a run folder was made with, kept in its `run.json`: a run goes on only with the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// What is trained and how.
+    pub recipe: Recipe,
+    /// The data.
+    pub data: DataPaths,
+    /// sha256 of the caption, split and hard-negative files and of the store's index.
+    pub data_sha256: String,
+}
+
+impl RunSettings {
+    /// One line per setting in which a run (`self`) differs from what is now asked for.
+    pub fn differences(&self, asked: &Self) -> Vec<String> {
+        let (Ok(old), Ok(new)) = (serde_json::to_value(self), serde_json::to_value(asked)) else { return Vec::new() };
+        let mut lines = Vec::new();
+        compare("", &old, &new, &mut lines);
+        lines
+    }
+}
+
+fn compare(name: &str, old: &serde_json::Value, new: &serde_json::Value, lines: &mut Vec<String>) {
+    match (old.as_object(), new.as_object()) {
+        (Some(o), Some(n)) => {
+            for (key, value) in o {
+                compare(key, value, n.get(key).unwrap_or(&serde_json::Value::Null), lines);
+            }
+        }
+        _ if old != new => {
+            lines.push(format!("  {}: the run has {old}, the command says {new}", name.replace('_', "-")))
+        }
+        _ => {}
+    }
+}
+
+/// sha256 over the files that say what the data is.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn data_fingerprint(data: &DataPaths) -> Result<String> {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    let index: PathBuf = data.features.join("index.json");
+    for path in
+        [Some(&data.captions), data.splits.as_ref(), data.hard_negatives.as_ref(), Some(&index)].into_iter().flatten()
+    {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(&bytes);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differing_settings_are_named_with_both_values() {
+        let data = DataPaths {
+            name: "x".into(),
+            captions: "c".into(),
+            splits: None,
+            hard_negatives: None,
+            features: "f".into(),
+        };
+        let run = RunSettings { recipe: Recipe::scenes(), data, data_sha256: "0".into() };
+        let mut asked = run.clone();
+        assert!(run.differences(&asked).is_empty());
+        asked.recipe.learning_rate = 0.25;
+        asked.data.features = "g".into();
+        let lines = run.differences(&asked).join("\n");
+        assert!(lines.contains("learning-rate: the run has 0.001, the command says 0.25"), "{lines}");
+        assert!(lines.contains("features: the run has \"f\", the command says \"g\""), "{lines}");
+    }
+
+    #[test]
+    fn flags_change_only_what_they_name() {
+        let args = RecipeArgs { epochs: Some(3), ..Default::default() };
+        assert_eq!(args.apply(Recipe::scenes()), Recipe { epochs: 3, ..Recipe::scenes() });
+    }
+
+    #[test]
+    fn unusable_numbers_are_refused_by_option() {
+        let bad = Recipe { warmup: 2.0, ..Recipe::scenes() };
+        assert!(bad.check().unwrap_err().to_string().contains("--warmup 2"));
+        let bad = Recipe { learning_rate: f64::NAN, ..Recipe::scenes() };
+        assert!(bad.check().unwrap_err().to_string().contains("--learning-rate"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Where a data set's files lie.
+
+use crate::{Error, Result};
+use lxmert_core::workspace::Workspace;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The files that a run reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataPaths {
+    /// What the data set is called in messages and in the model card.
+    pub name: String,
+    /// The caption file.
+    pub captions: PathBuf,
+    /// The split file, if the caption file does not carry the split.
+    pub splits: Option<PathBuf>,
+    /// False, minimally changed captions.
+    pub hard_negatives: Option<PathBuf>,
+    /// The feature store's folder.
+    pub features: PathBuf,
+}
+
+impl DataPaths {
+    /// The generated scenes.
+    pub fn scenes(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.data("scenes");
+        if !folder.join("results.csv").is_file() {
+            return Err(Error::file(
+                &folder,
+                "the scenes are not there yet; run `cargo run -p lxmert-extract` first, which draws them and extracts their features",
+            ));
+        }
+        Ok(Self { name: "scenes".into(), ..Self::in_folder(&folder, Some(&workspace.features("scenes")))? })
+    }
+
+    /// Flickr30k in `folder`, as Kaggle lays it out (also one `flickr30k_images` deeper), with
+    /// Karpathy's split when `dataset_flickr30k.json` lies in the folder.
+    ///
+    /// # Errors
+    /// When no caption file is found.
+    pub fn flickr30k(folder: &Path, workspace: &Workspace) -> Result<Self> {
+        let nested = folder.join("flickr30k_images");
+        let place = if find_captions(folder).is_none() && find_captions(&nested).is_some() {
+            nested
+        } else {
+            folder.to_path_buf()
+        };
+        let mut paths = Self::in_folder(&place, Some(&workspace.features("flickr30k")))?;
+        paths.name = "flickr30k".into();
+        if paths.splits.is_none() {
+            paths.splits = find_karpathy(folder);
+        }
+        Ok(paths)
+    }
+
+    /// A folder that holds a caption file (`results.csv`, `captions.txt`, `results_20130124.token`
+    /// or Karpathy's `dataset_*.json`), and perhaps `splits.json` and `hard_negatives.csv`.
+    /// Without `features` the store is `features/` in the folder.
+    ///
+    /// # Errors
+    /// When the folder holds no caption file.
+    pub fn in_folder(folder: &Path, features: Option<&Path>) -> Result<Self> {
+        let captions = find_captions(folder).ok_or_else(|| {
+            Error::file(folder, "no caption file here (results.csv, captions.txt, results_20130124.token or dataset_*.json); name it with --captions FILE")
+        })?;
+        let name = folder.file_name().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
+        let features = features.map_or_else(|| folder.join("features"), Path::to_path_buf);
+        Ok(Self { name, features, ..Self::of_files(captions, None, PathBuf::new()) })
+    }
+
+    /// Named files. Without `splits`, a `splits.json` or Karpathy's JSON beside the captions is
+    /// taken; `hard_negatives.csv` beside the captions likewise.
+    pub fn of_files(captions: PathBuf, splits: Option<PathBuf>, features: PathBuf) -> Self {
+        let folder = captions.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        let beside = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+        let splits = splits
+            .or_else(|| beside("splits.json"))
+            .or_else(|| find_karpathy(&folder))
+            .filter(|path| *path != captions);
+        let name = captions.file_stem().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
+        Self { name, hard_negatives: beside("hard_negatives.csv"), splits, captions, features }
+    }
+
+    /// Every path absolute, so that a run's settings mean the same from any folder.
+    #[must_use]
+    pub fn absolute(mut self) -> Self {
+        for path in
+            [Some(&mut self.captions), self.splits.as_mut(), self.hard_negatives.as_mut(), Some(&mut self.features)]
+        {
+            if let Some(path) = path {
+                *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+            }
+        }
+        self
+    }
+}
+
+fn find_captions(folder: &Path) -> Option<PathBuf> {
+    ["results.csv", "captions.txt", "results_20130124.token", "Flickr8k.token.txt"]
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|path| path.is_file())
+        .or_else(|| find_karpathy(folder))
+}
+
+fn find_karpathy(folder: &Path) -> Option<PathBuf> {
+    ["dataset_flickr30k.json", "dataset_flickr8k.json", "dataset.json"]
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|path| path.is_file())
+}

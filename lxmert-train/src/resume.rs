@@ -1,0 +1,120 @@
+//! The state that lets a killed run go on equal to the bit.
+//!
+//! Everything lies in one safetensors file, renamed into place whole: weights (`model.<name>`),
+//! AdamW's moments, and, as JSON in the file's metadata, the position: step, epoch, place in the
+//! epoch, best epoch, the running sums of the epoch, and how long the logs were. There is no
+//! generator to save: pairs, order and dropout are functions of the seed, the epoch and the step.
+
+use crate::optim::AdamW;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use lxmert_core::checkpoint::{read_tensors, save_safetensors};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Where a run stands.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Position {
+    /// Optimiser steps taken.
+    pub step: u64,
+    /// Epochs finished.
+    pub epoch: u64,
+    /// Batches of the current epoch that are done.
+    pub batch: usize,
+    /// Sums over the current epoch.
+    pub epoch_sums: Sums,
+    /// Sums since the last step record.
+    pub log_sums: Sums,
+    /// The best epoch so far.
+    pub best: Option<Best>,
+    /// Whether training has ended and only the test is left.
+    pub trained: bool,
+    /// Length of `metrics.jsonl` in bytes.
+    pub metrics_bytes: u64,
+    /// Length of the event file in bytes.
+    pub events_bytes: u64,
+    /// Seconds spent, over all sittings.
+    pub seconds: f64,
+}
+
+/// Running sums of the training loss.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sums {
+    /// Sum of the pairs' losses.
+    pub loss: f64,
+    /// Pairs on the right side.
+    pub right: usize,
+    /// Pairs.
+    pub pairs: usize,
+    /// Sum of the gradient norms.
+    pub norm: f64,
+    /// Optimiser steps.
+    pub steps: u64,
+}
+
+/// The best epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its number, from 1.
+    pub epoch: u64,
+    /// The watched measure, higher is better.
+    pub value: f64,
+}
+
+/// Writes the state.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save(path: &Path, position: &Position, optimiser: &AdamW) -> Result<()> {
+    let mut tensors = optimiser.state()?;
+    tensors.extend(optimiser.parameters().map(|(name, var)| (format!("model.{name}"), var.as_tensor().clone())));
+    let json = serde_json::to_string(position).map_err(Error::json(path))?;
+    let metadata = BTreeMap::from([("position".to_string(), json)]);
+    Ok(save_safetensors(path, &tensors, &metadata)?)
+}
+
+/// Reads the state into the optimiser's parameters and moments.
+///
+/// # Errors
+/// When the file is not a training state of this model.
+pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
+    let position = position(path)?;
+    let tensors: BTreeMap<String, Tensor> = read_tensors(path)?;
+    for (name, var) in optimiser.parameters() {
+        let tensor = tensors
+            .get(&format!("model.{name}"))
+            .ok_or_else(|| Error::file(path, format!("lacks the weight '{name}'")))?;
+        if tensor.shape() != var.shape() {
+            return Err(Error::file(
+                path,
+                format!("'{name}' is {:?}, the model needs {:?}", tensor.dims(), var.dims()),
+            ));
+        }
+        var.set(&tensor.to_device(var.device())?)?;
+    }
+    optimiser.restore(&tensors, position.step)?;
+    Ok(position)
+}
+
+/// Reads the position alone.
+///
+/// # Errors
+/// When the file is not a training state.
+pub fn position(path: &Path) -> Result<Position> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let total = file.metadata().map_err(Error::io(path))?.len();
+    let mut size = [0u8; 8];
+    file.read_exact(&mut size).map_err(Error::io(path))?;
+    let size = u64::from_le_bytes(size);
+    let bad = |reason: &str| Error::file(path, format!("not a training state ({reason}); start anew with --overwrite"));
+    if size > total.saturating_sub(8) {
+        return Err(bad("its header is cut short"));
+    }
+    let mut header = vec![0u8; size as usize];
+    file.read_exact(&mut header).map_err(Error::io(path))?;
+    let header: serde_json::Value = serde_json::from_slice(&header).map_err(|_| bad("its header is not JSON"))?;
+    let json = header["__metadata__"]["position"].as_str().ok_or_else(|| bad("it says no position"))?;
+    serde_json::from_str(json).map_err(|e| bad(&e.to_string()))
+}

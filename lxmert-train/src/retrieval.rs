@@ -1,0 +1,143 @@
+//! Retrieval: every image ranks every caption, and every caption every image.
+//!
+//! LXMERT scores a pair jointly, so each of the images × captions pairs goes through the
+//! cross-modality layers. The single-modality encoders do not: each image and each caption is
+//! encoded once. The cost is still quadratic: Flickr30k's 1,000 test images with 5,000 captions are
+//! 5,000,000 pairs, some hours on a CPU and minutes on a GPU; `--recall-images` takes fewer.
+
+use crate::Result;
+use crate::data::Dataset;
+use crate::data::batches::Batch;
+use crate::data::pairs::{Pair, PairKind};
+use crate::data::splits::Split;
+use crate::log::jsonl::Retrieval;
+use crate::metrics::{Ranking, best_rank};
+use candle_core::{Device, Tensor};
+use indicatif::ProgressBar;
+use lxmert_core::cli::check_interrupt;
+use lxmert_core::model::{Encoded, Forward, MatchingModel};
+use std::time::Instant;
+
+/// One batch of captions, encoded.
+struct EncodedCaptions {
+    /// Places among the captions that take part.
+    places: Vec<usize>,
+    encoded: Encoded,
+}
+
+/// The images of a split that take part, and their captions.
+pub fn participants(dataset: &Dataset, split: Split, max_images: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut images: Vec<usize> = dataset.splits.images(split).collect();
+    images.truncate(max_images);
+    let captions = dataset.splits.captions(&dataset.captions, split);
+    let captions =
+        captions.into_iter().filter(|&c| images.binary_search(&dataset.captions.captions[c].image).is_ok()).collect();
+    (images, captions)
+}
+
+/// Recalls both ways over the first `max_images` images of `split`.
+///
+/// # Errors
+/// When the data does not fit the model, or Ctrl-C was pressed.
+pub fn retrieval(
+    model: &MatchingModel,
+    dataset: &Dataset,
+    split: Split,
+    max_images: usize,
+    batch_size: usize,
+    device: &Device,
+    bar: &ProgressBar,
+) -> Result<Retrieval> {
+    let start = Instant::now();
+    let (images, captions) = participants(dataset, split, max_images);
+    let owner: Vec<usize> = captions
+        .iter()
+        .map(|&c| images.binary_search(&dataset.captions.captions[c].image).unwrap_or(usize::MAX))
+        .collect();
+    bar.set_length((images.len() * captions.len()) as u64);
+    let scores = score_all(model, dataset, &images, &captions, batch_size, device, bar)?;
+    let width = captions.len();
+    let image_ranks =
+        (0..images.len()).map(|i| best_rank(&scores[i * width..(i + 1) * width], |c| owner[c] == i)).collect();
+    let mut column = vec![0f32; images.len()];
+    let caption_ranks = (0..width)
+        .map(|c| {
+            for (i, score) in column.iter_mut().enumerate() {
+                *score = scores[i * width + c];
+            }
+            best_rank(&column, |i| i == owner[c])
+        })
+        .collect();
+    Ok(Retrieval {
+        images: images.len(),
+        captions: width,
+        image_to_text: Ranking::new(image_ranks, width),
+        text_to_image: Ranking::new(caption_ranks, images.len()),
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Match logits of all images (rows) with all captions (columns).
+///
+/// # Errors
+/// As [`retrieval`].
+pub fn score_all(
+    model: &MatchingModel,
+    dataset: &Dataset,
+    images: &[usize],
+    captions: &[usize],
+    batch_size: usize,
+    device: &Device,
+    bar: &ProgressBar,
+) -> Result<Vec<f32>> {
+    let run = Forward::eval();
+    let pair = |image: usize, caption: usize| Pair { image, caption, kind: PairKind::Matched };
+
+    // Captions once, in batches of about equal length.
+    let mut order: Vec<usize> = (0..captions.len()).collect();
+    order.sort_by_key(|&place| dataset.tokens(&pair(0, captions[place])).len());
+    let mut encoded_captions = Vec::new();
+    for places in order.chunks(batch_size.max(1)) {
+        check_interrupt()?;
+        let pairs = places.iter().map(|&p| pair(dataset.captions.captions[captions[p]].image, captions[p])).collect();
+        let inputs = Batch::read(dataset, pairs)?.inputs(device)?;
+        let encoded = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
+        encoded_captions.push(EncodedCaptions { places: places.to_vec(), encoded });
+    }
+
+    // Images once, then each image against each batch of captions.
+    let mut scores = vec![0f32; images.len() * captions.len()];
+    for (chunk, group) in images.chunks(batch_size.max(1)).enumerate() {
+        let Some(&any_caption) = captions.first() else { break };
+        let pairs = group.iter().map(|&image| pair(image, any_caption)).collect();
+        let inputs = Batch::read(dataset, pairs)?.inputs(device)?;
+        let mask = inputs.visual_attention_mask.as_ref();
+        let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
+        for i in 0..group.len() {
+            check_interrupt()?;
+            let row = (chunk * batch_size.max(1) + i) * captions.len();
+            for batch in &encoded_captions {
+                let image = repeat(&vision, mask, i, batch.places.len())?;
+                let output = model.match_encoded(&batch.encoded, &image, &run)?;
+                for (&place, logit) in batch.places.iter().zip(output.logits.to_vec1::<f32>()?) {
+                    scores[row + place] = logit;
+                }
+                bar.inc(batch.places.len() as u64);
+            }
+        }
+    }
+    Ok(scores)
+}
+
+/// Image `i` of an encoded batch, `times` over.
+fn repeat(vision: &Encoded, mask: Option<&Tensor>, i: usize, times: usize) -> Result<Encoded> {
+    let (_, regions, hidden) = vision.states.dims3()?;
+    let states = vision.states.narrow(0, i, 1)?.expand((times, regions, hidden))?.contiguous()?;
+    let mask = match mask {
+        Some(mask) => {
+            Some(lxmert_core::ops::KeyMask::new(&mask.narrow(0, i, 1)?.expand((times, regions))?.contiguous()?)?)
+        }
+        None => None,
+    };
+    Ok(Encoded { states, mask, maps: Vec::new() })
+}

@@ -1,0 +1,283 @@
+//! What a run writes, and reading a checkpoint back.
+//!
+//! ```text
+//! runs/<name>/
+//!   run.json               the settings: recipe, data, hash of the data
+//!   best/  last/           checkpoints in the hub's layout, opened by transformers too:
+//!                          config.json, model.safetensors, vocab.txt, tokenizer.json,
+//!                          tokenizer_config.json, preprocessor_config.json, README.md (model card)
+//!   metrics.jsonl          one JSON object per line (crate::log::jsonl)
+//!   tensorboard/           an event file
+//!   curves.png             losses, accuracies, learning rate
+//!   report.json            the test results; there only once the run has finished
+//!   state.safetensors      what --resume needs; there only until then
+//! ```
+
+use crate::data::paths::DataPaths;
+use crate::log::jsonl::TestRecord;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use lxmert_core::checkpoint::{FitOptions, atomic_write, fit, names, read_tensors, save_safetensors};
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::model::MatchingModel;
+use lxmert_core::text::WordPiece;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The files of a run.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+impl RunFolder {
+    /// The run at `root`, which need not exist yet.
+    pub fn new(root: impl AsRef<Path>) -> Self {
+        Self { root: root.as_ref().to_path_buf() }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The checkpoint of the best epoch.
+    pub fn best(&self) -> PathBuf {
+        self.root.join("best")
+    }
+
+    /// The checkpoint of the last finished epoch.
+    pub fn last(&self) -> PathBuf {
+        self.root.join("last")
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> PathBuf {
+        self.root.join("run.json")
+    }
+
+    /// One JSON object per line.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// TensorBoard's folder.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
+    /// The curves.
+    pub fn curves(&self) -> PathBuf {
+        self.root.join("curves.png")
+    }
+
+    /// The test results.
+    pub fn report(&self) -> PathBuf {
+        self.root.join("report.json")
+    }
+
+    /// The training state.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state.safetensors")
+    }
+
+    /// Deletes what a run has written (and nothing else that lies in the folder).
+    ///
+    /// # Errors
+    /// When something cannot be deleted.
+    pub fn clear(&self) -> Result<()> {
+        // The report goes first: without it nobody takes half a run for a finished one.
+        for file in [self.report(), self.state(), self.settings(), self.metrics(), self.curves()] {
+            remove(&file, std::fs::remove_file(&file))?;
+        }
+        for folder in [self.best(), self.last(), self.tensorboard()] {
+            remove(&folder, std::fs::remove_dir_all(&folder))?;
+        }
+        Ok(())
+    }
+}
+
+fn remove(path: &Path, result: std::io::Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// The report of a finished run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The data set.
+    pub data: String,
+    /// Optimiser steps taken.
+    pub steps: u64,
+    /// Epochs run.
+    pub epochs: u64,
+    /// Trained parameters.
+    pub parameters: usize,
+    /// Seconds spent training and validating, over all sittings.
+    pub training_seconds: f64,
+    /// Test results of the best checkpoint.
+    #[serde(flatten)]
+    pub test: TestRecord,
+}
+
+impl Report {
+    /// Reads `report.json`.
+    ///
+    /// # Errors
+    /// When it is not there or not a report.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text).map_err(Error::json(path))
+    }
+}
+
+/// How sentences and regions are to be put before this model; `preprocessor_config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    /// Longest sentence in WordPieces.
+    pub max_length: usize,
+    /// Regions per image, best first.
+    pub regions: usize,
+    /// The detector whose features the model was trained on.
+    pub detector: String,
+}
+
+/// Writes a JSON file whole.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(Error::json(path))?;
+    write_text(path, &(text + "\n"))
+}
+
+/// Writes a text file whole.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    Ok(atomic_write(path, |file| file.write_all(text.as_bytes()))?)
+}
+
+/// Writes a checkpoint in the hub's layout. Each file is written whole, the weights last.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn save_checkpoint(
+    folder: &Path,
+    config: &LxmertConfig,
+    preprocessing: &Preprocessing,
+    text: &WordPiece,
+    weights: &[(String, Tensor)],
+    card: &str,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    write_text(&folder.join("config.json"), &config.to_json("LxmertForPreTraining"))?;
+    write_json(&folder.join("preprocessor_config.json"), preprocessing)?;
+    write_text(&folder.join("vocab.txt"), &text.vocab_text())?;
+    write_text(&folder.join("tokenizer.json"), &text.tokenizer_json()?)?;
+    let tokenizer = serde_json::json!({
+        "tokenizer_class": "LxmertTokenizer", "do_lower_case": true, "model_max_length": preprocessing.max_length,
+        "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
+    });
+    write_json(&folder.join("tokenizer_config.json"), &tokenizer)?;
+    write_text(&folder.join("README.md"), card)?;
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    Ok(save_safetensors(folder.join("model.safetensors"), weights, &metadata)?)
+}
+
+/// A checkpoint, read for evaluation.
+pub struct Checkpoint {
+    /// The model's configuration.
+    pub config: LxmertConfig,
+    /// How to put data before it.
+    pub preprocessing: Preprocessing,
+    /// Its tokeniser.
+    pub text: WordPiece,
+    /// The model.
+    pub model: MatchingModel,
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint folder that this crate wrote, or the `best` of a run folder.
+    ///
+    /// # Errors
+    /// When a file is missing or the weights do not fit the configuration.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let folder =
+            if folder.join("config.json").is_file() { folder.to_path_buf() } else { RunFolder::new(folder).best() };
+        if !folder.join("config.json").is_file() {
+            return Err(Error::file(
+                &folder,
+                "no checkpoint here (no config.json); train one with `cargo run -p lxmert-train`",
+            ));
+        }
+        let config = LxmertConfig::from_file(folder.join("config.json"))?;
+        let path = folder.join("preprocessor_config.json");
+        let preprocessing = if path.is_file() {
+            let json = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+            serde_json::from_str(&json).map_err(Error::json(&path))?
+        } else {
+            // The hub's checkpoints do not say; these are the numbers they were trained with.
+            Preprocessing { max_length: 20, regions: 36, detector: "unknown".into() }
+        };
+        let vocabulary = folder.join("vocab.txt");
+        let text = if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? };
+        let weights = matching_weights(&weights_file(&folder)?, &config, false)?;
+        let weights: HashMap<String, Tensor> =
+            weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect::<Result<_>>()?;
+        let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?;
+        Ok(Self { config, preprocessing, text, model })
+    }
+
+    /// Whether a feature store's vectors fit this model.
+    ///
+    /// # Errors
+    /// When they do not, with both widths and the detectors' names.
+    pub fn check_features(&self, data: &DataPaths, feature_dim: usize, detector: &str) -> Result<()> {
+        if feature_dim == self.config.visual_feat_dim {
+            return Ok(());
+        }
+        Err(Error::Argument(format!(
+            "{}: {feature_dim} numbers per region (detector '{detector}'), but the checkpoint takes {} (detector '{}'); extract features with that detector",
+            data.features.display(),
+            self.config.visual_feat_dim,
+            self.preprocessing.detector
+        )))
+    }
+}
+
+/// The weights file of a checkpoint folder, or the file itself.
+///
+/// # Errors
+/// When the folder holds none.
+pub fn weights_file(place: &Path) -> Result<PathBuf> {
+    if !place.is_dir() {
+        return Ok(place.to_path_buf());
+    }
+    let names = ["model.safetensors", "pytorch_model.bin"];
+    let found = names.iter().map(|name| place.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::file(place, "no model.safetensors and no pytorch_model.bin here"))
+}
+
+/// The weights of a matching model out of a checkpoint of ours, of the hub's or of the original's,
+/// in f32. Heads of other tasks are left aside. With `fresh_head` the matching head may be missing.
+///
+/// # Errors
+/// With every missing, unexpected and misshapen key.
+pub fn matching_weights(path: &Path, config: &LxmertConfig, fresh_head: bool) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = names::lxmert(path, read_tensors(path)?)?;
+    let options = FitOptions {
+        allow_missing: if fresh_head { vec!["cls.seq_relationship.*".into()] } else { Vec::new() },
+        ignore: ["cls.predictions.*", "obj_predict_head.*", "answer_head.*", "*.position_ids"]
+            .map(String::from)
+            .to_vec(),
+    };
+    let fitting = fit(path, &MatchingModel::expected(config)?, tensors, &options)?;
+    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+}

@@ -1,0 +1,129 @@
+//! The command, from a caption file and a feature store to a checkpoint: a run killed and resumed
+//! equals one that was not; a folder with a run in it is treated with care; a checkpoint is
+//! measured alone.
+
+mod common;
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+fn command(data: &Path, output: &Path) -> Command {
+    let mut command = Command::cargo_bin("lxmert-train").unwrap();
+    command.args(arguments(data, output));
+    command
+}
+
+/// A tiny model with dropout and accumulation: everything that a resumed run must get right.
+fn arguments(data: &Path, output: &Path) -> Vec<String> {
+    let text = format!(
+        "--data {} --output {} --preset tiny --dropout 0.1 --batch-size 4 --accumulate 2 --epochs 2 --lr 1e-3 \
+         --recall-images 4 --threads 2 --quiet",
+        data.display(),
+        output.display()
+    );
+    text.split_whitespace().map(String::from).collect()
+}
+
+fn sha256(path: PathBuf) -> String {
+    Sha256::digest(std::fs::read(path).unwrap()).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn weights(run: &Path) -> [String; 2] {
+    ["best", "last"].map(|name| sha256(run.join(name).join("model.safetensors")))
+}
+
+/// Training records without what a clock says.
+fn losses(run: &Path) -> Vec<(u64, f64)> {
+    lxmert_train::log::read_records(&run.join("metrics.jsonl"))
+        .unwrap()
+        .into_iter()
+        .filter_map(|record| match record {
+            lxmert_train::log::Record::Epoch(e) => Some((e.step, e.train_loss + e.validation.loss)),
+            lxmert_train::log::Record::Step(s) => Some((s.step, s.loss)),
+            lxmert_train::log::Record::Test(t) => Some((0, t.test.loss)),
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    common::write_data(&data, 24);
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    command(&data, &whole).assert().success();
+
+    // Stopped in the middle of the first epoch, as by Ctrl-C: exit code 130.
+    command(&data, &broken).args(["--stop-after", "2"]).assert().code(130);
+    assert!(!broken.join("report.json").exists());
+    // Killed in the second epoch, some time after its first state.
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train"))
+        .args(arguments(&data, &broken))
+        .args(["--resume", "--save-every", "1"])
+        .spawn()
+        .unwrap();
+    let position = || lxmert_train::resume::position(&broken.join("state.safetensors")).map_or(0, |p| p.step);
+    while position() < 7 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Garbage after the last saved record, as a kill in the middle of a line leaves.
+    if broken.join("state.safetensors").exists() {
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new().append(true).open(broken.join("metrics.jsonl")).unwrap();
+        file.write_all(b"{\"kind\":\"st").unwrap();
+        command(&data, &broken).arg("--resume").assert().success();
+    }
+    assert_eq!(weights(&whole), weights(&broken));
+    assert_eq!(losses(&whole), losses(&broken));
+    assert!(!broken.join("state.safetensors").exists());
+
+    // A finished run is left alone; other settings are refused by name; --overwrite starts anew.
+    let before = weights(&whole);
+    command(&data, &whole).assert().success().stdout(predicate::str::contains("already finished"));
+    command(&data, &whole)
+        .args(["--weight-decay", "0.5"])
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("weight-decay: the run has 0.01, the command says 0.5"));
+    command(&data, &whole).args(["--weight-decay", "0.5", "--overwrite"]).assert().success();
+    assert_ne!(before, weights(&whole));
+
+    // The checkpoint alone, and what is written beside it.
+    for file in ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "README.md"] {
+        assert!(whole.join("best").join(file).is_file(), "{file}");
+    }
+    let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
+    assert!(card.contains("lxmert-train --data") && card.contains("image to text"), "{card}");
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    let output = evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args(["--json", "--quiet"]).assert().success();
+    let measured: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(whole.join("report.json")).unwrap()).unwrap();
+    assert_eq!(measured["test"], report["test"]);
+}
+
+#[test]
+fn what_is_missing_is_named_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    common::write_data(&data, 12);
+    let run = folder.path().join("run");
+    command(&data, &run).arg("--resume").assert().code(1).stderr(predicate::str::contains("no unfinished run"));
+
+    let mut captions = std::fs::read_to_string(data.join("results.csv")).unwrap();
+    captions.push_str("gone.png| 0| A caption whose image has no features .\n");
+    std::fs::write(data.join("results.csv"), captions).unwrap();
+    command(&data, &run)
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("1 of 13 captioned images have no features (first: gone.png)").and(predicate::str::contains("lxmert-extract")));
+
+    std::fs::rename(data.join("features"), data.join("elsewhere")).unwrap();
+    command(&data, &run).assert().code(1).stderr(predicate::str::contains("cargo run -p lxmert-extract"));
+    command(&data, &run).args(["--epochs", "nine"]).assert().code(2);
+}

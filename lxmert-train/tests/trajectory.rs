@@ -1,0 +1,102 @@
+//! Twenty AdamW steps of image-text matching, step by step as transformers and torch take them
+//! (`make_lxmert.py`'s `trajectory`): each loss within 1e-3, each gradient norm within 1 %.
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::model::{Forward, LxmertInputs, LxmertModel};
+use lxmert_core::procedural;
+use lxmert_train::optim::{AdamW, AdamWConfig, clip};
+use lxmert_train::tasks::matching::summed_loss;
+use std::collections::BTreeMap;
+
+/// `ranges` of make_lxmert.py: between which values a weight's formula runs.
+fn range(name: &str, shape: &[usize]) -> (f64, f64) {
+    if name.contains("LayerNorm") || name.contains("layer_norm") {
+        return if name.ends_with("weight") { (0.8, 1.2) } else { (-0.1, 0.1) };
+    }
+    if name.contains("embeddings") || name.ends_with("bias") {
+        return (-0.05, 0.05);
+    }
+    let bound = 1.2 * (3.0 / shape[shape.len() - 1] as f64).sqrt();
+    (-bound, bound)
+}
+
+/// `inputs` of make_lxmert.py.
+fn inputs(tag: &str, batch: usize, length: usize, regions: usize, width: usize, seed: u64) -> LxmertInputs {
+    let device = &Device::Cpu;
+    let uniform = procedural::values(&format!("{tag}.ids"), batch * length, 0.0, 1.0, seed);
+    let mut ids: Vec<u32> = uniform.iter().map(|u| 1000 + (u * 20000.0).floor() as u32).collect();
+    let mut mask = vec![1f32; batch * length];
+    for b in 0..batch {
+        let real = length - 3 * (b % 3);
+        ids[b * length] = 101;
+        ids[b * length + real - 1] = 102;
+        for t in real..length {
+            (ids[b * length + t], mask[b * length + t]) = (0, 0.0);
+        }
+    }
+    let corners = procedural::values(&format!("{tag}.boxes"), batch * regions * 4, 0.0, 1.0, seed);
+    let boxes: Vec<f32> = corners
+        .chunks(4)
+        .flat_map(|c| [c[0].min(c[2]), c[1].min(c[3]), c[0].max(c[2]), c[1].max(c[3])])
+        .collect();
+    LxmertInputs {
+        input_ids: Tensor::from_vec(ids, (batch, length), device).unwrap(),
+        attention_mask: Some(Tensor::from_vec(mask, (batch, length), device).unwrap()),
+        visual_feats: procedural::tensor(&format!("{tag}.features"), &[batch, regions, width], 0.0, 2.0, seed).unwrap(),
+        visual_boxes: Tensor::from_vec(boxes, (batch, regions, 4), device).unwrap(),
+        visual_attention_mask: None,
+    }
+}
+
+#[test]
+fn twenty_steps_follow_the_reference() {
+    let reference: serde_json::Value = serde_json::from_str(include_str!("fixtures/trajectory.json")).unwrap();
+    let number = |key: &str| reference[key].as_f64().unwrap();
+    let (seed, batch) = (number("seed") as u64, number("batch") as usize);
+    let (length, regions) = (number("length") as usize, number("regions") as usize);
+
+    let config = LxmertConfig::preset("small").unwrap();
+    let varmap = VarMap::new();
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let model = LxmertModel::new(&config, vb.pp("lxmert")).unwrap();
+    let head = candle_nn::linear(config.hidden_size, 1, vb.pp("matching_head")).unwrap();
+    let variables: BTreeMap<String, Var> =
+        varmap.data().lock().unwrap().iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+    for (name, var) in &variables {
+        let (low, high) = range(name, var.dims());
+        var.set(&procedural::tensor(name, var.dims(), low, high, seed).unwrap()).unwrap();
+    }
+    let constants = AdamWConfig { weight_decay: number("weight_decay"), decay_all: true, ..Default::default() };
+    let mut optimiser = AdamW::new(constants, variables).unwrap();
+
+    let batches: Vec<(LxmertInputs, Tensor)> = (0..4)
+        .map(|k| {
+            let tag = format!("batch{k}");
+            let target = procedural::values(&format!("{tag}.target"), batch, 0.0, 1.0, seed);
+            let target: Vec<f32> = target.iter().map(|&u| if u > 0.5 { 1.0 } else { 0.0 }).collect();
+            let target = Tensor::from_vec(target, batch, &Device::Cpu).unwrap();
+            (inputs(&tag, batch, length, regions, config.visual_feat_dim, seed), target)
+        })
+        .collect();
+
+    let series = |key: &str| -> Vec<f64> { reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+    let (losses, norms) = (series("losses"), series("grad_norms"));
+    let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
+    for step in 0..losses.len() {
+        let (inputs, target) = &batches[step % 4];
+        let pooled = model.forward(inputs, &Forward::eval()).unwrap().pooled;
+        let logits = candle_nn::Module::forward(&head, &pooled).unwrap().squeeze(1).unwrap();
+        let loss = (summed_loss(&logits, target).unwrap() / batch as f64).unwrap();
+        let gradients = optimiser.gradients(&loss.backward().unwrap());
+        let norm = clip::global_norm(gradients.iter().flatten()).unwrap();
+        optimiser.step(&gradients, number("lr"), 1.0).unwrap();
+        let loss = f64::from(loss.to_scalar::<f32>().unwrap());
+        assert!((loss - losses[step]).abs() < 1e-3, "step {step}: loss {loss}, reference {}", losses[step]);
+        assert!((norm / norms[step] - 1.0).abs() < 0.01, "step {step}: norm {norm}, reference {}", norms[step]);
+        worst_loss = worst_loss.max((loss - losses[step]).abs());
+        worst_norm = worst_norm.max((norm / norms[step] - 1.0).abs());
+    }
+    println!("largest deviation: loss {worst_loss:.1e}, gradient norm {:.2e} of itself", worst_norm);
+}
