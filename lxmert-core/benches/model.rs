@@ -13,7 +13,8 @@ use std::time::Duration;
 
 /// `batch` pairs of `words` WordPieces and `regions` regions, nothing padded.
 fn inputs(config: &LxmertConfig, batch: usize, words: usize, regions: usize) -> LxmertInputs {
-    let ids: Vec<u32> = procedural::values("ids", batch * words, 1000.0, 20000.0, 0).iter().map(|v| *v as u32).collect();
+    let ids: Vec<u32> =
+        procedural::values("ids", batch * words, 1000.0, 20000.0, 0).iter().map(|v| *v as u32).collect();
     let random = |name: &str, shape: &[usize], high: f64| {
         procedural::tensor(name, shape, 0.0, high, 0).expect("a tensor of this size fits in memory")
     };
@@ -37,7 +38,9 @@ fn model(config: &LxmertConfig) -> MatchingModel {
 fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("lxmert");
     group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(8));
-    for (preset, batch, words, regions) in [("base", 1, 20, 36), ("base", 32, 20, 36), ("small", 64, 32, 36), ("tiny", 64, 14, 12)] {
+    for (preset, batch, words, regions) in
+        [("base", 1, 20, 36), ("base", 32, 20, 36), ("small", 64, 32, 36), ("tiny", 64, 14, 12)]
+    {
         let config = LxmertConfig::preset(preset).expect("a preset");
         let (model, inputs) = (model(&config), inputs(&config, batch, words, regions));
         let id = format!("{preset}, batch {batch}, {words} words, {regions} regions");
