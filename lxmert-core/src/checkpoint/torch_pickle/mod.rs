@@ -14,14 +14,15 @@
 //! no type for, and tensors that together would take several times the file's size (strides of zero can
 //! make terabytes of four bytes).
 
+mod archive;
 mod classes;
 mod vm;
 
 use crate::{Error, Result};
+use archive::Entry;
 use candle_core::Tensor;
 use classes::{ElementType, Storage, TensorSpec};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
@@ -40,7 +41,9 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
 
 /// The tensors of a zip `.pth`.
 pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
-    let entries = zip_entries(path, bytes)?;
+    let entries = archive::entries(bytes).map_err(|e| {
+        Error::format(path, format!("a zip archive that cannot be read: {e}; the download may be cut, fetch it again"))
+    })?;
     let Some(folder) = entries.keys().filter_map(|name| name.strip_suffix("data.pkl")).min_by_key(|name| name.len())
     else {
         let names: Vec<&str> = entries.keys().take(3).map(String::as_str).collect();
@@ -54,7 +57,7 @@ pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -
         match entries.get(&format!("{folder}{name}")) {
             None => Ok(None),
             Some(Entry::Stored(range)) => Ok(bytes.get(range.clone())),
-            Some(Entry::Compressed) => Err(Error::format(
+            Some(Entry::Packed) => Err(Error::format(
                 path,
                 format!("'{folder}{name}' in it is compressed, which torch.save never does; save it again with torch"),
             )),
@@ -76,34 +79,6 @@ pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -
 }
 
 const BIG_ENDIAN: &str = "written on a big-endian machine; save it again on a little-endian one";
-
-enum Entry {
-    Stored(Range<usize>),
-    Compressed,
-}
-
-fn zip_entries(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
-    let cut = |e: zip::result::ZipError| {
-        Error::format(path, format!("a zip archive that cannot be read ({e}); the download may be cut, fetch it again"))
-    };
-    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(cut)?;
-    let mut entries = BTreeMap::new();
-    for index in 0..archive.len() {
-        let file = archive.by_index_raw(index).map_err(cut)?;
-        let name = file.name().map_err(cut)?.into_owned();
-        let range = file.data_start().and_then(|start| {
-            let start = usize::try_from(start).ok()?;
-            Some(start..start.checked_add(usize::try_from(file.size()).ok()?)?)
-        });
-        let entry = match range {
-            Some(range) if file.compression() == zip::CompressionMethod::Stored => Entry::Stored(range),
-            Some(_) => Entry::Compressed,
-            None => return Err(Error::format(path, format!("'{name}' in it lies outside the file"))),
-        };
-        entries.insert(name, entry);
-    }
-    Ok(entries)
-}
 
 /// The tensors of a legacy `.pth`.
 pub(super) fn read_legacy(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {

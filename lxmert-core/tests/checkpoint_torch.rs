@@ -1,0 +1,187 @@
+//! torch's files: what the real torch wrote (`fixtures/make_pth.py`) comes back to the value, and what
+//! could run code, is damaged or cannot be represented is refused.
+
+use candle_core::{DType, Tensor};
+use lxmert_core::Error;
+use lxmert_core::checkpoint::read_tensors;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pth").join(name)
+}
+
+fn f32s(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap()
+}
+
+fn check_state(tensors: &BTreeMap<String, Tensor>) {
+    let base: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    let get = |name: &str| &tensors[name];
+    assert_eq!(tensors.len(), 20);
+    assert_eq!((get("f32").dims(), f32s(get("f32"))), (&[4, 6][..], base));
+    let transposed: Vec<f32> = (0..6).flat_map(|c| (0..4).map(move |r| (6 * r + c) as f32)).collect();
+    assert_eq!((get("transposed").dims(), f32s(get("transposed"))), (&[6, 4][..], transposed));
+    assert_eq!(f32s(get("columns")), [6., 8., 10., 12., 14., 16., 18., 20., 22.]);
+    assert_eq!(f32s(get("channels_last")), (0..48).map(|i| i as f32).collect::<Vec<_>>());
+    assert_eq!(f32s(get("tied_a")), f32s(get("tied_b")));
+    assert_eq!(get("tied_a").id(), get("tied_b").id(), "tied weights are one tensor");
+    assert_eq!(f32s(get("expanded")), [1.5, 1.5, 1.5, 2.5, 2.5, 2.5]);
+    assert_eq!((get("scalar").rank(), get("scalar").to_scalar::<f32>().unwrap()), (0, 2.25));
+    assert_eq!(get("empty").dims(), [0, 3]);
+    assert_eq!(get("f64").to_vec1::<f64>().unwrap(), [1e300, -2.5]);
+    assert_eq!((get("f16").dtype(), f32s(get("f16"))), (DType::F16, vec![0.5, -65504.0]));
+    assert_eq!(get("bf16").dtype(), DType::BF16);
+    assert_eq!(f32s(get("bf16")), [0.5, half::bf16::from_f32(-3e38).to_f32()]);
+    assert_eq!(get("i64").to_vec1::<i64>().unwrap(), [-1, 1 << 40]);
+    assert_eq!(get("i32").to_vec1::<i32>().unwrap(), [-1, 1 << 30]);
+    assert_eq!(get("i16").to_vec1::<i16>().unwrap(), [-1, 300]);
+    assert_eq!(get("i8").to_vec1::<i16>().unwrap(), [-128, 127]);
+    assert_eq!(get("u8").to_vec1::<u8>().unwrap(), [0, 255]);
+    assert_eq!(get("bool").to_vec1::<u8>().unwrap(), [1, 0, 1]);
+    assert_eq!(get("bn.num_batches_tracked").to_scalar::<i64>().unwrap(), 7);
+    assert_eq!(f32s(get("parameter")), [3.0]);
+}
+
+#[test]
+fn zip_legacy_and_newer_pickle_protocols_hold_the_same_tensors() {
+    for name in ["zip.pth", "legacy.pth", "zip_protocol4.pth"] {
+        check_state(&read_tensors(fixture(name)).unwrap());
+    }
+}
+
+#[test]
+fn a_state_dict_is_found_beside_epoch_and_optimizer() {
+    for name in ["nested.pth", "nested_twice.pth"] {
+        let tensors = read_tensors(fixture(name)).unwrap();
+        assert_eq!(tensors.keys().collect::<Vec<_>>(), ["bias", "weight"], "{name}");
+        assert_eq!(f32s(&tensors["weight"]), [0., 1., 2., 3., 4., 5.]);
+        assert_eq!(f32s(&tensors["bias"]), [0.5, -0.5]);
+    }
+}
+
+#[test]
+fn a_pickle_that_would_run_a_command_is_refused_by_name_and_runs_nothing() {
+    for name in ["evil_zip.pth", "evil_legacy.pth"] {
+        match read_tensors(fixture(name)).unwrap_err() {
+            Error::PickleClass { class, offset, .. } => {
+                assert_eq!(class, "posix.system", "{name}");
+                assert!(offset > 0);
+            }
+            other => panic!("{name}: {other}"),
+        }
+    }
+    assert!(!std::path::Path::new("/tmp/lxmert-pickle-ran").exists());
+}
+
+#[test]
+fn a_whole_pickled_module_names_its_class() {
+    let error = read_tensors(fixture("whole_module.pth")).unwrap_err().to_string();
+    assert!(error.contains("torch.nn.modules.linear.Linear") && error.contains("state dict"), "{error}");
+}
+
+#[test]
+fn what_cannot_become_tensors_says_why() {
+    for (name, says) in [
+        ("evil.pkl", "not one that torch.save wrote"),
+        ("no_tensors.pth", "the keys epoch, note"),
+        ("complex.pth", "complex64"),
+        ("expanded_to_terabytes.pth", "several times the file's size"),
+    ] {
+        let error = read_tensors(fixture(name)).unwrap_err().to_string();
+        assert!(error.contains(says), "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_checkpoint_is_told_for_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.pth");
+    for (content, says) in [
+        (&b""[..], "empty"),
+        (b"<!DOCTYPE html><html>", "HTML page"),
+        (b"\n <html><body>404", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs pointer"),
+        (b"{\"error\": 1}", "JSON"),
+        (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "no data.pkl"),
+        (b"PK\x03\x04 and then nothing", "cannot be read"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"some text that is no format", "no format of weights"),
+        (b"\x28\0\0\0\0\0\0\0{\"a\":", "safetensors"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        let error = read_tensors(&path).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("model.pth"), "{says}: {error}");
+    }
+    assert!(read_tensors(folder.path()).unwrap_err().to_string().contains("folder"));
+}
+
+#[test]
+fn deep_nesting_and_doubling_end_in_an_error_not_in_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep.pth");
+    let legacy_start = {
+        let whole = std::fs::read(fixture("legacy.pth")).unwrap();
+        // Magic, protocol and machine facts: three pickles, each of which ends in a stop.
+        let facts = whole.windows(10).position(|w| w == b"type_sizes").unwrap();
+        let end = facts + whole[facts..].windows(2).position(|w| w == b"u.").unwrap() + 2;
+        whole[..end].to_vec()
+    };
+    // A million lists, one in another.
+    let mut deep = legacy_start.clone();
+    deep.extend([0x80, 2]);
+    deep.extend(std::iter::repeat_n(b']', 1_000_000));
+    deep.extend(std::iter::repeat_n(b'a', 999_999));
+    deep.extend(b".\x80\x02]q\0.");
+    std::fs::write(&path, &deep).unwrap();
+    assert!(read_tensors(&path).unwrap_err().to_string().contains("no tensors"));
+    // A list made into an OrderedDict over and over: a few bytes for a copy of all of it.
+    let mut doubling = legacy_start;
+    doubling.extend(b"\x80\x02](");
+    doubling.extend(b"NN\x86".repeat(10_000));
+    doubling.extend(b"eq\x01ccollections\nOrderedDict\nq\x02");
+    doubling.extend(b"h\x02h\x01\x85R".repeat(10_000));
+    doubling.extend(b".");
+    std::fs::write(&path, &doubling).unwrap();
+    assert!(read_tensors(&path).unwrap_err().to_string().contains("copies more values"));
+}
+
+/// A file with bytes changed and its end cut, or not.
+fn damaged(name: &'static str) -> impl Strategy<Value = Vec<u8>> {
+    let whole = std::fs::read(fixture(name)).unwrap();
+    let length = whole.len();
+    (prop::collection::vec((0..length, any::<u8>()), 0..6), prop_oneof![Just(length), 0..length]).prop_map(
+        move |(changes, keep)| {
+            let mut bytes = whole.clone();
+            for (at, value) in changes {
+                bytes[at] = value;
+            }
+            bytes.truncate(keep);
+            bytes
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn a_damaged_file_is_read_or_refused_but_never_panics(
+        bytes in prop_oneof![damaged("zip.pth"), damaged("legacy.pth"), damaged("nested.pth"), damaged("zip_protocol4.pth")]
+    ) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let _ = read_tensors(file.path());
+    }
+}
+
+#[test]
+fn a_legacy_file_cut_anywhere_is_an_error() {
+    let whole = std::fs::read(fixture("legacy.pth")).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for length in (0..whole.len()).step_by(7) {
+        std::fs::write(file.path(), &whole[..length]).unwrap();
+        assert!(read_tensors(file.path()).is_err(), "cut to {length} bytes");
+    }
+}
