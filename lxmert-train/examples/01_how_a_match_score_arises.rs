@@ -40,7 +40,12 @@ fn main() -> anyhow::Result<()> {
     // %% What goes in: word pieces, and per region a feature vector with a box
     let batch = Batch::read(&dataset, pairs)?;
     let inputs = batch.inputs(&device)?;
-    println!("input_ids {:?}, visual_feats {:?}, visual_boxes {:?}", inputs.input_ids.dims(), inputs.visual_feats.dims(), inputs.visual_boxes.dims());
+    println!(
+        "input_ids {:?}, visual_feats {:?}, visual_boxes {:?}",
+        inputs.input_ids.dims(),
+        inputs.visual_feats.dims(),
+        inputs.visual_boxes.dims()
+    );
 
     // %% What comes out: [CLS], pooled by tanh, through the matching head
     let output = checkpoint.model.forward(&inputs, &Forward::capture(Capture::Maps))?;
@@ -57,7 +62,11 @@ fn main() -> anyhow::Result<()> {
     for (id, row) in dataset.tokens(&batch.pairs[0]).iter().zip(&map) {
         let Some((region, weight)) = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
         let label = regions.labels.get(region).and_then(|&label| names.get(label as usize)).map_or("?", String::as_str);
-        println!("  {:<10} → region {region:>2} ({label}), {:.0} %", checkpoint.text.vocabulary()[*id as usize], 100.0 * weight);
+        println!(
+            "  {:<10} → region {region:>2} ({label}), {:.0} %",
+            checkpoint.text.vocabulary()[*id as usize],
+            100.0 * weight
+        );
     }
     Ok(())
 }

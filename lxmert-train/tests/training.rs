@@ -39,10 +39,10 @@ fn losses(run: &Path) -> Vec<(u64, f64)> {
     lxmert_train::log::read_records(&run.join("metrics.jsonl"))
         .unwrap()
         .into_iter()
-        .filter_map(|record| match record {
-            lxmert_train::log::Record::Epoch(e) => Some((e.step, e.train_loss + e.validation.loss)),
-            lxmert_train::log::Record::Step(s) => Some((s.step, s.loss)),
-            lxmert_train::log::Record::Test(t) => Some((0, t.test.loss)),
+        .map(|record| match record {
+            lxmert_train::log::Record::Epoch(e) => (e.step, e.train_loss + e.validation.loss),
+            lxmert_train::log::Record::Step(s) => (s.step, s.loss),
+            lxmert_train::log::Record::Test(t) => (0, t.test.loss),
         })
         .collect()
 }
@@ -100,9 +100,11 @@ fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
     assert!(card.contains("lxmert-train --data") && card.contains("image to text"), "{card}");
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
-    let output = evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args(["--json", "--quiet"]).assert().success();
+    let output =
+        evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args(["--json", "--quiet"]).assert().success();
     let measured: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
-    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(whole.join("report.json")).unwrap()).unwrap();
+    let report: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(whole.join("report.json")).unwrap()).unwrap();
     assert_eq!(measured["test"], report["test"]);
 }
 
@@ -118,10 +120,10 @@ fn what_is_missing_is_named_with_what_to_do() {
     let mut captions = std::fs::read_to_string(data.join("results.csv")).unwrap();
     captions.push_str("gone.png| 0| A caption whose image has no features .\n");
     std::fs::write(data.join("results.csv"), captions).unwrap();
-    command(&data, &run)
-        .assert()
-        .code(1)
-        .stderr(predicate::str::contains("1 of 13 captioned images have no features (first: gone.png)").and(predicate::str::contains("lxmert-extract")));
+    command(&data, &run).assert().code(1).stderr(
+        predicate::str::contains("1 of 13 captioned images have no features (first: gone.png)")
+            .and(predicate::str::contains("lxmert-extract")),
+    );
 
     std::fs::rename(data.join("features"), data.join("elsewhere")).unwrap();
     command(&data, &run).assert().code(1).stderr(predicate::str::contains("cargo run -p lxmert-extract"));

@@ -37,10 +37,8 @@ fn inputs(tag: &str, batch: usize, length: usize, regions: usize, width: usize, 
         }
     }
     let corners = procedural::values(&format!("{tag}.boxes"), batch * regions * 4, 0.0, 1.0, seed);
-    let boxes: Vec<f32> = corners
-        .chunks(4)
-        .flat_map(|c| [c[0].min(c[2]), c[1].min(c[3]), c[0].max(c[2]), c[1].max(c[3])])
-        .collect();
+    let boxes: Vec<f32> =
+        corners.chunks(4).flat_map(|c| [c[0].min(c[2]), c[1].min(c[3]), c[0].max(c[2]), c[1].max(c[3])]).collect();
     LxmertInputs {
         input_ids: Tensor::from_vec(ids, (batch, length), device).unwrap(),
         attention_mask: Some(Tensor::from_vec(mask, (batch, length), device).unwrap()),
@@ -81,7 +79,8 @@ fn twenty_steps_follow_the_reference() {
         })
         .collect();
 
-    let series = |key: &str| -> Vec<f64> { reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+    let series =
+        |key: &str| -> Vec<f64> { reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
     let (losses, norms) = (series("losses"), series("grad_norms"));
     let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
     for step in 0..losses.len() {

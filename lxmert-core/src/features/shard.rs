@@ -134,7 +134,7 @@ pub(super) fn write_shard(
     }
     entry(NAMES, Dtype::U8, vec![names_joined.len()], names_joined.len());
     let mut header = serde_json::Value::Object(header).to_string();
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     write_whole(path, |file| {

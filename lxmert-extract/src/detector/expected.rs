@@ -22,7 +22,10 @@ pub fn expected_tensors(config: &DetectorConfig) -> Result<Vec<(String, Vec<usiz
 }
 
 /// A source of weights that only notes what it is asked for. Its tensors are one zero, repeated.
-struct Recorder(Arc<Mutex<Vec<(String, Vec<usize>)>>>);
+struct Recorder(Arc<Mutex<Asked>>);
+
+/// Name and shape of each tensor asked for.
+type Asked = Vec<(String, Vec<usize>)>;
 
 impl SimpleBackend for Recorder {
     fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {

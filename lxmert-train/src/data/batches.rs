@@ -108,7 +108,7 @@ impl Batch {
     /// When a tensor cannot be made there.
     pub fn inputs(&self, device: &Device) -> Result<LxmertInputs> {
         let (b, t, n) = (self.len(), self.length, self.regions);
-        let width = if b * n == 0 { 0 } else { self.features.len() / (b * n) };
+        let width = self.features.len().checked_div(b * n).unwrap_or(0);
         Ok(LxmertInputs {
             input_ids: Tensor::from_slice(&self.input_ids, (b, t), device)?,
             attention_mask: Some(Tensor::from_slice(&self.attention_mask, (b, t), device)?),

@@ -84,12 +84,10 @@ impl DataPaths {
     /// Every path absolute, so that a run's settings mean the same from any folder.
     #[must_use]
     pub fn absolute(mut self) -> Self {
-        for path in
-            [Some(&mut self.captions), self.splits.as_mut(), self.hard_negatives.as_mut(), Some(&mut self.features)]
-        {
-            if let Some(path) = path {
-                *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
-            }
+        let always = [&mut self.captions, &mut self.features];
+        let optional = [&mut self.splits, &mut self.hard_negatives];
+        for path in always.into_iter().chain(optional.into_iter().flatten()) {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
         self
     }
