@@ -2,6 +2,7 @@
 
 use super::box_coder::{BoxCoder, clip, is_at_least};
 use super::config::DetectorConfig;
+use super::inference::PackedNetwork;
 use super::nms::batched_nms;
 use super::rpn::{Proposals, propose};
 use super::transform::{NetworkInput, transform};
@@ -10,12 +11,14 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::Result;
 use lxmert_core::boxes::BoxXyxy;
+use std::sync::Arc;
 
 /// A Faster R-CNN with its weights.
 #[derive(Debug, Clone)]
 pub struct Detector {
     config: DetectorConfig,
     network: Network,
+    packed: Option<Arc<PackedNetwork>>,
     device: Device,
 }
 
@@ -99,7 +102,9 @@ impl Detector {
     pub fn new(config: &DetectorConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let device = vb.device().clone();
-        Ok(Self { config: config.clone(), network: Network::new(config, NormMode::Folded, vb)?, device })
+        let network = Network::new(config, NormMode::Folded, vb)?;
+        let packed = PackedNetwork::new(&network)?.map(Arc::new);
+        Ok(Self { config: config.clone(), network, packed, device })
     }
 
     /// Its configuration.
@@ -118,8 +123,14 @@ impl Detector {
     /// When the image has another shape or a computation fails.
     pub fn analyse(&self, image: &Tensor) -> Result<Analysis> {
         let input = transform(&self.config.transform, image, &self.device)?;
-        let levels = self.network.levels(&input.tensor, false)?;
-        let predictions = self.network.rpn.forward_t(&levels, false)?;
+        let (levels, predictions) = match &self.packed {
+            Some(packed) => packed.forward(&input.tensor)?,
+            None => {
+                let levels = self.network.levels(&input.tensor, false)?;
+                let predictions = self.network.rpn.forward_t(&levels, false)?;
+                (levels, predictions)
+            }
+        };
         let proposals = propose(&self.config.rpn, &predictions, 0, input.resized_size, input.padded_size)?;
         let levels = levels.iter().map(|l| l.to_device(&Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
         let classes = self.config.num_classes();

@@ -1,9 +1,9 @@
 //! Convolution with an optional batch norm and ReLU: the unit that the body, the pyramid and the
 //! proposal network are made of.
 
-use candle_core::{Result, Tensor};
-use candle_nn::{BatchNorm, BatchNormConfig, Init, Linear, ModuleT, VarBuilder, batch_norm};
-use lxmert_core::ops::conv2d;
+use candle_core::{DType, Result, Tensor};
+use candle_nn::{BatchNorm, BatchNormConfig, Init, Linear, Module, ModuleT, VarBuilder, batch_norm};
+use lxmert_core::ops::{PackedConv2d, conv2d};
 
 /// What becomes of a batch norm when a network is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +79,31 @@ impl ConvBlock {
         }
     }
 
+    /// Channels that leave.
+    pub(super) fn outputs(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Whether [`pack`](Self::pack) applies: f32 weights on the CPU and no norm of its own.
+    pub(super) fn is_packable(&self) -> bool {
+        self.norm.is_none() && self.weight.device().is_cpu() && self.weight.dtype() == DType::F32
+    }
+
+    /// For the packed path, with its own ReLU or, where a residual is added first, the caller's choice.
+    pub(super) fn pack(&self, relu: Option<bool>) -> Result<PackedConv2d> {
+        PackedConv2d::new(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu.unwrap_or(self.relu))
+    }
+
+    /// The outputs of two convolutions over the same input, one after the other, without ReLU.
+    pub(super) fn pack_both(&self, other: &Self) -> Result<PackedConv2d> {
+        let bias = match (&self.bias, &other.bias) {
+            (Some(a), Some(b)) => Some(Tensor::cat(&[a, b], 0)?),
+            _ => None,
+        };
+        let weight = Tensor::cat(&[&self.weight, &other.weight], 0)?;
+        PackedConv2d::new(&weight, bias.as_ref(), self.stride, self.padding, false)
+    }
+
     /// `x`: `[batch, inputs, height, width]`; the result's sides are `ceil(side / stride)`.
     ///
     /// # Errors
@@ -107,4 +132,12 @@ pub fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
     let bound = 1.0 / (inputs as f64).sqrt();
     let weight = vb.get_with_hints((outputs, inputs), "weight", Init::Uniform { lo: -bound, up: bound })?;
     Ok(Linear::new(weight, Some(vb.get_with_hints(outputs, "bias", Init::Const(0.0))?)))
+}
+
+/// A linear layer by the core's kernel.
+pub(super) fn apply(layer: &Linear, x: &Tensor) -> Result<Tensor> {
+    match layer.bias() {
+        Some(bias) => lxmert_core::ops::linear(x, layer.weight(), bias),
+        None => layer.forward(x),
+    }
 }

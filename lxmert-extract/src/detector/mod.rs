@@ -10,6 +10,8 @@
 //! | RoI heads | [`roi_heads`] | levels + boxes → features, class logits, box deltas |
 //! | postprocess | [`detect`] | all of it → labelled boxes |
 //!
+//! On the CPU, inference takes body, pyramid and proposal head through [`inference`], the same network over packed weights.
+//!
 //! [`Network`] holds the weights of the learnt stages and is what training uses; [`Detector`] runs
 //! everything on one image.
 
@@ -20,6 +22,7 @@ pub mod config;
 pub mod detect;
 mod expected;
 pub mod fpn;
+pub mod inference;
 pub mod layers;
 pub mod nms;
 pub mod resnet;

@@ -2,10 +2,11 @@
 //! convolution as torchvision has it ("v1.5"). Key names are torchvision's.
 
 use super::config::{Block, ResNetConfig};
+use super::inference::PackedBlock;
 use super::layers::{ConvBlock, ConvShape, NormMode};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::ops::max_pool2d;
+use lxmert_core::ops::{PackedConv2d, max_pool2d};
 
 /// The residual network without its classifier.
 #[derive(Debug, Clone)]
@@ -75,6 +76,26 @@ impl ResidualBlock {
 }
 
 impl ResNet {
+    /// Whether [`pack`](Self::pack) applies.
+    pub(super) fn is_packable(&self) -> bool {
+        self.stem.is_packable()
+    }
+
+    /// Stem and stages for the packed path.
+    pub(super) fn pack(&self) -> Result<(PackedConv2d, Vec<Vec<PackedBlock>>)> {
+        let block = |block: &ResidualBlock| {
+            let count = block.convolutions.len();
+            // The block's last ReLU comes after the addition, which the last convolution does.
+            let pack = |(i, conv): (usize, &ConvBlock)| conv.pack((i + 1 == count).then_some(true));
+            Ok(PackedBlock {
+                convolutions: block.convolutions.iter().enumerate().map(pack).collect::<Result<_>>()?,
+                projection: block.projection.as_ref().map(|projection| projection.pack(None)).transpose()?,
+            })
+        };
+        let stage = |blocks: &Vec<ResidualBlock>| blocks.iter().map(block).collect::<Result<_>>();
+        Ok((self.stem.pack(None)?, self.stages.iter().map(stage).collect::<Result<_>>()?))
+    }
+
     /// Weights `conv1`, `bn1`, `layer1.0.conv1` … under `vb`.
     ///
     /// # Errors

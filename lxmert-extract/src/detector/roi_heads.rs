@@ -2,9 +2,9 @@
 //! output is *the* region feature), then class logits and box deltas.
 
 use super::config::{AttributeConfig, DetectorConfig, RoiHeadsConfig};
-use super::layers::linear;
+use super::layers::{apply, linear};
 use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder};
+use candle_nn::{Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
 use lxmert_core::ops::{RoiAlign, roi_align};
 
@@ -135,8 +135,8 @@ impl RoiHeads {
     /// # Errors
     /// When the shapes do not fit.
     pub fn features(&self, pooled: &Tensor) -> Result<Tensor> {
-        let x = self.fc6.forward(&pooled.flatten_from(1)?)?.relu()?;
-        self.fc7.forward(&x)?.relu()
+        let x = apply(&self.fc6, &pooled.flatten_from(1)?)?.relu()?;
+        apply(&self.fc7, &x)?.relu()
     }
 
     /// `features`: `[regions, representation_size]`.
@@ -145,9 +145,9 @@ impl RoiHeads {
     /// When the shapes do not fit.
     pub fn predict(&self, features: &Tensor) -> Result<RegionPrediction> {
         Ok(RegionPrediction {
-            class_logits: self.class_logits.forward(features)?,
-            box_deltas: self.box_deltas.forward(features)?,
-            attribute_logits: self.attributes.iter().map(|a| a.forward(features)).collect::<Result<_>>()?,
+            class_logits: apply(&self.class_logits, features)?,
+            box_deltas: apply(&self.box_deltas, features)?,
+            attribute_logits: self.attributes.iter().map(|a| apply(a, features)).collect::<Result<_>>()?,
         })
     }
 }

@@ -9,6 +9,7 @@ use super::nms::batched_nms;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::ops::PackedConv2d;
 
 /// A 3×3 convolution with ReLU, then 1×1 objectness logits and box deltas; shared by all levels.
 #[derive(Debug, Clone)]
@@ -59,6 +60,11 @@ impl RpnHead {
             logits: conv(anchors, 1, false, vb.pp("cls_logits"))?,
             deltas: conv(anchors * 4, 1, false, vb.pp("bbox_pred"))?,
         })
+    }
+
+    /// The hidden convolution, logits and deltas as one, and the anchors of a cell, for the packed path.
+    pub(super) fn pack(&self) -> Result<(PackedConv2d, PackedConv2d, usize)> {
+        Ok((self.convolution.pack(None)?, self.logits.pack_both(&self.deltas)?, self.logits.outputs()))
     }
 
     /// `levels`: the pyramid, each `[batch, channels, rows, columns]`.

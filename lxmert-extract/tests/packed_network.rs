@@ -1,0 +1,76 @@
+//! The inference path over packed weights computes what the network computes.
+
+mod common;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use lxmert_core::procedural;
+use lxmert_extract::detector::config::{Block, FpnConfig, ResNetConfig};
+use lxmert_extract::detector::inference::PackedNetwork;
+use lxmert_extract::detector::{DetectorConfig, Network, NormMode, expected_tensors};
+use std::collections::HashMap;
+
+fn config(block: Block, width: usize) -> DetectorConfig {
+    let coco = DetectorConfig::coco();
+    DetectorConfig {
+        backbone: ResNetConfig {
+            block,
+            stem_width: width,
+            blocks: vec![1, 2, 1, 2],
+            bottleneck_widths: vec![width, width, 2 * width, 2 * width],
+            stage_widths: vec![2 * width, 3 * width, 4 * width, 5 * width],
+            ..coco.backbone
+        },
+        fpn: FpnConfig { channels: 2 * width, ..coco.fpn },
+        ..coco
+    }
+}
+
+fn network(config: &DetectorConfig) -> Result<Network> {
+    let mut weights = HashMap::new();
+    for (name, shape) in expected_tensors(config)? {
+        let bound = (3.0 / shape.iter().skip(1).product::<usize>().max(1) as f64).sqrt();
+        let norm_scale = name.contains("running_var") || (shape.len() == 1 && name.ends_with("weight"));
+        let (low, high) = if norm_scale { (0.5, 1.5) } else { (-bound, bound) };
+        let tensor = procedural::tensor(&name, &shape, low, high, 5)?;
+        weights.insert(name, tensor);
+    }
+    let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    Ok(Network::new(config, NormMode::Folded, vb)?)
+}
+
+fn assert_close(packed: &Tensor, plain: &Tensor) -> Result<()> {
+    assert_eq!(packed.dims(), plain.dims());
+    let largest = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+    let difference = largest((packed - plain)?)? / largest(plain.clone())?;
+    // Winograd's rounding, some twenty layers deep.
+    assert!(difference < 1e-4, "{difference}");
+    Ok(())
+}
+
+#[test]
+fn levels_and_predictions_are_the_network_s() -> Result<()> {
+    // Widths that are and are not multiples of a vector register; levels of odd sizes.
+    for (block, width) in [(Block::Bottleneck, 16), (Block::Bottleneck, 6), (Block::Basic, 8)] {
+        let network = network(&config(block, width))?;
+        let Some(packed) = PackedNetwork::new(&network)? else {
+            assert!(lxmert_core::ops::use_reference(), "f32 on the CPU is packed");
+            continue;
+        };
+        let images = procedural::tensor("images", &[2, 3, 96, 160], -1.0, 1.0, 1)?;
+        let expected = network.levels(&images, false)?;
+        let expected_predictions = network.rpn.forward_t(&expected, false)?;
+        let (levels, predictions) = packed.forward(&images)?;
+        assert_eq!(levels.len(), expected.len());
+        for (level, expected) in levels.iter().zip(&expected) {
+            assert_close(level, expected)?;
+        }
+        assert_eq!(predictions.len(), expected_predictions.len());
+        for (prediction, expected) in predictions.iter().zip(&expected_predictions) {
+            assert_close(&prediction.logits, &expected.logits)?;
+            assert_close(&prediction.deltas, &expected.deltas)?;
+        }
+    }
+    Ok(())
+}
