@@ -88,6 +88,8 @@ pub struct Recipe {
     pub clip: f64,
     /// Share of the mismatched training pairs that are hard.
     pub hard_negatives: f64,
+    /// Weight of the masked-word loss beside the matching loss; 0 leaves it out.
+    pub masked_words: f64,
     /// The measure that chooses the best epoch.
     pub metric: Watch,
     /// Stop after this many epochs without a better one.
@@ -120,6 +122,7 @@ impl Recipe {
             decay_all: false,
             clip: 1.0,
             hard_negatives: 0.5,
+            masked_words: 0.0,
             metric: Watch::Accuracy,
             patience: None,
             recall_images: 1000,
@@ -134,6 +137,7 @@ impl Recipe {
             dropout: 0.0,
             batch_size: 32,
             learning_rate: 1e-3,
+            masked_words: 1.0,
             metric: Watch::HardAccuracy,
             recall_images: 100,
             ..Self::photos()
@@ -252,6 +256,10 @@ pub struct RecipeArgs {
     /// Share of the mismatched training pairs taken from hard_negatives.csv, where there is one
     #[arg(long, value_name = "FRACTION", help_heading = "Optimisation")]
     pub hard_negatives: Option<f64>,
+    /// Weight of a masked-word loss beside the matching loss: guess 15 % of the words from the rest
+    /// and the image
+    #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
+    pub masked_words: Option<f64>,
     /// Validation measure that chooses the best epoch
     #[arg(long, value_enum, help_heading = "Evaluation")]
     pub metric: Option<Watch>,
@@ -293,6 +301,7 @@ impl RecipeArgs {
             decay_all: a.decay_all || base.decay_all,
             clip: a.clip.unwrap_or(base.clip),
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
+            masked_words: a.masked_words.unwrap_or(base.masked_words),
             metric: a.metric.unwrap_or(base.metric),
             patience: a.patience.or(base.patience),
             recall_images: a.recall_images.unwrap_or(base.recall_images),

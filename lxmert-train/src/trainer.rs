@@ -19,13 +19,14 @@ use crate::resume::{self, Best, Position, Sums};
 use crate::run_folder::{
     Checkpoint, Preprocessing, Report, RunFolder, matching_weights, save_checkpoint, weights_file, write_json,
 };
+use crate::tasks::masked_words::MaskedWords;
 use crate::tasks::matching;
 use crate::{Error, Result, evaluate, retrieval};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, MatchingModel, init};
+use lxmert_core::model::{Forward, MatchingModel, WordHead, init};
 use lxmert_core::ops::DropoutRng;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
@@ -143,6 +144,7 @@ struct Trainer<'a> {
     text: WordPiece,
     config: LxmertConfig,
     model: MatchingModel,
+    word_head: Option<WordHead>,
     optimiser: AdamW,
     schedule: Schedule,
     train_pairs: PairSource,
@@ -171,6 +173,15 @@ impl<'a> Trainer<'a> {
         let config = recipe.model(dataset.feature_dim())?;
         let varmap = VarMap::new();
         let model = MatchingModel::new(&config, VarBuilder::from_varmap(&varmap, DType::F32, &job.device))?;
+        let word_head = (recipe.masked_words > 0.0)
+            .then(|| {
+                WordHead::new(
+                    &config,
+                    model.word_embeddings(),
+                    VarBuilder::from_varmap(&varmap, DType::F32, &job.device),
+                )
+            })
+            .transpose()?;
         init::seed_weights(&varmap, recipe.seed, recipe.initializer_range)?;
         let variables: BTreeMap<String, candle_core::Var> = match varmap.data().lock() {
             Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
@@ -231,6 +242,7 @@ impl<'a> Trainer<'a> {
             text,
             config,
             model,
+            word_head,
             optimiser,
             position,
             metrics,
@@ -267,7 +279,9 @@ impl<'a> Trainer<'a> {
         let Self {
             job,
             dataset,
+            config,
             model,
+            word_head,
             optimiser,
             schedule,
             position,
@@ -283,14 +297,27 @@ impl<'a> Trainer<'a> {
         let mut pending = Sums::default();
         let mut at = position.batch;
         let mut measured = (Instant::now(), 0usize);
-        batches::for_each(dataset, rest.into_iter(), |batch: Batch| {
+        batches::for_each(dataset, rest.into_iter(), |mut batch: Batch| {
             let group = at / recipe.accumulate * recipe.accumulate;
             let group_end = (group + recipe.accumulate).min(batch_count);
             let divisor = sizes[group..group_end].iter().sum();
-            let dropout = DropoutRng::new(recipe.seed, epoch * batch_count as u64 + at as u64);
+            let number = epoch * batch_count as u64 + at as u64;
+            let dropout = DropoutRng::new(recipe.seed, number);
+            let words = word_head
+                .is_some()
+                .then(|| MaskedWords::draw(&mut batch, config.vocab_size as u32, recipe.seed, number));
             let run = if recipe.dropout > 0.0 { Forward::train(&dropout) } else { Forward::eval() };
             let result = matching::forward(model, &batch, divisor, &run, &job.device)?;
-            let gradients = optimiser.gradients(&result.loss.backward()?);
+            let guesses = match (&*word_head, &words) {
+                (Some(head), Some(words)) => words.loss(head, &result.language, &job.device)?,
+                _ => None,
+            };
+            let share = batch.len() as f64 / divisor as f64;
+            let loss = match guesses {
+                Some(guesses) => (&result.loss + (guesses * (recipe.masked_words * share))?)?,
+                None => result.loss,
+            };
+            let gradients = optimiser.gradients(&loss.backward()?);
             sums = Some(match sums.take() {
                 None => gradients,
                 Some(before) => add(before, gradients)?,

@@ -60,11 +60,39 @@ impl AnswerHead {
     }
 }
 
+/// Words from the language stream (`cls.predictions`), through the word embeddings themselves.
+#[derive(Debug, Clone)]
+pub struct WordHead {
+    transform: Transform,
+    decoder: Linear,
+}
+
+impl WordHead {
+    /// Weights at the root of the checkpoint; the decoder is `word_embeddings`, `[vocab_size, hidden]`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &LxmertConfig, word_embeddings: &Tensor, vb: VarBuilder) -> Result<Self> {
+        let vb = vb.pp("cls.predictions");
+        Ok(Self {
+            transform: Transform::new(config, vb.pp("transform"))?,
+            decoder: Linear::from_tensors(word_embeddings.clone(), vb.get(config.vocab_size, "bias")?),
+        })
+    }
+
+    /// `language`: `[…, hidden]`; gives `[…, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&self, language: &Tensor) -> Result<Tensor> {
+        self.decoder.forward(&self.transform.forward(language)?)
+    }
+}
+
 /// Every head of pre-training (Tan & Bansal 2019, §3).
 #[derive(Debug, Clone)]
 pub struct PretrainingHeads {
-    word_transform: Transform,
-    word_decoder: Linear,
+    words: WordHead,
     matching: Linear,
     object_transform: Transform,
     objects: Linear,
@@ -96,12 +124,11 @@ impl PretrainingHeads {
     /// # Errors
     /// When a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, word_embeddings: &Tensor, vb: VarBuilder) -> Result<Self> {
-        let (words, objects) = (vb.pp("cls.predictions"), vb.pp("obj_predict_head"));
+        let objects = vb.pp("obj_predict_head");
         let decoder =
             |name: &str, width: usize| Linear::new(config.hidden_size, width, objects.pp("decoder_dict").pp(name));
         Ok(Self {
-            word_transform: Transform::new(config, words.pp("transform"))?,
-            word_decoder: Linear::from_tensors(word_embeddings.clone(), words.get(config.vocab_size, "bias")?),
+            words: WordHead::new(config, word_embeddings, vb.clone())?,
             matching: Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?,
             object_transform: Transform::new(config, objects.pp("transform"))?,
             objects: decoder("obj", config.num_object_labels)?,
@@ -118,7 +145,7 @@ impl PretrainingHeads {
     pub fn forward(&self, output: &LxmertOutput) -> Result<PretrainingLogits> {
         let regions = self.object_transform.forward(&output.vision)?;
         Ok(PretrainingLogits {
-            words: self.word_decoder.forward(&self.word_transform.forward(&output.language)?)?,
+            words: self.words.forward(&output.language)?,
             matching: self.matching.forward(&output.pooled)?,
             objects: self.objects.forward(&regions)?,
             attributes: self.attributes.forward(&regions)?,

@@ -63,6 +63,14 @@ impl MatchingModel {
         }
     }
 
+    /// The word embedding table, `[vocab_size, hidden]`.
+    pub fn word_embeddings(&self) -> &Tensor {
+        match self {
+            Self::Lxmert { trunk, .. } => trunk.word_embeddings(),
+            Self::Student(model) => model.word_embeddings(),
+        }
+    }
+
     /// Names and shapes of every weight [`MatchingModel::new`] reads, sorted by name.
     ///
     /// # Errors

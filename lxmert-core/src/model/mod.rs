@@ -15,7 +15,7 @@ mod matching;
 pub mod student;
 
 pub use encoder::{CrossLayer, Encoded, LxmertModel};
-pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits};
+pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, WordHead};
 pub use matching::{MatchingModel, MatchingOutput};
 
 use crate::ops::DropoutRng;

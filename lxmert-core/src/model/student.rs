@@ -166,6 +166,11 @@ impl StudentModel {
         })
     }
 
+    /// The word embedding table, `[vocab_size, hidden]`.
+    pub fn word_embeddings(&self) -> &Tensor {
+        &self.words.words
+    }
+
     /// See [`super::LxmertModel::encode_language`].
     ///
     /// # Errors

@@ -14,6 +14,8 @@ use lxmert_core::model::{Forward, MatchingModel};
 pub struct BatchLoss {
     /// Sum of the pairs' losses over `divisor`, to differentiate.
     pub loss: Tensor,
+    /// The language output, `[batch, words, hidden]`, for losses beside this one.
+    pub language: Tensor,
     /// Match logits, one per pair.
     pub logits: Vec<f32>,
     /// Sum of the pairs' losses, in f64.
@@ -55,7 +57,7 @@ pub fn forward(
         sum += cross_entropy(logit, pair.matched());
         right += usize::from((logit > 0.0) == pair.matched());
     }
-    Ok(BatchLoss { loss, logits, sum, right })
+    Ok(BatchLoss { loss, language: output.trunk.language, logits, sum, right })
 }
 
 #[cfg(test)]

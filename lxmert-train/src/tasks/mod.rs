@@ -1,3 +1,4 @@
 //! What a model is trained to do; one file per task.
 
+pub mod masked_words;
 pub mod matching;
