@@ -1,4 +1,4 @@
-//! Strided f32 matrix products on slices. Large ones go through this crate's own tile kernel ([`super::product`]), which
+//! Strided f32 matrix products on slices. Large ones go through this crate's own tile kernel (`product.rs`), which
 //! packs both sides; small ones through the `gemm` crate, which candle multiplies with too.
 //!
 //! Why not faer, whose product is as fast: in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` takes the row stride for

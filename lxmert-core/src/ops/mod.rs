@@ -9,7 +9,7 @@
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
-//! - [`roi_align`]: torchvision's RoIAlign;
+//! - [`roi_align()`]: torchvision's RoIAlign;
 //! - [`PackedConv2d`] on [`FeatureMap`]s: the inference path of convolutions, channels last.
 
 mod attention;

@@ -2,7 +2,7 @@
 //! of the output is still in the cache.
 //!
 //! With channels last a window's row is contiguous, so that a convolution is a product whose left side is gathered by
-//! plain copies (a 1×1 convolution has nothing to gather). 3×3 convolutions with stride 1 go through [`super::winograd`].
+//! plain copies (a 1×1 convolution has nothing to gather). 3×3 convolutions with stride 1 go through `winograd.rs`.
 
 use super::feature_map::{FeatureMap, Residual, ResidualRows};
 use super::geometry::Windows;
