@@ -90,6 +90,8 @@ pub struct Recipe {
     pub hard_negatives: f64,
     /// Weight of the masked-word loss beside the matching loss; 0 leaves it out.
     pub masked_words: f64,
+    /// Weight of the word-region alignment loss beside the matching loss; 0 leaves it out.
+    pub alignment: f64,
     /// The measure that chooses the best epoch.
     pub metric: Watch,
     /// Stop after this many epochs without a better one.
@@ -123,6 +125,7 @@ impl Recipe {
             clip: 1.0,
             hard_negatives: 0.5,
             masked_words: 0.0,
+            alignment: 0.0,
             metric: Watch::Accuracy,
             patience: None,
             recall_images: 1000,
@@ -137,7 +140,7 @@ impl Recipe {
             dropout: 0.0,
             batch_size: 32,
             learning_rate: 1e-3,
-            masked_words: 1.0,
+            alignment: 1.0,
             metric: Watch::HardAccuracy,
             recall_images: 100,
             ..Self::photos()
@@ -260,6 +263,9 @@ pub struct RecipeArgs {
     /// and the image
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub masked_words: Option<f64>,
+    /// Weight of a contrastive loss that aligns words with regions before the streams meet
+    #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
+    pub alignment: Option<f64>,
     /// Validation measure that chooses the best epoch
     #[arg(long, value_enum, help_heading = "Evaluation")]
     pub metric: Option<Watch>,
@@ -302,6 +308,7 @@ impl RecipeArgs {
             clip: a.clip.unwrap_or(base.clip),
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
             masked_words: a.masked_words.unwrap_or(base.masked_words),
+            alignment: a.alignment.unwrap_or(base.alignment),
             metric: a.metric.unwrap_or(base.metric),
             patience: a.patience.or(base.patience),
             recall_images: a.recall_images.unwrap_or(base.recall_images),

@@ -20,7 +20,7 @@ use crate::run_folder::{
     Checkpoint, Preprocessing, Report, RunFolder, matching_weights, save_checkpoint, weights_file, write_json,
 };
 use crate::tasks::masked_words::MaskedWords;
-use crate::tasks::matching;
+use crate::tasks::{alignment, matching};
 use crate::{Error, Result, evaluate, retrieval};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -308,15 +308,24 @@ impl<'a> Trainer<'a> {
                 .then(|| MaskedWords::draw(&mut batch, config.vocab_size as u32, recipe.seed, number));
             let run = if recipe.dropout > 0.0 { Forward::train(&dropout) } else { Forward::eval() };
             let result = matching::forward(model, &batch, divisor, &run, &job.device)?;
+            // What learns beside matching, each a mean over its share of the optimiser step.
+            let share = batch.len() as f64 / divisor as f64;
             let guesses = match (&*word_head, &words) {
                 (Some(head), Some(words)) => words.loss(head, &result.language, &job.device)?,
                 _ => None,
             };
-            let share = batch.len() as f64 / divisor as f64;
-            let loss = match guesses {
-                Some(guesses) => (&result.loss + (guesses * (recipe.masked_words * share))?)?,
-                None => result.loss,
+            let aligned = if recipe.alignment > 0.0 {
+                alignment::loss(&batch, &result.encoded.0, &result.encoded.1, &job.device)?
+            } else {
+                None
             };
+            let mut loss = result.loss;
+            for (beside, weight) in [(guesses, recipe.masked_words), (aligned, recipe.alignment)] {
+                if let Some(beside) = beside {
+                    log::trace!("step {}: beside matching {}", position.step, beside.to_scalar::<f32>()?);
+                    loss = (loss + (beside * (weight * share))?)?;
+                }
+            }
             let gradients = optimiser.gradients(&loss.backward()?);
             sums = Some(match sums.take() {
                 None => gradients,

@@ -16,6 +16,8 @@ pub struct BatchLoss {
     pub loss: Tensor,
     /// The language output, `[batch, words, hidden]`, for losses beside this one.
     pub language: Tensor,
+    /// Both streams before they meet: `[batch, words, hidden]` and `[batch, regions, hidden]`.
+    pub encoded: (Tensor, Tensor),
     /// Match logits, one per pair.
     pub logits: Vec<f32>,
     /// Sum of the pairs' losses, in f64.
@@ -48,7 +50,11 @@ pub fn forward(
     run: &Forward,
     device: &candle_core::Device,
 ) -> Result<BatchLoss> {
-    let output = model.forward(&batch.inputs(device)?, run)?;
+    let inputs = batch.inputs(device)?;
+    let language = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
+    let mask = inputs.visual_attention_mask.as_ref();
+    let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, run)?;
+    let output = model.match_encoded(&language, &vision, run)?;
     let loss = (summed_loss(&output.logits, &batch.targets(device)?)? / divisor.max(1) as f64)?;
     let logits: Vec<f32> = output.logits.to_vec1()?;
     let mut sum = 0.0;
@@ -57,7 +63,14 @@ pub fn forward(
         sum += cross_entropy(logit, pair.matched());
         right += usize::from((logit > 0.0) == pair.matched());
     }
-    Ok(BatchLoss { loss, language: output.trunk.language, logits, sum, right })
+    Ok(BatchLoss {
+        loss,
+        language: output.trunk.language,
+        encoded: (language.states, vision.states),
+        logits,
+        sum,
+        right,
+    })
 }
 
 #[cfg(test)]

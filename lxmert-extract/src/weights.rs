@@ -1,0 +1,196 @@
+//! Where a detector's weights come from, and that they are the right ones.
+
+use crate::detector::{Detector, DetectorConfig, expected_tensors};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use lxmert_core::checkpoint::{
+    ExpectedFile, FitOptions, HubOptions, WeightSource, fit, names, read_tensors, save_safetensors,
+};
+use lxmert_core::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// torchvision's weights of 2019 (COCO val2017 box AP 37.0), on the hub.
+pub const COCO_SOURCE: &str = "hf:zeyuzy/vision_model-base_model/fasterrcnn_resnet50_fpn_coco.pth";
+
+/// Size and hash of [`COCO_SOURCE`]; the hash begins as the `258fb6c6` in torchvision's own file name.
+pub const COCO_FILE: ExpectedFile<'static> =
+    ExpectedFile { size: 167_502_836, sha256: "258fb6c638b15964ddcdd1ae0748c5eef1be9e732750120cc857feed3faac384" };
+
+/// A detector from a weight file: safetensors, or a `.pth` of any age, with today's or the older key names.
+///
+/// # Errors
+/// When the file cannot be read or does not fit `config`: the error lists every missing, unexpected and
+/// misshapen name.
+pub fn load(config: &DetectorConfig, path: impl AsRef<Path>, device: &Device) -> Result<Detector> {
+    detector(config, read_fitting(config, path.as_ref())?, device)
+}
+
+/// A detector from a folder with `config.json` and `model.safetensors`, such as `data/scenes-detector`.
+///
+/// # Errors
+/// As [`load`], and as [`DetectorConfig::from_json_file`].
+pub fn load_folder(folder: impl AsRef<Path>, device: &Device) -> Result<Detector> {
+    let folder = folder.as_ref();
+    load(&DetectorConfig::from_json_file(folder.join("config.json"))?, folder.join("model.safetensors"), device)
+}
+
+/// The COCO detector: from `source`, or the published file by way of the hub's cache. The published file
+/// is checked by size and hash and converted once to safetensors beside that cache.
+///
+/// # Errors
+/// As [`WeightSource::resolve`] and [`load`].
+pub fn load_coco(source: Option<&WeightSource>, device: &Device, show_progress: bool) -> Result<Detector> {
+    let config = DetectorConfig::coco();
+    if let Some(source) = source {
+        return load(&config, source.resolve(None, show_progress)?, device);
+    }
+    let published: WeightSource = COCO_SOURCE.parse().map_err(Error::Argument)?;
+    let copy = converted_path(&HubOptions::from_env().cache_dir, COCO_FILE.sha256);
+    let tensors = converted(&config, &copy, || published.resolve(Some(&COCO_FILE), show_progress))?;
+    detector(&config, tensors, device)
+}
+
+/// Where the converted copy of the file with this hash lies: in `lxmert`, beside the hub's cache.
+fn converted_path(hub_cache: &Path, sha256: &str) -> PathBuf {
+    hub_cache.parent().unwrap_or(hub_cache).join("lxmert").join(format!("{sha256}.safetensors"))
+}
+
+/// The tensors of the converted `copy`; when it is not there or not whole, those of `original`, and the
+/// copy is made.
+fn converted(
+    config: &DetectorConfig,
+    copy: &Path,
+    original: impl FnOnce() -> Result<PathBuf>,
+) -> Result<BTreeMap<String, Tensor>> {
+    if copy.exists() {
+        match read_fitting(config, copy) {
+            Ok(tensors) => return Ok(tensors),
+            Err(e) => log::warn!("{e}; the copy is made anew"),
+        }
+    }
+    let original = original()?;
+    let tensors = read_fitting(config, &original)?;
+    let listed: Vec<(String, Tensor)> = tensors.iter().map(|(name, t)| (name.clone(), t.clone())).collect();
+    let folder = copy.parent().unwrap_or(Path::new("."));
+    let made = std::fs::create_dir_all(folder)
+        .map_err(Error::io(folder))
+        .and_then(|()| save_safetensors(copy, &listed, &BTreeMap::from([("format".into(), "pt".into())])));
+    if let Err(e) = made {
+        // Only the next start is slower.
+        log::warn!("the weights could not be kept as safetensors: {e}");
+    }
+    Ok(tensors)
+}
+
+fn read_fitting(config: &DetectorConfig, path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let options = FitOptions {
+        // A counter that training keeps and inference does not need; FrozenBatchNorm2d has none.
+        ignore: vec!["*.num_batches_tracked".into()],
+        ..FitOptions::default()
+    };
+    fit(path, &expected_tensors(config)?, names::detector(path, read_tensors(path)?)?, &options)
+}
+
+fn detector(config: &DetectorConfig, tensors: BTreeMap<String, Tensor>, device: &Device) -> Result<Detector> {
+    Detector::new(config, VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detector::config::{FpnConfig, ResNetConfig, RoiHeadsConfig};
+    use std::cell::Cell;
+
+    fn tiny() -> DetectorConfig {
+        DetectorConfig {
+            backbone: ResNetConfig {
+                stem_width: 2,
+                blocks: vec![1, 1, 1, 1],
+                bottleneck_widths: vec![2; 4],
+                stage_widths: vec![4; 4],
+                ..ResNetConfig::default()
+            },
+            fpn: FpnConfig { channels: 2, ..FpnConfig::default() },
+            roi_heads: RoiHeadsConfig { representation_size: 3, ..RoiHeadsConfig::default() },
+            label_names: vec!["background".into(), "thing".into()],
+            ..DetectorConfig::coco()
+        }
+    }
+
+    /// Ones of the tiny detector's shapes, by the published file's names.
+    fn published() -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = Vec::new();
+        for (name, shape) in expected_tensors(&tiny())? {
+            let name = name
+                .replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+                .replace(".0.weight", ".weight")
+                .replace(".0.bias", ".bias");
+            // The body's own `downsample.0` keeps its number.
+            let name = name.replace("downsample.weight", "downsample.0.weight");
+            if let Some(norm) = name.strip_suffix("running_var") {
+                tensors.push((format!("{norm}num_batches_tracked"), Tensor::new(5i64, &Device::Cpu)?));
+            }
+            tensors.push((name, Tensor::ones(shape, DType::F32, &Device::Cpu)?));
+        }
+        Ok(tensors)
+    }
+
+    #[test]
+    fn older_names_load_and_counters_are_left_aside() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("temporary folder"))?;
+        let path = folder.path().join("old.safetensors");
+        let tensors = published()?;
+        assert!(tensors.iter().any(|(n, _)| n == "rpn.head.conv.weight"));
+        assert!(tensors.iter().any(|(n, _)| n == "backbone.fpn.inner_blocks.0.bias"));
+        save_safetensors(&path, &tensors, &BTreeMap::new())?;
+        load(&tiny(), &path, &Device::Cpu)?;
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_listed_by_name() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("temporary folder"))?;
+        let path = folder.path().join("wrong.safetensors");
+        let mut tensors = published()?;
+        tensors.retain(|(name, _)| name != "roi_heads.box_head.fc7.bias");
+        tensors.push(("roi_heads.mask".into(), Tensor::new(1f32, &Device::Cpu)?));
+        for (name, tensor) in &mut tensors {
+            if name == "roi_heads.box_predictor.cls_score.bias" {
+                *tensor = Tensor::ones(91, DType::F32, &Device::Cpu)?;
+            }
+        }
+        save_safetensors(&path, &tensors, &BTreeMap::new())?;
+        let told = load(&tiny(), &path, &Device::Cpu).map_or_else(|e| e.to_string(), |_| "loaded".into());
+        for name in ["roi_heads.box_head.fc7.bias", "roi_heads.mask", "roi_heads.box_predictor.cls_score.bias"] {
+            assert!(told.contains(name), "{name} is not in: {told}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_copy_is_made_once_and_again_when_broken() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("temporary folder"))?;
+        let path = folder.path().join("old.safetensors");
+        save_safetensors(&path, &published()?, &BTreeMap::new())?;
+        let copy = converted_path(&folder.path().join("hub"), "abc");
+        assert_eq!(copy, folder.path().join("lxmert/abc.safetensors"));
+        let asked = Cell::new(0);
+        let read = || {
+            converted(&tiny(), &copy, || {
+                asked.set(asked.get() + 1);
+                Ok(path.clone())
+            })
+        };
+        let first = read()?;
+        let second = read()?;
+        assert_eq!(asked.get(), 1);
+        assert_eq!(first.keys().collect::<Vec<_>>(), second.keys().collect::<Vec<_>>());
+        std::fs::write(&copy, b"torn").map_err(Error::io(&copy))?;
+        read()?;
+        assert_eq!(asked.get(), 2);
+        read()?;
+        assert_eq!(asked.get(), 2);
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! Align before fuse (Li et al. 2021): before the streams meet, each sentence's words are compared
+//! with each image's regions, and a sentence must be nearest to its own image, and the image to its
+//! own sentence (InfoNCE, van den Oord et al. 2018). A sentence's similarity to an image is the mean
+//! over its words of the best region's cosine (late interaction, Yao et al. 2022).
+//!
+//! Every pair of the batch is a lesson here, where matching has one bit per pair, and no attention has
+//! to be right before the gradient says anything; cross attention then compares like with like.
+
+use crate::Result;
+use crate::data::batches::Batch;
+use candle_core::{D, Device, Tensor};
+
+/// What cosines are divided by (Radford et al. 2021 begin at it).
+const TEMPERATURE: f64 = 0.07;
+
+/// Mean of both directions' cross entropies over the batch's matched pairs; none when fewer than two
+/// different images are matched. `language`: `[batch, words, hidden]`; `vision`: `[batch, regions,
+/// hidden]`, both before the cross-modality layers.
+///
+/// # Errors
+/// When the batch does not fit.
+pub fn loss(batch: &Batch, language: &Tensor, vision: &Tensor, device: &Device) -> Result<Option<Tensor>> {
+    // One pair per image: a second caption of the same image would be a false negative.
+    let mut seen = std::collections::HashSet::new();
+    let matched = batch.pairs.iter().enumerate().filter(|(_, p)| p.matched() && seen.insert(p.image));
+    let rows: Vec<u32> = matched.map(|(row, _)| row as u32).collect();
+    let pairs = rows.len();
+    if pairs < 2 {
+        return Ok(None);
+    }
+    let of_rows = |values: &[f32], width: usize| -> Vec<f32> {
+        rows.iter().flat_map(|row| &values[*row as usize * width..][..width]).copied().collect()
+    };
+    let (words, regions) = (batch.length, batch.regions);
+    let word_mask = Tensor::from_vec(of_rows(&batch.attention_mask, words), (pairs, words, 1), device)?;
+    let region_mask = Tensor::from_vec(of_rows(&batch.region_mask, regions), (1, pairs, regions), device)?;
+    let index = Tensor::from_vec(rows, pairs, device)?;
+    let unit = |x: &Tensor| -> Result<Tensor> {
+        let x = x.index_select(&index, 0)?.flatten_to(1)?;
+        Ok(x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?)?)
+    };
+    let cosines = unit(language)?.matmul(&unit(vision)?.t()?)?.reshape((pairs * words, pairs, regions))?;
+    // A cosine is at least -1, so padding at -2 is never the best.
+    let best = cosines.broadcast_add(&((region_mask - 1.0)? * 2.0)?)?.max(D::Minus1)?;
+    let summed = best.reshape((pairs, words, pairs))?.broadcast_mul(&word_mask)?.sum(1)?;
+    let similarity = (summed.broadcast_div(&word_mask.sum(1)?)? / TEMPERATURE)?;
+    let own = Tensor::eye(pairs, similarity.dtype(), device)?;
+    let direction = |logits: &Tensor| -> Result<Tensor> {
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+        let normaliser = shifted.exp()?.sum(D::Minus1)?.log()?;
+        Ok((normaliser - (shifted * &own)?.sum(D::Minus1)?)?.mean_all()?)
+    };
+    Ok(Some(((direction(&similarity)? + direction(&similarity.t()?.contiguous()?)?)? / 2.0)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::pairs::{Pair, PairKind};
+
+    fn batch(images: &[(usize, PairKind)]) -> Batch {
+        let pairs: Vec<Pair> = images.iter().map(|&(image, kind)| Pair { image, caption: 0, kind }).collect();
+        let count = pairs.len();
+        Batch {
+            pairs,
+            length: 2,
+            regions: 2,
+            attention_mask: vec![1.0; 2 * count],
+            region_mask: vec![1.0; 2 * count],
+            ..Batch::default()
+        }
+    }
+
+    #[test]
+    fn aligned_streams_cost_less_than_crossed_ones() {
+        let device = Device::Cpu;
+        let batch = batch(&[(0, PairKind::Matched), (1, PairKind::Matched)]);
+        let language = Tensor::new(&[[[1f32, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]], &device).unwrap();
+        let crossed = Tensor::new(&[[[0f32, 1.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]], &device).unwrap();
+        let cost =
+            |vision: &Tensor| loss(&batch, &language, vision, &device).unwrap().unwrap().to_scalar::<f32>().unwrap();
+        // Cosine 1 against 0: ln(1 + e^(-1/0.07)) and ln(1 + e^(1/0.07)).
+        assert!(cost(&language) < 1e-5);
+        assert!((cost(&crossed) - 1.0 / 0.07).abs() < 1e-3);
+    }
+
+    #[test]
+    fn mismatched_pairs_and_second_captions_take_no_part() {
+        let device = Device::Cpu;
+        let states = Tensor::ones((3, 2, 2), candle_core::DType::F32, &device).unwrap();
+        let one = batch(&[(0, PairKind::Matched), (0, PairKind::Matched), (1, PairKind::Random)]);
+        assert!(loss(&one, &states, &states, &device).unwrap().is_none());
+    }
+}
