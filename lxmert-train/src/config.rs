@@ -138,7 +138,8 @@ impl Recipe {
         Self {
             preset: "tiny".into(),
             dropout: 0.0,
-            batch_size: 32,
+            initializer_range: 0.05,
+            batch_size: 64,
             learning_rate: 1e-3,
             alignment: 1.0,
             metric: Watch::HardAccuracy,
