@@ -2,5 +2,15 @@
 //! scenes that ship as the default data set.
 
 pub mod detector;
+pub mod error;
+pub mod failures;
+pub mod images;
+pub mod import;
+pub mod inputs;
+pub mod inspect;
+pub mod pipeline;
 pub mod regions;
 pub mod scenes;
+pub mod weights;
+
+pub use error::{Error, Result};
