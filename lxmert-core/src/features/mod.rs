@@ -41,7 +41,8 @@
 //! in the file is that of the table; `features` starts at a multiple of 8 bytes. An image's name is
 //! its path below the folder it was found in, with `/`; no name occurs twice in a store.
 //!
-//! Python reads it with the safetensors package alone:
+//! Python reads it with the safetensors package alone (`bf16` features with `framework="pt"`, since NumPy has no such
+//! type):
 //!
 //! ```python
 //! import json; from safetensors import safe_open

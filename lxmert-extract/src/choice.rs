@@ -1,0 +1,99 @@
+//! Which detector, with which weights.
+
+use crate::Result;
+use crate::detector::{Detector, DetectorConfig};
+use crate::weights;
+use candle_core::Device;
+use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::workspace::Workspace;
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The detectors that can be asked for by name, or a folder with one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetectorChoice {
+    /// The small one in `data/scenes-detector`.
+    Scenes,
+    /// torchvision's Faster R-CNN R50-FPN for the 91 ids of COCO.
+    Coco,
+    /// A folder with `config.json` and `model.safetensors`.
+    Folder(PathBuf),
+}
+
+impl std::str::FromStr for DetectorChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "scenes" => Ok(Self::Scenes),
+            "coco" => Ok(Self::Coco),
+            folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
+            other => Err(format!("'{other}' is not scenes, coco, or a folder with config.json and model.safetensors")),
+        }
+    }
+}
+
+/// A detector with its weights, and how a store names them.
+#[derive(Debug)]
+pub struct LoadedDetector {
+    /// The detector.
+    pub detector: Detector,
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of the weight file, in hexadecimal.
+    pub weights_sha256: String,
+}
+
+/// Reads a detector; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own weights.
+///
+/// # Errors
+/// When a file is missing, cannot be had, or does not fit the configuration.
+pub fn load(
+    choice: &DetectorChoice,
+    source: Option<&WeightSource>,
+    device: &Device,
+    show_progress: bool,
+) -> Result<LoadedDetector> {
+    let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
+        let detector = weights::load(config, path, device)?;
+        let weights_sha256 = sha256(path).map_err(lxmert_core::Error::io(path))?;
+        Ok(LoadedDetector { detector, name, weights_sha256 })
+    };
+    let folder = match choice {
+        DetectorChoice::Coco => {
+            return match source {
+                Some(source) => {
+                    of_file("coco".into(), &DetectorConfig::coco(), &source.resolve(None, show_progress)?)
+                }
+                None => Ok(LoadedDetector {
+                    detector: weights::load_coco(None, device, show_progress)?,
+                    name: "coco".into(),
+                    weights_sha256: weights::COCO_FILE.sha256.into(),
+                }),
+            };
+        }
+        DetectorChoice::Scenes => Workspace::locate()?.data("scenes-detector"),
+        DetectorChoice::Folder(path) => path.clone(),
+    };
+    let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
+    let name = match choice {
+        DetectorChoice::Scenes => "scenes".to_string(),
+        _ => folder.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy().into_owned()),
+    };
+    match source {
+        Some(source) => of_file(name, &config, &source.resolve(None, show_progress)?),
+        None => of_file(name, &config, &folder.join("model.safetensors")),
+    }
+}
+
+fn sha256(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n => hash.update(&block[..n]),
+        }
+    }
+}

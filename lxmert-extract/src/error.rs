@@ -1,0 +1,66 @@
+//! What can go wrong in this crate, one variant per way to fail.
+
+use std::path::{Path, PathBuf};
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One variant per way to fail; each says where, and what to do next where that is known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading, writing, storing or computing failed in the core.
+    #[error(transparent)]
+    Core(#[from] lxmert_core::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A file is no image that can be decoded.
+    #[error("{path}: {reason}", path = path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder says.
+        reason: String,
+    },
+    /// A folder, list or caption file does not lead to images.
+    #[error("{path}: {reason}", path = path.display())]
+    Input {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A row of a file to import is not what its format says.
+    #[error("{path}, row {row}: {reason}", path = path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Row, counted from 1.
+        row: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The network failed on so many images in a row that the fault is not theirs.
+    #[error("the detector failed on {count} images in a row, lastly on '{name}': {reason}")]
+    Detector {
+        /// How many.
+        count: usize,
+        /// The last of them.
+        name: String,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Image`] at `path`.
+    pub fn image(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+        Self::Image { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
+    }
+
+    /// An [`Error::Input`] at `path`.
+    pub fn input(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Input { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+}

@@ -1,0 +1,3 @@
+//! Region features that other programs made, into a store.
+
+pub mod tsv;

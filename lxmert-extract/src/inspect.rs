@@ -1,0 +1,78 @@
+//! `lxmert-extract inspect`: what a store holds, for a person to read.
+
+use crate::{Error, Result};
+use lxmert_core::boxes::to_pixels;
+use lxmert_core::features::FeatureStore;
+use std::fmt::Write as _;
+
+/// The store as a whole: counts, how it was made, size on disk.
+///
+/// # Errors
+/// When a shard is damaged.
+pub fn describe_store(store: &FeatureStore) -> Result<String> {
+    let info = store.info();
+    let mut regions = 0;
+    for image in 0..store.len() {
+        regions += store.num_regions(image)?;
+    }
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<18}{value}");
+    };
+    line("store", store.folder().display().to_string());
+    line("images", store.len().to_string());
+    line("regions", format!("{regions} in all, up to {} an image", info.regions));
+    line("features", format!("{} × {}", info.feature_dim, info.dtype));
+    line("labels", info.label_names.len().to_string());
+    if info.has_attributes() {
+        line("attributes", info.attribute_names.len().to_string());
+    }
+    line("size on disk", format!("{} in {} shards", indicatif::HumanBytes(store.size_on_disk()), store.num_shards()));
+    line("detector", info.detector.clone());
+    for (name, value) in &info.settings {
+        line(&format!("  {name}"), value.clone());
+    }
+    if store.is_unfinished() {
+        line("unfinished", "run the extraction again to finish it; images in its journal are not counted".into());
+    }
+    Ok(text)
+}
+
+/// One image: its regions with label, score and box in pixels.
+///
+/// # Errors
+/// When the store has no such image (the message names similar ones) or a shard is damaged.
+pub fn describe_image(store: &FeatureStore, name: &str) -> Result<String> {
+    let Some(image) = store.index_of(name) else {
+        let similar: Vec<&str> =
+            store.names().iter().map(String::as_str).filter(|other| other.contains(name)).take(3).collect();
+        let hint = if similar.is_empty() {
+            format!("its names look like '{}'", store.names().first().map_or("", String::as_str))
+        } else {
+            format!("did you mean '{}'?", similar.join("', '"))
+        };
+        return Err(Error::input(store.folder(), format!("no image '{name}'; {hint}")));
+    };
+    let regions = store.regions(image)?;
+    let info = store.info();
+    let label = |names: &[String], label: u32| names.get(label as usize).cloned().unwrap_or(format!("#{label}"));
+    let mut text = format!(
+        "{name}: {} × {} pixels, {} regions\n{:>3}  {:<24} {:>6}  box in pixels (x0 y0 x1 y1)\n",
+        regions.image_width,
+        regions.image_height,
+        regions.num_regions(),
+        "",
+        "label",
+        "score"
+    );
+    for (i, normalised) in regions.boxes.iter().enumerate() {
+        let mut what = label(&info.label_names, regions.labels[i]);
+        if let Some(attributes) = &regions.attributes {
+            what = format!("{} {what}", label(&info.attribute_names, attributes.labels[i]));
+        }
+        let [x0, y0, x1, y1] = to_pixels(normalised, regions.image_width as f32, regions.image_height as f32);
+        let score = regions.scores[i];
+        let _ = writeln!(text, "{i:>3}  {what:<24} {score:>6.3}  {x0:>7.1} {y0:>7.1} {x1:>7.1} {y1:>7.1}");
+    }
+    Ok(text)
+}

@@ -1,0 +1,232 @@
+//! Decode → detect → write, each in its own time, on any number of images in bounded memory.
+//!
+//! Decoding threads read images ahead of the network; the network works on one after the other, in
+//! the order given; a writing thread appends their regions to the store. Between them are short
+//! queues: who is ahead waits. Each decoding thread has its own queue and takes every D-th image,
+//! so the order never depends on who was quicker, and a slow image holds up no more than D × 2
+//! others.
+
+use crate::detector::Detector;
+use crate::failures::{self, Failure};
+use crate::images::{self, DecodedImage};
+use crate::inputs::ImageEntry;
+use crate::regions::{self, Selection};
+use crate::{Error, Result};
+use candle_core::Device;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lxmert_core::cli;
+use lxmert_core::features::{Regions, StoreSummary, StoreWriter};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// What finds the regions of an image.
+pub trait RegionExtractor {
+    /// The regions of one image, best first.
+    ///
+    /// # Errors
+    /// When the network cannot take this image.
+    fn regions(&self, image: &DecodedImage) -> Result<Regions>;
+}
+
+/// How an extraction runs.
+#[derive(Debug, Clone)]
+pub struct PipelineOptions {
+    /// Threads that decode, at least 1.
+    pub decoders: usize,
+    /// Whether to draw a progress bar.
+    pub progress: bool,
+}
+
+/// What an extraction did.
+#[derive(Debug, Clone)]
+pub struct ExtractSummary {
+    /// Images asked for.
+    pub asked: usize,
+    /// Of these, in the store before.
+    pub already: usize,
+    /// Of these, added now.
+    pub extracted: usize,
+    /// Of these, not to be had, and why; also in `failures.csv`.
+    pub failures: Vec<Failure>,
+    /// Whether Ctrl-C ended it early.
+    pub interrupted: bool,
+    /// How long it took.
+    pub time: Duration,
+    /// The store as it is now.
+    pub store: StoreSummary,
+}
+
+/// Decoded images waiting in each decoding thread's queue.
+const QUEUE: usize = 2;
+/// Images that the detector may refuse in a row before the fault is taken to be its own.
+const MOST_REFUSED: usize = 20;
+
+type Decoded = std::result::Result<DecodedImage, String>;
+
+/// Extracts those of `images` that the store does not have, and finishes the store. Images that
+/// fail are listed and skipped; they are tried again by the next run.
+///
+/// # Errors
+/// When the store cannot be written, or the detector fails on image after image. What was extracted
+/// until then is kept.
+pub fn extract(
+    images: &[ImageEntry],
+    extractor: &impl RegionExtractor,
+    store: StoreWriter,
+    options: &PipelineOptions,
+) -> Result<ExtractSummary> {
+    let started = Instant::now();
+    let folder = store.folder().to_path_buf();
+    let work: Vec<&ImageEntry> = images.iter().filter(|image| !store.contains(&image.name)).collect();
+    let already = images.len() - work.len();
+    let bar = progress_bar(work.len(), options.progress);
+    let decoders = options.decoders.clamp(1, work.len().max(1));
+
+    let (outcome, mut failures) = std::thread::scope(|scope| {
+        let mut queues = Vec::with_capacity(decoders);
+        for first in 0..decoders {
+            let (sender, receiver) = sync_channel(QUEUE);
+            queues.push(receiver);
+            let mine = work.iter().skip(first).step_by(decoders);
+            scope.spawn(move || decode_all(mine.copied(), &sender));
+        }
+        let (regions, incoming) = sync_channel(2 * QUEUE);
+        let writer = scope.spawn(move || write_all(store, &incoming));
+        let detected = detect_all(&work, queues, extractor, &regions, &bar);
+        drop(regions);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (detected, written) {
+            // A detector stops early when the writer is gone; the writer's error is the cause.
+            (_, Err(error)) => (Err(error), Vec::new()),
+            (Err(error), Ok(_)) => (Err(error), Vec::new()),
+            (Ok((mut failures, interrupted)), Ok((store, extracted, mut refused))) => {
+                failures.append(&mut refused);
+                (Ok((store, extracted, interrupted)), failures)
+            }
+        }
+    });
+    bar.finish_and_clear();
+    let (store, extracted, interrupted) = outcome?;
+    failures.sort_by(|a, b| a.name.cmp(&b.name));
+    failures::write(&folder, &failures)?;
+    let time = started.elapsed();
+    Ok(ExtractSummary { asked: images.len(), already, extracted, failures, interrupted, time, store })
+}
+
+fn decode_all<'a>(images: impl Iterator<Item = &'a ImageEntry>, queue: &SyncSender<Decoded>) {
+    for image in images {
+        let decoded = images::decode_file(&image.path).map_err(|error| match error {
+            Error::Image { reason, .. } => reason,
+            other => other.to_string(),
+        });
+        // The other end is gone when the job stops early.
+        if queue.send(decoded).is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs the network over the images in order. Returns the failures and whether Ctrl-C ended it.
+fn detect_all(
+    work: &[&ImageEntry],
+    queues: Vec<Receiver<Decoded>>,
+    extractor: &impl RegionExtractor,
+    regions: &SyncSender<(String, Regions)>,
+    bar: &ProgressBar,
+) -> Result<(Vec<Failure>, bool)> {
+    let mut failures = Vec::new();
+    let mut refused = 0;
+    for (i, image) in work.iter().enumerate() {
+        if cli::interrupted() {
+            return Ok((failures, true));
+        }
+        let decoded = queues[i % queues.len()].recv().unwrap_or_else(|_| Err("its decoding thread ended".into()));
+        let is_decoded = decoded.is_ok();
+        let found = decoded.and_then(|decoded| extractor.regions(&decoded).map_err(|error| error.to_string()));
+        match found {
+            Ok(found) => {
+                refused = 0;
+                if regions.send((image.name.clone(), found)).is_err() {
+                    break;
+                }
+            }
+            Err(reason) => {
+                bar.suspend(|| log::warn!("{}: {reason}", image.name));
+                refused += usize::from(is_decoded);
+                if refused >= MOST_REFUSED {
+                    return Err(Error::Detector { count: refused, name: image.name.clone(), reason });
+                }
+                failures.push(Failure { name: image.name.clone(), reason });
+            }
+        }
+        bar.inc(1);
+    }
+    Ok((failures, false))
+}
+
+type Written = (StoreSummary, usize, Vec<Failure>);
+
+/// Appends what arrives to the store, and finishes it.
+fn write_all(mut store: StoreWriter, incoming: &Receiver<(String, Regions)>) -> Result<Written> {
+    let mut extracted = 0;
+    let mut refused = Vec::new();
+    for (name, regions) in incoming {
+        match store.push(&name, &regions) {
+            Ok(()) => extracted += 1,
+            // Regions that are not numbers, or a name that cannot be stored: this image's failure.
+            Err(lxmert_core::Error::Argument(reason)) => {
+                log::warn!("{reason}");
+                refused.push(Failure { name, reason });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok((store.finish()?, extracted, refused))
+}
+
+fn progress_bar(length: usize, shown: bool) -> ProgressBar {
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(length as u64), target);
+    // The template is a constant that indicatif parses.
+    if let Ok(style) = ProgressStyle::with_template(
+        "{elapsed_precise} [{bar:30}] {human_pos}/{human_len} images, {per_sec}, {eta} left",
+    ) {
+        bar.set_style(style.progress_chars("=> ").with_key(
+            "per_sec",
+            |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+                let _ = write!(out, "{:.1} images/s", state.per_sec());
+            },
+        ));
+    }
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// A detector together with the rule that chooses its regions.
+#[derive(Debug)]
+pub struct DetectorRegions {
+    /// The detector.
+    pub detector: Detector,
+    /// Regions an image, as far as the network has boxes to give.
+    pub count: usize,
+    /// How they are chosen.
+    pub selection: Selection,
+}
+
+impl RegionExtractor for DetectorRegions {
+    fn regions(&self, image: &DecodedImage) -> Result<Regions> {
+        // The transform moves the image to the detector's device.
+        let tensor = image.to_tensor(&Device::Cpu)?;
+        let found = regions::select(&self.detector, &tensor, self.count, self.selection)?;
+        Ok(Regions {
+            image_width: image.width,
+            image_height: image.height,
+            feature_dim: found.feature_dim,
+            features: found.features,
+            boxes: found.boxes_normalised.iter().map(|b| b.map(|v| v.clamp(0.0, 1.0))).collect(),
+            labels: found.labels,
+            scores: found.scores,
+            attributes: None,
+        })
+    }
+}

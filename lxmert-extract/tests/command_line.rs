@@ -1,0 +1,174 @@
+//! `lxmert-extract` as a user runs it, with a tiny detector of random weights.
+
+use assert_cmd::Command;
+use base64::Engine;
+use candle_core::{DType, Device};
+use candle_nn::{VarBuilder, VarMap};
+use lxmert_core::features::FeatureStore;
+use lxmert_extract::detector::{DetectorConfig, Network, NormMode};
+use predicates::str::contains;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const CONFIG: &str = r#"{
+    "transform": {"min_size": 64, "max_size": 96},
+    "backbone": {"block": "basic", "stem_width": 4, "blocks": [1, 1, 1, 1], "stage_widths": [4, 4, 4, 4], "batch_norm_eps": 1e-5},
+    "fpn": {"channels": 4},
+    "rpn": {"pre_nms_top_n": 50, "post_nms_top_n": 20},
+    "roi_heads": {"representation_size": 8},
+    "label_names": ["background", "cat", "dog"]
+}"#;
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// A folder with `images` pictures and a detector.
+    fn new(images: u32) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::create_dir_all(place.at("photos/sub")).unwrap();
+        for i in 0..images {
+            let picture =
+                image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([(x * 3 + i) as u8, (y * 5) as u8, i as u8]));
+            picture.save(place.at(&format!("photos/sub/{i:03}.png"))).unwrap();
+        }
+        std::fs::create_dir(place.at("detector")).unwrap();
+        std::fs::write(place.at("detector/config.json"), CONFIG).unwrap();
+        let config: DetectorConfig = serde_json::from_str(CONFIG).unwrap();
+        let weights = VarMap::new();
+        let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
+        Network::new(&config, NormMode::Batch, vb).unwrap();
+        weights.save(place.at("detector/model.safetensors")).unwrap();
+        place
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    fn arguments(&self, images: &str, output: &str) -> Vec<String> {
+        let path = |name: &str| self.at(name).display().to_string();
+        ["--images", &path(images), "--output", &path(output), "--detector", &path("detector"), "--device", "cpu"]
+            .map(String::from)
+            .to_vec()
+    }
+
+    fn extract(&self, images: &str, output: &str) -> Command {
+        let mut command = program();
+        command.args(self.arguments(images, output)).args(["--regions", "5"]);
+        command
+    }
+}
+
+fn program() -> Command {
+    Command::cargo_bin("lxmert-extract").unwrap()
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_folder_becomes_a_store_that_inspect_shows() {
+    let place = Place::new(3);
+    place.extract("photos", "store").assert().success().stdout(contains("3 of 3 images extracted"));
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    assert_eq!(store.names(), ["sub/000.png", "sub/001.png", "sub/002.png"]);
+    assert_eq!(store.regions(1).unwrap().num_regions(), 5);
+    let inspect = |arguments: &[&str]| program().arg("inspect").arg(place.at("store")).args(arguments).assert();
+    inspect(&[]).success().stdout(contains("15 in all, up to 5 an image")).stdout(contains("8 × f32"));
+    inspect(&["--image", "sub/001.png"]).success().stdout(contains("64 × 48 pixels, 5 regions"));
+    inspect(&["--image", "001"]).code(1).stderr(contains("did you mean 'sub/001.png'"));
+}
+
+#[test]
+fn bad_images_are_listed_skipped_and_tried_again() {
+    let place = Place::new(3);
+    std::fs::write(place.at("photos/bad.jpg"), b"no picture").unwrap();
+    place.extract("photos", "store").assert().code(1).stdout(contains("3 of 4 images extracted"));
+    let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
+    assert!(failures.starts_with("name,reason\nbad.jpg,"), "{failures}");
+    std::fs::copy(place.at("photos/sub/000.png"), place.at("photos/bad.jpg")).unwrap();
+    place.extract("photos", "store").assert().success().stdout(contains("1 of 4 images extracted"));
+    assert!(!place.at("store/failures.csv").exists());
+    assert_eq!(FeatureStore::open(place.at("store")).unwrap().len(), 4);
+}
+
+#[test]
+fn a_killed_extraction_goes_on_and_ends_with_the_same_bytes() {
+    let place = Place::new(120);
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"))
+        .args(place.arguments("photos", "store"))
+        .args(["--regions", "5", "--quiet"])
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let journal = place.at("store/pending.journal");
+    while std::fs::metadata(&journal).map_or(0, |about| about.len()) == 0 {
+        assert!(started.elapsed() < Duration::from_secs(120), "nothing was written");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success(), "it ended before it was killed");
+    place.extract("photos", "store").assert().success();
+    place.extract("photos", "whole").assert().success().stdout(contains("120 of 120 images extracted"));
+    assert_eq!(files(&place.at("store")), files(&place.at("whole")));
+    place.extract("photos", "store").assert().success().stdout(contains("0 of 120 images extracted"));
+}
+
+#[test]
+fn other_settings_in_the_same_folder_are_refused() {
+    let place = Place::new(1);
+    place.extract("photos", "store").assert().success();
+    let refused = place.extract("photos", "store").args(["--dtype", "f16"]).assert();
+    refused.code(1).stderr(contains("dtype: f32 there, f16 now"));
+}
+
+#[test]
+fn wrong_paths_and_arguments_say_so() {
+    let place = Place::new(0);
+    place.extract("photos", "store").assert().code(1).stderr(contains("no images here"));
+    place.extract("nowhere", "store").assert().code(1).stderr(contains("nowhere"));
+    assert!(!place.at("store").exists());
+    program().args(["--regions", "0"]).assert().code(2);
+    program().args(["--dtype", "f64"]).assert().code(2).stderr(contains("not one of f32, f16, bf16"));
+    program().args(["--detector", "yolo"]).assert().code(2).stderr(contains("yolo"));
+    program().args(["inspect", "/nowhere"]).assert().code(1).stderr(contains("not a feature store"));
+}
+
+fn tsv_line(name: &str, seed: u8) -> String {
+    let encode = |bytes: Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let floats = |values: &[f32]| encode(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    let ids = |values: &[i64]| encode(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    let boxes = floats(&[0.0, 0.0, 50.0, 100.0, 25.0, 10.0, 100.0, 200.0]);
+    let features = floats(&[f32::from(seed), 1.0, 2.0, 3.0, 4.0, 5.0]);
+    let (objects, attributes, scores) = (ids(&[7, 1599]), ids(&[0, 399]), floats(&[0.9, 0.5]));
+    format!("{name}\t200\t100\t{objects}\t{scores}\t{attributes}\t{scores}\t2\t{boxes}\t{features}\n")
+}
+
+#[test]
+fn bottom_up_features_are_imported_and_a_bad_row_is_named() {
+    let place = Place::new(0);
+    let import = || {
+        let mut command = program();
+        command.args(["import", "bottom-up"]).arg(place.at("a.tsv")).arg("--output").arg(place.at("store"));
+        command
+    };
+    std::fs::write(place.at("a.tsv"), tsv_line("one", 1) + "two\t1\t2\n").unwrap();
+    import().assert().code(1).stderr(contains("row 2: 3 columns"));
+    std::fs::write(place.at("a.tsv"), tsv_line("one", 1) + &tsv_line("two", 2)).unwrap();
+    import().assert().success().stdout(contains("2 images"));
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    let regions = store.regions(1).unwrap();
+    assert_eq!((regions.image_width, regions.image_height), (100, 200));
+    assert_eq!(regions.boxes, [[0.0, 0.0, 0.5, 0.5], [0.25, 0.05, 1.0, 1.0]]);
+    assert_eq!((regions.features[0], regions.labels[1], regions.scores[0]), (2.0, 1599, 0.9));
+    assert_eq!(regions.attributes.unwrap().labels, [0, 399]);
+}
