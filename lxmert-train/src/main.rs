@@ -112,7 +112,8 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Our errors carry their cause in their own text; printing the chain would repeat it.
+            eprintln!("error: {error}");
             let interrupted =
                 error.downcast_ref::<lxmert_train::Error>().is_some_and(lxmert_train::Error::is_interrupt);
             ExitCode::from(if interrupted { 130 } else { 1 })

@@ -91,6 +91,7 @@ pub enum Outcome {
 /// Ctrl-C was pressed (the state is saved).
 pub fn run(job: &Job) -> Result<Outcome> {
     job.recipe.check()?;
+    job.data.check_features()?;
     let folder = RunFolder::new(&job.output);
     let settings =
         RunSettings { recipe: job.recipe.clone(), data: job.data.clone(), data_sha256: data_fingerprint(&job.data)? };

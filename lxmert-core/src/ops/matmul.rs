@@ -71,6 +71,11 @@ impl<'a> Matrix<'a> {
 
 /// Copies for [`product`](super::product).
 impl Matrix<'_> {
+    /// Whether columns, and not rows, are contiguous.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
     /// Rows `first` and on, `count` of them, columns `inner`, to rows `stride` apart.
     pub(super) fn copy_rows(&self, first: usize, count: usize, inner: Range<usize>, to: &mut [f32], stride: usize) {
         if self.transposed {
@@ -239,9 +244,17 @@ mod tests {
     #[test]
     fn products_of_all_transposes_and_strides_match_the_definition() {
         let values: Vec<f32> = crate::procedural::values("gemm", 720 * 720, -1.0, 1.0, 1);
-        for (rows, inner, columns) in
-            [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 48, 65), (70, 1, 3), (1, 70, 70), (50, 700, 40), (211, 33, 90)]
-        {
+        for (rows, inner, columns) in [
+            (1, 1, 1),
+            (3, 5, 7),
+            (17, 33, 9),
+            (64, 48, 65),
+            (70, 1, 3),
+            (1, 70, 70),
+            (50, 700, 40),
+            (211, 33, 90),
+            (11, 530, 70),
+        ] {
             for threads in [Threads::One, Threads::Pool] {
                 for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
                     let leading = 720;

@@ -13,7 +13,7 @@ const MOST_ROWS: usize = 192;
 
 /// Whether packing pays: every packed value must be used often enough.
 pub(super) fn applies(rows: usize, inner: usize, columns: usize) -> bool {
-    rows >= 48 && columns >= 32 && inner >= 32
+    rows >= 8 && columns >= 32 && inner >= 32
 }
 
 /// As [`gemm`](super::gemm), of matrices that fit each other and are not empty. Rows of `out` begin `leading` apart.
@@ -26,6 +26,26 @@ pub(super) fn multiply(
     b: Matrix,
     threads: Threads,
 ) {
+    let ((rows, _), (_, columns)) = (a.shape(), b.shape());
+    if rows > FEW_ROWS || !b.is_transposed() || columns < 4 * rows {
+        return by_rows(out, leading, write, alpha, a, b, threads);
+    }
+    // Few words by a large layer: the layer's weights, transposed here, are read as they lie when the product is
+    // turned around.
+    with_scratch([rows * columns], |[turned]| {
+        by_rows(turned, rows, Write::Replace, alpha, b.t(), a.t(), threads);
+        for (row, out) in out.chunks_mut(leading).take(rows).enumerate() {
+            for (out, value) in out[..columns].iter_mut().zip(turned.iter().skip(row).step_by(rows)) {
+                *out = if write == Write::Add { *out + value } else { *value };
+            }
+        }
+    });
+}
+
+/// Rows below which packing the right side costs as much as multiplying by it.
+const FEW_ROWS: usize = 24;
+
+fn by_rows(out: &mut [f32], leading: usize, write: Write, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
     let kernel = Kernel::new();
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     let out = &mut out[..(rows - 1) * leading + columns];

@@ -64,14 +64,7 @@ impl Dataset {
         for repair in &captions.repairs {
             log::warn!("{}: {repair}", paths.captions.display());
         }
-        if !paths.features.is_dir() {
-            let hint = match paths.name.as_str() {
-                "scenes" => "cargo run -p lxmert-extract".to_string(),
-                "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
-                _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", paths.features.display()),
-            };
-            return Err(Error::file(&paths.features, format!("no feature store here; run `{hint}` first")));
-        }
+        paths.check_features()?;
         let store = FeatureStore::open(&paths.features)?;
         if store.is_unfinished() {
             log::warn!("{}: extraction has not finished; images may be missing", paths.features.display());

@@ -22,6 +22,9 @@ pub struct DataPaths {
 
 impl DataPaths {
     /// The generated scenes.
+    ///
+    /// # Errors
+    /// When they have not been drawn yet.
     pub fn scenes(workspace: &Workspace) -> Result<Self> {
         let folder = workspace.data("scenes");
         if !folder.join("results.csv").is_file() {
@@ -79,6 +82,22 @@ impl DataPaths {
             .filter(|path| *path != captions);
         let name = captions.file_stem().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
         Self { name, hard_negatives: beside("hard_negatives.csv"), splits, captions, features }
+    }
+
+    /// Whether there is a feature store.
+    ///
+    /// # Errors
+    /// When there is none, with the command that makes it.
+    pub fn check_features(&self) -> Result<()> {
+        if self.features.join("index.json").is_file() {
+            return Ok(());
+        }
+        let command = match self.name.as_str() {
+            "scenes" => "cargo run -p lxmert-extract".to_string(),
+            "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
+            _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", self.features.display()),
+        };
+        Err(Error::file(&self.features, format!("no feature store here; run `{command}` first")))
     }
 
     /// Every path absolute, so that a run's settings mean the same from any folder.
