@@ -7,12 +7,14 @@
 //!
 //! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
+//! - [`batch_norm`](mod@batch_norm): batch normalisation in training;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
 //! - [`roi_align()`]: torchvision's RoIAlign;
 //! - [`PackedConv2d`] on [`FeatureMap`]s: the inference path of convolutions, channels last.
 
 mod attention;
+pub mod batch_norm;
 pub mod conv;
 mod dropout;
 mod feature_map;
@@ -34,6 +36,7 @@ mod winograd;
 pub use attention::{
     AttentionOptions, KeyMask, attention, probabilities as attention_probabilities, weigh as attention_weigh,
 };
+pub use batch_norm::batch_norm;
 pub use conv::conv2d;
 pub use dropout::{DropoutRng, dropout};
 pub use feature_map::{BufferPool, FeatureMap, Residual};

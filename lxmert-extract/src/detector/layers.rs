@@ -1,9 +1,9 @@
 //! Convolution with an optional batch norm and ReLU: the unit that the body, the pyramid and the
 //! proposal network are made of.
 
-use candle_core::{DType, Result, Tensor};
-use candle_nn::{BatchNorm, BatchNormConfig, Init, Linear, Module, ModuleT, VarBuilder, batch_norm};
-use lxmert_core::ops::{PackedConv2d, conv2d};
+use candle_core::{DType, Result, Tensor, Var};
+use candle_nn::{Init, Linear, Module, VarBuilder};
+use lxmert_core::ops::{PackedConv2d, batch_norm, conv2d};
 
 /// What becomes of a batch norm when a network is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +65,7 @@ impl ConvBlock {
         let block =
             |weight, bias, norm| Self { weight, bias, norm, stride: shape.stride, padding: shape.kernel / 2, relu };
         match mode {
-            NormMode::Batch => {
-                let config = BatchNormConfig { eps, ..BatchNormConfig::default() };
-                Ok(block(weight, None, Some(batch_norm(shape.outputs, config, norm)?)))
-            }
+            NormMode::Batch => Ok(block(weight, None, Some(BatchNorm::new(shape.outputs, eps, norm)?))),
             NormMode::Folded => {
                 let get = |name| norm.get(shape.outputs, name);
                 let scale = (get("weight")? / (get("running_var")? + eps)?.sqrt()?)?;
@@ -110,12 +107,59 @@ impl ConvBlock {
     /// When the shapes do not fit.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let y = conv2d(x, &self.weight, self.bias.as_ref(), self.stride, self.padding)?;
-        let y = match &self.norm {
-            Some(norm) => norm.forward_t(&y, train)?,
-            None => y,
-        };
-        if self.relu { y.relu() } else { Ok(y) }
+        match &self.norm {
+            Some(norm) => norm.forward_t(&y, train, self.relu),
+            None if self.relu => y.relu(),
+            None => Ok(y),
+        }
     }
+}
+
+/// A batch norm that follows the moments of its batches.
+#[derive(Debug, Clone)]
+struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Var,
+    running_variance: Var,
+    eps: f64,
+}
+
+/// Share of a new batch in the running moments, torch's default.
+const MOMENTUM: f64 = 0.1;
+
+impl BatchNorm {
+    fn new(channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        let get = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
+        Ok(Self {
+            weight: get("weight", 1.0)?,
+            bias: get("bias", 0.0)?,
+            // On a variable map these are the map's own variables, so that it saves what is learnt here.
+            running_mean: Var::from_tensor(&get("running_mean", 0.0)?)?,
+            running_variance: Var::from_tensor(&get("running_var", 1.0)?)?,
+            eps,
+        })
+    }
+
+    fn forward_t(&self, x: &Tensor, train: bool, relu: bool) -> Result<Tensor> {
+        if train {
+            let normalised = batch_norm(x, &self.weight, &self.bias, self.eps, relu)?;
+            let count = (x.elem_count() / x.dim(1)?) as f64;
+            let unbiased = (normalised.variance * (count / (count - 1.0).max(1.0)))?;
+            follow(&self.running_mean, &normalised.mean)?;
+            follow(&self.running_variance, &unbiased)?;
+            return Ok(normalised.y);
+        }
+        let scale = (&self.weight / (self.running_variance.as_detached_tensor() + self.eps)?.sqrt()?)?;
+        let shift = (&self.bias - (self.running_mean.as_detached_tensor() * &scale)?)?;
+        let each = (1, scale.elem_count(), 1, 1);
+        let y = x.broadcast_mul(&scale.reshape(each)?)?.broadcast_add(&shift.reshape(each)?)?;
+        if relu { y.relu() } else { Ok(y) }
+    }
+}
+
+fn follow(running: &Var, of_batch: &Tensor) -> Result<()> {
+    running.set(&((running.as_detached_tensor() * (1.0 - MOMENTUM))? + (of_batch * MOMENTUM)?)?)
 }
 
 impl ConvShape {

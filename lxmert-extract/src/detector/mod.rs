@@ -28,6 +28,7 @@ pub mod nms;
 pub mod resnet;
 pub mod roi_heads;
 pub mod rpn;
+pub mod training;
 pub mod transform;
 
 pub use config::DetectorConfig;
