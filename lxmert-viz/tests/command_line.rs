@@ -1,0 +1,105 @@
+//! The commands on a small workspace: files appear, are whole, and mistakes are told.
+
+mod common;
+
+use assert_cmd::Command;
+use common::{Made, workspace};
+use predicates::prelude::*;
+use predicates::str::contains;
+use std::path::Path;
+
+fn viz(made: &Made) -> Command {
+    let mut command = Command::cargo_bin("lxmert-viz").unwrap();
+    command.current_dir(made.root()).args(["--quiet", "--threads", "2"]);
+    command
+}
+
+/// Width and height of a PNG file that is whole and shows something.
+fn picture(path: &Path) -> (u32, u32) {
+    let picture = image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).to_rgb8();
+    let first = *picture.get_pixel(0, 0);
+    let other = picture.pixels().filter(|p| **p != first).count();
+    assert!(other > 2000, "{} is blank", path.display());
+    picture.dimensions()
+}
+
+#[test]
+fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
+    let made = workspace();
+    let output = viz(&made).args(["--pairs", "2"]).assert().success().get_output().stdout.clone();
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.contains("random test pairs: accuracy") && text.contains("hard test pairs: accuracy"), "{text}");
+    assert!(text.contains("grounding: of") && text.contains("relevancy (Chefer)"), "{text}");
+    // Every object is a region with its true box here, so some region always hits.
+    assert!(text.contains("any of the regions: 100.0 %"), "{text}");
+    let plots = made.run().join("plots");
+    let index = std::fs::read_to_string(plots.join("index.md")).unwrap();
+    let links: Vec<&str> = index.split("![](").skip(1).filter_map(|part| part.split(')').next()).collect();
+    assert!(links.len() >= 20, "{index}");
+    for link in &links {
+        picture(&plots.join(link));
+    }
+    for kind in ["overlay-sentence-attention", "heatmap-language-to-vision-layer2", "heads-vision-to-language"] {
+        assert_eq!(links.iter().filter(|link| link.contains(kind)).count(), 2, "{kind}");
+    }
+    for kind in ["predictions-random.png", "predictions-hard.png", "curves.png"] {
+        assert!(links.contains(&kind), "{kind}");
+    }
+}
+
+#[test]
+fn single_pictures_go_where_they_are_told() {
+    let made = workspace();
+    let text = "A red circle above a blue square .";
+    let heatmap = made.root().join("one/map.png");
+    viz(&made)
+        .args(["heatmap", "--layer", "1", "--head", "2", "--direction", "vision-to-language", "--text", text])
+        .args(["--image", "00003.png", "--output", heatmap.to_str().unwrap()])
+        .assert()
+        .success()
+        .stdout(contains("P(match)"));
+    picture(&heatmap);
+    let overlay = made.root().join("overlay.png");
+    viz(&made)
+        .args(["overlay", "--word", "square", "--by", "relevancy", "--text", text, "-o", overlay.to_str().unwrap()])
+        .assert()
+        .success();
+    assert!(picture(&overlay).0 > 900, "a photo of 128 pixels is enlarged");
+    let folder = made.root().join("all");
+    viz(&made).args(["heatmap", "--all", "--output", folder.to_str().unwrap()]).assert().success();
+    // 4 attentions × 2 cross layers + 1 language + 1 vision layer, each the mean and 2 heads.
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 30);
+    viz(&made).args(["heads", "--layer", "2"]).assert().success();
+    viz(&made).arg("curves").assert().success().stdout(contains("curves.png"));
+    assert_eq!(picture(&made.run().join("plots/curves.png")), (1200, 840));
+}
+
+#[test]
+fn what_is_missing_is_named_with_the_command_that_makes_it() {
+    let made = workspace();
+    let fails = |args: &[&str], message: &str| {
+        viz(&made).args(args).assert().code(1).stderr(contains(message).and(contains("panicked").not()));
+    };
+    fails(&["--checkpoint", "nowhere"], "cargo run -p lxmert-train");
+    fails(&["--features", "nowhere"], "cargo run -p lxmert-extract");
+    fails(&["heatmap", "--image", "nobody.png"], "no image 'nobody.png'");
+    fails(&["heatmap", "--layer", "3"], "no cross layer 3; there are 2");
+    fails(&["heatmap", "--head", "0"], "no head 0; there are 2");
+    fails(&["heads", "--layer", "9"], "no cross layer 9; there are 2");
+    fails(&["overlay", "--text", "a red circle", "--word", "dog"], "it has: a, red, circle");
+    fails(&["pair", "--image", "none.jpg", "--text", "a cat"], "none.jpg");
+    fails(&["pair", "--image", "data/README.md", "--text", "a cat"], "README.md");
+    fails(&["pair", "--image", "data/scenes/images/00000.png", "--text", "  "], "--text is empty");
+    fails(&["curves", "--run", "runs/other"], "lxmert-train");
+    viz(&made).args(["heatmap", "--direction", "sideways"]).assert().code(2);
+    viz(&made).args(["pair", "--text", "a cat"]).assert().code(2);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let made = workspace();
+    let weights = made.run().join("best/model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    viz(&made).arg("heatmap").assert().code(1).stderr(contains("panicked").not().and(contains("error:")));
+}
