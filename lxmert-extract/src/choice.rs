@@ -63,9 +63,7 @@ pub fn load(
     let folder = match choice {
         DetectorChoice::Coco => {
             return match source {
-                Some(source) => {
-                    of_file("coco".into(), &DetectorConfig::coco(), &source.resolve(None, show_progress)?)
-                }
+                Some(source) => of_file("coco".into(), &DetectorConfig::coco(), &source.resolve(None, show_progress)?),
                 None => Ok(LoadedDetector {
                     detector: weights::load_coco(None, device, show_progress)?,
                     name: "coco".into(),

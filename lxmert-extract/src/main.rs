@@ -1,16 +1,17 @@
 //! `lxmert-extract`: arguments, and what to print.
 
 use clap::{Args, Parser, Subcommand};
+use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::cli::{self, CommonArgs};
 use lxmert_core::features::{FeatureStore, StoreDtype, StoreInfo, StoreWriter};
 use lxmert_core::workspace::Workspace;
+use lxmert_extract::choice::{self, DetectorChoice};
+use lxmert_extract::detector::training::cli::{self as training_cli, TrainDetectorArgs};
 use lxmert_extract::import::tsv::{TsvOptions, import_tsv};
 use lxmert_extract::inputs::find_images;
 use lxmert_extract::pipeline::{DetectorRegions, PipelineOptions, extract};
 use lxmert_extract::regions::Selection;
 use lxmert_extract::scenes::cli::{self as scenes_cli, ScenesArgs};
-use lxmert_core::checkpoint::WeightSource;
-use lxmert_extract::choice::{self, DetectorChoice};
 use lxmert_extract::{failures, inspect, scenes};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
     },
+    /// Train a small detector on generated scenes
+    TrainDetector(TrainDetectorArgs),
     /// Make a feature store of region features from another program
     #[command(subcommand)]
     Import(Import),
@@ -84,9 +87,9 @@ struct ExtractArgs {
     /// scenes, coco, or a folder with config.json and model.safetensors [default: scenes for the bare command, else coco]
     #[arg(long)]
     detector: Option<DetectorChoice>,
-    /// Weights for the detector: a safetensors file under torchvision's key names
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
+    /// Weights in place of the detector's own: a safetensors or .pth file, or hf:owner/repo/file[@revision]
+    #[arg(long, value_name = "FILE|hf:…")]
+    weights: Option<WeightSource>,
     /// Regions an image [default: 12 for the bare command, else 36]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     regions: Option<u16>,
@@ -125,6 +128,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => return run_extract(cli.extract, &cli.common, &device),
         Some(Command::Scenes(args)) => scenes_cli::run(&args, cli.common.seed, cli.common.show_progress())?,
+        Some(Command::TrainDetector(args)) => {
+            training_cli::run(&args, cli.common.seed, &device, cli.common.show_progress())?;
+        }
         Some(Command::Inspect { store, image }) => {
             let store = FeatureStore::open(store)?;
             match image {
