@@ -86,9 +86,15 @@ impl Hub {
             )));
         }
         let path = fetch.download(expected)?;
-        if let Some(expected) = expected
-            && let Err(error) = verify::check_remembered(&path, &fetch.folder, expected)
-        {
+        let checked = match (expected, verify::named_by_hash(&path)?) {
+            (Some(expected), _) => verify::check_remembered(&path, &fetch.folder, expected),
+            // The hub's own word on what it sent.
+            (None, Some((size, sha256))) => {
+                verify::check_remembered(&path, &fetch.folder, &ExpectedFile { size, sha256: &sha256 })
+            }
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = checked {
             fetch.discard(&path)?;
             return Err(error);
         }
@@ -234,10 +240,9 @@ impl Fetch<'_> {
             self.pause(failures)?;
         }
         let blob = part.with_extension("");
-        // Large files lie under their sha256, so what was pieced together can be checked by its name.
-        let name = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let hashed = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        if hashed && verify::sha256(part)? != name {
+        if let Some(name) = verify::hash_in_name(&blob)
+            && verify::sha256(part)? != name
+        {
             log::warn!("{}: the pieces do not make the file; starting over", self.file);
             return std::fs::remove_file(part).map_err(Error::io(part));
         }

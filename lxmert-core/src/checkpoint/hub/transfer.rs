@@ -66,8 +66,10 @@ impl Watch {
         self.hear();
     }
 
-    /// The whole file is to be asked for.
+    /// The whole file is to be asked for. What was announced before is forgotten: where the hub no longer
+    /// answers, hf-hub gives the older file in the cache, which has its own size.
     pub fn whole(&self) {
+        self.announced.store(0, Ordering::SeqCst);
         self.in_parts.store(false, Ordering::SeqCst);
         self.held.store(0, Ordering::SeqCst);
     }

@@ -55,6 +55,19 @@ fn fingerprint(path: &Path) -> Option<String> {
     Some(format!("{} {} {}", metadata.len(), changed.as_nanos(), file.file_name()?.display()))
 }
 
+/// The sha256 that a blob of the cache is named by: large files lie under theirs, small ones under git's.
+pub(super) fn hash_in_name(blob: &Path) -> Option<String> {
+    let name = blob.file_name()?.to_str()?;
+    (name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())).then(|| name.to_string())
+}
+
+/// Size and promised sha256 of the file that a path of the cache leads to, where its name is a sha256.
+pub(super) fn named_by_hash(path: &Path) -> Result<Option<(u64, String)>> {
+    let blob = path.canonicalize().map_err(Error::io(path))?;
+    let size = blob.metadata().map_err(Error::io(&blob))?.len();
+    Ok(hash_in_name(&blob).map(|sha256| (size, sha256)))
+}
+
 /// The sha256 of a file, lower-case hexadecimal.
 pub(super) fn sha256(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
