@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use candle_core::Device;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Where tensors live and products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,15 +126,25 @@ fn set_candle_threads(threads: u16) {
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static HANDLER: OnceLock<()> = OnceLock::new();
 
+/// Signals this close together are one press: a wrapper such as `timeout` passes a signal on that the
+/// terminal, or its own process group, has sent to the program already.
+const ONE_PRESS: Duration = Duration::from_millis(300);
+
 /// Installs the Ctrl-C handler: the first press asks the job to stop at the next safe point, the
 /// second ends the process at once (files are written whole or not at all, so nothing is lost).
 pub fn catch_interrupts() {
     HANDLER.get_or_init(|| {
-        let _ = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+        let mut first: Option<Instant> = None;
+        let _ = ctrlc::set_handler(move || {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+            match first {
+                Some(first) if first.elapsed() > ONE_PRESS => std::process::exit(130),
+                Some(_) => {}
+                None => {
+                    first = Some(Instant::now());
+                    eprintln!("\nstopping at the next safe point; press Ctrl-C again to stop at once");
+                }
             }
-            eprintln!("\nstopping at the next safe point; press Ctrl-C again to stop at once");
         });
     });
 }

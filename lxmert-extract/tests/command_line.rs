@@ -59,6 +59,23 @@ impl Place {
         command.args(self.arguments(images, output)).args(["--regions", "5"]);
         command
     }
+
+    /// An extraction into `store` that has written something and goes on.
+    fn extracting(&self) -> std::process::Child {
+        let child = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"))
+            .args(self.arguments("photos", "store"))
+            .args(["--regions", "5", "--quiet"])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        let journal = self.at("store/pending.journal");
+        while std::fs::metadata(&journal).map_or(0, |about| about.len()) == 0 {
+            assert!(started.elapsed() < Duration::from_secs(120), "nothing was written");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child
+    }
 }
 
 fn program() -> Command {
@@ -104,23 +121,32 @@ fn bad_images_are_listed_skipped_and_tried_again() {
 #[test]
 fn a_killed_extraction_goes_on_and_ends_with_the_same_bytes() {
     let place = Place::new(120);
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"))
-        .args(place.arguments("photos", "store"))
-        .args(["--regions", "5", "--quiet"])
-        .spawn()
-        .unwrap();
-    let started = Instant::now();
-    let journal = place.at("store/pending.journal");
-    while std::fs::metadata(&journal).map_or(0, |about| about.len()) == 0 {
-        assert!(started.elapsed() < Duration::from_secs(120), "nothing was written");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut child = place.extracting();
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "it ended before it was killed");
     place.extract("photos", "store").assert().success();
     place.extract("photos", "whole").assert().success().stdout(contains("120 of 120 images extracted"));
     assert_eq!(files(&place.at("store")), files(&place.at("whole")));
     place.extract("photos", "store").assert().success().stdout(contains("0 of 120 images extracted"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_130_and_a_whole_store_that_the_next_run_continues() {
+    let place = Place::new(400);
+    let mut child = place.extracting();
+    // Twice at once, as a wrapper does that passes on what the terminal sent to both.
+    for _ in 0..2 {
+        assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!place.at("store/pending.journal").exists(), "the store is not finished");
+    let before = FeatureStore::open(place.at("store")).unwrap().len();
+    assert!((1..400).contains(&before), "{before}");
+    let again = place.extract("photos", "store").assert().success();
+    again.stdout(contains(format!("{} of 400 images extracted", 400 - before)));
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    assert_eq!((store.len(), store.is_unfinished()), (400, false));
 }
 
 #[test]
