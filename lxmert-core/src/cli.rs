@@ -102,10 +102,8 @@ impl CommonArgs {
             .format_target(false)
             .format_timestamp(None)
             .try_init();
+        set_thread_variables(self.threads);
         if let Some(threads) = self.threads {
-            // candle's matrix products read this variable; everything else asks rayon's pool.
-            // Set before the first thread starts, so no other thread reads the environment yet.
-            set_candle_threads(threads);
             let _ = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
         }
         self.device.open()
@@ -117,10 +115,20 @@ impl CommonArgs {
     }
 }
 
+/// candle reads its thread counts from the environment. Its own pool, which only its elementwise
+/// operations use, spins while it waits and takes the cores from our kernels (a quarter of the time of
+/// a training step on two cores), so it stays off unless the user sizes it.
 #[allow(unsafe_code)]
-fn set_candle_threads(threads: u16) {
+fn set_thread_variables(threads: Option<u16>) {
     // SAFETY: called from `CommonArgs::start`, first thing in `main`, while this is the only thread.
-    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) }
+    unsafe {
+        if let Some(threads) = threads {
+            std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+        }
+        if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+            std::env::set_var("CANDLE_NUM_THREADS", "1");
+        }
+    }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
