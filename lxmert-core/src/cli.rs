@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use candle_core::Device;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Where tensors live and products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,10 +102,8 @@ impl CommonArgs {
             .format_target(false)
             .format_timestamp(None)
             .try_init();
+        set_thread_variables(self.threads);
         if let Some(threads) = self.threads {
-            // candle's matrix products read this variable; everything else asks rayon's pool.
-            // Set before the first thread starts, so no other thread reads the environment yet.
-            set_candle_threads(threads);
             let _ = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
         }
         self.device.open()
@@ -116,24 +115,44 @@ impl CommonArgs {
     }
 }
 
+/// candle reads its thread counts from the environment. Its own pool, which only its elementwise
+/// operations use, spins while it waits and takes the cores from our kernels (a quarter of the time of
+/// a training step on two cores), so it stays off unless the user sizes it.
 #[allow(unsafe_code)]
-fn set_candle_threads(threads: u16) {
+fn set_thread_variables(threads: Option<u16>) {
     // SAFETY: called from `CommonArgs::start`, first thing in `main`, while this is the only thread.
-    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) }
+    unsafe {
+        if let Some(threads) = threads {
+            std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+        }
+        if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+            std::env::set_var("CANDLE_NUM_THREADS", "1");
+        }
+    }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static HANDLER: OnceLock<()> = OnceLock::new();
 
+/// Signals this close together are one press: a wrapper such as `timeout` passes a signal on that the
+/// terminal, or its own process group, has sent to the program already.
+const ONE_PRESS: Duration = Duration::from_millis(300);
+
 /// Installs the Ctrl-C handler: the first press asks the job to stop at the next safe point, the
 /// second ends the process at once (files are written whole or not at all, so nothing is lost).
 pub fn catch_interrupts() {
     HANDLER.get_or_init(|| {
-        let _ = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+        let mut first: Option<Instant> = None;
+        let _ = ctrlc::set_handler(move || {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+            match first {
+                Some(first) if first.elapsed() > ONE_PRESS => std::process::exit(130),
+                Some(_) => {}
+                None => {
+                    first = Some(Instant::now());
+                    eprintln!("\nstopping at the next safe point; press Ctrl-C again to stop at once");
+                }
             }
-            eprintln!("\nstopping at the next safe point; press Ctrl-C again to stop at once");
         });
     });
 }

@@ -1,4 +1,4 @@
-//! What a region is: reads the store that the bare `lxmert-extract` leaves, or one given as argument.
+//! What a store holds: reads the one that the bare `lxmert-extract` leaves, or one given as argument.
 //!
 //! `cargo run -p lxmert-extract --example 02_reading_a_store [STORE]`
 

@@ -38,7 +38,7 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     Ok(text)
 }
 
-/// One image: its regions with label, score and box in pixels.
+/// One image: its regions with label, score and box in pixels (in 0..1 where the store does not know the size).
 ///
 /// # Errors
 /// When the store has no such image (the message names similar ones) or a shard is damaged.
@@ -56,23 +56,26 @@ pub fn describe_image(store: &FeatureStore, name: &str) -> Result<String> {
     let regions = store.regions(image)?;
     let info = store.info();
     let label = |names: &[String], label: u32| names.get(label as usize).cloned().unwrap_or(format!("#{label}"));
-    let mut text = format!(
-        "{name}: {} × {} pixels, {} regions\n{:>3}  {:<24} {:>6}  box in pixels (x0 y0 x1 y1)\n",
-        regions.image_width,
-        regions.image_height,
-        regions.num_regions(),
-        "",
-        "label",
-        "score"
-    );
+    let (width, height) = (regions.image_width, regions.image_height);
+    // Imports that do not know the size leave 1 × 1.
+    let (size, frame, digits) = match (width, height) {
+        (1, 1) => ("size unknown".to_string(), "box in 0..1", 4),
+        _ => (format!("{width} × {height} pixels"), "box in pixels", 1),
+    };
+    let count = regions.num_regions();
+    let mut text =
+        format!("{name}: {size}, {count} regions\n{:>3}  {:<24} {:>6}  {frame} (x0 y0 x1 y1)\n", "", "label", "score");
     for (i, normalised) in regions.boxes.iter().enumerate() {
         let mut what = label(&info.label_names, regions.labels[i]);
         if let Some(attributes) = &regions.attributes {
             what = format!("{} {what}", label(&info.attribute_names, attributes.labels[i]));
         }
-        let [x0, y0, x1, y1] = to_pixels(normalised, regions.image_width as f32, regions.image_height as f32);
+        let [x0, y0, x1, y1] = to_pixels(normalised, width as f32, height as f32);
         let score = regions.scores[i];
-        let _ = writeln!(text, "{i:>3}  {what:<24} {score:>6.3}  {x0:>7.1} {y0:>7.1} {x1:>7.1} {y1:>7.1}");
+        let _ = writeln!(
+            text,
+            "{i:>3}  {what:<24} {score:>6.3}  {x0:>7.digits$} {y0:>7.digits$} {x1:>7.digits$} {y1:>7.digits$}"
+        );
     }
     Ok(text)
 }

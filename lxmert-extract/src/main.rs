@@ -7,9 +7,10 @@ use lxmert_core::features::{FeatureStore, StoreDtype, StoreInfo, StoreWriter};
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::{self, DetectorChoice};
 use lxmert_extract::detector::training::cli::{self as training_cli, TrainDetectorArgs};
+use lxmert_extract::import::pt::import_pt;
 use lxmert_extract::import::tsv::{TsvOptions, import_tsv};
 use lxmert_extract::inputs::find_images;
-use lxmert_extract::pipeline::{DetectorRegions, PipelineOptions, extract};
+use lxmert_extract::pipeline::{DetectorRegions, ExtractSummary, PipelineOptions, extract};
 use lxmert_extract::regions::Selection;
 use lxmert_extract::scenes::cli::{self as scenes_cli, ScenesArgs};
 use lxmert_extract::{failures, inspect, scenes};
@@ -61,12 +62,23 @@ enum Import {
         /// Numbers of the features
         #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
         dtype: StoreDtype,
-        /// Names of the objects, one a line [default: their numbers]
+        /// Names of the objects, one a line, synonyms after a comma left out [default: their numbers]
         #[arg(long, value_name = "FILE")]
         objects: Option<PathBuf>,
-        /// Names of the attributes, one a line [default: their numbers]
+        /// Names of the attributes, likewise [default: their numbers]
         #[arg(long, value_name = "FILE")]
         attributes: Option<PathBuf>,
+    },
+    /// The student project's folder of .pt files, one an image
+    Student {
+        /// The folder
+        folder: PathBuf,
+        /// Folder of the store
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Numbers of the features
+        #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+        dtype: StoreDtype,
     },
 }
 
@@ -143,6 +155,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let store = import_tsv(&tsv, &output, &TsvOptions { dtype, object_names, attribute_names })?;
             println!("{}: {} images", store.folder.display(), store.images);
         }
+        Some(Command::Import(Import::Student { folder, output, dtype })) => {
+            return Ok(report("imported", &import_pt(&folder, &output, dtype, cli.common.show_progress())?));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -150,7 +165,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 fn read_names(path: Option<PathBuf>) -> anyhow::Result<Vec<String>> {
     let Some(path) = path else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(&path).map_err(lxmert_core::Error::io(&path))?;
-    Ok(text.lines().map(String::from).collect())
+    Ok(text.lines().map(|line| line.split(',').next().unwrap_or(line).trim().to_string()).collect())
 }
 
 fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Device) -> anyhow::Result<ExitCode> {
@@ -197,10 +212,15 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
     let extractor = DetectorRegions { detector: loaded.detector, count, selection: args.select };
     let options = PipelineOptions { decoders: usize::from(args.decoders), progress: common.show_progress() };
     let summary = extract(&images, &extractor, store, &options)?;
-    let seconds = summary.time.as_secs_f64();
+    Ok(report("extracted", &summary))
+}
+
+/// Prints what a job did; gives its exit code.
+fn report(done: &str, summary: &ExtractSummary) -> ExitCode {
+    let (folder, seconds) = (&summary.store.folder, summary.time.as_secs_f64());
     println!(
-        "{}: {} of {} images extracted in {seconds:.1} s ({:.1} images/s), {} there before, {} failed; {} images, {} in all",
-        output.display(),
+        "{}: {} of {} images {done} in {seconds:.1} s ({:.1} images/s), {} there before, {} failed; {} images, {} in all",
+        folder.display(),
         summary.extracted,
         summary.asked,
         summary.extracted as f64 / seconds.max(1e-9),
@@ -210,16 +230,16 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
         indicatif::HumanBytes(summary.store.bytes),
     );
     if !summary.failures.is_empty() {
-        eprintln!("{} images failed: see {}", summary.failures.len(), failures::path_in(&output).display());
+        eprintln!("{} images failed: see {}", summary.failures.len(), failures::path_in(folder).display());
     }
-    Ok(if summary.interrupted {
+    if summary.interrupted {
         eprintln!("stopped; run the same command again to go on");
         ExitCode::from(130)
     } else if summary.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
 /// A store is named after the images' folder; a folder that is only called "images" after its parent.

@@ -184,7 +184,7 @@ fn write_all(mut store: StoreWriter, incoming: &Receiver<(String, Regions)>) -> 
     Ok((store.finish()?, extracted, refused))
 }
 
-fn progress_bar(length: usize, shown: bool) -> ProgressBar {
+pub(crate) fn progress_bar(length: usize, shown: bool) -> ProgressBar {
     let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(length as u64), target);
     // The template is a constant that indicatif parses.

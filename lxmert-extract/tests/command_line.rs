@@ -59,6 +59,23 @@ impl Place {
         command.args(self.arguments(images, output)).args(["--regions", "5"]);
         command
     }
+
+    /// An extraction into `store` that has written something and goes on.
+    fn extracting(&self) -> std::process::Child {
+        let child = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"))
+            .args(self.arguments("photos", "store"))
+            .args(["--regions", "5", "--quiet"])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        let journal = self.at("store/pending.journal");
+        while std::fs::metadata(&journal).map_or(0, |about| about.len()) == 0 {
+            assert!(started.elapsed() < Duration::from_secs(120), "nothing was written");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child
+    }
 }
 
 fn program() -> Command {
@@ -104,23 +121,32 @@ fn bad_images_are_listed_skipped_and_tried_again() {
 #[test]
 fn a_killed_extraction_goes_on_and_ends_with_the_same_bytes() {
     let place = Place::new(120);
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"))
-        .args(place.arguments("photos", "store"))
-        .args(["--regions", "5", "--quiet"])
-        .spawn()
-        .unwrap();
-    let started = Instant::now();
-    let journal = place.at("store/pending.journal");
-    while std::fs::metadata(&journal).map_or(0, |about| about.len()) == 0 {
-        assert!(started.elapsed() < Duration::from_secs(120), "nothing was written");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut child = place.extracting();
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "it ended before it was killed");
     place.extract("photos", "store").assert().success();
     place.extract("photos", "whole").assert().success().stdout(contains("120 of 120 images extracted"));
     assert_eq!(files(&place.at("store")), files(&place.at("whole")));
     place.extract("photos", "store").assert().success().stdout(contains("0 of 120 images extracted"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_130_and_a_whole_store_that_the_next_run_continues() {
+    let place = Place::new(400);
+    let mut child = place.extracting();
+    // Twice at once, as a wrapper does that passes on what the terminal sent to both.
+    for _ in 0..2 {
+        assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!place.at("store/pending.journal").exists(), "the store is not finished");
+    let before = FeatureStore::open(place.at("store")).unwrap().len();
+    assert!((1..400).contains(&before), "{before}");
+    let again = place.extract("photos", "store").assert().success();
+    again.stdout(contains(format!("{} of 400 images extracted", 400 - before)));
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    assert_eq!((store.len(), store.is_unfinished()), (400, false));
 }
 
 #[test]
@@ -171,4 +197,60 @@ fn bottom_up_features_are_imported_and_a_bad_row_is_named() {
     assert_eq!(regions.boxes, [[0.0, 0.0, 0.5, 0.5], [0.25, 0.05, 1.0, 1.0]]);
     assert_eq!((regions.features[0], regions.labels[1], regions.scores[0]), (2.0, 1599, 0.9));
     assert_eq!(regions.attributes.unwrap().labels, [0, 399]);
+
+    let names = |count: usize| "gray,grey\n".repeat(count - 1) + "tall";
+    std::fs::write(place.at("objects"), names(1600)).unwrap();
+    std::fs::write(place.at("attributes"), names(400)).unwrap();
+    let mut named = import();
+    named.arg("--objects").arg(place.at("objects")).arg("--attributes").arg(place.at("attributes"));
+    named.assert().code(1).stderr(contains("label names"));
+    std::fs::remove_dir_all(place.at("store")).unwrap();
+    named.assert().success();
+    let inspect = program().arg("inspect").arg(place.at("store")).args(["--image", "one"]).assert();
+    inspect.success().stdout(contains(" gray gray ")).stdout(contains(" tall tall "));
+}
+
+#[test]
+fn the_student_projects_files_are_imported_without_their_padding() {
+    let place = Place::new(0);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/student_pt");
+    for (name, bytes) in files(&fixtures) {
+        std::fs::write(place.at("photos").join(name), bytes).unwrap();
+    }
+    let import = || {
+        let mut command = program();
+        command.args(["import", "student"]).arg(place.at("photos")).arg("--output").arg(place.at("store"));
+        command
+    };
+    import().assert().success().stdout(contains("3 of 3 images imported"));
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    assert_eq!(store.names(), ["1000092795.jpg", "10002456.jpg", "1000268201.jpg"]);
+    assert_eq!((store.info().regions, store.info().feature_dim), (4, 6));
+    let regions = |i| store.regions(i).unwrap();
+    let boxes = [[0.0, 0.0, 0.5, 1.0], [0.25, 0.125, 0.75, 0.5], [0.0, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]];
+    for (i, real) in [4, 2, 3].into_iter().enumerate() {
+        assert_eq!(regions(i).boxes, boxes[..real]);
+    }
+    let counted = |from: u32, n: u32| (from..from + n).map(|v| v as f32).collect::<Vec<_>>();
+    assert_eq!(regions(0).features, counted(0, 24));
+    assert_eq!(regions(1).features, counted(100, 12));
+    assert_eq!(regions(2).features, counted(200, 18));
+    let inspect = program().arg("inspect").arg(place.at("store")).args(["--image", "10002456.jpg"]).assert();
+    inspect.success().stdout(contains("size unknown, 2 regions")).stdout(contains("0.2500  0.1250  0.7500  0.5000"));
+
+    // A file cut short is listed and skipped, and taken once it is whole; what is there stays.
+    let whole = std::fs::read(place.at("photos/1000092795.pt")).unwrap();
+    std::fs::write(place.at("photos/late.pt"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(place.at("photos/1000092795.jpg.pt"), &whole).unwrap();
+    import().assert().code(1).stdout(contains("0 of 5 images imported")).stdout(contains("3 there before, 2 failed"));
+    let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
+    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another file"), "{failures}");
+    std::fs::write(place.at("photos/late.pt"), &whole).unwrap();
+    std::fs::remove_file(place.at("photos/1000092795.jpg.pt")).unwrap();
+    import().assert().success().stdout(contains("1 of 4 images imported"));
+    assert!(!place.at("store/failures.csv").exists());
+
+    std::fs::create_dir(place.at("empty")).unwrap();
+    let nothing = program().args(["import", "student"]).arg(place.at("empty")).args(["--output", "x"]).assert();
+    nothing.code(1).stderr(contains("no .pt files here"));
 }

@@ -143,7 +143,7 @@ impl Recipe {
             learning_rate: 1e-3,
             alignment: 1.0,
             metric: Watch::HardAccuracy,
-            recall_images: 100,
+
             ..Self::photos()
         }
     }

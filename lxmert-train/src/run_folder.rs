@@ -147,6 +147,22 @@ pub struct Preprocessing {
     pub detector: String,
 }
 
+impl Preprocessing {
+    /// What a checkpoint folder says of itself; the hub's checkpoints do not say, and these are the
+    /// numbers they were trained with.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn of_checkpoint(folder: &Path) -> Result<Self> {
+        let path = folder.join("preprocessor_config.json");
+        if !path.is_file() {
+            return Ok(Self { max_length: 20, regions: 36, detector: "unknown".into() });
+        }
+        let json = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        serde_json::from_str(&json).map_err(Error::json(&path))
+    }
+}
+
 /// Writes a JSON file whole.
 ///
 /// # Errors
@@ -218,14 +234,7 @@ impl Checkpoint {
             ));
         }
         let config = LxmertConfig::from_file(folder.join("config.json"))?;
-        let path = folder.join("preprocessor_config.json");
-        let preprocessing = if path.is_file() {
-            let json = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-            serde_json::from_str(&json).map_err(Error::json(&path))?
-        } else {
-            // The hub's checkpoints do not say; these are the numbers they were trained with.
-            Preprocessing { max_length: 20, regions: 36, detector: "unknown".into() }
-        };
+        let preprocessing = Preprocessing::of_checkpoint(&folder)?;
         let vocabulary = folder.join("vocab.txt");
         let text = if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? };
         let weights = matching_weights(&weights_file(&folder)?, &config, false)?;

@@ -26,14 +26,9 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A photo could not be decoded.
-    #[error("{path}: not a picture this build can read: {source}", path = path.display())]
-    Photo {
-        /// The file.
-        path: PathBuf,
-        /// What the decoder says.
-        source: image::ImageError,
-    },
+    /// A photo or a detector.
+    #[error(transparent)]
+    Extract(#[from] lxmert_extract::Error),
     /// A picture could not be drawn or encoded.
     #[error("drawing failed: {0}")]
     Drawing(String),

@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::model::Capture;
 use lxmert_core::workspace::Workspace;
+use lxmert_extract::choice::DetectorChoice;
 use lxmert_viz::canvas::Canvas;
 use lxmert_viz::dataset::{DataSet, Places, slug};
-use lxmert_viz::detect::{DetectorChoice, Finder};
+use lxmert_viz::detect::Finder;
 use lxmert_viz::gallery::{self, GalleryOptions, method_slug, verdict_line};
 use lxmert_viz::pictures::{Explained, Which};
 use lxmert_viz::relevancy::Method;
@@ -115,14 +117,14 @@ struct PairArgs {
     #[arg(long)]
     word: Option<String>,
     /// Which detector finds the regions [default: the one whose features the checkpoint was trained on]
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "scenes|coco|DIR")]
     detector: Option<DetectorChoice>,
     /// The detector's weights: a file, or hf:owner/repo/file[@revision] [default: the detector's own]
     #[arg(long, value_name = "SOURCE")]
-    weights: Option<String>,
-    /// How many regions to find
-    #[arg(long, default_value_t = 36, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=400))]
-    regions: u16,
+    weights: Option<WeightSource>,
+    /// How many regions to find [default: as many as the checkpoint was trained on]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=400))]
+    regions: Option<u16>,
 }
 
 #[derive(Args)]
@@ -299,15 +301,16 @@ fn explain_photo(cli: &Cli, args: &PairArgs, places: &Places, device: &candle_co
     let scorer = Scorer::open(&places.checkpoint, device)?;
     let shown = photo::read(&args.image)?;
     let workspace = Workspace::locate()?;
+    let count = args.regions.map_or_else(|| scorer.regions(), usize::from);
     let finder = Finder::open(
         &workspace,
-        args.detector,
-        args.weights.as_deref(),
-        scorer.config().visual_feat_dim,
+        args.detector.clone(),
+        args.weights.as_ref(),
+        (scorer.config().visual_feat_dim, count),
         cli.common.show_progress(),
         device,
     )?;
-    let regions = finder.regions(&shown, usize::from(args.regions))?;
+    let regions = finder.regions(&shown)?;
     let name = args.image.file_name().map_or_else(|| args.image.to_string_lossy(), |name| name.to_string_lossy());
     let output =
         cli.places.output.clone().unwrap_or_else(|| places.run.join("plots").join(format!("photo-{}", slug(&name))));

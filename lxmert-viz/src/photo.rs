@@ -1,20 +1,15 @@
 //! Photos from files, as a person sees them.
 
 use crate::{Error, Result};
-use image::{DynamicImage, ImageDecoder as _, ImageReader, RgbImage};
+use image::RgbImage;
 use std::path::Path;
 
-/// Reads a photo and turns it as its EXIF orientation says, as the extraction of regions does: boxes
-/// and pixels then agree.
+/// Reads a photo as the extraction of regions does, so that boxes and pixels agree.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Photo`] when it is no picture.
+/// [`Error::Extract`] when the file cannot be read or is no picture.
 pub fn read(path: &Path) -> Result<RgbImage> {
-    let photo_error = |source| Error::Photo { path: path.to_path_buf(), source };
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(Error::io(path))?;
-    let mut decoder = reader.into_decoder().map_err(photo_error)?;
-    let orientation = decoder.orientation().map_err(photo_error)?;
-    let mut photo = DynamicImage::from_decoder(decoder).map_err(photo_error)?;
-    photo.apply_orientation(orientation);
-    Ok(photo.to_rgb8())
+    let decoded = lxmert_extract::images::decode_file(path)?;
+    RgbImage::from_raw(decoded.width, decoded.height, decoded.rgb)
+        .ok_or_else(|| Error::Shape(format!("{}: fewer pixels than its size says", path.display())))
 }

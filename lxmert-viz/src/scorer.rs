@@ -9,6 +9,7 @@ use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
 use lxmert_core::model::{AttentionMap, Attentions, Capture, Forward, LxmertInputs, MatchingModel};
 use lxmert_core::text::{Encoding, WordPiece};
+use lxmert_train::run_folder::{Preprocessing, matching_weights};
 use std::path::{Path, PathBuf};
 
 /// Longest sentence in word pieces; what is longer is cut off and told.
@@ -20,6 +21,7 @@ pub struct Scorer {
     model: MatchingModel,
     vocabulary: WordPiece,
     device: Device,
+    regions: usize,
 }
 
 /// A sentence and an image's regions.
@@ -72,10 +74,16 @@ impl Scorer {
             path if path.is_file() => WordPiece::from_vocab(path)?,
             _ => WordPiece::bundled()?,
         };
-        let tensors = lxmert_train::run_folder::matching_weights(&weights, &config, false)?;
+        let tensors = matching_weights(&weights, &config, false)?;
         let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device);
         let model = MatchingModel::new(&config, vb)?;
-        Ok(Self { config, model, vocabulary, device: device.clone() })
+        let regions = Preprocessing::of_checkpoint(&folder)?.regions;
+        Ok(Self { config, model, vocabulary, regions, device: device.clone() })
+    }
+
+    /// Regions an image that the model was trained on.
+    pub fn regions(&self) -> usize {
+        self.regions
     }
 
     /// The model's configuration.

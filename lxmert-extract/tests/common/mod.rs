@@ -52,7 +52,8 @@ pub fn reference_detector(seed: u64) -> Result<Detector> {
 
 /// A fixture picture as `[3, height, width]` in 0..1.
 pub fn photo(name: &str) -> Result<Tensor> {
-    let image = image::open(fixture(name))?.to_rgb8();
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../data/photos").join(name);
+    let image = image::open(path)?.to_rgb8();
     let (width, height) = (image.width() as usize, image.height() as usize);
     Ok(lxmert_extract::detector::transform::rgb_tensor(image.as_raw(), width, height)?)
 }

@@ -1,0 +1,120 @@
+//! What a region is: one picture through the scenes detector, from boxes that might hold something to
+//! a dozen regions with a label, a score, attributes, a box, and the feature that the transformer reads.
+//!
+//! `cargo run -p lxmert-extract --example 01_what_is_a_region [IMAGE]`; without an image it takes the
+//! first of data/scenes, or draws it in memory where data/scenes is not there yet.
+
+use candle_core::{Device, Tensor};
+use image::{Rgb, RgbImage, imageops};
+use lxmert_core::boxes::{BoxXyxy, to_pixels};
+use lxmert_core::workspace::Workspace;
+use lxmert_extract::choice::{self, DetectorChoice};
+use lxmert_extract::images::{DecodedImage, decode_file};
+use lxmert_extract::regions::{Selection, select_from};
+use lxmert_extract::scenes::{Scene, ScenesConfig, draw};
+use std::path::PathBuf;
+
+const REGIONS: usize = 12;
+
+/// Colours that the colour-blind tell apart too (Okabe & Ito 2008); region i's box has colour i.
+const COLOURS: [(&str, [u8; 3]); 6] = [
+    ("orange", [230, 159, 0]),
+    ("sky", [86, 180, 233]),
+    ("green", [0, 158, 115]),
+    ("yellow", [240, 228, 66]),
+    ("blue", [0, 114, 178]),
+    ("purple", [204, 121, 167]),
+];
+
+fn main() -> anyhow::Result<()> {
+    // %% A detector and a picture
+    // The detector is a Faster R-CNN of 1.3 million parameters that ships with the project.
+    let device = Device::Cpu;
+    let detector = choice::load(&DetectorChoice::Scenes, None, &device, false)?.detector;
+    let config = detector.config();
+    let first_scene = Workspace::locate()?.data("scenes/images/00000.png");
+    let path = std::env::args().nth(1).map(PathBuf::from).or_else(|| first_scene.is_file().then_some(first_scene));
+    let picture = match &path {
+        Some(path) => decode_file(path)?,
+        None => {
+            let drawn = draw::draw(&Scene::generate(&ScenesConfig::default(), 0));
+            DecodedImage { width: drawn.width(), height: drawn.height(), rgb: drawn.into_raw() }
+        }
+    };
+    let shown = path.map_or_else(|| "a scene drawn in memory".into(), |path| path.display().to_string());
+    println!("{shown}: {} × {} pixels", picture.width, picture.height);
+
+    // %% First the network proposes
+    // A proposal is a box that might hold something, and nothing more. Look at how many there are:
+    // most are the same object again, or background.
+    let analysis = detector.analyse(&picture.to_tensor(&device)?)?;
+    let proposals = analysis.proposals.boxes.len();
+    let background = (0..proposals).filter(|&i| analysis.probabilities(i)[0] > 0.5).count();
+    println!("\n{proposals} proposals, {background} of them more likely background than anything else");
+
+    // %% Then the best become regions
+    // Scores fall off after the real objects: the regions below are second guesses and background,
+    // kept because the transformer takes a fixed number and learns itself which to look at. The
+    // attributes are read off the feature alone, so the feature knows how the object looks.
+    let regions = select_from(&detector, &analysis, REGIONS, Selection::Detections)?;
+    let count = regions.boxes_normalised.len();
+    let features = Tensor::from_slice(&regions.features, (count, regions.feature_dim), &device)?;
+    let logits = detector.network().roi_heads.predict(&features)?.attribute_logits;
+    let mut attributes = vec![String::new(); count];
+    for (attribute, logits) in config.attributes.iter().zip(&logits) {
+        // [regions, classes] → the likeliest class of each region
+        for (words, class) in attributes.iter_mut().zip(logits.argmax(1)?.to_vec1::<u32>()?) {
+            *words += &format!("{} ", attribute.classes[class as usize]);
+        }
+    }
+    println!("\n {:<7} {:<9} {:>5}  {:<22} pixels x0 y0 x1 y1", "drawn", "label", "score", "attributes");
+    let (width, height) = (picture.width as f32, picture.height as f32);
+    let boxes_px: Vec<BoxXyxy> = regions.boxes_normalised.iter().map(|b| to_pixels(b, width, height)).collect();
+    for (i, [x0, y0, x1, y1]) in boxes_px.iter().enumerate() {
+        let (label, score) = (&config.label_names[regions.labels[i] as usize], regions.scores[i]);
+        let drawn = COLOURS.get(i).map_or("", |colour| colour.0);
+        print!(" {drawn:<7} {label:<9} {score:>5.2}  {:<22} ", attributes[i]);
+        println!("{x0:>5.0} {y0:>5.0} {x1:>5.0} {y1:>5.0}");
+    }
+
+    // %% A region is a vector
+    // The cosine between features. Look for pairs near 1: boxes on the same object, or objects alike.
+    let lengths = features.sqr()?.sum_keepdim(1)?.sqrt()?; // [regions, 1]
+    let unit = features.broadcast_div(&lengths)?;
+    let cosines = unit.matmul(&unit.t()?)?.to_vec2::<f32>()?; // [regions, regions]
+    println!("\n{} numbers a region; cosines between the first six:", regions.feature_dim);
+    for (i, row) in cosines.iter().enumerate().take(6) {
+        print!(" {:<9}", config.label_names[regions.labels[i] as usize]);
+        row.iter().take(6).for_each(|cosine| print!(" {cosine:>5.2}"));
+        println!();
+    }
+
+    // %% The picture with its six best regions
+    // Enlarged, because a scene is as small as a stamp.
+    let scale = (640 / picture.width.max(1)).max(1);
+    let Some(plain) = RgbImage::from_raw(picture.width, picture.height, picture.rgb) else { return Ok(()) };
+    let (w, h) = (plain.width() * scale, plain.height() * scale);
+    let mut canvas = imageops::resize(&plain, w, h, imageops::FilterType::Nearest);
+    for (b, (_, colour)) in boxes_px.iter().zip(COLOURS) {
+        frame(&mut canvas, b.map(|v| v * scale as f32), Rgb(colour));
+    }
+    let output = std::env::temp_dir().join("what-is-a-region.png");
+    canvas.save(&output)?;
+    println!("\n{}", output.display());
+    Ok(())
+}
+
+/// Draws a box's outline, three pixels thick, inwards.
+fn frame(canvas: &mut RgbImage, [x0, y0, x1, y1]: BoxXyxy, colour: Rgb<u8>) {
+    const THICKNESS: u32 = 3;
+    // A float becomes the nearest value that u32 has, so nothing outside the canvas is asked for.
+    let (x0, y0) = (x0 as u32, y0 as u32);
+    let (x1, y1) = ((x1 as u32).min(canvas.width()), (y1 as u32).min(canvas.height()));
+    for y in y0..y1 {
+        for x in x0..x1 {
+            if x < x0 + THICKNESS || y < y0 + THICKNESS || x + THICKNESS >= x1 || y + THICKNESS >= y1 {
+                canvas.put_pixel(x, y, colour);
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The student project's features (durakalon/LXMERT_Flickr): a folder with one `torch.save` an image.
+//!
+//! Each file is a dict of `visual_feats` `[36, 1024]` and `visual_pos` `[36, 4]` (x0 y0 x1 y1 in 0..1),
+//! filled up with zero rows where the detector found fewer. Into the store goes:
+//!
+//! | in the store | from |
+//! | --- | --- |
+//! | name | the file's path below the folder without `.pt`, with `.jpg` added unless it ends like an image already: `1000092795.pt` is `1000092795.jpg`, as Flickr30k's captions name it |
+//! | features, boxes | the rows whose box is not all zeros, in their order; `num_regions` counts them |
+//! | labels, scores | the files have none: label 0, called `region`, and score 1 |
+//! | image size | the files do not say: 1 × 1, so that a box in pixels reads as its normalised self |
+
+use crate::failures::{self, Failure};
+use crate::inputs::IMAGE_ENDINGS;
+use crate::pipeline::{ExtractSummary, progress_bar};
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
+use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::checkpoint::read_tensors;
+use lxmert_core::cli;
+use lxmert_core::features::{Regions, StoreDtype, StoreInfo, StoreWriter};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Copies every image of `folder` that the store does not have. The first file that can be read, by
+/// name, says how many regions an image has and how long a feature is. Files that are not what the
+/// format says are listed in `failures.csv`, skipped, and tried again by the next run.
+///
+/// # Errors
+/// [`Error::Input`] when the folder has no `.pt` file or none that can be read, and when the store
+/// cannot be written. What was copied until then is kept.
+pub fn import_pt(folder: &Path, output: &Path, dtype: StoreDtype, show_progress: bool) -> Result<ExtractSummary> {
+    let started = Instant::now();
+    let files = find_files(folder)?;
+    let mut failures = Vec::new();
+    let Some(rows) = files.iter().find_map(|file| match read_file(&file.path) {
+        Ok(rows) => Some(rows),
+        Err(reason) => {
+            failures.push(Failure { name: file.name.clone(), reason });
+            None
+        }
+    }) else {
+        let (count, first) = (files.len(), failures.first().map_or("", |failure| failure.reason.as_str()));
+        return Err(Error::input(folder, format!("none of the {count} .pt files can be read; the first: {first}")));
+    };
+    failures.clear();
+    let info = StoreInfo {
+        detector: "student".into(),
+        settings: [("imported from".to_string(), "the student project's .pt files".to_string())].into(),
+        regions: rows.boxes.len(),
+        feature_dim: rows.feature_dim,
+        dtype,
+        label_names: vec!["region".into()],
+        attribute_names: Vec::new(),
+    };
+    let mut store = StoreWriter::open(output, info)?;
+    let bar = progress_bar(files.len(), show_progress);
+    let (mut already, mut added, mut interrupted) = (0, 0, false);
+    let mut previous = None;
+    for file in &files {
+        if cli::interrupted() {
+            interrupted = true;
+            break;
+        }
+        bar.inc(1);
+        let is_repeated = previous.replace(&file.name) == Some(&file.name);
+        let copied = if is_repeated {
+            Err("another file gives an image of this name".into())
+        } else if store.contains(&file.name) {
+            already += 1;
+            continue;
+        } else {
+            read_file(&file.path).and_then(Rows::into_regions)
+        };
+        let pushed = match copied {
+            Ok(regions) => match store.push(&file.name, &regions) {
+                Err(lxmert_core::Error::Argument(reason)) => Err(reason),
+                other => Ok(other?),
+            },
+            Err(reason) => Err(reason),
+        };
+        match pushed {
+            Ok(()) => added += 1,
+            Err(reason) => {
+                bar.suspend(|| log::warn!("{}: {reason}", file.path.display()));
+                failures.push(Failure { name: file.name.clone(), reason });
+            }
+        }
+    }
+    bar.finish_and_clear();
+    let store = store.finish()?;
+    failures::write(output, &failures)?;
+    let time = started.elapsed();
+    Ok(ExtractSummary { asked: files.len(), already, extracted: added, failures, interrupted, time, store })
+}
+
+struct PtFile {
+    name: String,
+    path: PathBuf,
+}
+
+/// The `.pt` files in the folder and below, sorted by the images' names.
+fn find_files(folder: &Path) -> Result<Vec<PtFile>> {
+    let mut files = Vec::new();
+    for entry in walkdir::WalkDir::new(folder).follow_links(true) {
+        let entry = entry.map_err(|error| Error::input(folder, error.to_string()))?;
+        let path = entry.path();
+        if !entry.file_type().is_file() || !path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("pt")) {
+            continue;
+        }
+        let below = path.strip_prefix(folder).unwrap_or(path).with_extension("");
+        let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+        let mut name = parts.join("/");
+        let is_image = |ending: &str| IMAGE_ENDINGS.iter().any(|image| ending.eq_ignore_ascii_case(image));
+        if !below.extension().is_some_and(|ending| is_image(&ending.to_string_lossy())) {
+            name.push_str(".jpg");
+        }
+        files.push(PtFile { name, path: path.to_path_buf() });
+    }
+    if files.is_empty() {
+        return Err(Error::input(folder, "no .pt files here"));
+    }
+    files.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
+    Ok(files)
+}
+
+/// One file as it is, padding included.
+struct Rows {
+    feature_dim: usize,
+    features: Vec<f32>,
+    boxes: Vec<BoxXyxy>,
+}
+
+impl Rows {
+    /// Without the padding.
+    fn into_regions(self) -> std::result::Result<Regions, String> {
+        let mut regions =
+            Regions { image_width: 1, image_height: 1, feature_dim: self.feature_dim, ..Regions::default() };
+        for (row, b) in self.boxes.into_iter().enumerate() {
+            if b != [0.0; 4] {
+                regions.boxes.push(b);
+                regions.features.extend_from_slice(&self.features[row * self.feature_dim..][..self.feature_dim]);
+            }
+        }
+        if regions.boxes.is_empty() {
+            return Err("every row is padding: no box in it".into());
+        }
+        regions.labels = vec![0; regions.boxes.len()];
+        regions.scores = vec![1.0; regions.boxes.len()];
+        Ok(regions)
+    }
+}
+
+fn read_file(path: &Path) -> std::result::Result<Rows, String> {
+    let mut tensors = read_tensors(path).map_err(|error| match error {
+        lxmert_core::Error::Format { reason, .. } => reason,
+        other => other.to_string(),
+    })?;
+    let names = tensors.keys().take(4).cloned().collect::<Vec<_>>().join(", ");
+    let mut take =
+        |name: &str| tensors.remove(name).ok_or_else(|| format!("no '{name}' in the file; it holds: {names}"));
+    let (features, boxes) = (take("visual_feats")?, take("visual_pos")?);
+    let (&[rows, feature_dim], &[box_rows, 4]) = (features.dims(), boxes.dims()) else {
+        return Err(format!(
+            "visual_feats {:?} and visual_pos {:?} are not [regions, width] and [regions, 4]",
+            features.dims(),
+            boxes.dims()
+        ));
+    };
+    if rows != box_rows || rows == 0 || feature_dim == 0 {
+        return Err(format!("visual_feats has {rows} rows of {feature_dim}, visual_pos has {box_rows} rows"));
+    }
+    let floats = |tensor: &Tensor| {
+        let values = tensor.flatten_all().and_then(|flat| flat.to_dtype(DType::F32)?.to_vec1::<f32>());
+        values.map_err(|error| error.to_string())
+    };
+    let boxes = floats(&boxes)?.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect();
+    Ok(Rows { feature_dim, features: floats(&features)?, boxes })
+}
