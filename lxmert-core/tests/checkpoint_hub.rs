@@ -321,6 +321,7 @@ fn a_newer_version_that_does_not_come_leaves_the_older_one() {
         let cache = Cache::new();
         let path = cache.fetch(&Server::good(&weights()), None).unwrap();
         assert_told(cache.fetch(&Server::start(&newer, Head::Good, move |_| fault), None), &["--weights"]);
+        assert_eq!(cache.offline(None).unwrap(), path);
         assert_eq!(std::fs::read(&path).unwrap(), weights().content);
         assert!(cache.pointer(NEXT_COMMIT).symlink_metadata().is_err());
     }

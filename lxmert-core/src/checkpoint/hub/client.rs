@@ -85,7 +85,8 @@ impl Hub {
                 fetch.by_hand()
             )));
         }
-        let path = fetch.download(expected)?;
+        let reference = std::fs::read(fetch.reference()).ok();
+        let path = fetch.download(expected).inspect_err(|_| fetch.restore(reference.as_deref()))?;
         let checked = match (expected, verify::named_by_hash(&path)?) {
             (Some(expected), _) => verify::check_remembered(&path, &fetch.folder, expected),
             // The hub's own word on what it sent.
@@ -96,6 +97,7 @@ impl Hub {
         };
         if let Err(error) = checked {
             fetch.discard(&path)?;
+            fetch.restore(reference.as_deref());
             return Err(error);
         }
         Ok(path)
@@ -339,6 +341,24 @@ impl Fetch<'_> {
         match std::fs::remove_file(&blob) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&blob)(error)),
             _ => Ok(()),
+        }
+    }
+
+    /// Where the cache notes the commit of a branch or tag.
+    fn reference(&self) -> PathBuf {
+        self.folder.join("refs").join(self.file.revision.as_deref().unwrap_or("main"))
+    }
+
+    /// Puts back the commit that was noted before a download that failed: hf-hub notes the new one even if
+    /// what came is discarded, and an older file would no longer be found.
+    fn restore(&self, commit: Option<&[u8]>) {
+        let path = self.reference();
+        let restored = match commit {
+            Some(commit) if std::fs::read(&path).is_ok_and(|now| now != commit) => std::fs::write(&path, commit),
+            _ => Ok(()),
+        };
+        if let Err(error) = restored {
+            log::warn!("cannot put back {}: {error}", path.display());
         }
     }
 
