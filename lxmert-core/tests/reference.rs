@@ -81,3 +81,30 @@ fn the_small_model_matches_transformers() {
 fn the_base_model_matches_transformers() {
     check("base");
 }
+
+/// The language encoder is BERT's: candle-transformers' own model, on the very same keys.
+#[test]
+fn the_language_encoder_equals_candle_transformers_bert() {
+    let manifest = manifest("lxmert/small.json");
+    let want = outputs("lxmert/small.safetensors");
+    let config = LxmertConfig::preset("small").unwrap();
+    let vb = weights(&manifest, None).pp("lxmert");
+    let bert: candle_transformers::models::bert::Config = serde_json::from_value(serde_json::json!({
+        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "num_hidden_layers": config.l_layers,
+        "num_attention_heads": config.num_attention_heads, "intermediate_size": config.intermediate_size,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size, "initializer_range": 0.02, "layer_norm_eps": config.layer_norm_eps,
+        "pad_token_id": 0, "position_embedding_type": "absolute", "use_cache": false, "model_type": "bert",
+    }))
+    .unwrap();
+    let bert = candle_transformers::models::bert::BertModel::load(vb.clone(), &bert).unwrap();
+    let model = LxmertModel::new(&config, vb).unwrap();
+    let inputs = inputs(&config, &want);
+    let mask = inputs.attention_mask.clone().unwrap();
+    let theirs = bert.forward(&inputs.input_ids, &inputs.input_ids.zeros_like().unwrap(), Some(&mask)).unwrap();
+    let ours = model.encode_language(&inputs.input_ids, Some(&mask), &Forward::eval()).unwrap();
+    // Padding rows are nobody's: each code masks keys its own way.
+    let real = mask.unsqueeze(2).unwrap();
+    let d = difference(&ours.states.broadcast_mul(&real).unwrap(), &theirs.broadcast_mul(&real).unwrap());
+    assert!(d <= 1e-5, "{d:.1e}");
+}

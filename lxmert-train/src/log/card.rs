@@ -71,6 +71,13 @@ pub fn model_card(facts: &Facts) -> String {
         recipe.batch_size * recipe.accumulate,
         recipe.seed,
     );
+    for (what, weight) in
+        [("a contrastive word-region alignment loss", recipe.alignment), ("a masked-word loss", recipe.masked_words)]
+    {
+        if weight > 0.0 {
+            let _ = writeln!(text, "Beside matching: {what}, weight {weight}.\n");
+        }
+    }
     text.push_str("## Metrics\n| pairs | loss | accuracy | precision | recall | F1 | AUC |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     row(&mut text, "validation", &epoch.validation);
     if let Some(hard) = &epoch.validation_hard {
