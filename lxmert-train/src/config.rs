@@ -224,7 +224,7 @@ pub struct RecipeArgs {
     /// Standard deviation of fresh weights
     #[arg(long, help_heading = "Model")]
     pub initializer_range: Option<f64>,
-    /// Longest sentence in WordPieces, [CLS] and [SEP] included
+    /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included
     #[arg(long, help_heading = "Model")]
     pub max_length: Option<usize>,
     /// Use the first N regions of each image, best first [default: all in the store]

@@ -2,7 +2,7 @@
 //!
 //! A caption is a claim that does not depend on its wording: one or two [`Mention`]s and perhaps a
 //! [`Relation`] between them. [`is_true`] reads the claim generously (any difference of the centres
-//! counts as "left of"), while [`describe`] states a relation only where it is plain to see. So
+//! counts as "left of"), while `describe` states a relation only where it is plain to see. So
 //! what is stated is beyond doubt, and a hard negative is false however generously it is read.
 //!
 //! Captions name enough attributes that one is rarely true of another scene by accident: less than
