@@ -1,11 +1,7 @@
 //! What a detector needs of a weight file.
 
 use super::{DetectorConfig, Network, NormMode};
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, VarBuilder};
-use lxmert_core::Result;
-use std::sync::{Arc, Mutex, PoisonError};
+use lxmert_core::{Result, model::init};
 
 /// Name and shape of every tensor that a detector of this configuration needs, as the network itself
 /// asks for them: torchvision's key names, running statistics included.
@@ -14,32 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// When `config` is not valid.
 pub fn expected_tensors(config: &DetectorConfig) -> Result<Vec<(String, Vec<usize>)>> {
     config.validate()?;
-    let names = Arc::new(Mutex::new(Vec::new()));
-    let recorder = Box::new(Recorder(Arc::clone(&names)));
-    Network::new(config, NormMode::Batch, VarBuilder::from_backend(recorder, DType::F32, Device::Cpu))?;
-    let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(std::mem::take(&mut *names))
-}
-
-/// A source of weights that only notes what it is asked for. Its tensors are one zero, repeated.
-struct Recorder(Arc<Mutex<Asked>>);
-
-/// Name and shape of each tensor asked for.
-type Asked = Vec<(String, Vec<usize>)>;
-
-impl SimpleBackend for Recorder {
-    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_string(), s.dims().to_vec()));
-        Tensor::zeros((), dtype, dev)?.broadcast_as(s)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("the shape of {name} is not known")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
-    }
+    Ok(init::expected(|vb| Network::new(config, NormMode::Batch, vb).map(drop))?)
 }
 
 #[cfg(test)]
