@@ -133,7 +133,11 @@ impl LxmertModel {
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
         let states = self.embeddings.forward(ids, run)?;
-        through(&self.language_layers, states, mask, run)
+        Encoded::through(
+            states,
+            mask,
+            self.language_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
+        )
     }
 
     /// The vision encoder alone. `features`: `[batch, regions, visual_feat_dim]`; `boxes`:
@@ -149,7 +153,11 @@ impl LxmertModel {
         run: &Forward,
     ) -> Result<Encoded> {
         let states = self.regions.forward(features, boxes, run)?;
-        through(&self.vision_layers, states, mask, run)
+        Encoded::through(
+            states,
+            mask,
+            self.vision_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
+        )
     }
 
     /// The cross-modality encoder and the pooler over two encoded streams of equal batch.
@@ -180,13 +188,19 @@ impl LxmertModel {
     }
 }
 
-fn through(layers: &[Layer], states: Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
-    let mask = mask.map(KeyMask::new).transpose()?;
-    let mut encoded = Encoded { states, mask, maps: Vec::new() };
-    for layer in layers {
-        let (states, map) = layer.forward(&encoded.states, encoded.mask.as_ref(), run)?;
-        encoded.states = states;
-        encoded.maps.extend(map);
+impl Encoded {
+    /// `states` through an encoder's layers in turn. `mask`: `[batch, length]`, 1 for real positions.
+    pub(super) fn through<F>(states: Tensor, mask: Option<&Tensor>, layers: impl Iterator<Item = F>) -> Result<Self>
+    where
+        F: FnOnce(&Tensor, Option<&KeyMask>) -> Result<(Tensor, Option<AttentionMap>)>,
+    {
+        let mask = mask.map(KeyMask::new).transpose()?;
+        let mut encoded = Self { states, mask, maps: Vec::new() };
+        for layer in layers {
+            let (states, map) = layer(&encoded.states, encoded.mask.as_ref())?;
+            encoded.states = states;
+            encoded.maps.extend(map);
+        }
+        Ok(encoded)
     }
-    Ok(encoded)
 }

@@ -177,7 +177,11 @@ impl StudentModel {
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
         let states = self.text_norm.forward(&self.words.forward(ids)?)?;
-        through(&self.language_layers, states, mask, run)
+        Encoded::through(
+            states,
+            mask,
+            self.language_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
+        )
     }
 
     /// See [`super::LxmertModel::encode_vision`].
@@ -192,7 +196,11 @@ impl StudentModel {
         run: &Forward,
     ) -> Result<Encoded> {
         let states = (self.features.forward(features)? + self.boxes.forward(boxes)?)?;
-        through(&self.vision_layers, self.image_norm.forward(&states)?, mask, run)
+        Encoded::through(
+            self.image_norm.forward(&states)?,
+            mask,
+            self.vision_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
+        )
     }
 
     /// Both encoded streams through the cross layers and the head.
@@ -222,15 +230,4 @@ impl StudentModel {
         });
         Ok(MatchingOutput { logits, trunk: LxmertOutput { language: text, vision: image, pooled, attentions } })
     }
-}
-
-fn through(layers: &[TorchEncoderLayer], states: Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
-    let mask = mask.map(KeyMask::new).transpose()?;
-    let mut encoded = Encoded { states, mask, maps: Vec::new() };
-    for layer in layers {
-        let (states, map) = layer.forward(&encoded.states, encoded.mask.as_ref(), run)?;
-        encoded.states = states;
-        encoded.maps.extend(map);
-    }
-    Ok(encoded)
 }
