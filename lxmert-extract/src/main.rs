@@ -180,6 +180,11 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
                 let config = scenes::ScenesConfig { seed: common.seed, ..Default::default() };
                 let summary = scenes::generate(&scenes, &config, false, common.show_progress())?;
                 println!("{}: {summary}", scenes.display());
+            } else if scenes.join("scenes.json").is_file() {
+                let added = scenes::tasks::complete(&scenes)?;
+                if !added.is_empty() {
+                    println!("{}: added {}", scenes.display(), added.join(", "));
+                }
             }
             (scenes.join("images"), None)
         }
