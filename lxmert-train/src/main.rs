@@ -5,16 +5,13 @@ use clap::{Args, Parser, Subcommand};
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::workspace::Workspace;
 use lxmert_train::config::{Recipe, RecipeArgs};
-use lxmert_train::data::paths::DataPaths;
-use lxmert_train::data::splits::Split;
+use lxmert_train::data::paths::{Data, DataPaths};
 use lxmert_train::data::{Dataset, LoadOptions};
-use lxmert_train::log::card::retrieval_table;
 use lxmert_train::log::jsonl::TestRecord;
 use lxmert_train::log::progress;
-use lxmert_train::metrics::Metrics;
 use lxmert_train::run_folder::{Checkpoint, Report, RunFolder};
+use lxmert_train::tasks::matching;
 use lxmert_train::trainer::{self, Job, Outcome, Start};
-use lxmert_train::{evaluate, retrieval};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -131,7 +128,7 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 /// The data that the arguments name, and the recipe that suits it.
-fn resolve(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
+fn resolve_captions(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
     let with_overrides = |mut paths: DataPaths| {
         if let Some(features) = &args.features {
             paths.features.clone_from(features);
@@ -165,15 +162,15 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
     };
     let (data, base) = match stored {
         Some(settings) if !data_named => (settings.data, settings.recipe),
-        Some(settings) => (resolve(&args.data)?.0, settings.recipe),
+        Some(settings) => (Data::Captions(resolve_captions(&args.data)?.0), settings.recipe),
         None => {
-            let (data, recipe) = resolve(&args.data)?;
-            (data, Recipe { seed: cli.common.seed, ..recipe })
+            let (data, recipe) = resolve_captions(&args.data)?;
+            (Data::Captions(data), Recipe { seed: cli.common.seed, ..recipe })
         }
     };
     let output = match &args.output {
         Some(output) => output.clone(),
-        None => Workspace::locate()?.run(&data.name),
+        None => Workspace::locate()?.run(data.name()),
     };
     let job = Job {
         recipe: args.recipe.apply(base),
@@ -196,7 +193,7 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
         Outcome::Finished(report) => {
             print_report(&report);
             println!(
-                "\ncheckpoint {}\ncurves     {}",
+                "checkpoint {}\ncurves     {}",
                 output.join("best").display(),
                 output.join("curves.png").display()
             );
@@ -204,7 +201,7 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
         Outcome::AlreadyFinished(report) => {
             print_report(&report);
             println!(
-                "\n{}: this run has already finished; nothing was done. Train anew with --overwrite, or beside it with --output DIR",
+                "{}: this run has already finished; nothing was done. Train anew with --overwrite, or beside it with --output DIR",
                 output.display()
             );
         }
@@ -214,7 +211,7 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
 
 fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<()> {
     let checkpoint = Checkpoint::open(&args.checkpoint, device)?;
-    let (data, _) = resolve(&args.data)?;
+    let (data, _) = resolve_captions(&args.data)?;
     let options = LoadOptions {
         max_length: checkpoint.preprocessing.max_length,
         regions: Some(checkpoint.preprocessing.regions),
@@ -223,55 +220,25 @@ fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) ->
     };
     let dataset = Dataset::load(&data, &checkpoint.text, &options)?;
     checkpoint.check_features(&data, dataset.feature_dim(), &dataset.store.info().detector)?;
-    let source = dataset.pairs(Split::Test);
+    let bar = progress::bar(0, "pairs", cli.common.show_progress());
     let batch = usize::from(args.batch_size);
-    let bar = progress::bar((source.len() + source.hard().len()) as u64, "pairs", cli.common.show_progress());
-    let measure = |pairs: &[_]| evaluate::metrics(&checkpoint.model, &dataset, pairs, batch, device, &bar);
-    let test = measure(&source.fixed())?;
-    let test_hard = if source.has_hard() { Some(measure(&source.hard())?) } else { None };
+    let test = matching::test(&checkpoint.model, &dataset, batch, args.recall_images, device, &bar)?;
     bar.finish_and_clear();
-    let retrieval = match args.recall_images {
-        0 => None,
-        images => {
-            let bar = progress::bar(0, "pairs", cli.common.show_progress());
-            Some(retrieval::retrieval(&checkpoint.model, &dataset, Split::Test, images, batch, device, &bar)?)
-        }
-    };
-    let record = TestRecord { epoch: 0, test, test_hard, retrieval };
+    let record = TestRecord { epoch: 0, test };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&record).context("the measures as JSON")?);
     } else {
-        print_test(&record);
+        print!("{}", record.test.tables("test"));
     }
     Ok(())
 }
 
 fn print_report(report: &Report) {
     println!(
-        "{}: {} epochs, {} steps, {:.0} s; best epoch {}",
-        report.data, report.epochs, report.steps, report.training_seconds, report.test.epoch
+        "{}, {}: {} epochs, {} steps, {:.0} s; best epoch {}\n",
+        report.data, report.task, report.epochs, report.steps, report.training_seconds, report.test.epoch
     );
-    print_test(&report.test);
-}
-
-fn print_test(record: &TestRecord) {
-    println!(
-        "{:<12} {:>6} {:>7} {:>9} {:>9} {:>7} {:>7} {:>7}",
-        "test", "pairs", "loss", "accuracy", "precision", "recall", "F1", "AUC"
-    );
-    let line = |name: &str, m: &Metrics| {
-        println!(
-            "{name:<12} {:>6} {:>7.4} {:>9.4} {:>9.4} {:>7.4} {:>7.4} {:>7.4}",
-            m.pairs, m.loss, m.accuracy, m.precision, m.recall, m.f1, m.auc
-        );
-    };
-    line("random", &record.test);
-    if let Some(hard) = &record.test_hard {
-        line("hard", hard);
-    }
-    if let Some(retrieval) = &record.retrieval {
-        print!("{}", retrieval_table(retrieval));
-    }
+    print!("{}", report.test.test.tables("test"));
 }
 
 /// The command as it was typed, with the program's bare name.

@@ -26,7 +26,9 @@ pub mod splits;
 pub mod statements;
 pub mod vqa_answers;
 
+use crate::trainer::Job;
 use crate::{Error, Result};
+use batches::Batch;
 use captions::Captions;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
@@ -67,6 +69,18 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Whether any number of captioned images may lack features.
     pub allow_missing_images: bool,
+}
+
+impl LoadOptions {
+    /// As a run's recipe has them.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            max_length: job.recipe.max_length,
+            regions: job.recipe.regions,
+            seed: job.recipe.seed,
+            allow_missing_images: job.allow_missing_images,
+        }
+    }
 }
 
 impl Dataset {
@@ -179,6 +193,15 @@ impl Dataset {
     /// The image name of a pair, as the caption file has it.
     pub fn image_name(&self, pair: &Pair) -> &str {
         &self.captions.images[pair.image]
+    }
+
+    /// Reads a batch of pairs.
+    ///
+    /// # Errors
+    /// When the store is damaged.
+    pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
+        let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
+        Batch::read(&self.store, self.regions, &rows)
     }
 
     /// The WordPiece ids of a pair's sentence.
