@@ -34,6 +34,17 @@ impl Optimiser {
     }
 }
 
+/// What an answer to a question is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerLoss {
+    /// Every answer's score: binary cross entropy, as the original does.
+    #[default]
+    Scores,
+    /// The best answer alone: cross entropy, the original's option for GQA.
+    One,
+}
+
 /// What is trained and how; two runs with equal recipes, data and thread counts end with equal
 /// weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,6 +94,8 @@ pub struct Recipe {
     pub masked_words: f64,
     /// Weight of the word-region alignment loss beside the matching loss; 0 leaves it out.
     pub alignment: f64,
+    /// What answers to questions are compared with.
+    pub answer_loss: AnswerLoss,
     /// The validation measure that chooses the best epoch, as `set/measure`.
     pub metric: String,
     /// Stop after this many epochs without a better one.
@@ -120,6 +133,7 @@ impl Recipe {
             hard_negatives: 0.5,
             masked_words: 0.0,
             alignment: 0.0,
+            answer_loss: AnswerLoss::Scores,
             metric: "random/accuracy".into(),
             patience: None,
             recall_images: 1000,
@@ -276,6 +290,9 @@ pub struct RecipeArgs {
     /// Weight of a contrastive loss that aligns words with regions before the streams meet
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub alignment: Option<f64>,
+    /// Compare answers with every answer's score, or with the best one alone (the original's --mceLoss for GQA)
+    #[arg(long, value_enum, value_name = "scores|one", help_heading = "Optimisation")]
+    pub answer_loss: Option<AnswerLoss>,
     /// Validation measure that chooses the best epoch, such as random/loss or hard/accuracy
     #[arg(long, value_name = "SET/MEASURE", help_heading = "Evaluation")]
     pub metric: Option<String>,
@@ -322,6 +339,7 @@ impl RecipeArgs {
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
             masked_words: a.masked_words.unwrap_or(base.masked_words),
             alignment: a.alignment.unwrap_or(base.alignment),
+            answer_loss: a.answer_loss.unwrap_or(base.answer_loss),
             metric: a.metric.unwrap_or(base.metric),
             patience: a.patience.or(base.patience),
             recall_images: a.recall_images.unwrap_or(base.recall_images),

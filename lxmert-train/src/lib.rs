@@ -9,10 +9,13 @@
 //! | [`config`] | every knob of a run, with the recipes that a bare command uses |
 //! | [`trainer`] | the training loop, read from top to bottom |
 //! | [`resume`] | the state that lets a killed run go on equal to the bit |
+//! | [`answering`], [`ask`] | checkpoints with an answer head, and asking one |
 //! | [`evaluate`], [`retrieval`], [`metrics`], [`measures`] | what is measured, and how |
 //! | [`log`] | JSONL, TensorBoard event files, the progress bar, curves as PNG |
 //! | [`run_folder`] | what a run writes, and where |
 
+pub mod answering;
+pub mod ask;
 pub mod config;
 pub mod data;
 pub mod error;

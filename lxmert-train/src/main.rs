@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::workspace::Workspace;
+use lxmert_train::ask::{self, AskArgs};
 use lxmert_train::config::{Recipe, RecipeArgs};
 use lxmert_train::data::paths::{Data, DataPaths};
 use lxmert_train::data::{Dataset, LoadOptions};
@@ -35,6 +36,7 @@ struct Cli {
 enum Command {
     /// Measure a checkpoint on a data set's test split
     Evaluate(EvaluateArgs),
+    Ask(AskArgs),
 }
 
 #[derive(Args)]
@@ -123,6 +125,7 @@ fn run(cli: &Cli) -> Result<()> {
     catch_interrupts();
     match &cli.command {
         Some(Command::Evaluate(args)) => run_evaluate(args, cli, &device),
+        Some(Command::Ask(args)) => Ok(ask::run(args, &device, cli.common.show_progress())?),
         None => run_training(&cli.train, cli, device),
     }
 }

@@ -14,6 +14,8 @@ use crate::optim::{AdamW, Schedule, clip};
 use crate::resume::{self, Best, Position, Sums};
 use crate::run_folder::{Report, RunFolder, save_checkpoint, write_json, write_text};
 use crate::tasks::matching::Matching;
+use crate::tasks::questions::Answering;
+use crate::tasks::statements::Judging;
 use crate::tasks::{CheckpointParts, Step, Task, TaskKind};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor, Var};
@@ -108,6 +110,8 @@ pub fn run(job: &Job) -> Result<Outcome> {
 
     let report = match job.recipe.task {
         TaskKind::Matching => run_task::<Matching>(job, folder),
+        TaskKind::Questions => run_task::<Answering>(job, folder),
+        TaskKind::Statements => run_task::<Judging>(job, folder),
     }?;
     Ok(Outcome::Finished(report))
 }

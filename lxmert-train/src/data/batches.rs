@@ -21,6 +21,14 @@ const WINDOW: usize = 32;
 /// Batches that wait, read, for the one being computed.
 const AHEAD: usize = 2;
 
+/// The examples of an epoch in an order that the seed and the epoch alone decide.
+pub fn shuffled<E: Copy>(examples: &[E], seed: u64, epoch: u64) -> Vec<E> {
+    let mut order = examples.to_vec();
+    let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(seed ^ splitmix64(epoch.wrapping_add(0x6f72_6465))));
+    order.shuffle(&mut rng);
+    order
+}
+
 /// Cuts shuffled training examples into batches of about equally long sentences, in random order.
 pub fn plan<E: Copy>(
     examples: &[E],

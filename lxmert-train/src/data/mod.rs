@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
-//! | [`questions`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
+//! | [`questions`], [`question_set`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
 //! | [`predictions`] | prediction files and what the benchmarks count |
 //! | [`names`] | image names of a file in a feature store |
@@ -20,6 +20,7 @@ pub mod pairs;
 pub mod paths;
 pub mod predictions;
 pub mod pretraining;
+pub mod question_set;
 pub mod questions;
 pub mod sentences;
 pub mod splits;

@@ -5,6 +5,8 @@ pub mod alignment;
 pub mod losses;
 pub mod masked_words;
 pub mod matching;
+pub mod questions;
+pub mod statements;
 
 use crate::Result;
 use crate::measures::Measures;
@@ -27,6 +29,10 @@ use std::path::Path;
 pub enum TaskKind {
     /// Does the sentence describe the image? Measured by accuracy and retrieval.
     Matching,
+    /// Answers to questions: VQA, GQA. Measured by accuracy, by kind of answer where the data says it.
+    Questions,
+    /// Is a statement about two images true? NLVR2. Measured by accuracy and consistency.
+    Statements,
 }
 
 impl std::fmt::Display for TaskKind {

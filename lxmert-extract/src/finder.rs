@@ -1,18 +1,19 @@
-//! A photo's regions, by the detector whose features the checkpoint was trained on.
+//! A photo's regions, by the detector whose features a model was trained on.
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::choice::{self, DetectorChoice};
+use crate::detector::DetectorConfig;
+use crate::images::DecodedImage;
+use crate::pipeline::{DetectorRegions, RegionExtractor as _};
+use crate::regions::Selection;
 use candle_core::Device;
-use image::RgbImage;
+use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::features::Regions;
 use lxmert_core::workspace::Workspace;
-use lxmert_extract::choice::{self, DetectorChoice};
-use lxmert_extract::detector::DetectorConfig;
-use lxmert_extract::images::DecodedImage;
-use lxmert_extract::pipeline::{DetectorRegions, RegionExtractor as _};
-use lxmert_extract::regions::Selection;
 
 /// A detector, ready to find regions.
+#[derive(Debug)]
 pub struct Finder {
     name: String,
     regions: DetectorRegions,
@@ -37,8 +38,17 @@ impl Finder {
             Some(choice) => choice,
             None => {
                 let own = DetectorConfig::from_json_file(workspace.data("scenes-detector").join("config.json"));
-                let fits = own.is_ok_and(|config| width(&config) == feature_dim);
-                if fits { DetectorChoice::Scenes } else { DetectorChoice::Coco }
+                if own.is_ok_and(|config| width(&config) == feature_dim) {
+                    DetectorChoice::Scenes
+                } else if width(&DetectorConfig::coco()) == feature_dim {
+                    DetectorChoice::Coco
+                } else {
+                    return Err(Error::Argument(format!(
+                        "no detector here gives {feature_dim} numbers a region, as the checkpoint takes them; name one that does by --detector FOLDER{}",
+                        if feature_dim == 2048 { " (2048 is bottom-up attention's, whose features come in by `lxmert-extract import bottom-up`)" } else { "" }
+                    ))
+                    .into());
+                }
             }
         };
         let loaded = choice::load(&choice, weights, device, progress)?;
@@ -48,7 +58,8 @@ impl Finder {
                 "the {} detector gives {found} numbers a region, but the checkpoint was trained on {feature_dim}; \
                  choose another --detector or --checkpoint",
                 loaded.name
-            )));
+            ))
+            .into());
         }
         let regions = DetectorRegions { detector: loaded.detector, count, selection: Selection::default() };
         Ok(Self { name: loaded.name, regions })
@@ -68,8 +79,7 @@ impl Finder {
     ///
     /// # Errors
     /// When a computation fails.
-    pub fn regions(&self, photo: &RgbImage) -> Result<Regions> {
-        let (width, height) = photo.dimensions();
-        Ok(self.regions.regions(&DecodedImage { width, height, rgb: photo.as_raw().clone() })?)
+    pub fn regions(&self, photo: &DecodedImage) -> Result<Regions> {
+        self.regions.regions(photo)
     }
 }
