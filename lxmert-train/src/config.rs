@@ -156,6 +156,38 @@ impl Recipe {
         }
     }
 
+    /// The original's recipe for a task on real photos (Tan & Bansal 2019, §4.2; VQA and NLVR2, for GQA with a rate of
+    /// 1e-5): the published size, to be started from a pre-trained checkpoint by `--init`.
+    #[must_use]
+    pub fn fine_tuning(task: TaskKind) -> Self {
+        Self {
+            preset: "base".into(),
+            max_length: 20,
+            epochs: 4,
+            optimiser: Optimiser::BertAdam,
+            learning_rate: 5e-5,
+            clip: 5.0,
+            ..Self::photos()
+        }
+        .for_task(task)
+    }
+
+    /// The same recipe for another task: its measure chooses the best epoch, and what learns beside matching is left out.
+    #[must_use]
+    pub fn for_task(self, task: TaskKind) -> Self {
+        match task {
+            TaskKind::Matching => self,
+            TaskKind::Questions | TaskKind::Statements => Self {
+                task,
+                hard_negatives: 0.0,
+                masked_words: 0.0,
+                alignment: 0.0,
+                metric: "all/accuracy".into(),
+                ..self
+            },
+        }
+    }
+
     /// The model of this recipe for regions of width `feature_dim`.
     ///
     /// # Errors

@@ -6,18 +6,18 @@ use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::workspace::Workspace;
 use lxmert_train::ask::{self, AskArgs};
 use lxmert_train::config::{Recipe, RecipeArgs};
-use lxmert_train::data::paths::{Data, DataPaths};
+use lxmert_train::data::paths::{Data, DataPaths, ExamplePaths};
 use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::log::jsonl::TestRecord;
 use lxmert_train::log::progress;
 use lxmert_train::run_folder::{Checkpoint, Report, RunFolder};
-use lxmert_train::tasks::matching;
+use lxmert_train::tasks::{TaskKind, matching};
 use lxmert_train::trainer::{self, Job, Outcome, Start};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Trains LXMERT to tell whether a sentence describes an image.
+/// Trains LXMERT to tell whether a sentence describes an image, to answer questions, or to judge statements.
 ///
 /// Without arguments it trains on the generated scenes (data/scenes, data/features/scenes) and
 /// writes runs/scenes; an unfinished run of the same settings goes on where it stopped.
@@ -57,13 +57,28 @@ struct DataArgs {
     /// [default: splits.json beside the captions, else 80/10/10 by the seed]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     splits: Option<PathBuf>,
-    /// Leave out captions whose images have no features, however many
+    /// JSON of questions or statements to train on; may be given several times [default: the scenes']
+    #[arg(long, value_name = "FILE", requires_all = ["valid_file", "features"], help_heading = "Data")]
+    train_file: Vec<PathBuf>,
+    /// JSON that the best epoch is chosen on; may be given several times
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    valid_file: Vec<PathBuf>,
+    /// JSON that is measured and predicted at the end; may be given several times [default: --valid-file]
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    test_file: Vec<PathBuf>,
+    /// Table of the answers to choose from, such as data/answers/vqa.json
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    answers: Option<PathBuf>,
+    /// Leave out captions, questions and statements whose images have no features, however many
     #[arg(long, help_heading = "Data")]
     allow_missing_images: bool,
 }
 
 #[derive(Args)]
 struct TrainArgs {
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = TaskKind::Matching)]
+    task: TaskKind,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -156,8 +171,49 @@ fn resolve_captions(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
     }
 }
 
+/// The data that the arguments name for a task, and the recipe that suits both.
+fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
+    let stem = match task {
+        TaskKind::Matching => {
+            anyhow::ensure!(
+                args.train_file.is_empty(),
+                "--train-file: name the task that reads it, such as --task questions"
+            );
+            let (paths, recipe) = resolve_captions(args)?;
+            return Ok((Data::Captions(paths), recipe));
+        }
+        TaskKind::Questions => "questions",
+        TaskKind::Statements => "statements",
+    };
+    if args.data.as_deref().is_some_and(|data| data != "scenes") || args.captions.is_some() || args.flickr30k.is_some()
+    {
+        anyhow::bail!("--task {task} reads JSON files: name them by --train-file, --valid-file and --test-file");
+    }
+    let Some(first) = args.train_file.first() else {
+        let mut paths = ExamplePaths::scenes(&Workspace::locate()?, stem)?;
+        if let Some(features) = &args.features {
+            paths.features.clone_from(features);
+        }
+        return Ok((Data::Examples(paths.absolute()), Recipe::scenes().for_task(task)));
+    };
+    let name = first.file_stem().map_or_else(|| stem.into(), |name| name.to_string_lossy().into_owned());
+    let test = if args.test_file.is_empty() { &args.valid_file } else { &args.test_file };
+    let paths = ExamplePaths {
+        name: format!("{stem}-{name}"),
+        features: args.features.clone().unwrap_or_default(),
+        train: args.train_file.clone(),
+        valid: args.valid_file.clone(),
+        test: test.clone(),
+        answers: args.answers.clone(),
+    };
+    Ok((Data::Examples(paths.absolute()), Recipe::fine_tuning(task)))
+}
+
 fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Result<()> {
-    let data_named = args.data.data.is_some() || args.data.captions.is_some() || args.data.flickr30k.is_some();
+    let data_named = args.data.data.is_some()
+        || args.data.captions.is_some()
+        || args.data.flickr30k.is_some()
+        || !args.data.train_file.is_empty();
     // With --resume and a folder, everything comes from the run itself.
     let stored = match (&args.output, args.resume) {
         (Some(output), true) => trainer::read_settings(&RunFolder::new(output))?,
@@ -165,10 +221,10 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
     };
     let (data, base) = match stored {
         Some(settings) if !data_named => (settings.data, settings.recipe),
-        Some(settings) => (Data::Captions(resolve_captions(&args.data)?.0), settings.recipe),
+        Some(settings) => (resolve(&args.data, settings.recipe.task)?.0, settings.recipe),
         None => {
-            let (data, recipe) = resolve_captions(&args.data)?;
-            (Data::Captions(data), Recipe { seed: cli.common.seed, ..recipe })
+            let (data, recipe) = resolve(&args.data, args.task)?;
+            (data, Recipe { seed: cli.common.seed, ..recipe })
         }
     };
     let output = match &args.output {
