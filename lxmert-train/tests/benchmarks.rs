@@ -3,6 +3,7 @@
 
 mod common;
 
+use assert_cmd::Command;
 use candle_core::Device;
 use lxmert_core::features::FeatureStore;
 use lxmert_train::answering::AnswerCheckpoint;
@@ -46,7 +47,7 @@ fn job(folder: &Path, task: TaskKind, data: ExamplePaths, output: &str) -> Job {
         task,
         preset: "tiny".into(),
         batch_size: 16,
-        epochs: 8,
+        epochs: 6,
         metric: "all/accuracy".into(),
         ..Recipe::scenes()
     };
@@ -107,6 +108,15 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     assert!(best.len() == 3 && best[0].answer == "blue" && best[0].probability > 0.5, "{best:?}");
     assert!(best[0].probability >= best[1].probability && best[1].probability >= best[2].probability);
 
+    let asked = |image: &str| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.arg("ask").arg("--checkpoint").arg(root.join("run")).arg("--features").arg(root.join("features"));
+        command.args(["--question", "What color is it?", "--top", "2", "--image", image]).assert()
+    };
+    let printed = String::from_utf8(asked("090").success().get_output().stdout.clone()).unwrap();
+    assert!(printed.starts_with("blue") && printed.lines().count() == 2, "{printed}");
+    asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
+
     let mut wide = regions;
     wide.feature_dim = 2048;
     let error = checkpoint.ask(&wide, "What color is it?", 3, &Device::Cpu).unwrap_err().to_string();
@@ -160,4 +170,30 @@ fn statements_about_two_images_are_learnt() {
     let predictions = std::fs::read_to_string(root.join("run/predictions/nlvr2.csv")).unwrap();
     assert_eq!(predictions.lines().count(), 60);
     assert!(predictions.lines().all(|line| line.ends_with(",True") || line.ends_with(",False")));
+}
+
+#[test]
+fn what_a_task_cannot_read_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = || {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.current_dir(folder.path()).args(["--task", "questions"]);
+        command
+    };
+    command().args(["--data", "here"]).assert().code(1).stderr(predicates::str::contains("--train-file"));
+    command().args(["--train-file", "a.json"]).assert().code(2).stderr(predicates::str::contains("--valid-file"));
+    let files = ["--train-file", "a.json", "--valid-file", "b.json", "--features", "store", "--output", "run"];
+    command().args(files).assert().code(1).stderr(predicates::str::contains("no feature store here"));
+    common::write_data(folder.path(), 4);
+    write(&folder.path().join("a.json"), &questions(0..4, true));
+    let files = ["--train-file", "a.json", "--valid-file", "a.json", "--features", "features", "--output", "run"];
+    command().args(files).assert().code(1).stderr(predicates::str::contains("--answers"));
+    std::fs::write(folder.path().join("answers.json"), "[\"red\"]").unwrap();
+    std::fs::write(folder.path().join("b.json"), "[{\"question_id\": 1}]").unwrap();
+    let files = ["--train-file", "b.json", "--valid-file", "a.json", "--features", "features", "--output", "other"];
+    let wrong = command().args(files).args(["--answers", "answers.json", "--preset", "tiny"]).assert().code(1);
+    wrong.stderr(predicates::str::contains("b.json, row 1: missing field `img_id`"));
+    let mut ask = Command::cargo_bin("lxmert-train").unwrap();
+    ask.args(["ask", "--image", "x.png", "--question", "Who?", "--checkpoint"]).arg(folder.path());
+    ask.assert().code(1).stderr(predicates::str::contains("--task questions"));
 }
