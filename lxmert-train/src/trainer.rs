@@ -14,6 +14,7 @@ use crate::optim::{AdamW, Schedule, clip};
 use crate::resume::{self, Best, Position, Sums};
 use crate::run_folder::{Report, RunFolder, save_checkpoint, write_json, write_text};
 use crate::tasks::matching::Matching;
+use crate::tasks::pretraining::Pretraining;
 use crate::tasks::questions::Answering;
 use crate::tasks::statements::Judging;
 use crate::tasks::{CheckpointParts, Step, Task, TaskKind};
@@ -110,6 +111,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
 
     let report = match job.recipe.task {
         TaskKind::Matching => run_task::<Matching>(job, folder),
+        TaskKind::Pretraining => run_task::<Pretraining>(job, folder),
         TaskKind::Questions => run_task::<Answering>(job, folder),
         TaskKind::Statements => run_task::<Judging>(job, folder),
     }?;
