@@ -205,7 +205,7 @@ fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
         if let Some(features) = &args.features {
             paths.features.clone_from(features);
         }
-        return Ok((Data::Examples(paths.absolute()), Recipe::scenes().for_task(task)));
+        return Ok((Data::Examples(paths.absolute()), Recipe::scenes_for(task)));
     };
     let name = first.file_stem().map_or_else(|| stem.into(), |name| name.to_string_lossy().into_owned());
     let test = if args.test_file.is_empty() { &args.valid_file } else { &args.test_file };
