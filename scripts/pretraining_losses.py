@@ -1,207 +1,174 @@
-"""The pre-training losses of transformers' LxmertForPreTraining on a small fixed batch.
+"""Pre-training losses of a tiny LXMERT on fixed inputs, computed with transformers.
 
-    python scripts/pretraining_losses.py [OUT_DIR]
-
-Writes model.safetensors (random weights), config.json and expected.json (inputs, labels, losses, norms of
-gradients) to OUT_DIR, lxmert-train/tests/fixtures/pretraining_losses by default. The README.md there says what each
-field means. The losses are checked here against what the model itself returns before anything is written.
+Writes lxmert-train/tests/fixtures/pretraining_losses/{config.json,case.safetensors,losses.json}, which a
+test of lxmert-train compares its own losses with. `python scripts/pretraining_losses.py`.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
-PAIRS, WORDS, REGIONS = 4, 6, 5
-SIZES = dict(
-    vocab_size=100,
-    hidden_size=24,
-    num_attention_heads=3,
-    intermediate_size=32,
-    max_position_embeddings=8,
-    l_layers=2,
-    r_layers=1,
-    x_layers=2,
-    visual_feat_dim=8,
-    num_object_labels=7,
-    num_attr_labels=5,
-    num_qa_labels=11,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
-NONE = -1  # "no label" in expected.json, as in the original; transformers' own is -100
-TERMS = ("words", "matching", "object", "attribute", "feature", "answer")
+FOLDER = Path(__file__).parent.parent / "lxmert-train/tests/fixtures/pretraining_losses"
+IGNORED = -1  # as the original marks positions without a label; transformers' mark is -100
+GRADIENTS = [
+    "lxmert.encoder.visn_fc.visn_fc.weight",
+    "lxmert.encoder.layer.0.attention.self.value.weight",
+    "lxmert.embeddings.word_embeddings.weight",
+]
+BATCH, WORDS, REGIONS = 3, 7, 5
 
 
-def make_model(seed):
-    """Every parameter random, norms and biases too, so that none could be left out unnoticed."""
-    model = LxmertForPreTraining(LxmertConfig(**SIZES))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            centre = 1.0 if name.endswith("LayerNorm.weight") or name.endswith("logit_fc.2.weight") else 0.0
-            parameter.copy_(centre + noise * (0.1 if parameter.dim() == 1 else 0.2))
-    return model.eval()
+def configuration():
+    return LxmertConfig(
+        vocab_size=100, hidden_size=24, num_attention_heads=3, intermediate_size=32,
+        l_layers=1, r_layers=1, x_layers=1, visual_feat_dim=16, max_position_embeddings=12,
+        num_object_labels=7, num_attr_labels=5, num_qa_labels=11,
+    )  # fmt: skip
 
 
-def make_batch(seed):
-    """Four pairs; two sentences end in padding; a mismatched pair has no answer. Every image has all its regions, as in
-    the original, so that a mean over the batch's regions is over pairs * regions."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, SIZES["vocab_size"], (PAIRS, WORDS), generator=generator)
-    ids[:, 0] = 1
-    word_mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    ids = ids * word_mask
-
-    word_labels = torch.full((PAIRS, WORDS), NONE)
-    for pair, word in [(0, 2), (0, 4), (1, 1), (3, 3)]:
-        word_labels[pair, word] = ids[pair, word]
-    ids[0, 2] = ids[1, 1] = 3  # [MASK]
-    ids[3, 3] = 42  # a random word; (0, 4) is kept
-
-    targets = torch.randn(PAIRS, REGIONS, SIZES["visual_feat_dim"], generator=generator) * 1.5
-    region_masked = torch.zeros(PAIRS, REGIONS)
-    for pair, region in [(0, 1), (1, 0), (1, 4), (2, 2)]:
-        region_masked[pair, region] = 1.0
-    features = targets.clone()
-    features[0, 1] = features[1, 0] = 0.0  # zeroed
-    features[1, 4] = targets[3, 3]  # another region's; (2, 2) is kept
-    low = torch.rand(PAIRS, REGIONS, 2, generator=generator) * 0.5
-    boxes = torch.cat([low, low + 0.1 + torch.rand(PAIRS, REGIONS, 2, generator=generator) * 0.4], -1)
+def inputs():
+    """Words, regions and labels; the first pair matches, the second does not, the third has no answer."""
+    random = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 100, (BATCH, WORDS), generator=random)
+    mask = torch.ones(BATCH, WORDS)
+    mask[1, 5:] = 0
+    ids[1, 5:] = 0
+    word_labels = torch.full((BATCH, WORDS), IGNORED)
+    for row, word, label in [(0, 2, 17), (0, 4, 63), (1, 1, 40), (2, 5, 8)]:
+        word_labels[row, word] = label
+    ids[0, 2] = ids[1, 1] = ids[2, 5] = 4  # [MASK]; the word of (0, 4) was kept
+    ids[0, 4] = 63
+    features = torch.rand(BATCH, REGIONS, 16, generator=random) * 2
+    region_mask = torch.zeros(BATCH, REGIONS)
+    target_features = features.clone()
+    for row, region in [(0, 1), (0, 3), (1, 0), (2, 4)]:
+        region_mask[row, region] = 1
+    features[0, 1] = features[1, 0] = 0
+    corner = torch.rand(BATCH, REGIONS, 2, generator=random) * 0.5
+    size = torch.rand(BATCH, REGIONS, 2, generator=random) * 0.5
     return {
         "input_ids": ids,
-        "attention_mask": word_mask,
+        "attention_mask": mask,
         "visual_feats": features,
-        "visual_boxes": boxes,
+        "visual_pos": torch.cat([corner, corner + size], -1),
         "word_labels": word_labels,
-        "matched": torch.tensor([1, 0, 1, 1]),
-        "region_masked": region_masked,
-        "object_labels": torch.randint(0, SIZES["num_object_labels"], (PAIRS, REGIONS), generator=generator),
-        "object_confidence": torch.rand(PAIRS, REGIONS, generator=generator),
-        "attribute_labels": torch.randint(0, SIZES["num_attr_labels"], (PAIRS, REGIONS), generator=generator),
-        "attribute_confidence": torch.rand(PAIRS, REGIONS, generator=generator),
-        "feature_targets": targets,
-        "answer": torch.tensor([3, NONE, 10, NONE]),
+        "matched": torch.tensor([1, 0, 1]),
+        "region_mask": region_mask,
+        "object_labels": torch.randint(0, 7, (BATCH, REGIONS), generator=random),
+        "object_confidence": torch.rand(BATCH, REGIONS, generator=random),
+        "attribute_labels": torch.randint(0, 5, (BATCH, REGIONS), generator=random),
+        "attribute_confidence": torch.rand(BATCH, REGIONS, generator=random),
+        "target_features": target_features,
+        "answers": torch.tensor([6, IGNORED, 2]),
     }
 
 
-def inputs_of(batch):
+def forward(model, case, **labels):
+    names = ["input_ids", "attention_mask", "visual_feats", "visual_pos"]
+    return model(**{name: case[name] for name in names}, **labels)
+
+
+def hub(labels):
+    return torch.where(labels == IGNORED, torch.full_like(labels, -100), labels)
+
+
+def total_of_transformers(model, case):
+    visual = {
+        "obj": (case["object_labels"], case["object_confidence"]),
+        "attr": (case["attribute_labels"], case["attribute_confidence"]),
+        "feat": (case["target_features"], case["region_mask"]),
+    }
+    # transformers takes one answer per row and asks for them all: rows without one are marked -100.
+    output = forward(
+        model, case, labels=hub(case["word_labels"]), matched_label=case["matched"], obj_labels=visual,
+        ans=hub(case["answers"]),
+    )  # fmt: skip
+    return output.loss.sum()
+
+
+def region_heads(model, case):
+    vision = forward_trunk(model, case).vision_output
+    return model.obj_predict_head(vision)
+
+
+def forward_trunk(model, case):
+    names = ["input_ids", "attention_mask", "visual_feats", "visual_pos"]
+    return model.lxmert(**{name: case[name] for name in names})
+
+
+def losses(model, case, masked_only, normaliser):
+    """Each task's loss from the logits; those over regions over all of them by their detector's
+    confidence (the released code), or over the masked ones only."""
+    output, regions = forward(model, case), region_heads(model, case)
+    words, answers = hub(case["word_labels"]), hub(case["answers"])
+
+    def weighted(loss, weight):
+        return (loss * weight).mean() * normaliser
+
+    def classes(logits, labels, confidence):
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(BATCH, REGIONS)
+        return weighted(loss, confidence * case["region_mask"] if masked_only else confidence)
+
+    feature = F.smooth_l1_loss(regions["feat"], case["target_features"], reduction="none").mean(-1)
+    none = (words != -100).sum() == 0
     return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "visual_feats": batch["visual_feats"],
-        "visual_pos": batch["visual_boxes"],
-        "token_type_ids": torch.zeros_like(batch["input_ids"]),
+        "masked_words": torch.zeros(()) if none else F.cross_entropy(output.prediction_logits.flatten(0, 1), words.flatten()),
+        "matching": F.cross_entropy(output.cross_relationship_score, case["matched"]),
+        "objects": classes(regions["obj"], case["object_labels"], case["object_confidence"]),
+        "attributes": classes(regions["attr"], case["attribute_labels"], case["attribute_confidence"]),
+        "features": weighted(feature, case["region_mask"]),
+        "answers": F.cross_entropy(output.question_answering_score, answers),
     }
 
 
-def labels_of(batch):
-    """The model's own arguments, in the original code's sense: confidence for classes, the mask for features."""
-    hidden = lambda labels: labels.masked_fill(labels == NONE, -100)
+def record(model, case, masked_only, normaliser):
+    model.zero_grad()
+    parts = losses(model, case, masked_only, normaliser)
+    total = sum(parts.values())
+    total.backward()
+    parameters = dict(model.named_parameters())
     return {
-        "labels": hidden(batch["word_labels"]),
-        "matched_label": batch["matched"],
-        "obj_labels": {
-            "obj": (batch["object_labels"], batch["object_confidence"]),
-            "attr": (batch["attribute_labels"], batch["attribute_confidence"]),
-            "feat": (batch["feature_targets"], batch["region_masked"]),
-        },
-        "ans": hidden(batch["answer"]),
+        "normaliser": normaliser,
+        **{name: loss.item() for name, loss in parts.items()},
+        "total": total.item(),
+        "gradient_norms": {name: parameters[name].grad.norm().item() for name in GRADIENTS},
     }
-
-
-def zero_if_none(loss, labels):
-    """The mean over labelled places; transformers gives NaN where there is none, here it is 0."""
-    return loss if bool((labels != NONE).any()) else loss.new_zeros(())
-
-
-def terms(model, batch, choice):
-    """Each task's loss. `choice`: which regions the visual losses are over.
-
-    original: weight = confidence on all regions (object, attribute), the mask (feature); mean over B*N, times 6.67.
-    masked:   weight = confidence * mask (object, attribute), the mask (feature); mean over B*N, times 6.67.
-    volta:    weight = the mask; sum over masked regions / max(their number, 1), no factor.
-    """
-    outputs = model.lxmert(**inputs_of(batch))
-    words, matching = model.cls(outputs.language_output, outputs.pooled_output)
-    regions = model.obj_predict_head(outputs.vision_output)
-    answers = model.answer_head(outputs.pooled_output)
-    mask = batch["region_masked"]
-
-    def visual(loss, confidence):
-        if choice == "volta":
-            return (loss * mask).sum() / mask.sum().clamp(min=1.0)
-        weight = {"original": confidence, "masked": confidence * mask}[choice]
-        return (loss * weight).mean() * model.visual_loss_normalizer
-
-    def classes(logits, labels):
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-
-    distance = F.smooth_l1_loss(regions["feat"], batch["feature_targets"], reduction="none").mean(-1)
-    word_loss = F.cross_entropy(words.flatten(0, 1), batch["word_labels"].flatten(), ignore_index=NONE)
-    return {
-        "words": zero_if_none(word_loss, batch["word_labels"]),
-        "matching": F.cross_entropy(matching, batch["matched"]),
-        "object": visual(classes(regions["obj"], batch["object_labels"]), batch["object_confidence"]),
-        "attribute": visual(classes(regions["attr"], batch["attribute_labels"]), batch["attribute_confidence"]),
-        "feature": visual(distance, mask),
-        "answer": zero_if_none(F.cross_entropy(answers, batch["answer"], ignore_index=NONE), batch["answer"]),
-    }
-
-
-def numbers(losses):
-    values = {name: losses[name].item() for name in TERMS}
-    return values | {"total": sum(losses.values()).item()}
 
 
 def main():
-    here = Path(__file__).resolve().parent
-    default = here.parent / "lxmert-train/tests/fixtures/pretraining_losses"
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    folder.mkdir(parents=True, exist_ok=True)
-    model, batch = make_model(seed=7), make_batch(seed=11)
-
-    own = model(**inputs_of(batch), **labels_of(batch)).loss
-    own.backward()
-    gradient_norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    torch.manual_seed(7)
+    config = configuration()
+    model = LxmertForPreTraining(config).eval()
     with torch.no_grad():
-        losses = {choice: numbers(terms(model, batch, choice)) for choice in ("original", "masked", "volta")}
-        difference = abs(losses["original"]["total"] - own.item())
-        assert difference < 1e-5, f"this script's losses are not the model's: {difference}"
-
-        # A batch in which nothing was masked and nothing has an answer.
-        bare = dict(batch, word_labels=torch.full_like(batch["word_labels"], NONE))
-        bare["region_masked"] = torch.zeros_like(batch["region_masked"])
-        bare["answer"] = torch.full_like(batch["answer"], NONE)
-        assert model(**inputs_of(bare), **labels_of(bare)).loss.isnan(), "transformers no longer gives NaN here"
-        nothing = {choice: numbers(terms(model, bare, choice)) for choice in ("original", "masked", "volta")}
-
-    tied = "cls.predictions.decoder.weight"
-    weights = {name: t.contiguous() for name, t in model.state_dict().items() if name != tied}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
-    config = {"architectures": ["LxmertForPreTraining"], "model_type": "lxmert", **SIZES}
-    config |= {"visual_loss_normalizer": model.visual_loss_normalizer}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+            elif "norm" not in name.lower() and not name.endswith("logit_fc.2.weight"):
+                parameter.normal_(0, 0.1)
+    case = inputs()
+    # The published files have 6.67 for the paper's 1 / 0.15.
     expected = {
-        "made_with": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}",
-        "visual_loss_normalizer": model.visual_loss_normalizer,
-        "batch": {name: tensor.tolist() for name, tensor in batch.items()},
-        "losses": losses,
-        "losses_of_nothing_masked": nothing,
-        "gradient_norms": gradient_norms,
+        "original": record(model, case, False, 6.67),
+        "masked_regions": record(model, case, True, 1 / 0.15),
     }
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in expected.items()]
-    (folder / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print(f"{folder}: model's own total {own.item():.6f}, difference {difference:.1e}")
-    for choice, values in losses.items():
-        print(f"  {choice:9}" + "".join(f"  {name} {value:.5f}" for name, value in values.items()))
+    # transformers' own sum says that the parts above are its parts.
+    theirs = total_of_transformers(model, case).item()
+    assert abs(theirs - expected["original"]["total"]) < 1e-5, (theirs, expected["original"]["total"])
+    unmasked = dict(case, word_labels=torch.full_like(case["word_labels"], IGNORED), region_mask=torch.zeros(BATCH, REGIONS))
+    expected["nothing_masked"] = record(model, unmasked, True, 1 / 0.15)
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "losses.json").write_text(json.dumps(expected, indent=2) + "\n")
+    (FOLDER / "config.json").write_text(config.to_json_string(use_diff=True))
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("cls.predictions.decoder.")}
+    wanted = {f"inputs.{name}": value for name, value in case.items()}
+    tensors = {f"weights.{name}": value for name, value in weights.items()} | wanted
+    save_file({name: value.contiguous() for name, value in tensors.items()}, FOLDER / "case.safetensors")
+    print(json.dumps(expected, indent=2))
 
 
 if __name__ == "__main__":
