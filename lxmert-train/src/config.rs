@@ -87,8 +87,8 @@ pub struct Recipe {
     pub decay_all: bool,
     /// Largest global gradient norm; 0 does not clip.
     pub clip: f64,
-    /// Whether row 0 of the embedding tables gets no gradient, as in the original, where it is torch's padding row
-    /// (and the first position's, and the only segment's).
+    /// Whether row 0 of the position and segment tables gets no gradient, as in the original, where it is torch's padding
+    /// row, though it is `[CLS]`'s position and the only segment.
     pub freeze_padding_rows: bool,
     /// Share of the mismatched training pairs that are hard.
     pub hard_negatives: f64,
@@ -332,7 +332,7 @@ pub struct RecipeArgs {
     /// Largest global gradient norm; 0 does not clip
     #[arg(long, help_heading = "Optimisation")]
     pub clip: Option<f64>,
-    /// No gradient for row 0 of the word, position and segment tables, as in the original
+    /// No gradient for row 0 of the position and segment tables, as in the original
     #[arg(long, help_heading = "Optimisation")]
     pub freeze_padding_rows: bool,
     /// Share of the mismatched training pairs taken from hard_negatives.csv, where there is one

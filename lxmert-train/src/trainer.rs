@@ -406,10 +406,11 @@ fn add(before: Vec<Option<Tensor>>, more: Vec<Option<Tensor>>) -> Result<Vec<Opt
         .collect()
 }
 
-/// Zeroes the gradient of row 0 of the three embedding tables, as torch's `padding_idx=0` does in the original.
+/// Zeroes the gradient of row 0 of the position and segment tables, as torch's `padding_idx=0` does in the original. Row 0
+/// of the word table is the padding's: no word that counts reads it.
 fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> Result<()> {
     for ((name, _), gradient) in optimiser.parameters().zip(gradients) {
-        let table = name.contains("embeddings.") && name.ends_with("_embeddings.weight");
+        let table = name.ends_with(".position_embeddings.weight") || name.ends_with(".token_type_embeddings.weight");
         if let Some(gradient) = gradient.as_mut().filter(|_| table) {
             let first = gradient.narrow(0, 0, 1)?.zeros_like()?;
             *gradient = gradient.slice_scatter(&first, 0, 0)?;

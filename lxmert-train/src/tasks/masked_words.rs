@@ -43,6 +43,12 @@ pub struct Guesses {
 }
 
 impl MaskedWords {
+    /// Words that are masked already: row of the `[batch · words, hidden]` output, and the word that stood there.
+    pub fn given(words: impl IntoIterator<Item = (u32, u32)>) -> Self {
+        let (rows, targets) = words.into_iter().unzip();
+        Self { rows, targets }
+    }
+
     /// Masks words of `batch` in place, in every row alike, so that a mask says nothing about the
     /// match; those of the rows that `guessed` says yes to are to be guessed. The draw is a function of `seed` and
     /// `number`.

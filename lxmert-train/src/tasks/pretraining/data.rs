@@ -2,6 +2,7 @@
 
 use super::regions::MaskedRegions;
 use super::{Example, PretrainingBatch};
+use crate::Result;
 use crate::data::answers::AnswerTable;
 use crate::data::batches::Batch;
 use crate::data::paths::Data;
@@ -9,7 +10,6 @@ use crate::data::pretraining::{Pretraining, ReadOptions};
 use crate::data::splits::Split;
 use crate::data::{Dataset, LoadOptions};
 use crate::trainer::Job;
-use crate::Result;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};

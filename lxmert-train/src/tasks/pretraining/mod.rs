@@ -3,18 +3,19 @@
 
 pub mod data;
 pub mod regions;
+pub mod terms;
 
-use super::losses::cross_entropy;
 use super::masked_words::MaskedWords;
 use super::{BatchLoss, CheckpointParts, Description, Step, Task, alignment};
 use crate::config::Recipe;
 use crate::data::answers;
 use crate::data::batches::{self, Batch};
+use crate::data::pretraining::Pretraining as Sentences;
 use crate::measures::Measures;
 use crate::run_folder::{Preprocessing, pretraining_weights, weights_file};
 use crate::trainer::Job;
 use crate::{Error, Result};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use data::{Splits, TaskWeights};
 use indicatif::ProgressBar;
@@ -28,6 +29,7 @@ use rand_chacha::ChaCha8Rng;
 use regions::MaskedRegions;
 use std::collections::BTreeMap;
 use std::path::Path;
+use terms::{Targets, Term};
 
 /// One sentence with one image: of the sentences' example `sentence` and the image of example `image`, which is another's
 /// where they do not match.
@@ -53,21 +55,6 @@ pub struct PretrainingBatch {
     pub regions: MaskedRegions,
     /// Per example its question's answers, as labels with scores; empty where there is none to learn from.
     pub answers: Vec<Vec<(u32, f32)>>,
-}
-
-/// One loss: a scalar to differentiate, how many of the guesses were right, and how many there were.
-#[derive(Debug, Clone)]
-pub struct Term {
-    /// The task.
-    pub name: &'static str,
-    /// The loss of the batch.
-    pub loss: Tensor,
-    /// Right guesses.
-    pub right: usize,
-    /// Guesses; 0 where a task has none to count.
-    pub guesses: usize,
-    /// By what the batch's loss weighs in a mean over batches.
-    pub weight: f64,
 }
 
 /// Pre-training on sentences with images.
@@ -207,7 +194,7 @@ impl Pretraining {
     }
 
     /// Half of the sentences (each by a coin, as the original) get another image, where matching is learnt.
-    fn draw(&self, split: &crate::data::pretraining::Pretraining, order: &[usize], key: u64) -> Vec<Example> {
+    fn draw(&self, split: &Sentences, order: &[usize], key: u64) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(key);
         let example = |&sentence: &usize| {
             let other = if self.weights.matching > 0.0 && rng.random_bool(0.5) {
@@ -230,76 +217,34 @@ impl Pretraining {
         run: &Forward,
     ) -> Result<Vec<Term>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let rows = batch.examples.len();
-        let labels: Vec<Option<u32>> =
-            batch.answers.iter().map(|answers| crate::data::answers::sample(answers, &mut rng)).collect();
+        let answers = batch.answers.iter().map(|answers| answers::sample(answers, &mut rng)).collect();
         if weights.any_region() {
             batch.regions.mask(&mut batch.inputs, &self.data.store, &mut rng)?;
         }
         let vocab = self.config.vocab_size as u32;
-        let words =
-            (weights.words > 0.0).then(|| MaskedWords::draw(&mut batch.inputs, |_| true, vocab, seed, rng.random()));
-
+        let words = match weights.words > 0.0 {
+            true => MaskedWords::draw(&mut batch.inputs, |_| true, vocab, seed, rng.random()),
+            false => MaskedWords::default(),
+        };
+        let matched: Vec<bool> = batch.examples.iter().map(|example| example.matched()).collect();
+        let targets = Targets { words, regions: batch.regions, matched, answers };
         let inputs = batch.inputs.inputs(&self.device)?;
-        let language = model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
-        let mask = inputs.visual_attention_mask.as_ref();
-        let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, run)?;
-        let output = model.trunk.cross(&language, &vision, run)?;
-        let heads = &model.heads;
-
-        let mut terms = Vec::new();
-        if let Some(guess) = words.map(|words| words.loss(&heads.words, &output.language)).transpose()?.flatten() {
-            let (right, guesses) = (guess.right, guess.count);
-            terms.push(Term { name: "words", loss: guess.loss, right, guesses, weight: guesses as f64 });
-        }
-        if weights.matching > 0.0 {
-            let logits = heads.matching(&output.pooled)?;
-            let targets: Vec<u32> = batch.examples.iter().map(|example| u32::from(example.matched())).collect();
-            terms.push(classified("matching", &logits, &targets)?);
-        }
-        if weights.any_region() {
-            let found = batch.regions.losses(&heads.regions, &output.vision, self.recipe.region_losses)?;
-            let named = [
-                ("objects", weights.objects, found.objects, found.right_objects),
-                ("attributes", weights.attributes, found.attributes, found.right_attributes),
-                ("features", weights.features, found.features, (0, 0)),
-            ];
-            for (name, weight, loss, (right, guesses)) in named {
-                if let Some(loss) = loss.filter(|_| weight > 0.0) {
-                    terms.push(Term { name, loss, right, guesses, weight: rows as f64 });
-                }
-            }
-        }
-        if let Some(head) = heads.answers.as_ref().filter(|_| weights.answers > 0.0) {
-            let asked: (Vec<u32>, Vec<u32>) =
-                labels.iter().enumerate().filter_map(|(row, label)| Some((row as u32, (*label)?))).unzip();
-            if !asked.0.is_empty() {
-                let index = Tensor::from_slice(&asked.0, asked.0.len(), &self.device)?;
-                terms.push(classified("answers", &head.forward(&output.pooled.index_select(&index, 0)?)?, &asked.1)?);
-            }
-        }
+        let losses = (self.recipe.region_losses, 1.0 / regions::CHOSEN);
+        let (mut terms, language, vision) = terms::terms(model, &inputs, &targets, weights, losses, run)?;
         if self.recipe.alignment > 0.0 {
-            let matched: Vec<(u32, usize)> = batch
-                .examples
-                .iter()
-                .enumerate()
+            let matched: Vec<(u32, usize)> = (batch.examples.iter().enumerate())
                 .filter(|(_, example)| example.matched())
                 .map(|(row, example)| (row as u32, example.image))
                 .collect();
             if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.states, &vision.states)? {
-                terms.push(Term { name: "alignment", loss, right: 0, guesses: 0, weight: rows as f64 });
+                terms.push(Term { name: "alignment", loss, right: 0, guesses: 0, weight: batch.examples.len() as f64 });
             }
         }
         Ok(terms)
     }
 
     /// Every task's loss and accuracy on a split, masks and mismatches being the same each time.
-    fn measure(
-        &self,
-        model: &PretrainingModel,
-        split: &crate::data::pretraining::Pretraining,
-        bar: &ProgressBar,
-    ) -> Result<Measures> {
+    fn measure(&self, model: &PretrainingModel, split: &Sentences, bar: &ProgressBar) -> Result<Measures> {
         let all: Vec<usize> = (0..split.len()).collect();
         let examples = self.draw(split, &all, MISMATCHES);
         let length = |example: &Example| split.tokens(example.sentence).len();
@@ -339,12 +284,4 @@ impl Pretraining {
         measures.set("all", "loss", total);
         Ok(measures)
     }
-}
-
-/// The mean cross entropy of rows that each have one class.
-fn classified(name: &'static str, logits: &Tensor, targets: &[u32]) -> Result<Term> {
-    let guesses = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let right = guesses.iter().zip(targets).filter(|(guess, target)| guess == target).count();
-    let loss = cross_entropy(logits, targets)?.mean_all()?;
-    Ok(Term { name, loss, right, guesses: targets.len(), weight: targets.len() as f64 })
 }

@@ -2,8 +2,7 @@
 //! §3.1.2).
 
 use crate::Result;
-use crate::data::batches::Batch;
-use crate::data::batches::keep_first;
+use crate::data::batches::{Batch, keep_first};
 use crate::tasks::losses::{cross_entropy, smooth_l1, weighted_sum};
 use candle_core::Tensor;
 use lxmert_core::features::FeatureStore;
@@ -12,7 +11,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 /// Share of the regions that are chosen.
-const CHOSEN: f64 = 0.15;
+pub const CHOSEN: f64 = 0.15;
 /// Of the chosen: share whose feature becomes zeros, and share up to which it becomes another region's; the rest stays.
 const ZEROED: f64 = 0.8;
 const REPLACED: f64 = 0.9;
@@ -27,7 +26,7 @@ pub enum RegionLosses {
     Masked,
     /// All regions, masked or not, for objects and attributes (the released code; airsplay/lxmert#41).
     Original,
-    /// The masked regions' mean (volta).
+    /// The masked regions' mean, without confidences (volta).
     PerMasked,
 }
 
@@ -118,11 +117,19 @@ impl MaskedRegions {
         Ok(())
     }
 
-    /// The losses over `vision`: `[rows, regions, hidden]`. Only the regions that count go through the head.
+    /// The losses over `vision`: `[rows, regions, hidden]`, times `normaliser` (1 / 0.15, so that their size is that of a
+    /// mean over the masked regions) unless they are means over these already. Only the regions that count go through the
+    /// head.
     ///
     /// # Errors
     /// When the batch does not fit the model.
-    pub fn losses(&self, head: &RegionHead, vision: &Tensor, kind: RegionLosses) -> Result<RegionTerms> {
+    pub fn losses(
+        &self,
+        head: &RegionHead,
+        vision: &Tensor,
+        kind: RegionLosses,
+        normaliser: f64,
+    ) -> Result<RegionTerms> {
         let device = vision.device();
         let counts = |region: &usize| {
             let known = self.objects.scores[*region] > 0.0 || self.attributes.scores[*region] > 0.0;
@@ -136,7 +143,7 @@ impl MaskedRegions {
         let logits: RegionLogits = head.forward(&vision.flatten_to(1)?.index_select(&index, 0)?)?;
         let divisor = match kind {
             RegionLosses::PerMasked => self.chosen.iter().filter(|chosen| **chosen).count().max(1) as f64,
-            RegionLosses::Masked | RegionLosses::Original => self.count.max(1) as f64 * CHOSEN,
+            RegionLosses::Masked | RegionLosses::Original => self.count.max(1) as f64 / normaliser,
         };
         let mut terms = RegionTerms::default();
         let classes = [
@@ -146,7 +153,11 @@ impl MaskedRegions {
         for (classes, logits, loss, right) in classes {
             let Some(logits) = logits else { continue };
             let targets: Vec<u32> = rows.iter().map(|&row| classes.labels[row]).collect();
-            let weights: Vec<f32> = rows.iter().map(|&row| classes.scores[row]).collect();
+            let weight = |&row: &usize| match kind {
+                RegionLosses::PerMasked => 1.0,
+                RegionLosses::Masked | RegionLosses::Original => classes.scores[row],
+            };
+            let weights: Vec<f32> = rows.iter().map(weight).collect();
             *loss = Some((weighted_sum(&cross_entropy(&logits, &targets)?, &weights, device)? / divisor)?);
             for ((guess, target), &row) in logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&targets).zip(&rows) {
                 if self.chosen[row] && classes.scores[row] > 0.0 {
