@@ -37,6 +37,20 @@ pub struct AnswerCheckpoint {
     pub model: AnswerModel,
 }
 
+/// `folder`, or the `best` of a run folder.
+///
+/// # Errors
+/// When neither holds a checkpoint, with the command that makes one for `task`.
+pub fn checkpoint_folder(folder: &Path, task: &str) -> Result<PathBuf> {
+    let found =
+        [folder.to_path_buf(), RunFolder::new(folder).best()].into_iter().find(|f| f.join("config.json").is_file());
+    found.ok_or_else(|| {
+        let advice =
+            format!("no checkpoint here (no config.json); train one with `cargo run -p lxmert-train -- --task {task}`");
+        Error::file(folder, advice)
+    })
+}
+
 /// An answer with its probability.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Answer {
@@ -52,13 +66,7 @@ impl AnswerCheckpoint {
     /// # Errors
     /// When a file is missing, the weights do not fit the configuration, or nothing says what its answers are.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let folder =
-            if folder.join("config.json").is_file() { folder.to_path_buf() } else { RunFolder::new(folder).best() };
-        if !folder.join("config.json").is_file() {
-            let advice =
-                "no checkpoint here (no config.json); train one with `cargo run -p lxmert-train -- --task questions`";
-            return Err(Error::file(&folder, advice));
-        }
+        let folder = checkpoint_folder(folder, "questions")?;
         let path = weights_file(&folder)?;
         let tensors = names::lxmert(&path, read_tensors(&path)?)?;
         let rows = answer_rows(&tensors).ok_or_else(|| {
@@ -120,15 +128,23 @@ impl AnswerCheckpoint {
     /// # Errors
     /// When they do not, with both lengths and the detector that fits.
     pub fn check_features(&self, feature_dim: usize) -> Result<()> {
-        let wanted = self.config.visual_feat_dim;
-        if feature_dim == wanted {
-            return Ok(());
-        }
-        Err(Error::Argument(format!(
-            "the regions have {feature_dim} numbers each, but the checkpoint takes {wanted}; {}",
-            detector_for(wanted, &self.preprocessing.detector)
-        )))
+        check_features(&self.config, &self.preprocessing, feature_dim)
     }
+}
+
+/// Whether features of this length fit a model.
+///
+/// # Errors
+/// When they do not, with both lengths and the detector that fits.
+pub fn check_features(config: &LxmertConfig, preprocessing: &Preprocessing, feature_dim: usize) -> Result<()> {
+    let wanted = config.visual_feat_dim;
+    if feature_dim == wanted {
+        return Ok(());
+    }
+    Err(Error::Argument(format!(
+        "the regions have {feature_dim} numbers each, but the checkpoint takes {wanted}; {}",
+        detector_for(wanted, &preprocessing.detector)
+    )))
 }
 
 /// In words, which detector gives features of this length.

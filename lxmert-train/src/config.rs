@@ -156,6 +156,17 @@ impl Recipe {
         }
     }
 
+    /// The generated scenes' recipe for a task. The rate of questions and statements is half of matching's: with that, a
+    /// checkpoint to start from loses what it knows in the first epoch.
+    #[must_use]
+    pub fn scenes_for(task: TaskKind) -> Self {
+        let scenes = Self::scenes().for_task(task);
+        match task {
+            TaskKind::Questions | TaskKind::Statements => Self { learning_rate: 5e-4, ..scenes },
+            _ => scenes,
+        }
+    }
+
     /// The original's recipe for a task on real photos (Tan & Bansal 2019, §4.2; VQA and NLVR2, for GQA with a rate of
     /// 1e-5): the published size, to be started from a pre-trained checkpoint by `--init`.
     #[must_use]

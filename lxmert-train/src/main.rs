@@ -3,15 +3,20 @@
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
+use lxmert_core::features::FeatureStore;
 use lxmert_core::workspace::Workspace;
+use lxmert_train::answering::{self, AnswerCheckpoint};
 use lxmert_train::ask::{self, AskArgs};
 use lxmert_train::config::{Recipe, RecipeArgs};
 use lxmert_train::data::paths::{Data, DataPaths, ExamplePaths};
+use lxmert_train::data::question_set::QuestionSet;
 use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::log::jsonl::TestRecord;
 use lxmert_train::log::progress;
+use lxmert_train::measures::Measures;
 use lxmert_train::run_folder::{Checkpoint, Report, RunFolder};
-use lxmert_train::tasks::{TaskKind, matching};
+use lxmert_train::tasks::statements::StatementSet;
+use lxmert_train::tasks::{TaskKind, matching, questions, statements};
 use lxmert_train::trainer::{self, Job, Outcome, Start};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -64,7 +69,7 @@ struct DataArgs {
     #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
     valid_file: Vec<PathBuf>,
     /// JSON that is measured and predicted at the end; may be given several times [default: --valid-file]
-    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
     test_file: Vec<PathBuf>,
     /// Table of the answers to choose from, such as data/answers/vqa.json
     #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
@@ -107,8 +112,14 @@ struct TrainArgs {
 struct EvaluateArgs {
     /// Checkpoint folder, or a run folder (its best checkpoint is taken)
     checkpoint: PathBuf,
+    /// What is measured; for questions and statements --test-file names the files [default for these: the scenes']
+    #[arg(long, value_enum, default_value_t = TaskKind::Matching)]
+    task: TaskKind,
     #[command(flatten)]
     data: DataArgs,
+    /// Write the predictions into this folder, in the form that the benchmark's server takes
+    #[arg(long, value_name = "DIR", help_heading = "Evaluation")]
+    predictions: Option<PathBuf>,
     /// Pairs per batch
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Evaluation")]
     batch_size: u16,
@@ -194,7 +205,7 @@ fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
         if let Some(features) = &args.features {
             paths.features.clone_from(features);
         }
-        return Ok((Data::Examples(paths.absolute()), Recipe::scenes().for_task(task)));
+        return Ok((Data::Examples(paths.absolute()), Recipe::scenes_for(task)));
     };
     let name = first.file_stem().map_or_else(|| stem.into(), |name| name.to_string_lossy().into_owned());
     let test = if args.test_file.is_empty() { &args.valid_file } else { &args.test_file };
@@ -268,7 +279,54 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
     Ok(())
 }
 
+/// Measures a checkpoint of questions or statements, and writes its predictions.
+fn evaluate_examples(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<Measures> {
+    let stem = if args.task == TaskKind::Questions { "questions" } else { "statements" };
+    let (files, features) = match &args.data.features {
+        Some(features) if !args.data.test_file.is_empty() => (args.data.test_file.clone(), features.clone()),
+        _ => {
+            let paths = ExamplePaths::scenes(&Workspace::locate()?, stem)?;
+            (paths.test, args.data.features.clone().unwrap_or(paths.features))
+        }
+    };
+    let store = FeatureStore::open(&features)?;
+    let batch = usize::from(args.batch_size);
+    let bar = progress::bar(0, stem, cli.common.show_progress());
+    let missing = args.data.allow_missing_images;
+    let measures = if args.task == TaskKind::Questions {
+        let checkpoint = AnswerCheckpoint::open(&args.checkpoint, device)?;
+        checkpoint.check_features(store.info().feature_dim)?;
+        let text = (&checkpoint.text, checkpoint.preprocessing.max_length);
+        let set = QuestionSet::read(&files, &store, &checkpoint.answers, text, missing)?;
+        bar.set_length(set.len() as u64);
+        let place = (&store, checkpoint.preprocessing.regions.min(store.info().regions));
+        let (measures, labels) =
+            questions::measure(&checkpoint.model, &checkpoint.answers, &set, place, batch, device, &bar)?;
+        if let Some(folder) = &args.predictions {
+            questions::write_predictions(folder, &checkpoint.answers, &set, &labels)?;
+        }
+        measures
+    } else {
+        let checkpoint = statements::StatementCheckpoint::open(&args.checkpoint, device)?;
+        answering::check_features(&checkpoint.config, &checkpoint.preprocessing, store.info().feature_dim)?;
+        let text = (&checkpoint.text, checkpoint.preprocessing.max_length);
+        let set = StatementSet::read(&files, &store, text, missing)?;
+        bar.set_length(set.len() as u64);
+        let place = (&store, checkpoint.preprocessing.regions.min(store.info().regions));
+        let (measures, judged) = statements::measure(&checkpoint.model, &set, place, batch, device, &bar)?;
+        if let Some(folder) = &args.predictions {
+            statements::write_predictions(folder, &set, &judged)?;
+        }
+        measures
+    };
+    bar.finish_and_clear();
+    Ok(measures)
+}
+
 fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<()> {
+    if matches!(args.task, TaskKind::Questions | TaskKind::Statements) {
+        return print_measures(evaluate_examples(args, cli, device)?, args.json);
+    }
     let checkpoint = Checkpoint::open(&args.checkpoint, device)?;
     let (data, _) = resolve_captions(&args.data)?;
     let options = LoadOptions {
@@ -283,8 +341,12 @@ fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) ->
     let batch = usize::from(args.batch_size);
     let test = matching::test(&checkpoint.model, &dataset, batch, args.recall_images, device, &bar)?;
     bar.finish_and_clear();
+    print_measures(test, args.json)
+}
+
+fn print_measures(test: Measures, json: bool) -> Result<()> {
     let record = TestRecord { epoch: 0, test };
-    if args.json {
+    if json {
         println!("{}", serde_json::to_string_pretty(&record).context("the measures as JSON")?);
     } else {
         print!("{}", record.test.tables("test"));

@@ -117,6 +117,15 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     assert!(printed.starts_with("blue") && printed.lines().count() == 2, "{printed}");
     asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
 
+    // Measured alone, on other questions, the checkpoint writes the same form of predictions.
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate.arg("evaluate").arg(root.join("run")).args(["--task", "questions", "--json", "--features"]);
+    evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("valid.json"));
+    let printed = evaluate.arg("--predictions").arg(root.join("again")).assert().success().get_output().stdout.clone();
+    let printed: Value = serde_json::from_slice(&printed).unwrap();
+    assert!(printed.pointer("/test/all/accuracy").is_some_and(|accuracy| accuracy.as_f64() > Some(0.8)), "{printed}");
+    assert!(root.join("again/vqa.json").is_file());
+
     let mut wide = regions;
     wide.feature_dim = 2048;
     let error = checkpoint.ask(&wide, "What color is it?", 3, &Device::Cpu).unwrap_err().to_string();
@@ -170,6 +179,16 @@ fn statements_about_two_images_are_learnt() {
     let predictions = std::fs::read_to_string(root.join("run/predictions/nlvr2.csv")).unwrap();
     assert_eq!(predictions.lines().count(), 60);
     assert!(predictions.lines().all(|line| line.ends_with(",True") || line.ends_with(",False")));
+
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate
+        .arg("evaluate")
+        .arg(root.join("run"))
+        .args(["--task", "statements", "--features"])
+        .arg(root.join("features"));
+    evaluate.arg("--test-file").arg(root.join("test.json")).arg("--predictions").arg(root.join("again"));
+    evaluate.assert().success().stdout(predicates::str::contains("consistency"));
+    assert_eq!(std::fs::read_to_string(root.join("again/nlvr2.csv")).unwrap(), predictions);
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub struct AdamW {
 /// Whether a parameter of this name decays by default: weights of linear layers and embeddings do,
 /// biases and layer norms do not.
 pub fn decays_by_default(name: &str) -> bool {
-    let norm = name.contains("LayerNorm") || name.contains("layer_norm");
+    let norm = lxmert_core::model::init::is_norm(name);
     // The student project's torch layers call their norms norm1, norm2, …
     let norm = norm || name.rsplit('.').nth(1).is_some_and(|module| module.starts_with("norm"));
     !norm && !name.ends_with("bias")

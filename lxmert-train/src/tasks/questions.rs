@@ -151,21 +151,18 @@ impl Task for Answering {
     }
 
     fn validate(&self) -> Result<Measures> {
-        self.measure(&self.model, &self.validation, &ProgressBar::hidden()).map(|(measures, _)| measures)
+        let batch = self.recipe.evaluation_batch();
+        let bar = ProgressBar::hidden();
+        let place = (&self.store, self.regions);
+        measure(&self.model, &self.answers, &self.validation, place, batch, &self.device, &bar).map(|(found, _)| found)
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
         let best = answering::AnswerCheckpoint::open(folder, &self.device)?;
         bar.set_length(self.test.len() as u64);
-        let (measures, labels) = self.measure(&best.model, &self.test, bar)?;
-        if !labels.is_empty() {
-            std::fs::create_dir_all(predictions).map_err(Error::io(predictions))?;
-            let questions = self.test.questions();
-            let vqa = questions.iter().all(|question| matches!(question.id, QuestionId::Number(_)));
-            let (name, form) = if vqa { ("vqa.json", AnswerFile::Vqa) } else { ("gqa.json", AnswerFile::Gqa) };
-            let answered = questions.iter().zip(&labels).map(|(question, &label)| (&question.id, self.word(label)));
-            write_answers(&predictions.join(name), form, answered)?;
-        }
+        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
+        let (measures, labels) = measure(&best.model, &self.answers, &self.test, place, batch, &self.device, bar)?;
+        write_predictions(predictions, &self.answers, &self.test, &labels)?;
         Ok(measures)
     }
 
@@ -206,52 +203,73 @@ impl Task for Answering {
     }
 }
 
-impl Answering {
-    fn word(&self, label: u32) -> &str {
-        self.answers.answer(label).unwrap_or("")
+/// Measures over a set of questions, and the label of each question's answer. `place`: the store, and regions per image.
+///
+/// # Errors
+/// When the data does not fit the model, or Ctrl-C was pressed.
+pub fn measure(
+    model: &AnswerModel,
+    answers: &AnswerTable,
+    set: &QuestionSet,
+    place: (&FeatureStore, usize),
+    batch_size: usize,
+    device: &Device,
+    bar: &ProgressBar,
+) -> Result<(Measures, Vec<u32>)> {
+    let all: Vec<usize> = (0..set.len()).collect();
+    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), batch_size);
+    let mut labels = vec![0u32; set.len()];
+    let (mut loss, mut counted) = (0.0, 0usize);
+    batches::for_each(
+        order.into_iter(),
+        |questions| Ok((set.batch(place.0, place.1, &questions)?, questions)),
+        |(inputs, questions)| {
+            check_interrupt()?;
+            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval())?.logits;
+            for (&question, label) in questions.iter().zip(largest(&logits)?) {
+                labels[question] = label;
+            }
+            let targets: Vec<&[(u32, f32)]> = questions.iter().map(|&i| set.target(i)).collect();
+            let losses = answer_losses(&logits, &targets, AnswerLoss::Scores, device)?.to_vec1::<f32>()?;
+            for (question, value) in questions.iter().zip(losses) {
+                if set.questions()[*question].scores.is_some() {
+                    loss += f64::from(value);
+                    counted += 1;
+                }
+            }
+            bar.inc(questions.len() as u64);
+            Ok(true)
+        },
+    )?;
+    let accuracy = answer_accuracy(set.questions(), labels.iter().map(|&label| answers.answer(label).unwrap_or("")));
+    let mut measures = Measures::default();
+    measures.set("all", "questions", set.len() as f64);
+    if counted > 0 {
+        measures.set("all", "accuracy", accuracy.overall.mean());
+        measures.set("all", "loss", loss / counted as f64);
     }
+    for (kind, score) in accuracy.by_type {
+        // A set's name has no stroke: `set/measure` is how `--metric` names one.
+        let name = if kind == AnswerType::YesNo { "yes-no" } else { kind.name() };
+        measures.extend(name, [("questions", score.count as f64), ("accuracy", score.mean())]);
+    }
+    Ok((measures, labels))
+}
 
-    /// Measures over a set, and the label of each question's answer.
-    fn measure(&self, model: &AnswerModel, set: &QuestionSet, bar: &ProgressBar) -> Result<(Measures, Vec<u32>)> {
-        let all: Vec<usize> = (0..set.len()).collect();
-        let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), self.recipe.evaluation_batch());
-        let mut labels = vec![0u32; set.len()];
-        let (mut loss, mut counted) = (0.0, 0usize);
-        batches::for_each(
-            order.into_iter(),
-            |questions| Ok((set.batch(&self.store, self.regions, &questions)?, questions)),
-            |(inputs, questions)| {
-                check_interrupt()?;
-                let logits = model.forward(&inputs.inputs(&self.device)?, &Forward::eval())?.logits;
-                for (&question, label) in questions.iter().zip(largest(&logits)?) {
-                    labels[question] = label;
-                }
-                let targets: Vec<&[(u32, f32)]> = questions.iter().map(|&i| set.target(i)).collect();
-                let losses = answer_losses(&logits, &targets, AnswerLoss::Scores, &self.device)?.to_vec1::<f32>()?;
-                for (question, value) in questions.iter().zip(losses) {
-                    if set.questions()[*question].scores.is_some() {
-                        loss += f64::from(value);
-                        counted += 1;
-                    }
-                }
-                bar.inc(questions.len() as u64);
-                Ok(true)
-            },
-        )?;
-        let accuracy = answer_accuracy(set.questions(), labels.iter().map(|&label| self.word(label)));
-        let mut measures = Measures::default();
-        measures.set("all", "questions", set.len() as f64);
-        if counted > 0 {
-            measures.set("all", "accuracy", accuracy.overall.mean());
-            measures.set("all", "loss", loss / counted as f64);
-        }
-        for (kind, score) in accuracy.by_type {
-            // A set's name has no stroke: `set/measure` is how `--metric` names one.
-            let name = if kind == AnswerType::YesNo { "yes-no" } else { kind.name() };
-            measures.extend(name, [("questions", score.count as f64), ("accuracy", score.mean())]);
-        }
-        Ok((measures, labels))
+/// Writes what the benchmark's server takes into `folder`: `vqa.json` where the questions' ids are numbers, else
+/// `gqa.json`. Nothing for no question.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_predictions(folder: &Path, answers: &AnswerTable, set: &QuestionSet, labels: &[u32]) -> Result<()> {
+    if set.is_empty() {
+        return Ok(());
     }
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let vqa = set.questions().iter().all(|question| matches!(question.id, QuestionId::Number(_)));
+    let (name, form) = if vqa { ("vqa.json", AnswerFile::Vqa) } else { ("gqa.json", AnswerFile::Gqa) };
+    let words = labels.iter().map(|&label| answers.answer(label).unwrap_or(""));
+    write_answers(&folder.join(name), form, set.questions().iter().map(|question| &question.id).zip(words))
 }
 
 /// The answer table that a data set names.

@@ -6,6 +6,7 @@
 use super::losses::cross_entropy;
 use super::questions::only_lxmert;
 use super::{BatchLoss, CheckpointParts, Description, Step, Task};
+use crate::answering::checkpoint_folder;
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::names::NameFinder;
@@ -29,20 +30,29 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// The statements of one or more files, without those about an image that has no features.
-#[derive(Default)]
-struct StatementSet {
+#[derive(Debug, Default)]
+pub struct StatementSet {
     statements: Vec<Statement>,
     store_index: Vec<[usize; 2]>,
     sentences: Sentences,
 }
 
 impl StatementSet {
-    fn read(files: &[PathBuf], store: &FeatureStore, text: &WordPiece, job: &Job) -> Result<Self> {
+    /// Reads files of statements.
+    ///
+    /// # Errors
+    /// When a file cannot be understood (see [`Statements::read`]), or too many images have no features.
+    pub fn read(
+        files: &[PathBuf],
+        store: &FeatureStore,
+        (text, max_length): (&WordPiece, usize),
+        allow_missing_images: bool,
+    ) -> Result<Self> {
         let finder = NameFinder::new(store);
         let mut set = Self::default();
         for path in files {
             let Statements { images, statements, .. } = Statements::read(path)?;
-            let found = finder.find_all(&images, job.allow_missing_images)?;
+            let found = finder.find_all(&images, allow_missing_images)?;
             for statement in statements {
                 if let [Some(left), Some(right)] = statement.images.map(|image| found[image]) {
                     set.store_index.push([left, right]);
@@ -51,7 +61,7 @@ impl StatementSet {
             }
         }
         let sentences: Vec<&str> = set.statements.iter().map(|statement| statement.sentence.as_str()).collect();
-        set.sentences.extend(text, &sentences, job.recipe.max_length)?;
+        set.sentences.extend(text, &sentences, max_length)?;
         Ok(set)
     }
 
@@ -61,8 +71,14 @@ impl StatementSet {
         Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>())
     }
 
-    fn len(&self) -> usize {
+    /// How many statements there are.
+    pub fn len(&self) -> usize {
         self.statements.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty()
     }
 
     fn labelled(&self) -> Vec<usize> {
@@ -102,7 +118,8 @@ impl Task for Judging {
         let recipe = job.recipe.clone();
         let paths = job.data.examples()?;
         let store = FeatureStore::open(&paths.features)?;
-        let read = |files: &[PathBuf]| StatementSet::read(files, &store, text, job);
+        let text = (text, recipe.max_length);
+        let read = |files: &[PathBuf]| StatementSet::read(files, &store, text, job.allow_missing_images);
         let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
         let learnt = train.labelled();
         for (what, files, usable) in [
@@ -180,24 +197,17 @@ impl Task for Judging {
     }
 
     fn validate(&self) -> Result<Measures> {
-        self.measure(&self.model, &self.validation, &ProgressBar::hidden()).map(|(measures, _)| measures)
+        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
+        measure(&self.model, &self.validation, place, batch, &self.device, &ProgressBar::hidden())
+            .map(|(found, _)| found)
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let path = weights_file(folder)?;
-        let tensors = fit(&path, &PairModel::expected(&self.config)?, read_tensors(&path)?, &FitOptions::default())?;
-        let weights: HashMap<String, Tensor> = tensors
-            .into_iter()
-            .map(|(name, tensor)| Ok((name, tensor.to_device(&self.device)?)))
-            .collect::<Result<_>>()?;
-        let best = PairModel::new(&self.config, VarBuilder::from_tensors(weights, DType::F32, &self.device))?;
+        let best = open_model(folder, &self.config, &self.device)?;
         bar.set_length(self.test.len() as u64);
-        let (measures, judged) = self.measure(&best, &self.test, bar)?;
-        if !judged.is_empty() {
-            std::fs::create_dir_all(predictions).map_err(Error::io(predictions))?;
-            let identifiers = self.test.statements.iter().map(|statement| statement.identifier.as_str());
-            write_judgements(&predictions.join("nlvr2.csv"), identifiers.zip(judged))?;
-        }
+        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
+        let (measures, judged) = measure(&best, &self.test, place, batch, &self.device, bar)?;
+        write_predictions(predictions, &self.test, &judged)?;
         Ok(measures)
     }
 
@@ -233,41 +243,106 @@ impl Task for Judging {
     }
 }
 
-impl Judging {
-    /// Measures over a set, and the judgement of each statement.
-    fn measure(&self, model: &PairModel, set: &StatementSet, bar: &ProgressBar) -> Result<(Measures, Vec<bool>)> {
-        let all: Vec<usize> = (0..set.len()).collect();
-        let order = batches::plan_in_order(&all, |&i| set.sentences.ids(i).len(), self.recipe.evaluation_batch());
-        let mut judged = vec![false; set.len()];
-        let mut loss = 0.0;
-        batches::for_each(
-            order.into_iter(),
-            |statements| Ok((set.batch(&self.store, self.regions, &statements)?, statements)),
-            |(inputs, statements)| {
-                check_interrupt()?;
-                let logits = model.forward(&inputs.inputs(&self.device)?, &Forward::eval())?;
-                let labels: Vec<u32> = statements.iter().map(|&index| set.label(index)).collect();
-                let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
-                for ((&index, judgement), value) in
-                    statements.iter().zip(logits.argmax(1)?.to_vec1::<u32>()?).zip(losses)
-                {
-                    judged[index] = judgement == 1;
-                    if set.statements[index].label.is_some() {
-                        loss += f64::from(value);
-                    }
-                }
-                bar.inc(statements.len() as u64);
-                Ok(true)
-            },
-        )?;
-        let found = statement_accuracy(&set.statements, judged.iter().copied());
-        let mut measures = Measures::default();
-        measures.set("all", "statements", set.len() as f64);
-        if found.accuracy.count > 0 {
-            let (accuracy, consistency) = (found.accuracy.mean(), found.consistency.mean());
-            let loss = loss / found.accuracy.count as f64;
-            measures.extend("all", [("accuracy", accuracy), ("consistency", consistency), ("loss", loss)]);
-        }
-        Ok((measures, judged))
+/// A checkpoint that judges statements.
+pub struct StatementCheckpoint {
+    /// The model's configuration.
+    pub config: LxmertConfig,
+    /// How to put data before it.
+    pub preprocessing: Preprocessing,
+    /// Its tokeniser.
+    pub text: WordPiece,
+    /// The model.
+    pub model: PairModel,
+}
+
+impl StatementCheckpoint {
+    /// Reads a checkpoint folder of ours, or the `best` of a run folder.
+    ///
+    /// # Errors
+    /// When a file is missing, or the weights are not such a model's.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let folder = checkpoint_folder(folder, "statements")?;
+        let config = LxmertConfig::from_file(folder.join("config.json"))?;
+        let vocabulary = folder.join("vocab.txt");
+        Ok(Self {
+            model: open_model(&folder, &config, device)?,
+            preprocessing: Preprocessing::of_checkpoint(&folder)?,
+            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
+            config,
+        })
     }
+}
+
+/// The model of a checkpoint folder that was trained on statements.
+///
+/// # Errors
+/// When the weights are not there or not this model's.
+pub fn open_model(folder: &Path, config: &LxmertConfig, device: &Device) -> Result<PairModel> {
+    let path = weights_file(folder)?;
+    let tensors = names::lxmert(&path, read_tensors(&path)?)?;
+    let fitting = fit(&path, &PairModel::expected(config)?, tensors, &FitOptions::default())?;
+    let weights: HashMap<String, Tensor> = fitting
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.to_device(device)?)))
+        .collect::<Result<_>>()?;
+    Ok(PairModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
+}
+
+/// Measures over a set of statements, and the judgement of each. `place`: the store, and regions per image.
+///
+/// # Errors
+/// When the data does not fit the model, or Ctrl-C was pressed.
+pub fn measure(
+    model: &PairModel,
+    set: &StatementSet,
+    place: (&FeatureStore, usize),
+    batch_size: usize,
+    device: &Device,
+    bar: &ProgressBar,
+) -> Result<(Measures, Vec<bool>)> {
+    let all: Vec<usize> = (0..set.len()).collect();
+    let order = batches::plan_in_order(&all, |&i| set.sentences.ids(i).len(), batch_size);
+    let mut judged = vec![false; set.len()];
+    let mut loss = 0.0;
+    batches::for_each(
+        order.into_iter(),
+        |statements| Ok((set.batch(place.0, place.1, &statements)?, statements)),
+        |(inputs, statements)| {
+            check_interrupt()?;
+            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval())?;
+            let labels: Vec<u32> = statements.iter().map(|&index| set.label(index)).collect();
+            let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
+            let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
+            for ((&index, judgement), value) in statements.iter().zip(judgements).zip(losses) {
+                judged[index] = judgement == 1;
+                if set.statements[index].label.is_some() {
+                    loss += f64::from(value);
+                }
+            }
+            bar.inc(statements.len() as u64);
+            Ok(true)
+        },
+    )?;
+    let found = statement_accuracy(&set.statements, judged.iter().copied());
+    let mut measures = Measures::default();
+    measures.set("all", "statements", set.len() as f64);
+    if found.accuracy.count > 0 {
+        let (accuracy, consistency) = (found.accuracy.mean(), found.consistency.mean());
+        let loss = loss / found.accuracy.count as f64;
+        measures.extend("all", [("accuracy", accuracy), ("consistency", consistency), ("loss", loss)]);
+    }
+    Ok((measures, judged))
+}
+
+/// Writes what NLVR2's evaluation takes into `folder`: `nlvr2.csv`. Nothing for no statement.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_predictions(folder: &Path, set: &StatementSet, judged: &[bool]) -> Result<()> {
+    if set.is_empty() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let identifiers = set.statements.iter().map(|statement| statement.identifier.as_str());
+    write_judgements(&folder.join("nlvr2.csv"), identifiers.zip(judged.iter().copied()))
 }
