@@ -117,7 +117,9 @@ impl MethodsPicture {
         for (i, panel) in self.panels.iter().enumerate() {
             let (x, y) = (MARGIN + i as i32 % across * (column + GAP), head + i as i32 / across * panel_height);
             sheet.text((x, y + 14), Align::Left, PANEL_TITLE, INK, &panel.title)?;
-            let note = SUBTITLE.fit(&panel.note, column);
+            let nothing = panel.regions.iter().all(|weight| *weight <= 0.0 || weight.is_nan());
+            let note = if nothing { format!("{}; no region above zero", panel.note) } else { panel.note.clone() };
+            let note = SUBTITLE.fit(&note, column);
             sheet.text((x, y + 16 + SUBTITLE.line_height()), Align::Left, SUBTITLE, GREY, &note)?;
             let frame = Rect::sized(x, y + photo_top, photo_width, photo_height);
             self.draw_regions(&mut sheet, &photo, frame, &shares(&panel.regions))?;
