@@ -18,6 +18,8 @@ pub mod batch_norm;
 pub mod conv;
 mod dropout;
 mod feature_map;
+mod few_rows;
+mod finish;
 mod gelu;
 mod geometry;
 mod kernel;
@@ -31,6 +33,7 @@ mod product;
 pub mod roi_align;
 mod scratch;
 pub(crate) mod simd;
+mod transpose;
 mod winograd;
 
 pub use attention::{
