@@ -32,7 +32,7 @@ unsafe fn avx512(from: *const f32, from_stride: usize, to: *mut f32, to_stride: 
     let mut rows = [_mm512_setzero_ps(); BLOCK];
     for (i, row) in rows.iter_mut().enumerate() {
         // SAFETY: row i of the 16 that the caller vouches for.
-        *row = unsafe { _mm512_loadu_ps(from.wrapping_add(i * from_stride)) };
+        *row = unsafe { _mm512_maskz_loadu_ps(0xFFFF, from.wrapping_add(i * from_stride)) };
     }
     // Quarter q of register 4g + j: rows 4g to 4g + 3 of column 4q + j.
     let mut quads = [_mm512_setzero_ps(); BLOCK];
