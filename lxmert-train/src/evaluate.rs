@@ -28,7 +28,7 @@ pub fn logits(
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect());
     batches::for_each(dataset, planned, |batch| {
         check_interrupt()?;
-        let output = model.forward(&batch.inputs(device)?, &Forward::eval())?;
+        let output = model.forward(&batch.inputs(device)?, &Forward::eval().pooled_only())?;
         for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
             logits[place] = logit;
         }

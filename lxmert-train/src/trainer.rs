@@ -307,6 +307,8 @@ impl<'a> Trainer<'a> {
                 .is_some()
                 .then(|| MaskedWords::draw(&mut batch, config.vocab_size as u32, recipe.seed, number));
             let run = if recipe.dropout > 0.0 { Forward::train(&dropout) } else { Forward::eval() };
+            // Only the guesses of masked words read the streams after they have met.
+            let run = Forward { pooled_only: word_head.is_none(), ..run };
             let result = matching::forward(model, &batch, divisor, &run, &job.device)?;
             // What learns beside matching, each a mean over its share of the optimiser step.
             let share = batch.len() as f64 / divisor as f64;

@@ -110,12 +110,7 @@ fn dots(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512(
-    a: &[*const f32; ROWS],
-    w: &[*const f32; WEIGHTS],
-    inner: usize,
-    sums: &mut [[f32; WEIGHTS]; ROWS],
-) {
+unsafe fn avx512(a: &[*const f32; ROWS], w: &[*const f32; WEIGHTS], inner: usize, sums: &mut [[f32; WEIGHTS]; ROWS]) {
     // SAFETY: passed on to the caller.
     unsafe { tile::<std::arch::x86_64::__m512>(a, w, inner, sums) }
 }

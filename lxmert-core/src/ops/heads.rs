@@ -222,8 +222,15 @@ pub(super) fn backward(
     let scale = 1.0 / (t.d as f32).sqrt();
     let most = pair.queries.max(pair.keys).max(t.d) * t.values.max(t.scores);
     let rows = t.query_rows.max(t.key_rows);
-    let sizes =
-        [t.query_rows * t.d, t.query_rows * t.d, most, t.query_rows * t.scores, t.query_rows * t.scores, rows * t.values, pair.keys];
+    let sizes = [
+        t.query_rows * t.d,
+        t.query_rows * t.d,
+        most,
+        t.query_rows * t.scores,
+        t.query_rows * t.scores,
+        rows * t.values,
+        pair.keys,
+    ];
     with_scratch(sizes, |[queries, grads, panels, probabilities, dscores, sums, factors]| {
         let (over_scores, over_keys, over_queries) = (t.d * t.scores, pair.keys * t.values, pair.queries * t.values);
         for head in 0..pair.heads {

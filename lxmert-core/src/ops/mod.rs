@@ -7,6 +7,7 @@
 //!
 //! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
+//! - [`blocks`]: whole sub-layers of it, each one operation, over rows without their padding ([`Packing`]);
 //! - [`batch_norm`](mod@batch_norm): batch normalisation in training;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
@@ -15,6 +16,7 @@
 
 mod attention;
 pub mod batch_norm;
+pub mod blocks;
 pub mod conv;
 mod dropout;
 mod feature_map;
@@ -45,6 +47,7 @@ pub use batch_norm::batch_norm;
 pub use conv::conv2d;
 pub use dropout::{DropoutRng, dropout};
 pub use feature_map::{BufferPool, FeatureMap, Residual};
+pub use finish::Activation;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
