@@ -5,6 +5,7 @@ pub mod choice;
 pub mod detector;
 pub mod error;
 pub mod failures;
+pub mod finder;
 pub mod images;
 pub mod import;
 pub mod inputs;

@@ -14,6 +14,7 @@ use lxmert_extract::pipeline::{DetectorRegions, ExtractSummary, PipelineOptions,
 use lxmert_extract::regions::Selection;
 use lxmert_extract::scenes::cli::{self as scenes_cli, ScenesArgs};
 use lxmert_extract::{failures, inspect, scenes};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -180,6 +181,11 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
                 let config = scenes::ScenesConfig { seed: common.seed, ..Default::default() };
                 let summary = scenes::generate(&scenes, &config, false, common.show_progress())?;
                 println!("{}: {summary}", scenes.display());
+            } else if scenes.join("scenes.json").is_file() {
+                let added = scenes::tasks::complete(&scenes)?;
+                if !added.is_empty() {
+                    println!("{}: added {}", scenes.display(), added.join(", "));
+                }
             }
             (scenes.join("images"), None)
         }
@@ -199,20 +205,40 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
         Selection::Detections => "detections",
         Selection::Student => "student",
     };
+    let mut settings: BTreeMap<String, String> =
+        [("select".into(), select.into()), ("weights sha256".into(), loaded.weights_sha256)].into();
+    let attribute = config.attributes.first();
+    settings.extend(attribute.map(|attribute| ("attribute".into(), attribute.name.clone())));
     let info = StoreInfo {
         detector: loaded.name,
-        settings: [("select".into(), select.into()), ("weights sha256".into(), loaded.weights_sha256)].into(),
+        settings,
         regions: count,
         feature_dim: config.roi_heads.representation_size,
         dtype: args.dtype,
         label_names: config.label_names.clone(),
-        attribute_names: Vec::new(),
+        attribute_names: attribute.map_or_else(Vec::new, |attribute| attribute.classes.clone()),
     };
+    if bare && lacks_only_attributes(&output, &info) {
+        println!("{}: made by an older version, without attributes; it is extracted anew", output.display());
+        std::fs::remove_dir_all(&output).map_err(lxmert_core::Error::io(&output))?;
+    }
     let store = StoreWriter::open(&output, info)?;
     let extractor = DetectorRegions { detector: loaded.detector, count, selection: args.select };
     let options = PipelineOptions { decoders: usize::from(args.decoders), progress: common.show_progress() };
     let summary = extract(&images, &extractor, store, &options)?;
     Ok(report("extracted", &summary))
+}
+
+/// Whether the folder holds a store that differs from `wanted` in its missing attributes alone.
+fn lacks_only_attributes(folder: &Path, wanted: &StoreInfo) -> bool {
+    let Ok(store) = FeatureStore::open(folder) else { return false };
+    let mut there = store.info().clone();
+    if there.has_attributes() || !wanted.has_attributes() {
+        return false;
+    }
+    there.attribute_names.clone_from(&wanted.attribute_names);
+    there.settings.extend(wanted.settings.get("attribute").map(|name| ("attribute".into(), name.clone())));
+    there.differences(wanted).is_empty()
 }
 
 /// Prints what a job did; gives its exit code.

@@ -226,7 +226,7 @@ impl RegionExtractor for DetectorRegions {
             boxes: found.boxes_normalised.iter().map(|b| b.map(|v| v.clamp(0.0, 1.0))).collect(),
             labels: found.labels,
             scores: found.scores,
-            attributes: None,
+            attributes: found.attributes,
         })
     }
 }

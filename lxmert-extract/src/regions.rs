@@ -7,6 +7,7 @@ use crate::detector::{Analysis, Detector};
 use candle_core::Tensor;
 use lxmert_core::Result;
 use lxmert_core::boxes::{BoxXyxy, iou, normalise};
+use lxmert_core::features::Attributes;
 
 /// How an image's regions are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -36,6 +37,8 @@ pub struct SelectedRegions {
     pub feature_dim: usize,
     /// Features, region by region: as many as boxes × `feature_dim`.
     pub features: Vec<f32>,
+    /// The most probable value of the detector's first attribute, from detectors that have one.
+    pub attributes: Option<Attributes>,
 }
 
 /// The `count` regions of `image`: `[3, height, width]`, RGB in 0..1, f32. Fewer only when the network
@@ -74,6 +77,7 @@ pub fn select_from(
         labels: chosen.iter().map(|c| c.label).collect(),
         scores: chosen.iter().map(|c| c.score).collect(),
         feature_dim: detector.config().roi_heads.representation_size,
+        attributes: detector.first_attribute(&features)?,
         features: features.flatten_all()?.to_vec1::<f32>()?,
     })
 }

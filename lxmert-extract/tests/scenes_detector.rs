@@ -1,9 +1,13 @@
 //! The detector that ships finds the objects of scenes that it was not trained on.
 
 use candle_core::Device;
+use lxmert_core::boxes::{iou, normalise};
 use lxmert_extract::detector::DetectorConfig;
 use lxmert_extract::detector::training::scenes::{TRAINING_SCENES_SEED, build, detector_config, evaluate};
-use lxmert_extract::scenes::{Scene, ScenesConfig};
+use lxmert_extract::images::DecodedImage;
+use lxmert_extract::pipeline::{DetectorRegions, RegionExtractor as _};
+use lxmert_extract::regions::Selection;
+use lxmert_extract::scenes::{Colour, Scene, ScenesConfig, draw::draw};
 use std::path::Path;
 
 #[test]
@@ -23,5 +27,34 @@ fn the_shipped_detector_finds_objects_and_attributes_of_new_scenes() -> anyhow::
     for (name, accuracy) in &evaluation.attribute_accuracy {
         assert!(*accuracy >= 0.9, "{name}: {evaluation}");
     }
+    Ok(())
+}
+
+#[test]
+fn regions_carry_the_colour_as_their_attribute() -> anyhow::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/scenes-detector");
+    let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
+    assert_eq!(config.attributes[0].classes, Colour::ALL.map(Colour::word));
+    let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
+    let detector = build(&config, &weights.into_iter().collect(), &Device::Cpu)?;
+    let extractor = DetectorRegions { detector, count: 12, selection: Selection::Detections };
+    let (mut objects, mut right) = (0, 0);
+    for index in 0..20 {
+        let scene = Scene::generate(&ScenesConfig { seed: 977, ..ScenesConfig::default() }, index);
+        let (width, height) = (scene.width, scene.height);
+        let regions = extractor.regions(&DecodedImage { width, height, rgb: draw(&scene).into_raw() })?;
+        let attributes = regions.attributes.expect("the detector has attribute heads");
+        assert_eq!((attributes.labels.len(), attributes.scores.len()), (12, 12));
+        assert!(attributes.scores.iter().all(|score| (1.0 / 8.0..=1.0).contains(score)));
+        for object in &scene.objects {
+            let truth = normalise(&object.box_xyxy_px, width as f32, height as f32);
+            // Regions come best first.
+            if let Some(region) = (0..12).find(|&region| iou(&regions.boxes[region], &truth) >= 0.5) {
+                objects += 1;
+                right += usize::from(attributes.labels[region] as usize == object.colour.index());
+            }
+        }
+    }
+    assert!(objects > 60 && right * 100 >= objects * 98, "{right} of {objects}");
     Ok(())
 }

@@ -6,7 +6,6 @@
 use candle_core::{Device, IndexOp};
 use lxmert_core::model::{Capture, Forward};
 use lxmert_core::workspace::Workspace;
-use lxmert_train::data::batches::Batch;
 use lxmert_train::data::pairs::{Pair, PairKind};
 use lxmert_train::data::paths::DataPaths;
 use lxmert_train::data::splits::Split;
@@ -38,8 +37,7 @@ fn main() -> anyhow::Result<()> {
     }
 
     // %% What goes in: word pieces, and per region a feature vector with a box
-    let batch = Batch::read(&dataset, pairs)?;
-    let inputs = batch.inputs(&device)?;
+    let inputs = dataset.read(&pairs)?.inputs(&device)?;
     println!(
         "input_ids {:?}, visual_feats {:?}, visual_boxes {:?}",
         inputs.input_ids.dims(),
@@ -50,16 +48,16 @@ fn main() -> anyhow::Result<()> {
     // %% What comes out: [CLS], pooled by tanh, through the matching head
     let output = checkpoint.model.forward(&inputs, &Forward::capture(Capture::Maps))?;
     println!("pooled {:?}", output.trunk.pooled.dims());
-    for (pair, logit) in batch.pairs.iter().zip(output.logits.to_vec1::<f32>()?) {
+    for (pair, logit) in pairs.iter().zip(output.logits.to_vec1::<f32>()?) {
         println!("  logit {logit:>7.3}, probability {:.3}  {}", sigmoid(logit), dataset.sentence(pair));
     }
 
     // %% Where the words looked: the most attended region of each word in the last cross layer
     let Some(last) = output.trunk.attentions.as_ref().and_then(|maps| maps.cross.last()) else { return Ok(()) };
     let map = last.language_to_vision.probabilities.i(0)?.mean(0)?.to_vec2::<f32>()?;
-    let regions = dataset.store.regions(dataset.store_index[batch.pairs[0].image])?;
+    let regions = dataset.store.regions(dataset.store_index[pairs[0].image])?;
     let names = &dataset.store.info().label_names;
-    for (id, row) in dataset.tokens(&batch.pairs[0]).iter().zip(&map) {
+    for (id, row) in dataset.tokens(&pairs[0]).iter().zip(&map) {
         let Some((region, weight)) = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
         let label = regions.labels.get(region).and_then(|&label| names.get(label as usize)).map_or("?", String::as_str);
         println!(

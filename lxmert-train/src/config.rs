@@ -1,59 +1,56 @@
 //! Every knob of a run in one place, and the recipes that a bare command uses.
 
-use crate::data::paths::DataPaths;
-use crate::metrics::Metrics;
+use crate::data::paths::Data;
 use crate::optim::AdamWConfig;
+use crate::tasks::TaskKind;
 use crate::{Error, Result};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
-/// The measure that chooses the best epoch.
+/// The optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Watch {
-    /// Validation loss; lower is better.
-    Loss,
-    /// Validation accuracy.
-    Accuracy,
-    /// Validation precision.
-    Precision,
-    /// Validation recall.
-    Recall,
-    /// Validation F1.
-    F1,
-    /// Validation area under the ROC curve.
-    Auc,
-    /// Accuracy on the hard validation pairs.
-    HardAccuracy,
+pub enum Optimiser {
+    /// With bias correction; biases and norms do not decay.
+    #[value(name = "adamw")]
+    AdamW,
+    /// The original's: no bias correction, everything decays, the first step has a rate of 0.
+    #[value(name = "bert-adam")]
+    BertAdam,
 }
 
-impl Watch {
-    /// The measure's value, turned so that higher is better.
-    ///
-    /// # Errors
-    /// When hard pairs are asked for and the data has none.
-    pub fn value(self, validation: &Metrics, hard: Option<&Metrics>) -> Result<f64> {
-        Ok(match self {
-            Self::Loss => -validation.loss,
-            Self::Accuracy => validation.accuracy,
-            Self::Precision => validation.precision,
-            Self::Recall => validation.recall,
-            Self::F1 => validation.f1,
-            Self::Auc => validation.auc,
-            Self::HardAccuracy => {
-                let missing =
-                    || Error::Argument("--metric hard-accuracy needs hard_negatives.csv beside the captions".into());
-                hard.ok_or_else(missing)?.accuracy
-            }
-        })
+impl Optimiser {
+    /// The name in prose.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::AdamW => "AdamW",
+            Self::BertAdam => "BertAdam",
+        }
     }
+
+    /// Whether the first step has a rate of 0.
+    pub fn idle_start(self) -> bool {
+        self == Self::BertAdam
+    }
+}
+
+/// What an answer to a question is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerLoss {
+    /// Every answer's score: binary cross entropy, as the original does.
+    #[default]
+    Scores,
+    /// The best answer alone: cross entropy, the original's option for GQA.
+    One,
 }
 
 /// What is trained and how; two runs with equal recipes, data and thread counts end with equal
 /// weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
+    /// What is trained.
+    pub task: TaskKind,
     /// The model's size: `tiny`, `small` or `base`.
     pub preset: String,
     /// How the two streams meet.
@@ -76,24 +73,31 @@ pub struct Recipe {
     pub epochs: u64,
     /// Optimiser steps instead of epochs.
     pub steps: Option<u64>,
+    /// Which optimiser.
+    pub optimiser: Optimiser,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Share of the steps over which the rate rises to its peak.
     pub warmup: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay.
     pub weight_decay: f64,
     /// Whether biases and norms decay too.
     pub decay_all: bool,
     /// Largest global gradient norm; 0 does not clip.
     pub clip: f64,
+    /// Whether row 0 of the embedding tables gets no gradient, as in the original, where it is torch's padding row
+    /// (and the first position's, and the only segment's).
+    pub freeze_padding_rows: bool,
     /// Share of the mismatched training pairs that are hard.
     pub hard_negatives: f64,
     /// Weight of the masked-word loss beside the matching loss; 0 leaves it out.
     pub masked_words: f64,
     /// Weight of the word-region alignment loss beside the matching loss; 0 leaves it out.
     pub alignment: f64,
-    /// The measure that chooses the best epoch.
-    pub metric: Watch,
+    /// What answers to questions are compared with.
+    pub answer_loss: AnswerLoss,
+    /// The validation measure that chooses the best epoch, as `set/measure`.
+    pub metric: String,
     /// Stop after this many epochs without a better one.
     pub patience: Option<u64>,
     /// Test images that take part in retrieval; 0 leaves it out.
@@ -107,6 +111,7 @@ impl Recipe {
     /// training from random weights.
     pub fn photos() -> Self {
         Self {
+            task: TaskKind::Matching,
             preset: "small".into(),
             cross_layer: CrossLayer::Lxmert,
             init: None,
@@ -118,15 +123,18 @@ impl Recipe {
             accumulate: 1,
             epochs: 10,
             steps: None,
+            optimiser: Optimiser::AdamW,
             learning_rate: 1e-4,
             warmup: 0.1,
             weight_decay: 0.01,
             decay_all: false,
             clip: 1.0,
+            freeze_padding_rows: false,
             hard_negatives: 0.5,
             masked_words: 0.0,
             alignment: 0.0,
-            metric: Watch::Accuracy,
+            answer_loss: AnswerLoss::Scores,
+            metric: "random/accuracy".into(),
             patience: None,
             recall_images: 1000,
             seed: 0,
@@ -142,9 +150,52 @@ impl Recipe {
             batch_size: 64,
             learning_rate: 1e-3,
             alignment: 1.0,
-            metric: Watch::HardAccuracy,
+            metric: "hard/accuracy".into(),
 
             ..Self::photos()
+        }
+    }
+
+    /// The generated scenes' recipe for a task. The rate of questions and statements is half of matching's: with that, a
+    /// checkpoint to start from loses what it knows in the first epoch.
+    #[must_use]
+    pub fn scenes_for(task: TaskKind) -> Self {
+        let scenes = Self::scenes().for_task(task);
+        match task {
+            TaskKind::Questions | TaskKind::Statements => Self { learning_rate: 5e-4, ..scenes },
+            _ => scenes,
+        }
+    }
+
+    /// The original's recipe for a task on real photos (Tan & Bansal 2019, §4.2; VQA and NLVR2, for GQA with a rate of
+    /// 1e-5): the published size, to be started from a pre-trained checkpoint by `--init`.
+    #[must_use]
+    pub fn fine_tuning(task: TaskKind) -> Self {
+        Self {
+            preset: "base".into(),
+            max_length: 20,
+            epochs: 4,
+            optimiser: Optimiser::BertAdam,
+            learning_rate: 5e-5,
+            clip: 5.0,
+            ..Self::photos()
+        }
+        .for_task(task)
+    }
+
+    /// The same recipe for another task: its measure chooses the best epoch, and what learns beside matching is left out.
+    #[must_use]
+    pub fn for_task(self, task: TaskKind) -> Self {
+        match task {
+            TaskKind::Matching => self,
+            TaskKind::Questions | TaskKind::Statements => Self {
+                task,
+                hard_negatives: 0.0,
+                masked_words: 0.0,
+                alignment: 0.0,
+                metric: "all/accuracy".into(),
+                ..self
+            },
         }
     }
 
@@ -165,9 +216,18 @@ impl Recipe {
         Ok(config)
     }
 
-    /// AdamW's constants.
-    pub fn optimiser(&self) -> AdamWConfig {
-        AdamWConfig { weight_decay: self.weight_decay, decay_all: self.decay_all, ..AdamWConfig::default() }
+    /// The optimiser's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        let base = match self.optimiser {
+            Optimiser::AdamW => AdamWConfig { decay_all: self.decay_all, ..AdamWConfig::default() },
+            Optimiser::BertAdam => AdamWConfig::bert_adam(),
+        };
+        AdamWConfig { weight_decay: self.weight_decay, ..base }
+    }
+
+    /// Examples per batch without gradients, which need no room for them.
+    pub fn evaluation_batch(&self) -> usize {
+        self.batch_size.max(64)
     }
 
     /// Whether the numbers can be used.
@@ -242,13 +302,16 @@ pub struct RecipeArgs {
     /// Optimiser steps, instead of epochs
     #[arg(long, conflicts_with = "epochs", help_heading = "Optimisation")]
     pub steps: Option<u64>,
+    /// Optimiser: adamw, or the original's bert-adam
+    #[arg(long, value_enum, help_heading = "Optimisation")]
+    pub optimiser: Option<Optimiser>,
     /// Peak learning rate
     #[arg(long, visible_alias = "lr", help_heading = "Optimisation")]
     pub learning_rate: Option<f64>,
     /// Share of the steps over which the learning rate rises to its peak, before it falls to 0
     #[arg(long, help_heading = "Optimisation")]
     pub warmup: Option<f64>,
-    /// Weight decay of AdamW
+    /// Weight decay
     #[arg(long, help_heading = "Optimisation")]
     pub weight_decay: Option<f64>,
     /// Decay biases and norms too
@@ -257,6 +320,9 @@ pub struct RecipeArgs {
     /// Largest global gradient norm; 0 does not clip
     #[arg(long, help_heading = "Optimisation")]
     pub clip: Option<f64>,
+    /// No gradient for row 0 of the word, position and segment tables, as in the original
+    #[arg(long, help_heading = "Optimisation")]
+    pub freeze_padding_rows: bool,
     /// Share of the mismatched training pairs taken from hard_negatives.csv, where there is one
     #[arg(long, value_name = "FRACTION", help_heading = "Optimisation")]
     pub hard_negatives: Option<f64>,
@@ -267,9 +333,12 @@ pub struct RecipeArgs {
     /// Weight of a contrastive loss that aligns words with regions before the streams meet
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub alignment: Option<f64>,
-    /// Validation measure that chooses the best epoch
-    #[arg(long, value_enum, help_heading = "Evaluation")]
-    pub metric: Option<Watch>,
+    /// Compare answers with every answer's score, or with the best one alone (the original's --mceLoss for GQA)
+    #[arg(long, value_enum, value_name = "scores|one", help_heading = "Optimisation")]
+    pub answer_loss: Option<AnswerLoss>,
+    /// Validation measure that chooses the best epoch, such as random/loss or hard/accuracy
+    #[arg(long, value_name = "SET/MEASURE", help_heading = "Evaluation")]
+    pub metric: Option<String>,
     /// Stop early after N epochs without a better one [default: never]
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub patience: Option<u64>,
@@ -291,6 +360,7 @@ impl RecipeArgs {
     pub fn apply(&self, base: Recipe) -> Recipe {
         let a = self.clone();
         Recipe {
+            task: base.task,
             preset: a.preset.unwrap_or(base.preset),
             cross_layer: a.cross_layer.unwrap_or(base.cross_layer),
             init: a.init.or(base.init),
@@ -302,14 +372,17 @@ impl RecipeArgs {
             accumulate: a.accumulate.unwrap_or(base.accumulate),
             epochs: a.epochs.unwrap_or(base.epochs),
             steps: if a.epochs.is_some() { None } else { a.steps.or(base.steps) },
+            optimiser: a.optimiser.unwrap_or(base.optimiser),
             learning_rate: a.learning_rate.unwrap_or(base.learning_rate),
             warmup: a.warmup.unwrap_or(base.warmup),
             weight_decay: a.weight_decay.unwrap_or(base.weight_decay),
             decay_all: a.decay_all || base.decay_all,
             clip: a.clip.unwrap_or(base.clip),
+            freeze_padding_rows: a.freeze_padding_rows || base.freeze_padding_rows,
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
             masked_words: a.masked_words.unwrap_or(base.masked_words),
             alignment: a.alignment.unwrap_or(base.alignment),
+            answer_loss: a.answer_loss.unwrap_or(base.answer_loss),
             metric: a.metric.unwrap_or(base.metric),
             patience: a.patience.or(base.patience),
             recall_images: a.recall_images.unwrap_or(base.recall_images),
@@ -324,7 +397,7 @@ pub struct RunSettings {
     /// What is trained and how.
     pub recipe: Recipe,
     /// The data.
-    pub data: DataPaths,
+    pub data: Data,
     /// sha256 of the caption, split and hard-negative files and of the store's index.
     pub data_sha256: String,
 }
@@ -357,14 +430,11 @@ fn compare(name: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
 ///
 /// # Errors
 /// When one cannot be read.
-pub fn data_fingerprint(data: &DataPaths) -> Result<String> {
+pub fn data_fingerprint(data: &Data) -> Result<String> {
     use sha2::Digest;
     let mut hash = sha2::Sha256::new();
-    let index: PathBuf = data.features.join("index.json");
-    for path in
-        [Some(&data.captions), data.splits.as_ref(), data.hard_negatives.as_ref(), Some(&index)].into_iter().flatten()
-    {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    for path in data.files() {
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(&bytes);
     }
@@ -374,21 +444,24 @@ pub fn data_fingerprint(data: &DataPaths) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::paths::DataPaths;
 
     #[test]
     fn differing_settings_are_named_with_both_values() {
-        let data = DataPaths {
-            name: "x".into(),
-            captions: "c".into(),
-            splits: None,
-            hard_negatives: None,
-            features: "f".into(),
+        let data = |features: &str| {
+            Data::Captions(DataPaths {
+                name: "x".into(),
+                captions: "c".into(),
+                splits: None,
+                hard_negatives: None,
+                features: features.into(),
+            })
         };
-        let run = RunSettings { recipe: Recipe::scenes(), data, data_sha256: "0".into() };
+        let run = RunSettings { recipe: Recipe::scenes(), data: data("f"), data_sha256: "0".into() };
         let mut asked = run.clone();
         assert!(run.differences(&asked).is_empty());
         asked.recipe.learning_rate = 0.25;
-        asked.data.features = "g".into();
+        asked.data = data("g");
         let lines = run.differences(&asked).join("\n");
         assert!(lines.contains("learning-rate: the run has 0.001, the command says 0.25"), "{lines}");
         assert!(lines.contains("features: the run has \"f\", the command says \"g\""), "{lines}");

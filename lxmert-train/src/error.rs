@@ -12,6 +12,9 @@ pub enum Error {
     /// The core crate failed: files, checkpoints, the feature store, the model.
     #[error(transparent)]
     Core(#[from] lxmert_core::Error),
+    /// A photo or a detector.
+    #[error(transparent)]
+    Extract(#[from] lxmert_extract::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -22,20 +22,24 @@ pub fn logits(
     device: &Device,
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
-    let order = batches::plan_in_order(dataset, pairs, batch_size);
+    let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), batch_size);
     let mut logits = vec![0f32; pairs.len()];
     let mut at = 0;
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect());
-    batches::for_each(dataset, planned, |batch| {
-        check_interrupt()?;
-        let output = model.forward(&batch.inputs(device)?, &Forward::eval().pooled_only())?;
-        for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
-            logits[place] = logit;
-        }
-        at += 1;
-        bar.inc(batch.len() as u64);
-        Ok(true)
-    })?;
+    batches::for_each(
+        planned,
+        |pairs: Vec<Pair>| dataset.read(&pairs),
+        |batch| {
+            check_interrupt()?;
+            let output = model.forward(&batch.inputs(device)?, &Forward::eval().pooled_only())?;
+            for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
+                logits[place] = logit;
+            }
+            at += 1;
+            bar.inc(batch.rows as u64);
+            Ok(true)
+        },
+    )?;
     Ok(logits)
 }
 

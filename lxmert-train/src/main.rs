@@ -3,23 +3,26 @@
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
+use lxmert_core::features::FeatureStore;
 use lxmert_core::workspace::Workspace;
+use lxmert_train::answering::{self, AnswerCheckpoint};
+use lxmert_train::ask::{self, AskArgs};
 use lxmert_train::config::{Recipe, RecipeArgs};
-use lxmert_train::data::paths::DataPaths;
-use lxmert_train::data::splits::Split;
+use lxmert_train::data::paths::{Data, DataPaths, ExamplePaths};
+use lxmert_train::data::question_set::QuestionSet;
 use lxmert_train::data::{Dataset, LoadOptions};
-use lxmert_train::log::card::retrieval_table;
 use lxmert_train::log::jsonl::TestRecord;
 use lxmert_train::log::progress;
-use lxmert_train::metrics::Metrics;
+use lxmert_train::measures::Measures;
 use lxmert_train::run_folder::{Checkpoint, Report, RunFolder};
+use lxmert_train::tasks::statements::StatementSet;
+use lxmert_train::tasks::{TaskKind, matching, questions, statements};
 use lxmert_train::trainer::{self, Job, Outcome, Start};
-use lxmert_train::{evaluate, retrieval};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Trains LXMERT to tell whether a sentence describes an image.
+/// Trains LXMERT to tell whether a sentence describes an image, to answer questions, or to judge statements.
 ///
 /// Without arguments it trains on the generated scenes (data/scenes, data/features/scenes) and
 /// writes runs/scenes; an unfinished run of the same settings goes on where it stopped.
@@ -38,6 +41,7 @@ struct Cli {
 enum Command {
     /// Measure a checkpoint on a data set's test split
     Evaluate(EvaluateArgs),
+    Ask(AskArgs),
 }
 
 #[derive(Args)]
@@ -58,13 +62,28 @@ struct DataArgs {
     /// [default: splits.json beside the captions, else 80/10/10 by the seed]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     splits: Option<PathBuf>,
-    /// Leave out captions whose images have no features, however many
+    /// JSON of questions or statements to train on; may be given several times [default: the scenes']
+    #[arg(long, value_name = "FILE", requires_all = ["valid_file", "features"], help_heading = "Data")]
+    train_file: Vec<PathBuf>,
+    /// JSON that the best epoch is chosen on; may be given several times
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    valid_file: Vec<PathBuf>,
+    /// JSON that is measured and predicted at the end; may be given several times [default: --valid-file]
+    #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
+    test_file: Vec<PathBuf>,
+    /// Table of the answers to choose from, such as data/answers/vqa.json
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    answers: Option<PathBuf>,
+    /// Leave out captions, questions and statements whose images have no features, however many
     #[arg(long, help_heading = "Data")]
     allow_missing_images: bool,
 }
 
 #[derive(Args)]
 struct TrainArgs {
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = TaskKind::Matching)]
+    task: TaskKind,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -93,8 +112,14 @@ struct TrainArgs {
 struct EvaluateArgs {
     /// Checkpoint folder, or a run folder (its best checkpoint is taken)
     checkpoint: PathBuf,
+    /// What is measured; for questions and statements --test-file names the files [default for these: the scenes']
+    #[arg(long, value_enum, default_value_t = TaskKind::Matching)]
+    task: TaskKind,
     #[command(flatten)]
     data: DataArgs,
+    /// Write the predictions into this folder, in the form that the benchmark's server takes
+    #[arg(long, value_name = "DIR", help_heading = "Evaluation")]
+    predictions: Option<PathBuf>,
     /// Pairs per batch
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Evaluation")]
     batch_size: u16,
@@ -126,12 +151,13 @@ fn run(cli: &Cli) -> Result<()> {
     catch_interrupts();
     match &cli.command {
         Some(Command::Evaluate(args)) => run_evaluate(args, cli, &device),
+        Some(Command::Ask(args)) => Ok(ask::run(args, &device, cli.common.show_progress())?),
         None => run_training(&cli.train, cli, device),
     }
 }
 
 /// The data that the arguments name, and the recipe that suits it.
-fn resolve(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
+fn resolve_captions(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
     let with_overrides = |mut paths: DataPaths| {
         if let Some(features) = &args.features {
             paths.features.clone_from(features);
@@ -156,8 +182,49 @@ fn resolve(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
     }
 }
 
+/// The data that the arguments name for a task, and the recipe that suits both.
+fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
+    let stem = match task {
+        TaskKind::Matching => {
+            anyhow::ensure!(
+                args.train_file.is_empty(),
+                "--train-file: name the task that reads it, such as --task questions"
+            );
+            let (paths, recipe) = resolve_captions(args)?;
+            return Ok((Data::Captions(paths), recipe));
+        }
+        TaskKind::Questions => "questions",
+        TaskKind::Statements => "statements",
+    };
+    if args.data.as_deref().is_some_and(|data| data != "scenes") || args.captions.is_some() || args.flickr30k.is_some()
+    {
+        anyhow::bail!("--task {task} reads JSON files: name them by --train-file, --valid-file and --test-file");
+    }
+    let Some(first) = args.train_file.first() else {
+        let mut paths = ExamplePaths::scenes(&Workspace::locate()?, stem)?;
+        if let Some(features) = &args.features {
+            paths.features.clone_from(features);
+        }
+        return Ok((Data::Examples(paths.absolute()), Recipe::scenes_for(task)));
+    };
+    let name = first.file_stem().map_or_else(|| stem.into(), |name| name.to_string_lossy().into_owned());
+    let test = if args.test_file.is_empty() { &args.valid_file } else { &args.test_file };
+    let paths = ExamplePaths {
+        name: format!("{stem}-{name}"),
+        features: args.features.clone().unwrap_or_default(),
+        train: args.train_file.clone(),
+        valid: args.valid_file.clone(),
+        test: test.clone(),
+        answers: args.answers.clone(),
+    };
+    Ok((Data::Examples(paths.absolute()), Recipe::fine_tuning(task)))
+}
+
 fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Result<()> {
-    let data_named = args.data.data.is_some() || args.data.captions.is_some() || args.data.flickr30k.is_some();
+    let data_named = args.data.data.is_some()
+        || args.data.captions.is_some()
+        || args.data.flickr30k.is_some()
+        || !args.data.train_file.is_empty();
     // With --resume and a folder, everything comes from the run itself.
     let stored = match (&args.output, args.resume) {
         (Some(output), true) => trainer::read_settings(&RunFolder::new(output))?,
@@ -165,15 +232,15 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
     };
     let (data, base) = match stored {
         Some(settings) if !data_named => (settings.data, settings.recipe),
-        Some(settings) => (resolve(&args.data)?.0, settings.recipe),
+        Some(settings) => (resolve(&args.data, settings.recipe.task)?.0, settings.recipe),
         None => {
-            let (data, recipe) = resolve(&args.data)?;
+            let (data, recipe) = resolve(&args.data, args.task)?;
             (data, Recipe { seed: cli.common.seed, ..recipe })
         }
     };
     let output = match &args.output {
         Some(output) => output.clone(),
-        None => Workspace::locate()?.run(&data.name),
+        None => Workspace::locate()?.run(data.name()),
     };
     let job = Job {
         recipe: args.recipe.apply(base),
@@ -196,7 +263,7 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
         Outcome::Finished(report) => {
             print_report(&report);
             println!(
-                "\ncheckpoint {}\ncurves     {}",
+                "checkpoint {}\ncurves     {}",
                 output.join("best").display(),
                 output.join("curves.png").display()
             );
@@ -204,7 +271,7 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
         Outcome::AlreadyFinished(report) => {
             print_report(&report);
             println!(
-                "\n{}: this run has already finished; nothing was done. Train anew with --overwrite, or beside it with --output DIR",
+                "{}: this run has already finished; nothing was done. Train anew with --overwrite, or beside it with --output DIR",
                 output.display()
             );
         }
@@ -212,9 +279,56 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
     Ok(())
 }
 
+/// Measures a checkpoint of questions or statements, and writes its predictions.
+fn evaluate_examples(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<Measures> {
+    let stem = if args.task == TaskKind::Questions { "questions" } else { "statements" };
+    let (files, features) = match &args.data.features {
+        Some(features) if !args.data.test_file.is_empty() => (args.data.test_file.clone(), features.clone()),
+        _ => {
+            let paths = ExamplePaths::scenes(&Workspace::locate()?, stem)?;
+            (paths.test, args.data.features.clone().unwrap_or(paths.features))
+        }
+    };
+    let store = FeatureStore::open(&features)?;
+    let batch = usize::from(args.batch_size);
+    let bar = progress::bar(0, stem, cli.common.show_progress());
+    let missing = args.data.allow_missing_images;
+    let measures = if args.task == TaskKind::Questions {
+        let checkpoint = AnswerCheckpoint::open(&args.checkpoint, device)?;
+        checkpoint.check_features(store.info().feature_dim)?;
+        let text = (&checkpoint.text, checkpoint.preprocessing.max_length);
+        let set = QuestionSet::read(&files, &store, &checkpoint.answers, text, missing)?;
+        bar.set_length(set.len() as u64);
+        let place = (&store, checkpoint.preprocessing.regions.min(store.info().regions));
+        let (measures, labels) =
+            questions::measure(&checkpoint.model, &checkpoint.answers, &set, place, batch, device, &bar)?;
+        if let Some(folder) = &args.predictions {
+            questions::write_predictions(folder, &checkpoint.answers, &set, &labels)?;
+        }
+        measures
+    } else {
+        let checkpoint = statements::StatementCheckpoint::open(&args.checkpoint, device)?;
+        answering::check_features(&checkpoint.config, &checkpoint.preprocessing, store.info().feature_dim)?;
+        let text = (&checkpoint.text, checkpoint.preprocessing.max_length);
+        let set = StatementSet::read(&files, &store, text, missing)?;
+        bar.set_length(set.len() as u64);
+        let place = (&store, checkpoint.preprocessing.regions.min(store.info().regions));
+        let (measures, judged) = statements::measure(&checkpoint.model, &set, place, batch, device, &bar)?;
+        if let Some(folder) = &args.predictions {
+            statements::write_predictions(folder, &set, &judged)?;
+        }
+        measures
+    };
+    bar.finish_and_clear();
+    Ok(measures)
+}
+
 fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<()> {
+    if matches!(args.task, TaskKind::Questions | TaskKind::Statements) {
+        return print_measures(evaluate_examples(args, cli, device)?, args.json);
+    }
     let checkpoint = Checkpoint::open(&args.checkpoint, device)?;
-    let (data, _) = resolve(&args.data)?;
+    let (data, _) = resolve_captions(&args.data)?;
     let options = LoadOptions {
         max_length: checkpoint.preprocessing.max_length,
         regions: Some(checkpoint.preprocessing.regions),
@@ -223,55 +337,29 @@ fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) ->
     };
     let dataset = Dataset::load(&data, &checkpoint.text, &options)?;
     checkpoint.check_features(&data, dataset.feature_dim(), &dataset.store.info().detector)?;
-    let source = dataset.pairs(Split::Test);
+    let bar = progress::bar(0, "pairs", cli.common.show_progress());
     let batch = usize::from(args.batch_size);
-    let bar = progress::bar((source.len() + source.hard().len()) as u64, "pairs", cli.common.show_progress());
-    let measure = |pairs: &[_]| evaluate::metrics(&checkpoint.model, &dataset, pairs, batch, device, &bar);
-    let test = measure(&source.fixed())?;
-    let test_hard = if source.has_hard() { Some(measure(&source.hard())?) } else { None };
+    let test = matching::test(&checkpoint.model, &dataset, batch, args.recall_images, device, &bar)?;
     bar.finish_and_clear();
-    let retrieval = match args.recall_images {
-        0 => None,
-        images => {
-            let bar = progress::bar(0, "pairs", cli.common.show_progress());
-            Some(retrieval::retrieval(&checkpoint.model, &dataset, Split::Test, images, batch, device, &bar)?)
-        }
-    };
-    let record = TestRecord { epoch: 0, test, test_hard, retrieval };
-    if args.json {
+    print_measures(test, args.json)
+}
+
+fn print_measures(test: Measures, json: bool) -> Result<()> {
+    let record = TestRecord { epoch: 0, test };
+    if json {
         println!("{}", serde_json::to_string_pretty(&record).context("the measures as JSON")?);
     } else {
-        print_test(&record);
+        print!("{}", record.test.tables("test"));
     }
     Ok(())
 }
 
 fn print_report(report: &Report) {
     println!(
-        "{}: {} epochs, {} steps, {:.0} s; best epoch {}",
-        report.data, report.epochs, report.steps, report.training_seconds, report.test.epoch
+        "{}, {}: {} epochs, {} steps, {:.0} s; best epoch {}\n",
+        report.data, report.task, report.epochs, report.steps, report.training_seconds, report.test.epoch
     );
-    print_test(&report.test);
-}
-
-fn print_test(record: &TestRecord) {
-    println!(
-        "{:<12} {:>6} {:>7} {:>9} {:>9} {:>7} {:>7} {:>7}",
-        "test", "pairs", "loss", "accuracy", "precision", "recall", "F1", "AUC"
-    );
-    let line = |name: &str, m: &Metrics| {
-        println!(
-            "{name:<12} {:>6} {:>7.4} {:>9.4} {:>9.4} {:>7.4} {:>7.4} {:>7.4}",
-            m.pairs, m.loss, m.accuracy, m.precision, m.recall, m.f1, m.auc
-        );
-    };
-    line("random", &record.test);
-    if let Some(hard) = &record.test_hard {
-        line("hard", hard);
-    }
-    if let Some(retrieval) = &record.retrieval {
-        print!("{}", retrieval_table(retrieval));
-    }
+    print!("{}", report.test.test.tables("test"));
 }
 
 /// The command as it was typed, with the program's bare name.

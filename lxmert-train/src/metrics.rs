@@ -1,5 +1,6 @@
 //! What a set of scored pairs says: loss, accuracy, precision, recall, F1, area under the curve.
 
+use crate::measures::Measures;
 use serde::{Deserialize, Serialize};
 
 /// Measures of a binary classifier over one set of pairs; "positive" is "the caption matches".
@@ -48,6 +49,22 @@ impl Metrics {
             f1,
             auc: area_under_curve(logits, matched),
         }
+    }
+}
+
+impl Metrics {
+    /// Adds every measure to a set of `measures`.
+    pub fn add_to(&self, measures: &mut Measures, set: &str) {
+        let values = [
+            ("pairs", self.pairs as f64),
+            ("loss", self.loss),
+            ("accuracy", self.accuracy),
+            ("precision", self.precision),
+            ("recall", self.recall),
+            ("f1", self.f1),
+            ("auc", self.auc),
+        ];
+        measures.extend(set, values);
     }
 }
 
@@ -117,6 +134,21 @@ impl Ranking {
             recall_at_10: within(10),
             median_rank,
         }
+    }
+}
+
+impl Ranking {
+    /// Adds every measure to a set of `measures`.
+    pub fn add_to(&self, measures: &mut Measures, set: &str) {
+        let values = [
+            ("queries", self.queries as f64),
+            ("candidates", self.candidates as f64),
+            ("recall@1", self.recall_at_1),
+            ("recall@5", self.recall_at_5),
+            ("recall@10", self.recall_at_10),
+            ("median_rank", self.median_rank),
+        ];
+        measures.extend(set, values);
     }
 }
 

@@ -6,6 +6,7 @@
 //! generator to save: pairs, order and dropout are functions of the seed, the epoch and the step.
 
 use crate::optim::AdamW;
+use crate::tasks::BatchLoss;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
@@ -39,18 +40,65 @@ pub struct Position {
 }
 
 /// Running sums of the training loss.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Sums {
-    /// Sum of the pairs' losses.
+    /// Sum of the examples' losses.
     pub loss: f64,
-    /// Pairs on the right side.
+    /// Examples judged right.
     pub right: usize,
-    /// Pairs.
-    pub pairs: usize,
+    /// Examples judged.
+    pub judged: usize,
+    /// Examples.
+    pub examples: usize,
+    /// Of each part of the loss: the sum of its batch means, and the batches that had it.
+    pub parts: BTreeMap<String, (f64, u64)>,
     /// Sum of the gradient norms.
     pub norm: f64,
     /// Optimiser steps.
     pub steps: u64,
+}
+
+impl Sums {
+    /// Takes in a batch's result.
+    pub fn add_batch(&mut self, batch: &BatchLoss) {
+        self.loss += batch.sum;
+        self.right += batch.right.0;
+        self.judged += batch.right.1;
+        self.examples += batch.examples;
+        for (name, value) in &batch.parts {
+            let part = self.parts.entry((*name).to_string()).or_default();
+            *part = (part.0 + value, part.1 + 1);
+        }
+    }
+
+    /// Takes in an optimiser step's batches and the norm of its gradient.
+    pub fn add_step(&mut self, step: &Self, norm: f64) {
+        self.loss += step.loss;
+        self.right += step.right;
+        self.judged += step.judged;
+        self.examples += step.examples;
+        for (name, (sum, batches)) in &step.parts {
+            let part = self.parts.entry(name.clone()).or_default();
+            *part = (part.0 + sum, part.1 + batches);
+        }
+        self.norm += norm;
+        self.steps += 1;
+    }
+
+    /// Mean loss of an example.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.examples.max(1) as f64
+    }
+
+    /// Share of the judged examples that were right; none when none was judged.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.judged > 0).then(|| self.right as f64 / self.judged as f64)
+    }
+
+    /// Each part's mean over the batches that had it.
+    pub fn part_means(&self) -> BTreeMap<String, f64> {
+        self.parts.iter().map(|(name, (sum, batches))| (name.clone(), sum / *batches as f64)).collect()
+    }
 }
 
 /// The best epoch.

@@ -7,16 +7,38 @@
 
 use crate::Result;
 use crate::data::Dataset;
-use crate::data::batches::Batch;
 use crate::data::pairs::{Pair, PairKind};
 use crate::data::splits::Split;
-use crate::log::jsonl::Retrieval;
+use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
 use candle_core::{Device, Tensor};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{Encoded, Forward, MatchingModel};
 use std::time::Instant;
+
+/// Retrieval both ways.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retrieval {
+    /// Images taken part.
+    pub images: usize,
+    /// Captions taken part.
+    pub captions: usize,
+    /// Each image ranks all captions; right are its own.
+    pub image_to_text: Ranking,
+    /// Each caption ranks all images; right is its own.
+    pub text_to_image: Ranking,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+impl Retrieval {
+    /// Adds both rankings to `measures`.
+    pub fn add_to(&self, measures: &mut Measures) {
+        self.image_to_text.add_to(measures, "image_to_text");
+        self.text_to_image.add_to(measures, "text_to_image");
+    }
+}
 
 /// One batch of captions, encoded.
 struct EncodedCaptions {
@@ -99,8 +121,9 @@ pub fn score_all(
     let mut encoded_captions = Vec::new();
     for places in order.chunks(batch_size.max(1)) {
         check_interrupt()?;
-        let pairs = places.iter().map(|&p| pair(dataset.captions.captions[captions[p]].image, captions[p])).collect();
-        let inputs = Batch::read(dataset, pairs)?.inputs(device)?;
+        let pairs: Vec<Pair> =
+            places.iter().map(|&p| pair(dataset.captions.captions[captions[p]].image, captions[p])).collect();
+        let inputs = dataset.read(&pairs)?.inputs(device)?;
         let encoded = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         encoded_captions.push(EncodedCaptions { places: places.to_vec(), encoded });
     }
@@ -109,8 +132,8 @@ pub fn score_all(
     let mut scores = vec![0f32; images.len() * captions.len()];
     for (chunk, group) in images.chunks(batch_size.max(1)).enumerate() {
         let Some(&any_caption) = captions.first() else { break };
-        let pairs = group.iter().map(|&image| pair(image, any_caption)).collect();
-        let inputs = Batch::read(dataset, pairs)?.inputs(device)?;
+        let pairs: Vec<Pair> = group.iter().map(|&image| pair(image, any_caption)).collect();
+        let inputs = dataset.read(&pairs)?.inputs(device)?;
         let mask = inputs.visual_attention_mask.as_ref();
         let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
         for i in 0..group.len() {

@@ -9,12 +9,14 @@
 //!   metrics.jsonl          one JSON object per line (crate::log::jsonl)
 //!   tensorboard/           an event file
 //!   curves.png             losses, accuracies, learning rate
+//!   predictions/           of the test split, in the form that a benchmark's server takes; not for matching
 //!   report.json            the test results; there only once the run has finished
 //!   state.safetensors      what --resume needs; there only until then
 //! ```
 
 use crate::data::paths::DataPaths;
 use crate::log::jsonl::TestRecord;
+use crate::tasks::{CheckpointParts, TaskKind};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -79,6 +81,11 @@ impl RunFolder {
         self.root.join("report.json")
     }
 
+    /// What a benchmark's server takes, of the test split.
+    pub fn predictions(&self) -> PathBuf {
+        self.root.join("predictions")
+    }
+
     /// The training state.
     pub fn state(&self) -> PathBuf {
         self.root.join("state.safetensors")
@@ -93,7 +100,7 @@ impl RunFolder {
         for file in [self.report(), self.state(), self.settings(), self.metrics(), self.curves()] {
             remove(&file, std::fs::remove_file(&file))?;
         }
-        for folder in [self.best(), self.last(), self.tensorboard()] {
+        for folder in [self.best(), self.last(), self.tensorboard(), self.predictions()] {
             remove(&folder, std::fs::remove_dir_all(&folder))?;
         }
         Ok(())
@@ -112,6 +119,8 @@ fn remove(path: &Path, result: std::io::Result<()>) -> Result<()> {
 pub struct Report {
     /// The data set.
     pub data: String,
+    /// What was trained.
+    pub task: TaskKind,
     /// Optimiser steps taken.
     pub steps: u64,
     /// Epochs run.
@@ -186,19 +195,21 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 /// When a file cannot be written.
 pub fn save_checkpoint(
     folder: &Path,
-    config: &LxmertConfig,
-    preprocessing: &Preprocessing,
+    parts: &CheckpointParts,
     text: &WordPiece,
     weights: &[(String, Tensor)],
     card: &str,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    write_text(&folder.join("config.json"), &config.to_json("LxmertForPreTraining"))?;
-    write_json(&folder.join("preprocessor_config.json"), preprocessing)?;
+    write_text(&folder.join("config.json"), &parts.config.to_json(parts.architecture))?;
+    write_json(&folder.join("preprocessor_config.json"), &parts.preprocessing)?;
+    if !parts.answers.is_empty() {
+        write_json(&folder.join("answers.json"), &parts.answers)?;
+    }
     write_text(&folder.join("vocab.txt"), &text.vocab_text())?;
     write_text(&folder.join("tokenizer.json"), &text.tokenizer_json()?)?;
     let tokenizer = serde_json::json!({
-        "tokenizer_class": "LxmertTokenizer", "do_lower_case": true, "model_max_length": preprocessing.max_length,
+        "tokenizer_class": "LxmertTokenizer", "do_lower_case": true, "model_max_length": parts.preprocessing.max_length,
         "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
     });
     write_json(&folder.join("tokenizer_config.json"), &tokenizer)?;

@@ -5,29 +5,23 @@
 //! and ends with the weights it would have had.
 
 use crate::config::{Recipe, RunSettings, data_fingerprint};
-use crate::data::batches::{self, Batch};
-use crate::data::pairs::{Pair, PairSource};
-use crate::data::paths::DataPaths;
-use crate::data::splits::Split;
-use crate::data::{Dataset, LoadOptions};
-use crate::log::jsonl::{EpochRecord, JsonlWriter, Record, StepRecord, TestRecord, read_records};
-use crate::log::tensorboard::EventWriter;
-use crate::log::{curves, progress};
-use crate::metrics::Metrics;
+use crate::data::batches;
+use crate::data::paths::Data;
+use crate::log::jsonl::{EpochRecord, Record, TestRecord};
+use crate::log::{RunLog, progress};
+use crate::measures::Measures;
 use crate::optim::{AdamW, Schedule, clip};
 use crate::resume::{self, Best, Position, Sums};
-use crate::run_folder::{
-    Checkpoint, Preprocessing, Report, RunFolder, matching_weights, save_checkpoint, weights_file, write_json,
-};
-use crate::tasks::masked_words::MaskedWords;
-use crate::tasks::{alignment, matching};
-use crate::{Error, Result, evaluate, retrieval};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
+use crate::run_folder::{Report, RunFolder, save_checkpoint, write_json, write_text};
+use crate::tasks::matching::Matching;
+use crate::tasks::questions::Answering;
+use crate::tasks::statements::Judging;
+use crate::tasks::{CheckpointParts, Step, Task, TaskKind};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor, Var};
+use candle_nn::VarMap;
 use indicatif::ProgressBar;
-use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, MatchingModel, WordHead, init};
-use lxmert_core::ops::DropoutRng;
+use lxmert_core::model::init;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,7 +49,7 @@ pub struct Job {
     /// What is trained and how.
     pub recipe: Recipe,
     /// The data.
-    pub data: DataPaths,
+    pub data: Data,
     /// The run folder.
     pub output: PathBuf,
     /// Where to compute.
@@ -114,9 +108,18 @@ pub fn run(job: &Job) -> Result<Outcome> {
     std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
     write_json(&folder.settings(), &settings)?;
 
-    let mut trainer = Trainer::new(job, folder)?;
+    let report = match job.recipe.task {
+        TaskKind::Matching => run_task::<Matching>(job, folder),
+        TaskKind::Questions => run_task::<Answering>(job, folder),
+        TaskKind::Statements => run_task::<Judging>(job, folder),
+    }?;
+    Ok(Outcome::Finished(report))
+}
+
+fn run_task<T: Task>(job: &Job, folder: RunFolder) -> Result<Report> {
+    let mut trainer = Trainer::<T>::new(job, folder)?;
     trainer.train()?;
-    Ok(Outcome::Finished(trainer.test()?))
+    trainer.test()
 }
 
 /// The settings of the run in a folder, if there is one.
@@ -137,117 +140,69 @@ pub fn read_settings(folder: &RunFolder) -> Result<Option<RunSettings>> {
     })
 }
 
-struct Trainer<'a> {
+struct Trainer<'a, T> {
     job: &'a Job,
     folder: RunFolder,
-    dataset: Dataset,
     text: WordPiece,
-    config: LxmertConfig,
-    model: MatchingModel,
-    word_head: Option<WordHead>,
+    task: T,
     optimiser: AdamW,
     schedule: Schedule,
-    train_pairs: PairSource,
-    validation: Vec<Pair>,
-    validation_hard: Vec<Pair>,
     position: Position,
-    metrics: JsonlWriter,
-    events: EventWriter,
+    log: RunLog,
     saved: Instant,
     saved_step: u64,
     /// Seconds of earlier sittings, and when this one began.
     sitting: (f64, Instant),
 }
 
-impl<'a> Trainer<'a> {
+impl<'a, T: Task> Trainer<'a, T> {
     fn new(job: &'a Job, folder: RunFolder) -> Result<Self> {
         let recipe = &job.recipe;
         let text = WordPiece::bundled()?;
-        let options = LoadOptions {
-            max_length: recipe.max_length,
-            regions: recipe.regions,
-            seed: recipe.seed,
-            allow_missing_images: job.allow_missing_images,
-        };
-        let dataset = Dataset::load(&job.data, &text, &options)?;
-        let config = recipe.model(dataset.feature_dim())?;
-        let varmap = VarMap::new();
-        let model = MatchingModel::new(&config, VarBuilder::from_varmap(&varmap, DType::F32, &job.device))?;
-        let word_head = (recipe.masked_words > 0.0)
-            .then(|| {
-                WordHead::new(
-                    &config,
-                    model.word_embeddings(),
-                    VarBuilder::from_varmap(&varmap, DType::F32, &job.device),
-                )
-            })
-            .transpose()?;
-        init::seed_weights(&varmap, recipe.seed, recipe.initializer_range)?;
-        let variables: BTreeMap<String, candle_core::Var> = match varmap.data().lock() {
+        let variables = VarMap::new();
+        let task = T::new(job, &text, &variables)?;
+        init::seed_weights(&variables, recipe.seed, recipe.initializer_range)?;
+        let variables: BTreeMap<String, Var> = match variables.data().lock() {
             Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
             Err(_) => return Err(Error::Argument("the variables' lock is poisoned".into())),
         };
-        if let Some(init) = &recipe.init {
-            for (name, tensor) in matching_weights(&weights_file(Path::new(init))?, &config, true)? {
+        let resumes = folder.state().is_file();
+        if let Some(init) = recipe.init.as_ref().filter(|_| !resumes) {
+            for (name, tensor) in task.starting_weights(Path::new(init))? {
                 if let Some(var) = variables.get(&name) {
                     var.set(&tensor.to_device(&job.device)?)?;
                 }
             }
         }
         let parameters: usize = variables.values().map(|var| var.elem_count()).sum();
-        let mut optimiser = AdamW::new(recipe.optimiser(), variables)?;
-        let resumes = folder.state().is_file();
+        let mut optimiser = AdamW::new(recipe.adamw(), variables)?;
         let position = if resumes { resume::load(&folder.state(), &mut optimiser)? } else { Position::default() };
 
-        let train_pairs = dataset.pairs(Split::Train);
-        let validation = dataset.pairs(Split::Val);
-        let batches_per_epoch = train_pairs.len().div_ceil(recipe.batch_size);
-        let steps_per_epoch = batches_per_epoch.div_ceil(recipe.accumulate) as u64;
+        let steps_per_epoch = task.batches_per_epoch().div_ceil(recipe.accumulate) as u64;
         let total_steps = recipe.steps.unwrap_or(recipe.epochs * steps_per_epoch);
         let warmup_steps = (recipe.warmup * total_steps as f64).round() as u64;
-        let count = |split| dataset.splits.images(split).count();
+        log::info!("{}, {}: {}", job.data.name(), recipe.task, task.introduction().join("; "));
         log::info!(
-            "{}: {} training images with {} captions, {} to validate, {} to test ({})",
-            job.data.name,
-            count(Split::Train),
-            train_pairs.len(),
-            count(Split::Val),
-            count(Split::Test),
-            dataset.splits.source
-        );
-        log::info!(
-            "{} model, {:.1} million parameters; {total_steps} steps of {} pairs, {} regions of {} numbers",
+            "{} model, {:.1} million parameters; {total_steps} steps of {}",
             recipe.preset,
             parameters as f64 / 1e6,
             recipe.batch_size * recipe.accumulate,
-            dataset.regions(),
-            dataset.feature_dim()
         );
         if resumes {
             log::info!("going on from step {} of {total_steps}", position.step);
         }
-        let metrics = JsonlWriter::open(&folder.metrics(), position.metrics_bytes)?;
-        let events = EventWriter::open(&folder.tensorboard(), position.events_bytes)?;
-        let sitting = (position.seconds, Instant::now());
         Ok(Self {
-            schedule: Schedule { warmup_steps, total_steps },
-            validation: validation.fixed(),
-            validation_hard: validation.hard(),
-            train_pairs,
+            schedule: Schedule { warmup_steps, total_steps, idle_start: recipe.optimiser.idle_start() },
+            log: RunLog::open(&folder, &position)?,
             saved: Instant::now(),
             saved_step: position.step,
+            sitting: (position.seconds, Instant::now()),
             job,
             folder,
-            dataset,
             text,
-            config,
-            model,
-            word_head,
+            task,
             optimiser,
             position,
-            metrics,
-            events,
-            sitting,
         })
     }
 
@@ -269,125 +224,64 @@ impl<'a> Trainer<'a> {
     fn epoch(&mut self, bar: &ProgressBar) -> Result<()> {
         let recipe = &self.job.recipe;
         let epoch = self.position.epoch;
-        let pairs = self.train_pairs.epoch(recipe.seed, epoch, recipe.hard_negatives);
-        let plan = batches::plan(&self.dataset, &pairs, recipe.batch_size, recipe.seed, epoch);
+        let plan = self.task.epoch(epoch);
         let batch_count = plan.len();
         let sizes: Vec<usize> = plan.iter().map(Vec::len).collect();
-        let rest: Vec<Vec<Pair>> = plan.into_iter().skip(self.position.batch).collect();
+        let rest: Vec<Vec<T::Example>> = plan.into_iter().skip(self.position.batch).collect();
 
-        // The reading thread borrows the data while the loop changes the rest of the trainer.
-        let Self {
-            job,
-            dataset,
-            config,
-            model,
-            word_head,
-            optimiser,
-            schedule,
-            position,
-            metrics,
-            events,
-            folder,
-            saved,
-            saved_step,
-            sitting,
-            ..
-        } = self;
-        let mut sums: Option<Vec<Option<Tensor>>> = None;
+        // The reading thread borrows the task while the loop changes the rest of the trainer.
+        let Self { job, task, optimiser, schedule, position, log, folder, saved, saved_step, sitting, .. } = self;
+        let task = &*task;
+        let mut gradient_sums: Option<Vec<Option<Tensor>>> = None;
         let mut pending = Sums::default();
         let mut at = position.batch;
-        let mut measured = (Instant::now(), 0usize);
-        batches::for_each(dataset, rest.into_iter(), |mut batch: Batch| {
+        let read = |examples| task.read(examples);
+        batches::for_each(rest.into_iter(), read, |batch: T::Batch| {
             let group = at / recipe.accumulate * recipe.accumulate;
             let group_end = (group + recipe.accumulate).min(batch_count);
             let divisor = sizes[group..group_end].iter().sum();
             let number = epoch * batch_count as u64 + at as u64;
-            let dropout = DropoutRng::new(recipe.seed, number);
-            let words = word_head
-                .is_some()
-                .then(|| MaskedWords::draw(&mut batch, config.vocab_size as u32, recipe.seed, number));
-            let run = if recipe.dropout > 0.0 { Forward::train(&dropout) } else { Forward::eval() };
-            // Only the guesses of masked words read the streams after they have met.
-            let run = Forward { pooled_only: word_head.is_none(), ..run };
-            let result = matching::forward(model, &batch, divisor, &run, &job.device)?;
-            // What learns beside matching, each a mean over its share of the optimiser step.
-            let share = batch.len() as f64 / divisor as f64;
-            let guesses = match (&*word_head, &words) {
-                (Some(head), Some(words)) => words.loss(head, &result.language, &job.device)?,
-                _ => None,
-            };
-            let aligned = if recipe.alignment > 0.0 {
-                alignment::loss(&batch, &result.encoded.0, &result.encoded.1, &job.device)?
-            } else {
-                None
-            };
-            let mut loss = result.loss;
-            for (beside, weight) in [(guesses, recipe.masked_words), (aligned, recipe.alignment)] {
-                if let Some(beside) = beside {
-                    log::trace!("step {}: beside matching {}", position.step, beside.to_scalar::<f32>()?);
-                    loss = (loss + (beside * (weight * share))?)?;
-                }
-            }
-            let gradients = optimiser.gradients(&loss.backward()?);
-            sums = Some(match sums.take() {
+            let step = Step::new(number, divisor, recipe.seed, recipe.dropout > 0.0, &job.device);
+            let result = task.loss(batch, &step)?;
+            let gradients = optimiser.gradients(&result.loss.backward()?);
+            gradient_sums = Some(match gradient_sums.take() {
                 None => gradients,
                 Some(before) => add(before, gradients)?,
             });
-            pending.loss += result.sum;
-            pending.right += result.right;
-            pending.pairs += batch.len();
+            pending.add_batch(&result);
             at += 1;
             if at < group_end {
                 return Ok(true);
             }
 
-            let gradients = sums.take().unwrap_or_default();
+            let mut gradients = gradient_sums.take().unwrap_or_default();
+            if recipe.freeze_padding_rows {
+                freeze_padding_rows(optimiser, &mut gradients)?;
+            }
             let norm = clip::global_norm(gradients.iter().flatten())?;
             let learning_rate = recipe.learning_rate * schedule.factor(position.step);
-            let loss = pending.loss / pending.pairs as f64;
-            if !loss.is_finite() || !norm.is_finite() {
-                return Err(Error::Diverged { step: position.step + 1, loss, learning_rate });
+            if !pending.loss.is_finite() || !norm.is_finite() {
+                return Err(Error::Diverged { step: position.step + 1, loss: pending.mean_loss(), learning_rate });
             }
-            optimiser.step(
-                &gradients,
-                learning_rate,
-                clip::clip_factor(norm, (recipe.clip > 0.0).then_some(recipe.clip)),
-            )?;
+            let limit = (recipe.clip > 0.0).then_some(recipe.clip);
+            optimiser.step(&gradients, learning_rate, clip::clip_factor(norm, limit))?;
 
             position.step += 1;
             position.batch = at;
             for sums in [&mut position.epoch_sums, &mut position.log_sums] {
-                sums.add(&pending, norm);
+                sums.add_step(&pending, norm);
             }
-            measured.1 += pending.pairs;
+            log.count(pending.examples);
             pending = Sums::default();
             bar.inc(1);
             if position.step.is_multiple_of(LOG_EVERY) {
                 let sums = std::mem::take(&mut position.log_sums);
-                let record = StepRecord {
-                    step: position.step,
-                    epoch: epoch as f64 + at as f64 / batch_count as f64,
-                    loss: sums.loss / sums.pairs as f64,
-                    learning_rate,
-                    gradient_norm: sums.norm / sums.steps as f64,
-                    pairs_per_second: measured.1 as f64 / measured.0.elapsed().as_secs_f64(),
-                };
-                measured = (Instant::now(), 0);
-                bar.set_message(format!("loss {:.3}", record.loss));
-                events.scalars(
-                    position.step,
-                    &[
-                        ("train/loss", record.loss),
-                        ("train/learning_rate", learning_rate),
-                        ("train/gradient_norm", record.gradient_norm),
-                        ("train/pairs_per_second", record.pairs_per_second),
-                    ],
-                )?;
-                metrics.write(&Record::Step(record))?;
+                bar.set_message(format!("loss {:.3}", sums.mean_loss()));
+                log.step(position.step, epoch as f64 + at as f64 / batch_count as f64, learning_rate, &sums)?;
             }
             let stop = lxmert_core::cli::interrupted() || job.stop_after.is_some_and(|n| position.step >= n);
             if stop || position.step - *saved_step >= job.save_every_steps || saved.elapsed() >= job.save_every {
-                save_state(folder, position, optimiser, metrics, events, sitting)?;
+                save_state(folder, position, optimiser, log, sitting)?;
                 (*saved, *saved_step) = (Instant::now(), position.step);
             }
             if stop {
@@ -401,36 +295,19 @@ impl<'a> Trainer<'a> {
     fn end_epoch(&mut self, start: Instant, bar: &ProgressBar) -> Result<()> {
         let recipe = &self.job.recipe;
         bar.set_message("validating");
-        let quiet = ProgressBar::hidden();
-        let measure = |pairs: &[Pair]| -> Result<Option<Metrics>> {
-            if pairs.is_empty() {
-                return Ok(None);
-            }
-            evaluate::metrics(&self.model, &self.dataset, pairs, eval_batch(recipe), &self.job.device, &quiet).map(Some)
-        };
-        let validated = measure(&self.validation).and_then(|v| Ok((v, measure(&self.validation_hard)?)));
-        let (validation, hard) = match validated {
+        let validation = match self.task.validate() {
             // Ctrl-C while validating: the epoch's last step is not lost.
             Err(e) if e.is_interrupt() => {
-                save_state(
-                    &self.folder,
-                    &mut self.position,
-                    &self.optimiser,
-                    &self.metrics,
-                    &self.events,
-                    &self.sitting,
-                )?;
+                self.save_state()?;
                 return Err(e);
             }
             other => other?,
         };
-        let Some(validation) = validation else { return Err(Error::Argument("the val split has no caption".into())) };
-
         self.position.epoch += 1;
         self.position.batch = 0;
         let epoch = self.position.epoch;
         let sums = std::mem::take(&mut self.position.epoch_sums);
-        let value = recipe.metric.value(&validation, hard.as_ref())?;
+        let value = validation.watched(&recipe.metric)?;
         let best = self.position.best.is_none_or(|best| value > best.value);
         if best {
             self.position.best = Some(Best { epoch, value });
@@ -438,33 +315,14 @@ impl<'a> Trainer<'a> {
         let record = EpochRecord {
             epoch,
             step: self.position.step,
-            train_loss: sums.loss / sums.pairs.max(1) as f64,
-            train_accuracy: sums.right as f64 / sums.pairs.max(1) as f64,
+            train_loss: sums.mean_loss(),
+            train_accuracy: sums.accuracy(),
             validation,
-            validation_hard: hard,
             best,
             seconds: start.elapsed().as_secs_f64(),
         };
-        bar.suspend(|| log::info!("{}", epoch_line(&record)));
-        let mut scalars =
-            vec![("train/epoch_loss", record.train_loss), ("train/epoch_accuracy", record.train_accuracy)];
-        scalars.extend([
-            ("val/loss", validation.loss),
-            ("val/accuracy", validation.accuracy),
-            ("val/precision", validation.precision),
-            ("val/recall", validation.recall),
-            ("val/f1", validation.f1),
-            ("val/auc", validation.auc),
-        ]);
-        if let Some(hard) = &hard {
-            scalars.extend([
-                ("val_hard/loss", hard.loss),
-                ("val_hard/accuracy", hard.accuracy),
-                ("val_hard/auc", hard.auc),
-            ]);
-        }
-        self.events.scalars(self.position.step, &scalars)?;
-        self.metrics.write(&Record::Epoch(record.clone()))?;
+        bar.suspend(|| log::info!("{}", record.line()));
+        self.log.epoch(&record)?;
 
         let best_epoch = self.position.best.map_or(epoch, |best| best.epoch);
         let without_better = epoch - best_epoch;
@@ -473,80 +331,42 @@ impl<'a> Trainer<'a> {
             log::info!("{without_better} epochs without a better one; stopping early");
         }
         self.position.trained = patience_ended || self.position.step >= self.schedule.total_steps;
-        let card = self.card(&record, None);
+        let parts = self.task.checkpoint();
+        let card = self.card(&parts, &record, None);
         if best {
-            self.write_checkpoint(&self.folder.best(), &card)?;
+            self.write_checkpoint(&self.folder.best(), &parts, &card)?;
         }
-        self.write_checkpoint(&self.folder.last(), &card)?;
-        curves::draw(&self.folder.curves(), &read_records(&self.folder.metrics())?)?;
-        save_state(&self.folder, &mut self.position, &self.optimiser, &self.metrics, &self.events, &self.sitting)?;
+        self.write_checkpoint(&self.folder.last(), &parts, &card)?;
+        self.log.draw_curves(&self.folder)?;
+        self.save_state()?;
         (self.saved, self.saved_step) = (Instant::now(), self.position.step);
         Ok(())
     }
 
     /// Tests the best checkpoint and writes the report; the run is then finished.
     fn test(&mut self) -> Result<Report> {
-        let recipe = &self.job.recipe;
-        let device = &self.job.device;
-        let best = Checkpoint::open(&self.folder.best(), device)?;
-        let source = self.dataset.pairs(Split::Test);
-        let (pairs, hard_pairs) = (source.fixed(), source.hard());
-        let bar = progress::bar((pairs.len() + hard_pairs.len()) as u64, "pairs", self.job.show_progress);
+        let bar = progress::bar(0, "examples", self.job.show_progress);
         bar.set_prefix("test");
-        let test = evaluate::metrics(&best.model, &self.dataset, &pairs, eval_batch(recipe), device, &bar)?;
-        let test_hard = match hard_pairs.is_empty() {
-            true => None,
-            false => {
-                Some(evaluate::metrics(&best.model, &self.dataset, &hard_pairs, eval_batch(recipe), device, &bar)?)
-            }
-        };
+        let test: Measures = self.task.test(&self.folder.best(), &self.folder.predictions(), &bar)?;
         bar.finish_and_clear();
-        let retrieval = match recipe.recall_images {
-            0 => None,
-            images => {
-                let bar = progress::bar(0, "pairs", self.job.show_progress);
-                bar.set_prefix("recall");
-                let result = retrieval::retrieval(
-                    &best.model,
-                    &self.dataset,
-                    Split::Test,
-                    images,
-                    eval_batch(recipe),
-                    device,
-                    &bar,
-                )?;
-                bar.finish_and_clear();
-                Some(result)
-            }
-        };
-        let record = TestRecord { epoch: self.position.best.map_or(0, |best| best.epoch), test, test_hard, retrieval };
-        let mut scalars = vec![("test/accuracy", test.accuracy), ("test/auc", test.auc), ("test/f1", test.f1)];
-        if let Some(hard) = &record.test_hard {
-            scalars.push(("test_hard/accuracy", hard.accuracy));
-        }
-        if let Some(r) = &record.retrieval {
-            scalars.extend([
-                ("test/image_to_text_r1", r.image_to_text.recall_at_1),
-                ("test/text_to_image_r1", r.text_to_image.recall_at_1),
-            ]);
-        }
-        self.events.scalars(self.position.step, &scalars)?;
-        self.metrics.write(&Record::Test(record.clone()))?;
+        let record = TestRecord { epoch: self.position.best.map_or(0, |best| best.epoch), test };
+        self.log.test(self.position.step, &record)?;
         let report = Report {
-            data: self.job.data.name.clone(),
+            data: self.job.data.name().into(),
+            task: self.job.recipe.task,
             steps: self.position.step,
             epochs: self.position.epoch,
             parameters: self.optimiser.parameters().map(|(_, var)| var.elem_count()).sum(),
             training_seconds: self.position.seconds,
             test: record,
         };
-        let epoch_record = read_records(&self.folder.metrics())?.into_iter().find_map(|record| match record {
+        let epoch_record = self.log.records(&self.folder)?.into_iter().find_map(|record| match record {
             Record::Epoch(e) if e.epoch == report.test.epoch => Some(e),
             _ => None,
         });
         if let Some(epoch_record) = epoch_record {
-            let card = self.card(&epoch_record, Some(&report));
-            crate::run_folder::write_text(&self.folder.best().join("README.md"), &card)?;
+            let card = self.card(&self.task.checkpoint(), &epoch_record, Some(&report));
+            write_text(&self.folder.best().join("README.md"), &card)?;
         }
         write_json(&self.folder.report(), &report)?;
         // The report says that the run has finished; the state is of no more use.
@@ -555,43 +375,23 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
-    fn write_checkpoint(&self, folder: &Path, card: &str) -> Result<()> {
+    fn save_state(&mut self) -> Result<()> {
+        save_state(&self.folder, &mut self.position, &self.optimiser, &self.log, &self.sitting)
+    }
+
+    fn write_checkpoint(&self, folder: &Path, parts: &CheckpointParts, card: &str) -> Result<()> {
         let weights: Vec<(String, Tensor)> =
             self.optimiser.parameters().map(|(name, var)| (name.to_string(), var.as_tensor().clone())).collect();
-        let preprocessing = Preprocessing {
-            max_length: self.job.recipe.max_length,
-            regions: self.dataset.regions(),
-            detector: self.dataset.store.info().detector.clone(),
-        };
-        save_checkpoint(folder, &self.config, &preprocessing, &self.text, &weights, card)
+        save_checkpoint(folder, parts, &self.text, &weights, card)
     }
 
-    fn card(&self, epoch: &EpochRecord, report: Option<&Report>) -> String {
-        crate::log::card::model_card(&crate::log::card::Facts {
-            job: self.job,
-            dataset: &self.dataset,
-            config: &self.config,
-            epoch,
-            report,
-        })
+    fn card(&self, parts: &CheckpointParts, epoch: &EpochRecord, report: Option<&Report>) -> String {
+        let description = self.task.description();
+        crate::log::card::model_card(&crate::log::card::Facts { job: self.job, description, parts, epoch, report })
     }
 }
 
-impl Sums {
-    fn add(&mut self, step: &Self, norm: f64) {
-        self.loss += step.loss;
-        self.right += step.right;
-        self.pairs += step.pairs;
-        self.norm += norm;
-        self.steps += 1;
-    }
-}
-
-/// Pairs per batch without gradients, which need no room for them.
-pub fn eval_batch(recipe: &Recipe) -> usize {
-    recipe.batch_size.max(64)
-}
-
+/// Sums of two batches' gradients, parameter by parameter.
 fn add(before: Vec<Option<Tensor>>, more: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
     let pairs = before.into_iter().zip(more);
     pairs
@@ -604,35 +404,26 @@ fn add(before: Vec<Option<Tensor>>, more: Vec<Option<Tensor>>) -> Result<Vec<Opt
         .collect()
 }
 
+/// Zeroes the gradient of row 0 of the three embedding tables, as torch's `padding_idx=0` does in the original.
+fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> Result<()> {
+    for ((name, _), gradient) in optimiser.parameters().zip(gradients) {
+        let table = name.contains("embeddings.") && name.ends_with("_embeddings.weight");
+        if let Some(gradient) = gradient.as_mut().filter(|_| table) {
+            let first = gradient.narrow(0, 0, 1)?.zeros_like()?;
+            *gradient = gradient.slice_scatter(&first, 0, 0)?;
+        }
+    }
+    Ok(())
+}
+
 fn save_state(
     folder: &RunFolder,
     position: &mut Position,
     optimiser: &AdamW,
-    metrics: &JsonlWriter,
-    events: &EventWriter,
+    log: &RunLog,
     sitting: &(f64, Instant),
 ) -> Result<()> {
-    position.metrics_bytes = metrics.position()?;
-    position.events_bytes = events.position()?;
+    (position.metrics_bytes, position.events_bytes) = log.positions()?;
     position.seconds = sitting.0 + sitting.1.elapsed().as_secs_f64();
     resume::save(&folder.state(), position, optimiser)
-}
-
-fn epoch_line(e: &EpochRecord) -> String {
-    let v = &e.validation;
-    let hard = e.validation_hard.map_or_else(String::new, |h| format!(", hard accuracy {:.3}", h.accuracy));
-    format!(
-        "epoch {}: train loss {:.3}, accuracy {:.3} | validation loss {:.3}, accuracy {:.3}, precision {:.3}, recall {:.3}, F1 {:.3}, AUC {:.3}{hard} | {:.0} s{}",
-        e.epoch,
-        e.train_loss,
-        e.train_accuracy,
-        v.loss,
-        v.accuracy,
-        v.precision,
-        v.recall,
-        v.f1,
-        v.auc,
-        e.seconds,
-        if e.best { ", best" } else { "" }
-    )
 }

@@ -40,9 +40,9 @@ fn losses(run: &Path) -> Vec<(u64, f64)> {
         .unwrap()
         .into_iter()
         .map(|record| match record {
-            lxmert_train::log::Record::Epoch(e) => (e.step, e.train_loss + e.validation.loss),
+            lxmert_train::log::Record::Epoch(e) => (e.step, e.train_loss + e.validation.get("random", "loss").unwrap()),
             lxmert_train::log::Record::Step(s) => (s.step, s.loss),
-            lxmert_train::log::Record::Test(t) => (0, t.test.loss),
+            lxmert_train::log::Record::Test(t) => (0, t.test.get("random", "loss").unwrap()),
         })
         .collect()
 }
@@ -98,7 +98,7 @@ fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
         assert!(whole.join("best").join(file).is_file(), "{file}");
     }
     let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
-    assert!(card.contains("lxmert-train --data") && card.contains("image to text"), "{card}");
+    assert!(card.contains("lxmert-train --data") && card.contains("image_to_text"), "{card}");
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     let output =
         evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args(["--json", "--quiet"]).assert().success();

@@ -7,7 +7,7 @@ use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, LxmertInputs, LxmertModel};
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
-use lxmert_train::tasks::matching::summed_loss;
+use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::BTreeMap;
 
 /// `ranges` of make_lxmert.py: between which values a weight's formula runs.
@@ -87,7 +87,7 @@ fn twenty_steps_follow_the_reference() {
         let (inputs, target) = &batches[step % 4];
         let pooled = model.forward(inputs, &Forward::eval()).unwrap().pooled;
         let logits = candle_nn::Module::forward(&head, &pooled).unwrap().squeeze(1).unwrap();
-        let loss = (summed_loss(&logits, target).unwrap() / batch as f64).unwrap();
+        let loss = binary_cross_entropy(&logits, target).unwrap().mean_all().unwrap();
         let gradients = optimiser.gradients(&loss.backward().unwrap());
         let norm = clip::global_norm(gradients.iter().flatten()).unwrap();
         optimiser.step(&gradients, number("lr"), 1.0).unwrap();

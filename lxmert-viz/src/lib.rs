@@ -9,14 +9,12 @@
 //! | [`relevancy`] | attention, rollout, Grad-CAM and Chefer's relevancy |
 //! | [`words`], [`pictures`] | from a scored pair to pictures of it |
 //! | [`grounding`] | whether the model looks at what a sentence names, measured |
-//! | [`detect`] | a photo's regions, by the detector that the checkpoint was trained with |
 //! | [`dataset`], [`photo`] | where photos, features and captions lie |
 //! | [`gallery`], [`pair`] | the bare command; one photo and one sentence from scratch |
 
 pub mod canvas;
 pub mod curves;
 pub mod dataset;
-pub mod detect;
 pub mod error;
 pub mod font;
 pub mod gallery;

@@ -7,9 +7,10 @@ use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::model::Capture;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::DetectorChoice;
+use lxmert_extract::finder::Finder;
+use lxmert_extract::images::DecodedImage;
 use lxmert_viz::canvas::Canvas;
 use lxmert_viz::dataset::{DataSet, Places, slug};
-use lxmert_viz::detect::Finder;
 use lxmert_viz::gallery::{self, GalleryOptions, method_slug, verdict_line};
 use lxmert_viz::pictures::{Explained, Which};
 use lxmert_viz::relevancy::Method;
@@ -310,7 +311,8 @@ fn explain_photo(cli: &Cli, args: &PairArgs, places: &Places, device: &candle_co
         cli.common.show_progress(),
         device,
     )?;
-    let regions = finder.regions(&shown)?;
+    let (width, height) = shown.dimensions();
+    let regions = finder.regions(&DecodedImage { width, height, rgb: shown.as_raw().clone() })?;
     let name = args.image.file_name().map_or_else(|| args.image.to_string_lossy(), |name| name.to_string_lossy());
     let output =
         cli.places.output.clone().unwrap_or_else(|| places.run.join("plots").join(format!("photo-{}", slug(&name))));

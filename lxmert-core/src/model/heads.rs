@@ -42,9 +42,17 @@ impl AnswerHead {
     /// # Errors
     /// When a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, answers: usize, vb: VarBuilder) -> Result<Self> {
+        Self::over(config, 1, answers, vb)
+    }
+
+    /// As [`AnswerHead::new`], over the pooled outputs of `images` images laid side by side: `[batch, images·hidden]`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn over(config: &LxmertConfig, images: usize, answers: usize, vb: VarBuilder) -> Result<Self> {
         let (hidden, vb) = (config.hidden_size, vb.pp("logit_fc"));
         Ok(Self {
-            first: Linear::new(hidden, 2 * hidden, vb.pp(0))?,
+            first: Linear::new(images * hidden, 2 * hidden, vb.pp(0))?,
             layer_norm: LayerNorm::new(2 * hidden, config.layer_norm_eps, vb.pp(2))?,
             last: Linear::new(2 * hidden, answers, vb.pp(3))?,
         })

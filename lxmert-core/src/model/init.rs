@@ -31,9 +31,10 @@ pub fn seed_weights(varmap: &VarMap, seed: u64, range: f64) -> Result<()> {
     Ok(())
 }
 
-/// Whether a variable belongs to a layer norm, by the names of the hub and of the student project.
+/// Whether a variable belongs to a layer norm, by the names of the hub (in an answer head only a number tells) and of the
+/// student project.
 pub fn is_norm(name: &str) -> bool {
-    ["LayerNorm.", "layer_norm", ".norm1.", ".norm2.", ".ln_"].iter().any(|part| name.contains(part))
+    ["LayerNorm.", "layer_norm", ".norm1.", ".norm2.", ".ln_", "logit_fc.2."].iter().any(|part| name.contains(part))
 }
 
 /// `count` normal values of mean 0 (Box & Muller 1958 over the uniform formula of

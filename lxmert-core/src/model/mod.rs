@@ -2,9 +2,11 @@
 //!
 //! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
 //! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
-//! matching head, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the
-//! student project's variant.
+//! matching head, [`AnswerModel`] and [`PairModel`] the trunk for questions and for statements about two
+//! images, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
+//! variant.
 
+mod answering;
 mod attention;
 mod embeddings;
 mod encoder;
@@ -14,6 +16,7 @@ mod layers;
 mod matching;
 pub mod student;
 
+pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::{CrossLayer, Encoded, LxmertModel};
 pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, WordHead};
 pub use matching::{MatchingModel, MatchingOutput};

@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::Result;
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::features::Attributes;
 use std::sync::Arc;
 
 /// A Faster R-CNN with its weights.
@@ -172,6 +173,36 @@ impl Detector {
         let pooled =
             heads.pooler.forward(&levels[..self.config.fpn.stages.len()], &[boxes.to_vec()], input.padded_size)?;
         Ok(heads.features(&pooled.to_device(&self.device)?)?)
+    }
+
+    /// What the first attribute head of the configuration says of region features `[regions, representation_size]`: the
+    /// most probable value of each region, an index into the attribute's classes, and its probability. A region of a
+    /// feature store carries one attribute (bottom-up attention's detector names one); the detector of scenes tells
+    /// colours first. `None` for detectors without such a head.
+    ///
+    /// # Errors
+    /// When the features have another length.
+    pub fn first_attribute(&self, features: &Tensor) -> Result<Option<Attributes>> {
+        let Some(attribute) = self.config.attributes.first() else { return Ok(None) };
+        if features.dim(0)? == 0 {
+            return Ok(Some(Attributes::default()));
+        }
+        let prediction = self.network.roi_heads.predict(&features.to_device(&self.device)?)?;
+        // One head for each attribute of the configuration.
+        let logits = prediction.attribute_logits[0].flatten_all()?.to_vec1::<f32>()?;
+        let values = attribute.classes.len();
+        let mut found = Attributes::default();
+        for row in softmax_rows(logits, values).chunks_exact(values) {
+            let (mut label, mut score) = (0, row[0]);
+            for (i, &probability) in row.iter().enumerate().skip(1) {
+                if probability > score {
+                    (label, score) = (i as u32, probability);
+                }
+            }
+            found.labels.push(label);
+            found.scores.push(score);
+        }
+        Ok(Some(found))
     }
 
     /// torchvision's detections: every class of every proposal is a candidate; scores above the

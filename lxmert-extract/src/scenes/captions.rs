@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 /// Captions per scene, as in Flickr30k.
 pub const PER_SCENE: usize = 5;
 
-/// How far two centres are apart along an axis before a caption says so, in pixels.
-const CLEARLY_PX: f32 = 14.0;
+/// How far two centres are apart along an axis before a sentence says so, in pixels.
+pub(super) const CLEARLY_PX: f32 = 14.0;
 
 /// Share of single-object captions that name all four attributes; the others leave out size or
 /// texture.
@@ -387,7 +387,7 @@ fn noun(mention: &Mention, style: NounStyle) -> String {
     words.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-fn article(noun: &str) -> &'static str {
+pub(super) fn article(noun: &str) -> &'static str {
     if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 

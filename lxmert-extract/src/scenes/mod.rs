@@ -7,12 +7,17 @@
 //! Scene `i` of seed `s` is the same whatever the count, so a longer data set extends a shorter one.
 //!
 //! * [`layout`]: where the objects are · [`draw`]: pixels · [`captions`]: sentences and their truth
-//! * [`write`](mod@write): the files, and reading them back
+//! * [`references`]: objects in words · [`questions`]: with answers · [`statements`]: about two scenes
+//! * [`write`](mod@write): the files, and reading them back · [`tasks`]: the files of questions, statements, pre-training
 
 pub mod captions;
 pub mod cli;
 pub mod draw;
 pub mod layout;
+pub mod questions;
+pub mod references;
+pub mod statements;
+pub mod tasks;
 pub mod write;
 
 pub use captions::{Caption, CaptionKind, Negative, Swap};

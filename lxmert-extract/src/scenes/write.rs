@@ -7,13 +7,14 @@
 //! | `hard_negatives.csv` | for each caption the false variant: `image_name\|comment_number\|comment` |
 //! | `splits.json` | `{"train": [names], "val": [names], "test": [names]}`, 80/10/10 by scene |
 //! | `scenes.json` | the configuration, and per scene: size, objects with boxes, captions with their claims |
+//! | `questions_*.json`, `statements_*.json`, `pretrain_*.json`, `answers.json` | see [`super::tasks`] |
 //!
 //! The folder appears whole or not at all: it is written beside its place and renamed.
 
-use super::ScenesConfig;
 use super::captions::Caption;
 use super::draw::draw;
 use super::layout::{Object, Scene};
+use super::{ScenesConfig, tasks};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use lxmert_core::cli::check_interrupt;
@@ -141,6 +142,7 @@ pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bo
     write_json(&building.path.join("splits.json"), &split(config.count, config.seed))?;
     let annotations = Annotations { format: FORMAT.into(), config: config.clone(), scenes: records };
     write_json(&building.path.join("scenes.json"), &annotations)?;
+    tasks::complete(&building.path)?;
     building.finish(dir, replace)?;
     Ok(summary)
 }

@@ -8,6 +8,7 @@
 //! | Flickr30k / Flickr8k token files | `1000092795.jpg#0<TAB>Two young guys …` |
 //! | Flickr8k, Kaggle's `captions.txt` | CSV with the header `image,caption`; quotes around captions with commas |
 //! | Karpathy's `dataset_*.json` | `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}` |
+//! | COCO's `captions_*.json` | `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}` |
 //!
 //! Kaggle's Flickr30k file has one broken row, `2199200615.jpg| 4   A dog runs across the grass .`:
 //! the second bar is missing. Such a row is repaired and the repair is told; every other row that
@@ -30,6 +31,8 @@ pub enum CaptionFormat {
     Commas,
     /// Karpathy's JSON, which carries a split.
     Karpathy,
+    /// COCO's own JSON.
+    Coco,
 }
 
 impl std::fmt::Display for CaptionFormat {
@@ -39,6 +42,7 @@ impl std::fmt::Display for CaptionFormat {
             Self::Tokens => "Flickr token file",
             Self::Commas => "Flickr8k captions.txt",
             Self::Karpathy => "Karpathy JSON",
+            Self::Coco => "COCO captions JSON",
         })
     }
 }
@@ -91,6 +95,24 @@ struct KarpathySentence {
     raw: String,
 }
 
+#[derive(Deserialize)]
+struct CocoFile {
+    images: Vec<CocoImage>,
+    annotations: Vec<CocoCaption>,
+}
+
+#[derive(Deserialize)]
+struct CocoImage {
+    id: u64,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct CocoCaption {
+    image_id: u64,
+    caption: String,
+}
+
 impl Captions {
     /// Reads a caption file in any of the formats above.
     ///
@@ -114,6 +136,7 @@ impl Captions {
             CaptionFormat::Tokens => captions.read_tokens(&text, &mut index)?,
             CaptionFormat::Commas => captions.read_commas(&text, &mut index)?,
             CaptionFormat::Karpathy => captions.read_karpathy(&text, &mut index)?,
+            CaptionFormat::Coco => captions.read_coco(&text, &mut index)?,
         }
         if captions.captions.is_empty() {
             return Err(Error::file(path, "holds no caption"));
@@ -236,6 +259,25 @@ impl Captions {
         self.splits = has_split.then_some(splits);
         Ok(())
     }
+
+    fn read_coco(&mut self, text: &str, index: &mut HashMap<String, usize>) -> Result<()> {
+        let file: CocoFile = serde_json::from_str(text).map_err(Error::json(&self.path))?;
+        let names: HashMap<u64, &str> = file.images.iter().map(|image| (image.id, image.file_name.as_str())).collect();
+        let mut counts: HashMap<u64, u32> = HashMap::new();
+        for (i, annotation) in file.annotations.iter().enumerate() {
+            let wrong = |reason: String| Error::file(&self.path, format!("annotations[{i}]: {reason}"));
+            let id = annotation.image_id;
+            let name = names.get(&id).ok_or_else(|| wrong(format!("no image has the id {id}")))?;
+            let caption = annotation.caption.trim();
+            if caption.is_empty() {
+                return Err(wrong("the caption is empty".into()));
+            }
+            let number = counts.entry(id).or_insert(0);
+            self.push(index, name, *number, caption);
+            *number += 1;
+        }
+        Ok(())
+    }
 }
 
 /// Reads `hard_negatives.csv` (Flickr30k's layout; each comment is a false, minimally changed
@@ -320,7 +362,9 @@ fn sniff(path: &Path, text: &str) -> Result<CaptionFormat> {
         return Err(Error::file(path, "is empty"));
     };
     if first.starts_with('{') {
-        return Ok(CaptionFormat::Karpathy);
+        // Within a caption the quotes would be escaped, so this is a key.
+        let coco = text.contains("\"annotations\"");
+        return Ok(if coco { CaptionFormat::Coco } else { CaptionFormat::Karpathy });
     }
     if first.split_once('\t').is_some_and(|(key, _)| key.contains('#')) {
         return Ok(CaptionFormat::Tokens);
@@ -335,7 +379,7 @@ fn sniff(path: &Path, text: &str) -> Result<CaptionFormat> {
         path,
         format!(
             "not a caption file that is known here: expected Flickr30k's 'image_name| comment_number| comment', \
-             'image#0<TAB>caption', Flickr8k's 'image,caption' or Karpathy's JSON, found '{}'",
+             'image#0<TAB>caption', Flickr8k's 'image,caption', Karpathy's or COCO's JSON, found '{}'",
             short(first)
         ),
     ))
@@ -396,6 +440,24 @@ mod tests {
         assert_eq!(c.captions.len(), 3);
         let error = read(r#"{"images":[{"filename":"a","split":"dev","sentences":[{"raw":"x"}]}]}"#).unwrap_err();
         assert!(error.to_string().contains("'dev'"), "{error}");
+    }
+
+    #[test]
+    fn coco_json_names_images_by_number() {
+        let c = read(
+            r#"{"info": {}, "images": [{"id": 9, "file_name": "COCO_val2014_000000000009.jpg", "height": 480}, {"id": 7, "file_name": "b.jpg"}],
+                "annotations": [{"image_id": 7, "id": 1, "caption": "A dog.\n"}, {"image_id": 9, "id": 2, "caption": "A cat."},
+                                {"image_id": 7, "id": 3, "caption": "The \"annotations\"."}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (c.format, c.images.clone()),
+            (CaptionFormat::Coco, vec!["b.jpg".into(), "COCO_val2014_000000000009.jpg".into()])
+        );
+        assert_eq!(c.captions[2], Caption { image: 0, number: 1, text: "The \"annotations\".".into() });
+        let error =
+            read(r#"{"images": [], "annotations": [{"image_id": 7, "caption": "x"}]}"#).unwrap_err().to_string();
+        assert!(error.contains("annotations[0]: no image has the id 7"), "{error}");
     }
 
     #[test]

@@ -1,23 +1,42 @@
-//! From a caption file and a feature store to batches.
+//! From the files of a data set and a feature store to batches.
+//!
+//! | module | what it reads |
+//! | --- | --- |
+//! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
+//! | [`pretraining`] | the original's pre-training JSON, or captions alone |
+//! | [`questions`], [`question_set`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
+//! | [`statements`] | NLVR2 |
+//! | [`predictions`] | prediction files and what the benchmarks count |
+//! | [`names`] | image names of a file in a feature store |
+//! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
+//! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
+pub mod answers;
 pub mod batches;
 pub mod captions;
+pub mod json_list;
+pub mod names;
 pub mod pairs;
 pub mod paths;
+pub mod predictions;
+pub mod pretraining;
+pub mod question_set;
+pub mod questions;
+pub mod sentences;
 pub mod splits;
+pub mod statements;
+pub mod vqa_answers;
 
+use crate::trainer::Job;
 use crate::{Error, Result};
+use batches::Batch;
 use captions::Captions;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
+use names::NameFinder;
 use pairs::{Pair, PairKind, PairSource};
 use paths::DataPaths;
 use splits::{Split, Splits};
-use std::collections::HashMap;
-
-/// Share of captioned images that may lack features before loading refuses: detectors fail on a
-/// damaged file here and there, but a store of another data set must not pass.
-const MISSING_ALLOWED: f64 = 0.01;
 
 /// A caption file with its splits, features and tokens: everything that pairs and batches need.
 pub struct Dataset {
@@ -53,6 +72,18 @@ pub struct LoadOptions {
     pub allow_missing_images: bool,
 }
 
+impl LoadOptions {
+    /// As a run's recipe has them.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            max_length: job.recipe.max_length,
+            regions: job.recipe.regions,
+            seed: job.recipe.seed,
+            allow_missing_images: job.allow_missing_images,
+        }
+    }
+}
+
 impl Dataset {
     /// Reads captions, splits and hard negatives, opens the store and tokenises every sentence
     /// once. What was repaired, cut or left out is logged.
@@ -74,24 +105,12 @@ impl Dataset {
             None => vec![None; captions.captions.len()],
         };
 
-        let finder = NameFinder::new(&store);
-        let found: Vec<Option<usize>> = captions.images.iter().map(|name| finder.find(&store, name)).collect();
-        let missing: Vec<String> =
-            captions.images.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(n, _)| n.clone()).collect();
-        if !missing.is_empty() {
-            let examples = missing.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            let total = captions.images.len();
-            let too_many = missing.len() as f64 > MISSING_ALLOWED * total as f64 && !options.allow_missing_images;
-            if too_many || missing.len() == total {
-                return Err(Error::MissingFeatures {
-                    store: paths.features.clone(),
-                    missing: missing.len(),
-                    total,
-                    examples,
-                });
-            }
-            log::warn!("{} of {total} captioned images have no features and are left out: {examples}…", missing.len());
-        }
+        let (found, missing) = {
+            let found = NameFinder::new(&store).find_all(&captions.images, options.allow_missing_images)?;
+            let without = captions.images.iter().zip(&found).filter(|(_, found)| found.is_none());
+            let missing = without.map(|(name, _)| name.clone()).collect();
+            (found, missing)
+        };
         let splits = {
             let all = Splits::choose(&captions, paths.splits.as_deref(), options.seed)?;
             let of = all.of.iter().zip(&found).map(|(split, found)| found.and(*split)).collect();
@@ -177,6 +196,15 @@ impl Dataset {
         &self.captions.images[pair.image]
     }
 
+    /// Reads a batch of pairs.
+    ///
+    /// # Errors
+    /// When the store is damaged.
+    pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
+        let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
+        Batch::read(&self.store, self.regions, &rows)
+    }
+
     /// The WordPiece ids of a pair's sentence.
     pub fn tokens(&self, pair: &Pair) -> &[u32] {
         match pair.kind {
@@ -184,29 +212,4 @@ impl Dataset {
             _ => &self.tokens[pair.caption],
         }
     }
-}
-
-/// Finds a caption file's image names in a store: by the whole name, else by the file name where
-/// that is unique (a caption file says `1000092795.jpg`, a store may say
-/// `flickr30k_images/1000092795.jpg`).
-struct NameFinder {
-    by_file_name: HashMap<String, Option<usize>>,
-}
-
-impl NameFinder {
-    fn new(store: &FeatureStore) -> Self {
-        let mut by_file_name = HashMap::with_capacity(store.len());
-        for (i, name) in store.names().iter().enumerate() {
-            by_file_name.entry(file_name(name).to_string()).and_modify(|found| *found = None).or_insert(Some(i));
-        }
-        Self { by_file_name }
-    }
-
-    fn find(&self, store: &FeatureStore, name: &str) -> Option<usize> {
-        store.index_of(name).or_else(|| self.by_file_name.get(file_name(name)).copied().flatten())
-    }
-}
-
-fn file_name(name: &str) -> &str {
-    name.rsplit(['/', '\\']).next().unwrap_or(name)
 }

@@ -7,6 +7,136 @@ use std::path::{Path, PathBuf};
 
 /// The files that a run reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Data {
+    /// Captioned images.
+    Captions(DataPaths),
+    /// Examples in JSON: pre-training sentences, questions, statements.
+    Examples(ExamplePaths),
+}
+
+impl Data {
+    /// What the data set is called.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Captions(paths) => &paths.name,
+            Self::Examples(paths) => &paths.name,
+        }
+    }
+
+    /// The feature store's folder.
+    pub fn features(&self) -> &Path {
+        match self {
+            Self::Captions(paths) => &paths.features,
+            Self::Examples(paths) => &paths.features,
+        }
+    }
+
+    /// The captions.
+    ///
+    /// # Errors
+    /// When the data is none.
+    pub fn captions(&self) -> Result<&DataPaths> {
+        match self {
+            Self::Captions(paths) => Ok(paths),
+            Self::Examples(_) => Err(Error::Argument(
+                "this task reads captioned images: name them by --data, --captions or --flickr30k".into(),
+            )),
+        }
+    }
+
+    /// The JSON files.
+    ///
+    /// # Errors
+    /// When the data is captions.
+    pub fn examples(&self) -> Result<&ExamplePaths> {
+        match self {
+            Self::Examples(paths) => Ok(paths),
+            Self::Captions(_) => Err(Error::Argument(
+                "this task reads JSON files: name them by --train-file, --valid-file and --test-file".into(),
+            )),
+        }
+    }
+
+    /// Every file that says what the data is, the store's index among them.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = match self {
+            Self::Captions(paths) => {
+                let optional = [&paths.splits, &paths.hard_negatives];
+                std::iter::once(paths.captions.clone()).chain(optional.into_iter().flatten().cloned()).collect()
+            }
+            Self::Examples(paths) => {
+                let lists = [&paths.train, &paths.valid, &paths.test];
+                lists.into_iter().flatten().chain(&paths.answers).cloned().collect::<Vec<_>>()
+            }
+        };
+        files.push(self.features().join("index.json"));
+        files
+    }
+
+    /// Whether there is a feature store.
+    ///
+    /// # Errors
+    /// When there is none, with the command that makes it.
+    pub fn check_features(&self) -> Result<()> {
+        check_features(self.name(), self.features())
+    }
+}
+
+/// Examples in JSON, file by file, and the store that holds their images' regions.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ExamplePaths {
+    /// What the data set is called.
+    pub name: String,
+    /// The feature store's folder.
+    pub features: PathBuf,
+    /// Files to train on.
+    pub train: Vec<PathBuf>,
+    /// Files that the best epoch is chosen on.
+    pub valid: Vec<PathBuf>,
+    /// Files that are measured, or predicted, at the end; the files of `valid` again where a benchmark keeps its own.
+    pub test: Vec<PathBuf>,
+    /// The answer table.
+    pub answers: Option<PathBuf>,
+}
+
+impl ExamplePaths {
+    /// The scenes' files for a task: `<stem>_train.json`, `<stem>_val.json` and `<stem>_test.json`, with `answers.json`.
+    ///
+    /// # Errors
+    /// When they have not been made yet.
+    pub fn scenes(workspace: &Workspace, stem: &str) -> Result<Self> {
+        let folder = workspace.data("scenes");
+        let file = |split: &str| folder.join(format!("{stem}_{split}.json"));
+        if !file("train").is_file() {
+            return Err(Error::file(
+                file("train"),
+                "not there yet; run `cargo run -p lxmert-extract` first, which draws the scenes and writes their questions",
+            ));
+        }
+        Ok(Self {
+            name: format!("scenes-{stem}"),
+            features: workspace.features("scenes"),
+            train: vec![file("train")],
+            valid: vec![file("val")],
+            test: vec![file("test")],
+            answers: Some(folder.join("answers.json")),
+        })
+    }
+
+    /// Every path absolute, so that a run's settings mean the same from any folder.
+    #[must_use]
+    pub fn absolute(mut self) -> Self {
+        let lists = [&mut self.train, &mut self.valid, &mut self.test];
+        for path in lists.into_iter().flatten().chain(&mut self.answers).chain([&mut self.features]) {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+        }
+        self
+    }
+}
+
+/// Captioned images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataPaths {
     /// What the data set is called in messages and in the model card.
     pub name: String,
@@ -89,15 +219,7 @@ impl DataPaths {
     /// # Errors
     /// When there is none, with the command that makes it.
     pub fn check_features(&self) -> Result<()> {
-        if self.features.join("index.json").is_file() {
-            return Ok(());
-        }
-        let command = match self.name.as_str() {
-            "scenes" => "cargo run -p lxmert-extract".to_string(),
-            "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
-            _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", self.features.display()),
-        };
-        Err(Error::file(&self.features, format!("no feature store here; run `{command}` first")))
+        check_features(&self.name, &self.features)
     }
 
     /// Every path absolute, so that a run's settings mean the same from any folder.
@@ -110,6 +232,18 @@ impl DataPaths {
         }
         self
     }
+}
+
+fn check_features(name: &str, features: &Path) -> Result<()> {
+    if features.join("index.json").is_file() {
+        return Ok(());
+    }
+    let command = match name {
+        _ if name.starts_with("scenes") => "cargo run -p lxmert-extract".to_string(),
+        "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
+        _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", features.display()),
+    };
+    Err(Error::file(features, format!("no feature store here; run `{command}` first")))
 }
 
 fn find_captions(folder: &Path) -> Option<PathBuf> {

@@ -6,6 +6,7 @@ use super::jsonl::Record;
 use crate::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -14,9 +15,16 @@ pub const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans.ttf");
 /// DejaVu Sans Bold.
 pub const FONT_BOLD: &[u8] = include_bytes!("../../assets/DejaVuSans-Bold.ttf");
 
-/// Blue, orange, green and vermilion of Okabe & Ito's palette, told apart by colour-blind readers.
-pub const PALETTE: [RGBColor; 4] =
-    [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115), RGBColor(213, 94, 0)];
+/// Okabe & Ito's palette, told apart by colour-blind readers: blue, orange, green, vermilion, purple, sky blue, black.
+pub const PALETTE: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(213, 94, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
+];
 
 /// Makes the bundled font known to plotters as `sans-serif`; call before drawing text.
 pub fn register_fonts() {
@@ -36,7 +44,7 @@ pub fn register_fonts() {
 
 /// One line of a panel.
 struct Series {
-    label: &'static str,
+    label: String,
     /// (epochs, value).
     points: Vec<(f64, f64)>,
     dotted: bool,
@@ -50,55 +58,54 @@ struct Panel {
 }
 
 fn panels(records: &[Record]) -> Vec<Panel> {
-    let mut train_loss = Vec::new();
-    let mut rate = Vec::new();
-    let [mut val_loss, mut val_acc, mut val_auc, mut val_f1, mut hard_loss, mut hard_acc, mut train_acc] =
-        [const { Vec::new() }; 7];
+    let mut steps = [const { Vec::new() }; 3]; // loss, learning rate, gradient norm
+    let mut train_accuracy = Vec::new();
+    let mut measured: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for record in records {
         match record {
             Record::Step(s) => {
-                train_loss.push((s.epoch, s.loss));
-                rate.push((s.epoch, s.learning_rate));
+                for (points, value) in steps.iter_mut().zip([s.loss, s.learning_rate, s.gradient_norm]) {
+                    points.push((s.epoch, value));
+                }
             }
             Record::Epoch(e) => {
                 let x = e.epoch as f64;
-                train_acc.push((x, e.train_accuracy));
-                val_loss.push((x, e.validation.loss));
-                val_acc.push((x, e.validation.accuracy));
-                val_auc.push((x, e.validation.auc));
-                val_f1.push((x, e.validation.f1));
-                if let Some(hard) = &e.validation_hard {
-                    hard_loss.push((x, hard.loss));
-                    hard_acc.push((x, hard.accuracy));
+                train_accuracy.extend(e.train_accuracy.map(|accuracy| (x, accuracy)));
+                for (name, value) in e.validation.flat() {
+                    measured.entry(name).or_default().push((x, value));
                 }
             }
             Record::Test(_) => {}
         }
     }
-    let line = |label, points| Series { label, points, dotted: false };
-    let dots = |label, points| Series { label, points, dotted: true };
+    let [loss, rate, norm] = steps;
+    let line = |label: &str, points| Series { label: label.into(), points, dotted: false };
+    let mut losses = vec![line("training", loss)];
+    losses.extend(of(&measured, &["loss"]));
+    let mut accuracies = vec![Series { label: "training".into(), points: train_accuracy, dotted: true }];
+    accuracies.extend(of(&measured, &["accuracy"]));
+    accuracies.retain(|series| !series.points.is_empty());
+    let ranked = of(&measured, &["auc", "f1"]);
     vec![
-        Panel {
-            title: "Loss (cross entropy, nats)",
-            series: vec![
-                line("training", train_loss),
-                dots("validation", val_loss),
-                dots("validation, hard", hard_loss),
-            ],
-            range: None,
-        },
-        Panel {
-            title: "Accuracy",
-            series: vec![dots("training", train_acc), dots("validation", val_acc), dots("validation, hard", hard_acc)],
-            range: Some((0.4, 1.0)),
-        },
-        Panel {
-            title: "Validation: AUC and F1",
-            series: vec![dots("AUC", val_auc), dots("F1", val_f1)],
-            range: Some((0.4, 1.0)),
+        Panel { title: "Loss (nats)", series: losses, range: None },
+        Panel { title: "Accuracy", series: accuracies, range: Some((0.4, 1.0)) },
+        if ranked.is_empty() {
+            Panel { title: "Gradient norm before clipping", series: vec![line("gradient norm", norm)], range: None }
+        } else {
+            Panel { title: "Validation: AUC and F1", series: ranked, range: Some((0.4, 1.0)) }
         },
         Panel { title: "Learning rate", series: vec![line("learning rate", rate)], range: None },
     ]
+}
+
+/// The series of these measures, one per set.
+fn of(measured: &BTreeMap<String, Vec<(f64, f64)>>, measures: &[&str]) -> Vec<Series> {
+    let series = measured.iter().filter_map(|(name, points)| {
+        let (set, measure) = name.rsplit_once('/').filter(|(_, measure)| measures.contains(measure))?;
+        let label = if measures.len() > 1 { format!("{set} {measure}") } else { format!("validation, {set}") };
+        Some(Series { label, points: points.clone(), dotted: true })
+    });
+    series.collect()
 }
 
 /// Draws the curves of a run, 1200 × 840 pixels.
@@ -173,7 +180,7 @@ fn draw_panel(panel: &Panel, area: &DrawingArea<BitMapBackend, Shift>) -> DrawRe
         let style = color.stroke_width(2);
         chart
             .draw_series(LineSeries::new(series.points.iter().copied(), style))?
-            .label(series.label)
+            .label(series.label.as_str())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
         if series.dotted {
             chart.draw_series(series.points.iter().map(|&p| Circle::new(p, 4, color.filled())))?;
@@ -199,7 +206,7 @@ fn draw_panel(panel: &Panel, area: &DrawingArea<BitMapBackend, Shift>) -> DrawRe
 mod tests {
     use super::*;
     use crate::log::jsonl::{EpochRecord, StepRecord};
-    use crate::metrics::Metrics;
+    use crate::measures::Measures;
 
     fn records(epochs: u64) -> Vec<Record> {
         let mut records = Vec::new();
@@ -213,26 +220,27 @@ mod tests {
                     loss: 0.7 / (1.0 + epoch),
                     learning_rate,
                     gradient_norm: 1.0,
-                    pairs_per_second: 100.0,
+                    examples_per_second: 100.0,
+                    parts: BTreeMap::new(),
                 }));
             }
             let x = e as f64 / 10.0;
-            let m = |shift: f64| Metrics {
-                pairs: 9,
-                loss: 0.8 - x / 2.0,
-                accuracy: 0.5 + shift * x,
-                precision: 0.5,
-                recall: 0.5,
-                f1: 0.5 + 0.3 * x,
-                auc: 0.5 + 0.45 * x,
-            };
+            let mut validation = Measures::default();
+            for (set, shift) in [("random", 0.45), ("hard", 0.3)] {
+                let values = [
+                    ("loss", 0.8 - x / 2.0 + shift),
+                    ("accuracy", 0.5 + shift * x),
+                    ("f1", 0.5 + 0.3 * x),
+                    ("auc", 0.5 + 0.45 * x * shift),
+                ];
+                validation.extend(set, values);
+            }
             records.push(Record::Epoch(EpochRecord {
                 epoch: e,
                 step: e * 10,
                 train_loss: 0.6,
-                train_accuracy: 0.5 + 0.4 * x,
-                validation: m(0.45),
-                validation_hard: Some(m(0.3)),
+                train_accuracy: Some(0.5 + 0.4 * x),
+                validation,
                 best: true,
                 seconds: 1.0,
             }));

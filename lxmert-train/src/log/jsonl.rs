@@ -1,9 +1,10 @@
 //! `metrics.jsonl`: one JSON object per line, appended as the run goes; each line carries a
 //! `"kind"` of `step`, `epoch` or `test`.
 
-use crate::metrics::{Metrics, Ranking};
+use crate::measures::Measures;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,11 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Mean gradient norm before clipping.
     pub gradient_norm: f64,
-    /// Training pairs per second.
-    pub pairs_per_second: f64,
+    /// Training examples per second.
+    pub examples_per_second: f64,
+    /// The losses that make up the whole, each a mean.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, f64>,
 }
 
 /// A finished epoch.
@@ -46,17 +50,30 @@ pub struct EpochRecord {
     pub step: u64,
     /// Mean training loss of the epoch, with dropout, while the weights moved.
     pub train_loss: f64,
-    /// Training accuracy of the epoch, likewise.
-    pub train_accuracy: f64,
-    /// The fixed validation pairs: half matched, half with another image.
-    pub validation: Metrics,
-    /// The hard validation pairs: every caption true and minimally changed.
+    /// Training accuracy of the epoch, likewise, where the task judges its examples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_hard: Option<Metrics>,
+    pub train_accuracy: Option<f64>,
+    /// What the validation split gave.
+    pub validation: Measures,
     /// Whether this epoch is the best so far.
     pub best: bool,
     /// Seconds the epoch took, validation included.
     pub seconds: f64,
+}
+
+impl EpochRecord {
+    /// The epoch in a line.
+    pub fn line(&self) -> String {
+        let accuracy = self.train_accuracy.map_or_else(String::new, |accuracy| format!(", accuracy {accuracy:.3}"));
+        format!(
+            "epoch {}: train loss {:.3}{accuracy} | {} | {:.0} s{}",
+            self.epoch,
+            self.train_loss,
+            self.validation.line(),
+            self.seconds,
+            if self.best { ", best" } else { "" }
+        )
+    }
 }
 
 /// The end of a run.
@@ -64,29 +81,8 @@ pub struct EpochRecord {
 pub struct TestRecord {
     /// The epoch of the checkpoint that was tested.
     pub epoch: u64,
-    /// The fixed test pairs: half matched, half with another image.
-    pub test: Metrics,
-    /// The hard test pairs: every caption true and minimally changed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test_hard: Option<Metrics>,
-    /// Retrieval over the test split.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retrieval: Option<Retrieval>,
-}
-
-/// Retrieval both ways.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Retrieval {
-    /// Images taken part.
-    pub images: usize,
-    /// Captions taken part.
-    pub captions: usize,
-    /// Each image ranks all captions; right are its own.
-    pub image_to_text: Ranking,
-    /// Each caption ranks all images; right is its own.
-    pub text_to_image: Ranking,
-    /// Seconds it took.
-    pub seconds: f64,
+    /// What the test split gave.
+    pub test: Measures,
 }
 
 /// Appends records to a file and knows how long it is.
@@ -165,7 +161,8 @@ mod tests {
             loss: 0.7,
             learning_rate: 1e-4,
             gradient_norm: 2.0,
-            pairs_per_second: 9.5,
+            examples_per_second: 9.5,
+            parts: BTreeMap::from([("words".to_string(), 3.5)]),
         })
     }
 

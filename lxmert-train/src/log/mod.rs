@@ -7,3 +7,111 @@ pub mod progress;
 pub mod tensorboard;
 
 pub use jsonl::{Record, read_records};
+
+use crate::Result;
+use crate::resume::{Position, Sums};
+use crate::run_folder::RunFolder;
+use jsonl::{EpochRecord, JsonlWriter, StepRecord, TestRecord};
+use std::time::Instant;
+use tensorboard::EventWriter;
+
+/// The two logs of a run, written side by side.
+pub struct RunLog {
+    metrics: JsonlWriter,
+    events: EventWriter,
+    /// Since when examples are counted, and how many there were.
+    measured: (Instant, usize),
+}
+
+impl RunLog {
+    /// Opens a run's logs and cuts back what was written after `position` was saved.
+    ///
+    /// # Errors
+    /// When a file cannot be opened, or is shorter than it was.
+    pub fn open(folder: &RunFolder, position: &Position) -> Result<Self> {
+        Ok(Self {
+            metrics: JsonlWriter::open(&folder.metrics(), position.metrics_bytes)?,
+            events: EventWriter::open(&folder.tensorboard(), position.events_bytes)?,
+            measured: (Instant::now(), 0),
+        })
+    }
+
+    /// Counts examples that were trained on, for the rate.
+    pub fn count(&mut self, examples: usize) {
+        self.measured.1 += examples;
+    }
+
+    /// Records the steps that `sums` holds. `epoch`: epochs finished, with the fraction of the current one.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn step(&mut self, step: u64, epoch: f64, learning_rate: f64, sums: &Sums) -> Result<()> {
+        let (since, examples) = std::mem::replace(&mut self.measured, (Instant::now(), 0));
+        let record = StepRecord {
+            step,
+            epoch,
+            loss: sums.mean_loss(),
+            learning_rate,
+            gradient_norm: sums.norm / sums.steps.max(1) as f64,
+            examples_per_second: examples as f64 / since.elapsed().as_secs_f64(),
+            parts: sums.part_means(),
+        };
+        let parts: Vec<(String, f64)> = record.parts.iter().map(|(n, v)| (format!("train/loss_{n}"), *v)).collect();
+        let mut scalars = vec![
+            ("train/loss", record.loss),
+            ("train/learning_rate", learning_rate),
+            ("train/gradient_norm", record.gradient_norm),
+            ("train/examples_per_second", record.examples_per_second),
+        ];
+        scalars.extend(parts.iter().map(|(name, value)| (name.as_str(), *value)));
+        self.events.scalars(step, &scalars)?;
+        self.metrics.write(&Record::Step(record))
+    }
+
+    /// Records a finished epoch.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
+        let mut scalars = vec![("train/epoch_loss".to_string(), record.train_loss)];
+        scalars.extend(record.train_accuracy.map(|accuracy| ("train/epoch_accuracy".to_string(), accuracy)));
+        scalars.extend(record.validation.flat().map(|(name, value)| (format!("val/{name}"), value)));
+        self.events.scalars(record.step, &scalars)?;
+        self.metrics.write(&Record::Epoch(record.clone()))
+    }
+
+    /// Records the test.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn test(&mut self, step: u64, record: &TestRecord) -> Result<()> {
+        let scalars: Vec<(String, f64)> =
+            record.test.flat().map(|(name, value)| (format!("test/{name}"), value)).collect();
+        self.events.scalars(step, &scalars)?;
+        self.metrics.write(&Record::Test(record.clone()))
+    }
+
+    /// What has been recorded so far.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn records(&self, folder: &RunFolder) -> Result<Vec<Record>> {
+        read_records(&folder.metrics())
+    }
+
+    /// Draws the run's curves anew.
+    ///
+    /// # Errors
+    /// When the picture cannot be written.
+    pub fn draw_curves(&self, folder: &RunFolder) -> Result<()> {
+        curves::draw(&folder.curves(), &self.records(folder)?)
+    }
+
+    /// The files' lengths, for the training state.
+    ///
+    /// # Errors
+    /// When a file cannot be written to the disk.
+    pub fn positions(&self) -> Result<(u64, u64)> {
+        Ok((self.metrics.position()?, self.events.position()?))
+    }
+}

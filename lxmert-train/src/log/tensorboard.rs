@@ -60,8 +60,9 @@ impl EventWriter {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
-        self.record(&event(now(), step, Payload::Scalars(values)))
+    pub fn scalars<S: AsRef<str>>(&mut self, step: u64, values: &[(S, f64)]) -> Result<()> {
+        let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
+        self.record(&event(now(), step, Payload::Scalars(&values)))
     }
 
     /// The file's length, for the training state.

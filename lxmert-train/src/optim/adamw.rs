@@ -24,11 +24,21 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
     /// Whether biases and norms decay too; by default they do not.
     pub decay_all: bool,
+    /// Whether the moments' bias towards their start at 0 is corrected; BertAdam does not.
+    pub bias_correction: bool,
+}
+
+impl AdamWConfig {
+    /// BertAdam as LXMERT was trained with it (airsplay/lxmert, `lxrt/optimization.py`): no bias correction,
+    /// epsilon 1e-6, weight decay 0.01 of every parameter.
+    pub fn bert_adam() -> Self {
+        Self { epsilon: 1e-6, decay_all: true, bias_correction: false, ..Self::default() }
+    }
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decay_all: false }
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, decay_all: false, bias_correction: true }
     }
 }
 
@@ -54,7 +64,7 @@ pub struct AdamW {
 /// Whether a parameter of this name decays by default: weights of linear layers and embeddings do,
 /// biases and layer norms do not.
 pub fn decays_by_default(name: &str) -> bool {
-    let norm = name.contains("LayerNorm") || name.contains("layer_norm");
+    let norm = lxmert_core::model::init::is_norm(name);
     // The student project's torch layers call their norms norm1, norm2, …
     let norm = norm || name.rsplit('.').nth(1).is_some_and(|module| module.starts_with("norm"));
     !norm && !name.ends_with("bias")
@@ -117,8 +127,8 @@ impl AdamW {
             )));
         }
         self.step += 1;
-        let correction1 = 1.0 - self.config.beta1.powf(self.step as f64);
-        let correction2 = 1.0 - self.config.beta2.powf(self.step as f64);
+        let correction = |beta: f64| if self.config.bias_correction { 1.0 - beta.powf(self.step as f64) } else { 1.0 };
+        let (correction1, correction2) = (correction(self.config.beta1), correction(self.config.beta2));
         for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
             let update = Update {
@@ -302,6 +312,29 @@ mod tests {
     }
 
     const TORCH: [f32; 3] = [0.957_936_4, -1.912_375_3, 0.332_094_7];
+
+    /// airsplay/lxmert, lxrt/optimization.py, on the same parameters and gradients, in f64 by hand: m and v without
+    /// correction, update = m / (sqrt(v) + 1e-6) + 0.01 p, p -= lr update.
+    #[test]
+    fn two_steps_equal_bert_adam() {
+        let start = [1.0f64, -2.0, 0.5];
+        let (parameters, var) = one("dense.bias", &[1.0, -2.0, 0.5]);
+        let mut adam = AdamW::new(AdamWConfig::bert_adam(), parameters).unwrap();
+        let (mut p, mut m, mut v) = (start, [0f64; 3], [0f64; 3]);
+        for gradient in [[0.1f32, -0.2, 0.3], [-0.5, 0.25, 0.0]] {
+            adam.step(&[Some(Tensor::new(&gradient, &Device::Cpu).unwrap())], 0.01, 1.0).unwrap();
+            for i in 0..3 {
+                let g = f64::from(gradient[i]);
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                p[i] -= 0.01 * (m[i] / (v[i].sqrt() + 1e-6) + 0.01 * p[i]);
+            }
+        }
+        let got: Vec<f32> = var.to_vec1().unwrap();
+        for (g, want) in got.iter().zip(p) {
+            assert!((f64::from(*g) - want).abs() < 5e-7, "{got:?}, not {p:?}");
+        }
+    }
 
     #[test]
     fn the_composed_formula_equals_the_one_pass() {

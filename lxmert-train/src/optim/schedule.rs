@@ -7,13 +7,21 @@ pub struct Schedule {
     pub warmup_steps: u64,
     /// Optimiser steps of the whole run.
     pub total_steps: u64,
+    /// Whether the first step has a rate of 0, as BertAdam counts.
+    pub idle_start: bool,
 }
 
 impl Schedule {
     /// The factor of the step with this number, from 0. It rises to 1 on the last warm-up step,
     /// then falls linearly; the last step still learns (its factor is above 0), and so does the
-    /// first (airsplay's BertAdam and transformers' schedule waste it on a rate of 0).
+    /// first. With [`Schedule::idle_start`] it is BertAdam's (airsplay/lxmert, `lxrt/optimization.py`,
+    /// `warmup_linear`) of step / total, which wastes the first step on a rate of 0.
     pub fn factor(&self, step: u64) -> f64 {
+        if self.idle_start {
+            let (x, warmup) = (step as f64, self.warmup_steps as f64);
+            let total = self.total_steps.max(1) as f64;
+            return if x < warmup { x / warmup } else { ((x - total) / (warmup - total)).max(0.0) };
+        }
         if step < self.warmup_steps {
             return (step + 1) as f64 / self.warmup_steps as f64;
         }
@@ -28,14 +36,25 @@ mod tests {
 
     #[test]
     fn rises_then_falls_and_never_idles() {
-        let s = Schedule { warmup_steps: 4, total_steps: 14 };
+        let s = Schedule { warmup_steps: 4, total_steps: 14, idle_start: false };
         let f: Vec<f64> = (0..14).map(|i| s.factor(i)).collect();
         assert_eq!(&f[..5], &[0.25, 0.5, 0.75, 1.0, 1.0]);
         assert!((f[13] - 0.1).abs() < 1e-12 && f[4..].windows(2).all(|w| w[1] < w[0]));
         assert_eq!(s.factor(14), 0.0);
-        let none = Schedule { warmup_steps: 0, total_steps: 2 };
+        let none = Schedule { warmup_steps: 0, total_steps: 2, idle_start: false };
         assert_eq!((none.factor(0), none.factor(1)), (1.0, 0.5));
-        let only = Schedule { warmup_steps: 3, total_steps: 3 };
+        let only = Schedule { warmup_steps: 3, total_steps: 3, idle_start: false };
         assert_eq!(only.factor(2), 1.0);
+    }
+
+    /// `warmup_linear(step / 20, warmup=0.25)` of the original, by hand.
+    #[test]
+    fn bert_adam_s_first_step_is_idle() {
+        let s = Schedule { warmup_steps: 5, total_steps: 20, idle_start: true };
+        let f: Vec<f64> = [0, 1, 4, 5, 10, 19].iter().map(|&step| s.factor(step)).collect();
+        let want = [0.0, 0.2, 0.8, 1.0, 10.0 / 15.0, 1.0 / 15.0];
+        assert!(f.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{f:?}");
+        let none = Schedule { warmup_steps: 0, total_steps: 4, idle_start: true };
+        assert_eq!((none.factor(0), none.factor(4)), (1.0, 0.0));
     }
 }

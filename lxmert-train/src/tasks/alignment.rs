@@ -6,8 +6,9 @@
 //! Every pair of the batch is a lesson here, where matching has one bit per pair, and no attention has
 //! to be right before the gradient says anything; cross attention then compares like with like.
 
+use super::losses::cross_entropy;
+use super::matching::PairBatch;
 use crate::Result;
-use crate::data::batches::Batch;
 use candle_core::{D, Device, Tensor};
 
 /// What cosines are divided by (Radford et al. 2021 begin at it).
@@ -19,7 +20,7 @@ const TEMPERATURE: f64 = 0.07;
 ///
 /// # Errors
 /// When the batch does not fit.
-pub fn loss(batch: &Batch, language: &Tensor, vision: &Tensor, device: &Device) -> Result<Option<Tensor>> {
+pub fn loss(batch: &PairBatch, language: &Tensor, vision: &Tensor, device: &Device) -> Result<Option<Tensor>> {
     // One pair per image: a second caption of the same image would be a false negative.
     let mut seen = std::collections::HashSet::new();
     let matched = batch.pairs.iter().enumerate().filter(|(_, p)| p.matched() && seen.insert(p.image));
@@ -31,9 +32,9 @@ pub fn loss(batch: &Batch, language: &Tensor, vision: &Tensor, device: &Device) 
     let of_rows = |values: &[f32], width: usize| -> Vec<f32> {
         rows.iter().flat_map(|row| &values[*row as usize * width..][..width]).copied().collect()
     };
-    let (words, regions) = (batch.length, batch.regions);
-    let word_mask = Tensor::from_vec(of_rows(&batch.attention_mask, words), (pairs, words, 1), device)?;
-    let region_mask = Tensor::from_vec(of_rows(&batch.region_mask, regions), (1, pairs, regions), device)?;
+    let (words, regions) = (batch.inputs.length, batch.inputs.regions);
+    let word_mask = Tensor::from_vec(of_rows(&batch.inputs.attention_mask, words), (pairs, words, 1), device)?;
+    let region_mask = Tensor::from_vec(of_rows(&batch.inputs.region_mask, regions), (1, pairs, regions), device)?;
     let index = Tensor::from_vec(rows, pairs, device)?;
     let unit = |x: &Tensor| -> Result<Tensor> {
         let x = x.index_select(&index, 0)?.flatten_to(1)?;
@@ -44,31 +45,29 @@ pub fn loss(batch: &Batch, language: &Tensor, vision: &Tensor, device: &Device) 
     let best = cosines.broadcast_add(&((region_mask - 1.0)? * 2.0)?)?.max(D::Minus1)?;
     let summed = best.reshape((pairs, words, pairs))?.broadcast_mul(&word_mask)?.sum(1)?;
     let similarity = (summed.broadcast_div(&word_mask.sum(1)?)? / TEMPERATURE)?;
-    let own = Tensor::eye(pairs, similarity.dtype(), device)?;
-    let direction = |logits: &Tensor| -> Result<Tensor> {
-        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-        let normaliser = shifted.exp()?.sum(D::Minus1)?.log()?;
-        Ok((normaliser - (shifted * &own)?.sum(D::Minus1)?)?.mean_all()?)
-    };
+    let own: Vec<u32> = (0..pairs as u32).collect();
+    let direction = |logits: &Tensor| -> Result<Tensor> { Ok(cross_entropy(logits, &own)?.mean_all()?) };
     Ok(Some(((direction(&similarity)? + direction(&similarity.t()?.contiguous()?)?)? / 2.0)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::batches::Batch;
     use crate::data::pairs::{Pair, PairKind};
 
-    fn batch(images: &[(usize, PairKind)]) -> Batch {
+    fn batch(images: &[(usize, PairKind)]) -> PairBatch {
         let pairs: Vec<Pair> = images.iter().map(|&(image, kind)| Pair { image, caption: 0, kind }).collect();
-        let count = pairs.len();
-        Batch {
-            pairs,
+        let rows = pairs.len();
+        let inputs = Batch {
+            rows,
             length: 2,
             regions: 2,
-            attention_mask: vec![1.0; 2 * count],
-            region_mask: vec![1.0; 2 * count],
+            attention_mask: vec![1.0; 2 * rows],
+            region_mask: vec![1.0; 2 * rows],
             ..Batch::default()
-        }
+        };
+        PairBatch { pairs, inputs }
     }
 
     #[test]

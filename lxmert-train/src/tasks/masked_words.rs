@@ -2,9 +2,10 @@
 //! (2019, §3.1.1), as a helper of matching. A binary answer per pair teaches slowly which word means
 //! which region; a word that can only be read off the image teaches it directly.
 
+use super::losses::cross_entropy;
 use crate::Result;
 use crate::data::batches::Batch;
-use candle_core::{D, Device, Tensor};
+use candle_core::Tensor;
 use lxmert_core::model::WordHead;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,9 +32,10 @@ pub struct MaskedWords {
 }
 
 impl MaskedWords {
-    /// Masks words of `batch` in place, in every pair alike, so that a mask says nothing about the
-    /// match; those of the matched pairs are to be guessed. The draw is a function of `seed` and `number`.
-    pub fn draw(batch: &mut Batch, vocab_size: u32, seed: u64, number: u64) -> Self {
+    /// Masks words of `batch` in place, in every row alike, so that a mask says nothing about the
+    /// match; those of the rows that `guessed` says yes to are to be guessed. The draw is a function of `seed` and
+    /// `number`.
+    pub fn draw(batch: &mut Batch, guessed: impl Fn(usize) -> bool, vocab_size: u32, seed: u64, number: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mut words = Self::default();
         for (row, id) in batch.input_ids.iter_mut().enumerate() {
@@ -41,7 +43,7 @@ impl MaskedWords {
             if !word || !rng.random_bool(CHOSEN) {
                 continue;
             }
-            if batch.pairs[row / batch.length].matched() {
+            if guessed(row / batch.length) {
                 words.rows.push(row as u32);
                 words.targets.push(*id);
             }
@@ -59,29 +61,24 @@ impl MaskedWords {
     ///
     /// # Errors
     /// When the batch does not fit the model.
-    pub fn loss(&self, head: &WordHead, language: &Tensor, device: &Device) -> Result<Option<Tensor>> {
+    pub fn loss(&self, head: &WordHead, language: &Tensor) -> Result<Option<Tensor>> {
         if self.rows.is_empty() {
             return Ok(None);
         }
-        let rows = Tensor::from_slice(&self.rows, self.rows.len(), device)?;
-        let targets = Tensor::from_slice(&self.targets, (self.targets.len(), 1), device)?;
+        let rows = Tensor::from_slice(&self.rows, self.rows.len(), language.device())?;
         let logits = head.forward(&language.flatten_to(1)?.index_select(&rows, 0)?)?;
-        // Shifted by the largest logit, so that the exponential cannot overflow.
-        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-        let normaliser = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        Ok(Some((normaliser - shifted.gather(&targets, 1)?)?.mean_all()?))
+        Ok(Some(cross_entropy(&logits, &self.targets)?.mean_all()?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::pairs::{Pair, PairKind};
 
     fn batch() -> Batch {
         let ids = [CLS].into_iter().chain(2000..2398).chain([SEP]);
         Batch {
-            pairs: [PairKind::Matched, PairKind::Random].map(|kind| Pair { image: 0, caption: 0, kind }).to_vec(),
+            rows: 2,
             length: 400,
             input_ids: ids.clone().chain(ids).collect(),
             attention_mask: vec![1.0; 800],
@@ -90,9 +87,9 @@ mod tests {
     }
 
     #[test]
-    fn fifteen_percent_are_chosen_and_only_matched_pairs_are_guessed() {
+    fn fifteen_percent_are_chosen_and_only_rows_asked_for_are_guessed() {
         let (mut masked, original) = (batch(), batch());
-        let words = MaskedWords::draw(&mut masked, 30522, 1, 2);
+        let words = MaskedWords::draw(&mut masked, |row| row == 0, 30522, 1, 2);
         assert!((40..=80).contains(&words.rows.len()), "{}", words.rows.len());
         assert!(words.rows.iter().all(|row| *row < 400));
         for (row, target) in words.rows.iter().zip(&words.targets) {
@@ -103,7 +100,7 @@ mod tests {
         assert!((30..=80).contains(&changed(400..800)));
         assert_eq!((masked.input_ids[0], masked.input_ids[399]), (CLS, SEP));
         let mut again = batch();
-        MaskedWords::draw(&mut again, 30522, 1, 2);
+        MaskedWords::draw(&mut again, |_| true, 30522, 1, 2);
         assert_eq!(again.input_ids, masked.input_ids);
     }
 }

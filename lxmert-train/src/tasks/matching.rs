@@ -3,74 +3,248 @@
 //! The loss is the binary cross entropy of the match logit, which equals LXMERT's two-way cross
 //! entropy (Tan & Bansal 2019, §3.1) over the logit's two halves.
 
-use crate::Result;
-use crate::data::batches::Batch;
-use crate::metrics::cross_entropy;
-use candle_core::Tensor;
-use lxmert_core::model::{Forward, MatchingModel};
+use super::losses::binary_cross_entropy;
+use super::masked_words::MaskedWords;
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, alignment};
+use crate::config::Recipe;
+use crate::data::batches::{self, Batch};
+use crate::data::pairs::{Pair, PairSource};
+use crate::data::splits::Split;
+use crate::data::{Dataset, LoadOptions};
+use crate::measures::Measures;
+use crate::metrics::{Metrics, cross_entropy};
+use crate::run_folder::{Checkpoint, Preprocessing, matching_weights, weights_file};
+use crate::trainer::Job;
+use crate::{Result, evaluate, retrieval};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use indicatif::ProgressBar;
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::model::{MatchingModel, WordHead};
+use lxmert_core::text::WordPiece;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-/// What one batch gave.
-#[derive(Debug)]
-pub struct BatchLoss {
-    /// Sum of the pairs' losses over `divisor`, to differentiate.
-    pub loss: Tensor,
-    /// The language output, `[batch, words, hidden]`, for losses beside this one.
-    pub language: Tensor,
-    /// Both streams before they meet: `[batch, words, hidden]` and `[batch, regions, hidden]`.
-    pub encoded: (Tensor, Tensor),
-    /// Match logits, one per pair.
-    pub logits: Vec<f32>,
-    /// Sum of the pairs' losses, in f64.
-    pub sum: f64,
-    /// Pairs on the right side of probability 0.5.
-    pub right: usize,
+/// Matching on captioned images, with what may learn beside it.
+pub struct Matching {
+    dataset: Dataset,
+    config: LxmertConfig,
+    model: MatchingModel,
+    word_head: Option<WordHead>,
+    recipe: Recipe,
+    device: Device,
+    train: PairSource,
+    validation: Vec<Pair>,
+    validation_hard: Vec<Pair>,
 }
 
-/// Binary cross entropy with logits, summed: `Σ max(x, 0) - x·y + ln(1 + e^-|x|)`.
-///
-/// `logits`, `targets`: `[batch]`.
-///
-/// # Errors
-/// When the shapes differ.
-pub fn summed_loss(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    // The exponential is of a number at most 0, so nothing overflows.
-    let softplus = ((logits.abs()?.neg()?.exp()? + 1.0)?.log()? + logits.relu()?)?;
-    Ok((softplus - logits.mul(targets)?)?.sum_all()?)
+/// A batch of pairs.
+pub struct PairBatch {
+    /// The pairs.
+    pub pairs: Vec<Pair>,
+    /// Their images and sentences.
+    pub inputs: Batch,
 }
 
-/// Runs the model on a batch and forms the loss, divided by `divisor` (the pairs of the whole
-/// optimiser step, so that accumulated batches weigh by their size).
-///
-/// # Errors
-/// When the batch does not fit the model.
-pub fn forward(
-    model: &MatchingModel,
-    batch: &Batch,
-    divisor: usize,
-    run: &Forward,
-    device: &candle_core::Device,
-) -> Result<BatchLoss> {
-    let inputs = batch.inputs(device)?;
-    let language = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
-    let mask = inputs.visual_attention_mask.as_ref();
-    let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, run)?;
-    let output = model.match_encoded(&language, &vision, run)?;
-    let loss = (summed_loss(&output.logits, &batch.targets(device)?)? / divisor.max(1) as f64)?;
-    let logits: Vec<f32> = output.logits.to_vec1()?;
-    let mut sum = 0.0;
-    let mut right = 0;
-    for (&logit, pair) in logits.iter().zip(&batch.pairs) {
-        sum += cross_entropy(logit, pair.matched());
-        right += usize::from((logit > 0.0) == pair.matched());
+impl PairBatch {
+    /// `[pairs]`: 1 for matched pairs, 0 for the others.
+    fn targets(&self, device: &Device) -> Result<Tensor> {
+        let targets: Vec<f32> = self.pairs.iter().map(|pair| f32::from(u8::from(pair.matched()))).collect();
+        Ok(Tensor::from_vec(targets, self.pairs.len(), device)?)
     }
-    Ok(BatchLoss {
-        loss,
-        language: output.trunk.language,
-        encoded: (language.states, vision.states),
-        logits,
-        sum,
-        right,
-    })
+}
+
+impl Task for Matching {
+    type Example = Pair;
+    type Batch = PairBatch;
+
+    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+        let recipe = job.recipe.clone();
+        let dataset = Dataset::load(job.data.captions()?, text, &LoadOptions::of(job))?;
+        let config = recipe.model(dataset.feature_dim())?;
+        let vb = || VarBuilder::from_varmap(variables, DType::F32, &job.device);
+        let model = MatchingModel::new(&config, vb())?;
+        let word_head =
+            (recipe.masked_words > 0.0).then(|| WordHead::new(&config, model.word_embeddings(), vb())).transpose()?;
+        let validation = dataset.pairs(Split::Val);
+        Ok(Self {
+            train: dataset.pairs(Split::Train),
+            validation: validation.fixed(),
+            validation_hard: validation.hard(),
+            device: job.device.clone(),
+            dataset,
+            config,
+            model,
+            word_head,
+            recipe,
+        })
+    }
+
+    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+        matching_weights(&weights_file(checkpoint)?, &self.config, true)
+    }
+
+    fn introduction(&self) -> Vec<String> {
+        let count = |split| self.dataset.splits.images(split).count();
+        vec![
+            format!(
+                "{} training images with {} captions, {} to validate, {} to test ({})",
+                count(Split::Train),
+                self.train.len(),
+                count(Split::Val),
+                count(Split::Test),
+                self.dataset.splits.source
+            ),
+            format!("{} regions of {} numbers", self.dataset.regions(), self.dataset.feature_dim()),
+        ]
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.train.len().div_ceil(self.recipe.batch_size)
+    }
+
+    fn epoch(&self, epoch: u64) -> Vec<Vec<Pair>> {
+        let Recipe { seed, hard_negatives, batch_size, .. } = self.recipe;
+        let pairs = self.train.epoch(seed, epoch, hard_negatives);
+        batches::plan(&pairs, |pair| self.dataset.tokens(pair).len(), batch_size, seed, epoch)
+    }
+
+    fn read(&self, pairs: Vec<Pair>) -> Result<PairBatch> {
+        Ok(PairBatch { inputs: self.dataset.read(&pairs)?, pairs })
+    }
+
+    fn loss(&self, mut batch: PairBatch, step: &Step) -> Result<BatchLoss> {
+        let words = self.word_head.as_ref().map(|head| {
+            let (vocab_size, seed) = (self.config.vocab_size as u32, self.recipe.seed);
+            let matched = |row: usize| batch.pairs[row].matched();
+            (head, MaskedWords::draw(&mut batch.inputs, matched, vocab_size, seed, step.number))
+        });
+        let run = step.forward();
+        let inputs = batch.inputs.inputs(step.device)?;
+        let language = self.model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
+        let mask = inputs.visual_attention_mask.as_ref();
+        let vision = self.model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
+        let output = self.model.match_encoded(&language, &vision, &run)?;
+        let targets = batch.targets(step.device)?;
+        let mut loss = (binary_cross_entropy(&output.logits, &targets)?.sum_all()? / step.divisor.max(1) as f64)?;
+
+        // What learns beside matching, each a mean over its share of the optimiser step.
+        let share = batch.pairs.len() as f64 / step.divisor as f64;
+        let guesses = match &words {
+            Some((head, words)) => words.loss(head, &output.trunk.language)?,
+            None => None,
+        };
+        let aligned = match self.recipe.alignment > 0.0 {
+            true => alignment::loss(&batch, &language.states, &vision.states, step.device)?,
+            false => None,
+        };
+        let mut parts = Vec::new();
+        for (name, beside, weight) in
+            [("words", guesses, self.recipe.masked_words), ("alignment", aligned, self.recipe.alignment)]
+        {
+            if let Some(beside) = beside {
+                parts.push((name, f64::from(beside.to_scalar::<f32>()?)));
+                loss = (loss + (beside * (weight * share))?)?;
+            }
+        }
+
+        let mut result =
+            BatchLoss { loss, examples: batch.pairs.len(), sum: 0.0, right: (0, batch.pairs.len()), parts };
+        for (&logit, pair) in output.logits.to_vec1::<f32>()?.iter().zip(&batch.pairs) {
+            result.sum += cross_entropy(logit, pair.matched());
+            result.right.0 += usize::from((logit > 0.0) == pair.matched());
+        }
+        Ok(result)
+    }
+
+    fn validate(&self) -> Result<Measures> {
+        let mut measures = Measures::default();
+        let quiet = ProgressBar::hidden();
+        for (set, pairs) in [("random", &self.validation), ("hard", &self.validation_hard)] {
+            if !pairs.is_empty() {
+                let batch = self.recipe.evaluation_batch();
+                evaluate::metrics(&self.model, &self.dataset, pairs, batch, &self.device, &quiet)?
+                    .add_to(&mut measures, set);
+            }
+        }
+        Ok(measures)
+    }
+
+    fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+        let best = Checkpoint::open(folder, &self.device)?;
+        test(&best.model, &self.dataset, self.recipe.evaluation_batch(), self.recipe.recall_images, &self.device, bar)
+    }
+
+    fn checkpoint(&self) -> CheckpointParts {
+        CheckpointParts {
+            config: self.config.clone(),
+            architecture: "LxmertForPreTraining",
+            preprocessing: Preprocessing {
+                max_length: self.recipe.max_length,
+                regions: self.dataset.regions(),
+                detector: self.dataset.store.info().detector.clone(),
+            },
+            answers: Vec::new(),
+        }
+    }
+
+    fn description(&self) -> Description {
+        let dataset = &self.dataset;
+        let mut data = String::from("| split | images | captions |\n| --- | ---: | ---: |\n");
+        for split in Split::ALL {
+            let captions = dataset.splits.captions(&dataset.captions, split).len();
+            data.push_str(&format!("| {split} | {} | {captions} |\n", dataset.splits.images(split).count()));
+        }
+        data.push_str(&format!(
+            "\nSplit by image ({}). Half of the pairs are mismatched; {:.0} % of the mismatched training pairs are hard \
+             (one word changed) where the data has hard negatives.",
+            dataset.splits.source,
+            100.0 * self.recipe.hard_negatives
+        ));
+        let beside = [
+            ("a contrastive word-region alignment loss", self.recipe.alignment),
+            ("a masked-word loss", self.recipe.masked_words),
+        ];
+        let beside = beside.iter().filter(|(_, weight)| *weight > 0.0);
+        Description {
+            title: "image-text matching".into(),
+            pipeline_tag: "image-text-to-text",
+            does: "Says whether a sentence describes an image, from the image's regions and the sentence's words."
+                .into(),
+            data,
+            losses: beside.map(|(what, weight)| format!("Beside matching: {what}, weight {weight}.")).collect(),
+        }
+    }
+}
+
+/// Every measure of a matching model on the test split: pairs, hard pairs, retrieval over the first `recall_images`.
+///
+/// # Errors
+/// When the data does not fit the model, or Ctrl-C was pressed.
+pub fn test(
+    model: &MatchingModel,
+    dataset: &Dataset,
+    batch: usize,
+    recall_images: usize,
+    device: &Device,
+    bar: &ProgressBar,
+) -> Result<Measures> {
+    let source = dataset.pairs(Split::Test);
+    let mut measures = Measures::default();
+    let (pairs, hard) = (source.fixed(), source.hard());
+    bar.set_length((pairs.len() + hard.len()) as u64);
+    for (set, pairs) in [("random", pairs), ("hard", hard)] {
+        if !pairs.is_empty() {
+            let metrics: Metrics = evaluate::metrics(model, dataset, &pairs, batch, device, bar)?;
+            metrics.add_to(&mut measures, set);
+        }
+    }
+    if recall_images > 0 {
+        bar.reset();
+        bar.set_prefix("recall");
+        retrieval::retrieval(model, dataset, Split::Test, recall_images, batch, device, bar)?.add_to(&mut measures);
+    }
+    Ok(measures)
 }
 
 #[cfg(test)]
@@ -82,7 +256,7 @@ mod tests {
     fn loss_and_gradient_are_those_of_the_cross_entropy() {
         let x = Var::new(&[0.3f32, -2.0, 40.0, -90.0, 0.0], &Device::Cpu).unwrap();
         let y = Tensor::new(&[1f32, 0.0, 0.0, 1.0, 0.0], &Device::Cpu).unwrap();
-        let loss = summed_loss(x.as_tensor(), &y).unwrap();
+        let loss = binary_cross_entropy(x.as_tensor(), &y).unwrap().sum_all().unwrap();
         let want: f64 = [(0.3, true), (-2.0, false), (40.0, false), (-90.0, true), (0.0, false)]
             .iter()
             .map(|&(l, m)| cross_entropy(l, m))

@@ -122,7 +122,7 @@ pub fn checkpoint(folder: &Path) {
 fn metrics(path: &Path) {
     let lines = (1..=20).map(|step| {
         format!(
-            "{{\"kind\":\"step\",\"step\":{step},\"epoch\":{},\"loss\":{},\"learning_rate\":0.001,\"gradient_norm\":1.0,\"pairs_per_second\":100.0}}\n",
+            "{{\"kind\":\"step\",\"step\":{step},\"epoch\":{},\"loss\":{},\"learning_rate\":0.001,\"gradient_norm\":1.0,\"examples_per_second\":100.0}}\n",
             f64::from(step) / 10.0,
             0.7 / f64::from(step),
         )

@@ -1,0 +1,210 @@
+//! The scenes as benchmarks: questions, statements about pairs, and sentences for pre-training, one file for each split
+//! as the real benchmarks have it.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `questions_{train,val,test}.json` | questions with answers, in the form of VQA's files |
+//! | `statements_{train,val,test}.json` | statements about two scenes of the split, in the form of NLVR2's files |
+//! | `pretrain_{train,val,test}.json` | captions and questions by scene, in the form of the original's pre-training files |
+//! | `answers.json` | the answer table: a list, the answer of label 0 first |
+//!
+//! All of it follows from `scenes.json`: [`complete`] adds what a folder lacks, so a data set drawn by an older version
+//! gains these files and keeps every other to the byte.
+
+use super::questions::{self, Question, QuestionEntry};
+use super::statements::{self, StatementEntry};
+use super::write::{Annotations, SceneRecord, read_annotations, split};
+use super::{Object, ScenesConfig};
+use lxmert_core::checkpoint::atomic_write;
+use lxmert_core::procedural::splitmix64;
+use lxmert_core::{Error, Result};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::Path;
+
+/// Splits, as file names have them.
+const SPLITS: [&str; 3] = ["train", "val", "test"];
+
+/// Adds to a folder of scenes the files above that it lacks; gives their names.
+///
+/// # Errors
+/// When `scenes.json` cannot be read or a file cannot be written.
+pub fn complete(dir: &Path) -> Result<Vec<String>> {
+    let lacks = |name: &str| !dir.join(name).is_file();
+    let mut names: Vec<String> = ["questions", "statements", "pretrain"]
+        .iter()
+        .flat_map(|kind| SPLITS.map(|split| format!("{kind}_{split}.json")))
+        .collect();
+    names.push("answers.json".into());
+    names.retain(|name| lacks(name));
+    if !names.is_empty() {
+        write_lacking(dir, &read_annotations(dir)?, &names)?;
+    }
+    Ok(names)
+}
+
+fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> Result<()> {
+    let config = &annotations.config;
+    let asked: Vec<Vec<Question>> = (annotations.scenes.iter().enumerate())
+        .map(|(index, scene)| questions::ask(&scene.objects, &mut rng_of(config, index)))
+        .collect();
+    let splits = split(annotations.scenes.len(), config.seed);
+    for (split, names) in SPLITS.into_iter().zip([splits.train, splits.val, splits.test]) {
+        let names: HashSet<String> = names.into_iter().collect();
+        let scenes = annotations.scenes.iter().zip(&asked).enumerate();
+        let of_split: Vec<(usize, &SceneRecord, &[Question])> = scenes
+            .filter(|(_, (scene, _))| names.contains(&scene.image))
+            .map(|(index, (scene, asked))| (index, scene, asked.as_slice()))
+            .collect();
+        let wanted = |kind: &str| Some(format!("{kind}_{split}.json")).filter(|name| lacking.contains(name));
+        if let Some(name) = wanted("questions") {
+            write_list(
+                &dir.join(name),
+                of_split.iter().flat_map(|&(index, scene, asked)| entries(index, scene, asked)),
+            )?;
+        }
+        if let Some(name) = wanted("statements") {
+            write_list(&dir.join(name), pair_entries(config, split, &of_split))?;
+        }
+        if let Some(name) = wanted("pretrain") {
+            write_list(&dir.join(name), of_split.iter().map(|&(_, scene, asked)| pretraining_entry(scene, asked)))?;
+        }
+    }
+    if lacking.iter().any(|name| name == "answers.json") {
+        write_list(&dir.join("answers.json"), questions::ANSWERS)?;
+    }
+    Ok(())
+}
+
+/// The random numbers for scene `index`'s questions and statements; those of its layout are of another seed.
+pub(crate) fn rng_of(config: &ScenesConfig, index: usize) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(config.seed ^ 0x7175_6573_7469_6f6e));
+    rng.set_stream(index as u64);
+    rng
+}
+
+fn entries<'a>(
+    index: usize,
+    scene: &'a SceneRecord,
+    asked: &'a [Question],
+) -> impl Iterator<Item = QuestionEntry> + 'a {
+    asked.iter().enumerate().map(move |(number, question)| QuestionEntry {
+        question_id: (index * 100 + number) as u64,
+        img_id: scene.image.clone(),
+        sent: question.sentence.clone(),
+        label: [(question.answer.to_string(), 1.0)].into(),
+        answer_type: question.answer_type.into(),
+        question_type: question.question_type.into(),
+    })
+}
+
+fn pair_entries(
+    config: &ScenesConfig,
+    split: &str,
+    scenes: &[(usize, &SceneRecord, &[Question])],
+) -> Vec<StatementEntry> {
+    let objects: Vec<&[Object]> = scenes.iter().map(|(_, scene, _)| scene.objects.as_slice()).collect();
+    let mut found = Vec::new();
+    for (place, (index, ..)) in scenes.iter().enumerate() {
+        let mut rng = rng_of(config, *index);
+        for sentence in 0..statements::PER_SCENE {
+            let Some(two) = statements::state(&objects, place, &mut rng) else { continue };
+            let mut pairs = [(two.holds_of, 1), (two.fails_of, 0)];
+            if rng.random_bool(0.5) {
+                pairs.reverse();
+            }
+            for (number, ([left, right], label)) in pairs.into_iter().enumerate() {
+                let identifier = format!("{split}-{index}-{number}-{sentence}");
+                found.push(StatementEntry {
+                    uid: format!("scenes_{identifier}"),
+                    identifier,
+                    img0: scenes[left].1.image.clone(),
+                    img1: scenes[right].1.image.clone(),
+                    sent: two.claim.sentence(),
+                    label,
+                });
+            }
+        }
+    }
+    found
+}
+
+fn pretraining_entry(scene: &SceneRecord, asked: &[Question]) -> serde_json::Value {
+    let captions: Vec<&str> = scene.captions.iter().map(|caption| caption.text.as_str()).collect();
+    let questions: Vec<&str> = asked.iter().map(|question| question.sentence.as_str()).collect();
+    let labels: Vec<_> = asked.iter().map(|question| json!({ question.answer: 1.0 })).collect();
+    json!({
+        "img_id": scene.image,
+        "sentf": { "captions": captions, "questions": questions },
+        "labelf": { "questions": labels },
+    })
+}
+
+/// A JSON list, an entry a line.
+fn write_list(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
+    let lines = entries.into_iter().map(|entry| serde_json::to_string(&entry)).collect::<serde_json::Result<Vec<_>>>();
+    let lines = lines.map_err(Error::json(path))?;
+    atomic_write(path, |file| write!(file, "[\n{}\n]\n", lines.join(",\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenes::{generate, write};
+    use std::fs;
+
+    #[test]
+    fn a_folder_of_an_older_version_gains_what_it_lacks_and_keeps_the_rest() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        generate(&dir, &ScenesConfig { count: 60, ..ScenesConfig::default() }, false, false).unwrap();
+        assert_eq!(complete(&dir).unwrap(), [""; 0], "a new folder lacks nothing");
+        let read = || -> Vec<(String, Vec<u8>)> {
+            let files = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+            let mut files: Vec<_> = files
+                .map(|path| (path.file_name().unwrap().to_str().unwrap().into(), fs::read(path).unwrap()))
+                .collect();
+            files.sort();
+            files
+        };
+        let whole = read();
+        assert_eq!(whole.len(), 14);
+        for name in ["questions_train.json", "statements_val.json", "pretrain_test.json", "answers.json"] {
+            fs::remove_file(dir.join(name)).unwrap();
+        }
+        let mut added = complete(&dir).unwrap();
+        added.sort();
+        assert_eq!(added, ["answers.json", "pretrain_test.json", "questions_train.json", "statements_val.json"]);
+        assert_eq!(read(), whole);
+    }
+
+    #[test]
+    fn every_file_stays_in_its_split_and_statements_are_balanced() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        let config = ScenesConfig { count: 60, ..ScenesConfig::default() };
+        generate(&dir, &config, false, false).unwrap();
+        let splits = write::split(60, config.seed);
+        let json = |name: String| -> Vec<serde_json::Value> {
+            serde_json::from_str(&fs::read_to_string(dir.join(name)).unwrap()).unwrap()
+        };
+        for (split, names) in SPLITS.into_iter().zip([splits.train, splits.val, splits.test]) {
+            let inside =
+                |entry: &serde_json::Value, key: &str| names.iter().any(|name| name == entry[key].as_str().unwrap());
+            let questions = json(format!("questions_{split}.json"));
+            assert!(questions.len() >= 5 * names.len() && questions.iter().all(|entry| inside(entry, "img_id")));
+            let pretraining = json(format!("pretrain_{split}.json"));
+            assert!(pretraining.len() == names.len() && pretraining.iter().all(|entry| inside(entry, "img_id")));
+            let asked: usize = pretraining.iter().map(|e| e["sentf"]["questions"].as_array().unwrap().len()).sum();
+            assert_eq!(asked, questions.len());
+            let statements = json(format!("statements_{split}.json"));
+            assert_eq!(statements.len(), 4 * names.len());
+            assert!(statements.iter().all(|entry| inside(entry, "img0") && inside(entry, "img1")));
+            assert_eq!(statements.iter().filter(|entry| entry["label"] == 1).count() * 2, statements.len());
+        }
+    }
+}

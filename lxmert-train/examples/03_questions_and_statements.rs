@@ -1,0 +1,51 @@
+//! Questions and statements: what VQA, GQA and NLVR2 ask of a model, on the generated scenes.
+//! `cargo run -p lxmert-train --example 03_questions_and_statements`
+
+use lxmert_core::workspace::Workspace;
+use lxmert_train::data::answers::{AnswerTable, normalise};
+use lxmert_train::data::questions::Questions;
+use lxmert_train::data::statements::Statements;
+use lxmert_train::data::vqa_answers::soft_scores;
+
+fn main() -> anyhow::Result<()> {
+    let workspace = Workspace::locate()?;
+    let scenes = workspace.data("scenes");
+
+    // %% The questions about one scene: every object that one names is the only one of its description.
+    let questions = Questions::read(&scenes.join("questions_val.json"))?;
+    println!("{}", questions.images[0]);
+    for question in questions.questions.iter().filter(|question| question.image == 0) {
+        let answers: Vec<&str> = question.scores.iter().flatten().map(|(answer, _)| answer.as_str()).collect();
+        println!("  {:70} {}", question.sentence, answers.join(", "));
+    }
+
+    // %% A statement is true of one pair and false of another that shares a picture: the words alone do not tell.
+    let statements = Statements::read(&scenes.join("statements_val.json"))?;
+    for statement in &statements.statements[..6] {
+        let [left, right] = statement.images.map(|image| statements.images[image].as_str());
+        println!("{left} {right}  {:5}  {}", statement.label == Some(true), statement.sentence);
+    }
+
+    // %% VQA's questions have ten people's answers; an answer is right as far as three of the others gave it too.
+    let people = ["red", "red", "Red.", "the red", "maroon", "maroon", "dark red", "two", "red", "red"];
+    for (answer, score) in soft_scores(people) {
+        println!("{score:.1}  {answer}");
+    }
+
+    // %% Which answers of a task have a row in the head of LXMERT's pre-training? They are looked up by their words.
+    let table = |name: &str| AnswerTable::read(&workspace.data("answers").join(name));
+    let pretraining = table("pretraining.json")?;
+    for name in ["vqa.json", "gqa.json"] {
+        let task = table(name)?;
+        let rows = task.match_rows(&pretraining);
+        let without: Vec<&str> = (task.answers().iter().zip(&rows))
+            .filter(|(_, row)| row.is_none())
+            .map(|(answer, _)| answer.as_str())
+            .take(4)
+            .collect();
+        let found = rows.iter().flatten().count();
+        println!("{name}: {found} of {} answers; not among them {without:?}, …", task.len());
+    }
+    println!("\"The grey.\" is looked up as \"{}\"", normalise("The grey."));
+    Ok(())
+}

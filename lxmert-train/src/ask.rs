@@ -1,0 +1,86 @@
+//! `lxmert-train ask`: arguments and what they run.
+
+use crate::answering::{Answer, AnswerCheckpoint};
+use crate::data::names::NameFinder;
+use crate::{Error, Result};
+use candle_core::Device;
+use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::features::{FeatureStore, Regions};
+use lxmert_core::workspace::Workspace;
+use lxmert_extract::choice::DetectorChoice;
+use lxmert_extract::finder::Finder;
+use lxmert_extract::images::decode_file;
+use std::path::PathBuf;
+
+/// Answer a question about a photo
+#[derive(Debug, Clone, clap::Args)]
+pub struct AskArgs {
+    /// Checkpoint or run folder of a model trained on questions [default: runs/scenes-questions]
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// The photo; with --features, the name of an image in the store
+    #[arg(long, value_name = "PHOTO")]
+    pub image: PathBuf,
+    /// The question
+    #[arg(long, value_name = "SENTENCE")]
+    pub question: String,
+    /// How many answers to give
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub top: usize,
+    /// Take the image's regions from this feature store instead of finding them in a photo
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["detector", "weights"])]
+    pub features: Option<PathBuf>,
+    /// scenes, coco, or a folder with a detector [default: the one whose features the checkpoint takes]
+    #[arg(long, value_name = "DETECTOR")]
+    pub detector: Option<DetectorChoice>,
+    /// Weights in place of the detector's own: a safetensors or .pth file, or `hf:owner/repo/file[@revision]`
+    #[arg(long, value_name = "FILE|hf:…")]
+    pub weights: Option<WeightSource>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the checkpoint answers no questions, its features are another detector's, or the photo cannot be read.
+pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
+    let folder = match &args.checkpoint {
+        Some(folder) => folder.clone(),
+        None => Workspace::locate()?.run("scenes-questions"),
+    };
+    let checkpoint = AnswerCheckpoint::open(&folder, device)?;
+    let regions = match &args.features {
+        Some(store) => stored_regions(store, args)?,
+        None => {
+            let wanted = (checkpoint.config.visual_feat_dim, checkpoint.preprocessing.regions);
+            let photo = decode_file(&args.image)?;
+            let (choice, weights) = (args.detector.clone(), args.weights.as_ref());
+            Finder::open(&Workspace::locate()?, choice, weights, wanted, progress, device)?.regions(&photo)?
+        }
+    };
+    let answers = checkpoint.ask(&regions, &args.question, args.top, device)?;
+    if args.json {
+        let text = serde_json::to_string_pretty(&answers).map_err(Error::json("answers"))?;
+        println!("{text}");
+    } else {
+        print!("{}", table(&answers));
+    }
+    Ok(())
+}
+
+fn stored_regions(store: &std::path::Path, args: &AskArgs) -> Result<Regions> {
+    let store = FeatureStore::open(store)?;
+    let name = args.image.to_string_lossy();
+    let index = NameFinder::new(&store).find(&name).ok_or_else(|| {
+        let some = store.names().iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        Error::file(store.folder(), format!("no image '{name}' here; there are {some} and others"))
+    })?;
+    Ok(store.regions(index)?)
+}
+
+fn table(answers: &[Answer]) -> String {
+    let width = answers.iter().map(|answer| answer.answer.chars().count()).max().unwrap_or(0);
+    answers.iter().map(|a| format!("{:width$}  {:.3}\n", a.answer, a.probability)).collect()
+}

@@ -1,0 +1,148 @@
+//! What an evaluation gives: named numbers, in named sets.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Numbers by set and measure: `random` / `accuracy`. A measure whose name ends with `loss` or `rank` is better
+/// lower, every other one higher.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Measures(BTreeMap<String, BTreeMap<String, f64>>);
+
+/// Decimals that a table shows; whole numbers are shown whole.
+const DECIMALS: usize = 4;
+
+impl Measures {
+    /// Adds a number.
+    pub fn set(&mut self, set: &str, measure: &str, value: f64) {
+        self.0.entry(set.to_string()).or_default().insert(measure.to_string(), value);
+    }
+
+    /// Adds several numbers of one set.
+    pub fn extend<'a>(&mut self, set: &str, values: impl IntoIterator<Item = (&'a str, f64)>) {
+        for (measure, value) in values {
+            self.set(set, measure, value);
+        }
+    }
+
+    /// The number of this set and measure.
+    pub fn get(&self, set: &str, measure: &str) -> Option<f64> {
+        self.0.get(set)?.get(measure).copied()
+    }
+
+    /// The sets, by name.
+    pub fn sets(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, f64>)> {
+        self.0.iter().map(|(name, values)| (name.as_str(), values))
+    }
+
+    /// Every number as (`set/measure`, value), the form in which logs and `--metric` name it.
+    pub fn flat(&self) -> impl Iterator<Item = (String, f64)> {
+        self.0.iter().flat_map(|(set, values)| values.iter().map(move |(name, v)| (format!("{set}/{name}"), *v)))
+    }
+
+    /// The number that `set/measure` names, turned so that higher is better.
+    ///
+    /// # Errors
+    /// When there is none, with those that there are.
+    pub fn watched(&self, name: &str) -> crate::Result<f64> {
+        let value = name.split_once('/').and_then(|(set, measure)| self.get(set, measure));
+        let value = value.ok_or_else(|| {
+            let known = self.flat().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+            crate::Error::Argument(format!("--metric {name}: not measured here; there are {known}"))
+        })?;
+        Ok(if lower_is_better(name) { -value } else { value })
+    }
+
+    /// Markdown tables: a row for each set; sets of the same measures share a table. `what` heads the first column.
+    pub fn tables(&self, what: &str) -> String {
+        // Names of measures, and the sets that have exactly these.
+        let mut groups: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
+        for (set, values) in &self.0 {
+            let names: Vec<&str> = values.keys().map(String::as_str).collect();
+            match groups.iter_mut().find(|(known, _)| *known == names) {
+                Some((_, sets)) => sets.push(set),
+                None => groups.push((names, vec![set])),
+            }
+        }
+        let mut text = String::new();
+        for (names, sets) in groups {
+            let first = sets.iter().map(|set| set.len()).chain([what.len()]).max().unwrap_or(0);
+            let widths: Vec<usize> = names.iter().map(|name| name.len().max(DECIMALS + 2)).collect();
+            // Writing to a String cannot fail.
+            let _ = write!(text, "| {what:first$} |");
+            names.iter().zip(&widths).for_each(|(name, w)| text.push_str(&format!(" {name:>w$} |")));
+            let _ = write!(text, "\n| {} |", "-".repeat(first));
+            widths.iter().for_each(|w| text.push_str(&format!(" {}: |", "-".repeat(w - 1))));
+            text.push('\n');
+            for set in sets {
+                let _ = write!(text, "| {set:first$} |");
+                for (value, w) in self.0[set].values().zip(&widths) {
+                    text.push_str(&format!(" {:>w$} |", number(*value)));
+                }
+                text.push('\n');
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// One line: `random accuracy 0.966, loss 0.091; hard accuracy 0.825, loss 0.406`.
+    pub fn line(&self) -> String {
+        let sets: Vec<String> = self
+            .0
+            .iter()
+            .map(|(set, values)| {
+                let values: Vec<String> = values.iter().map(|(name, v)| format!("{name} {}", number(*v))).collect();
+                format!("{set} {}", values.join(", "))
+            })
+            .collect();
+        sets.join("; ")
+    }
+}
+
+fn number(value: f64) -> String {
+    if value == value.trunc() && value.abs() >= 2.0 { format!("{value:.0}") } else { format!("{value:.DECIMALS$}") }
+}
+
+/// Whether a measure of this name is better when it is lower.
+pub fn lower_is_better(name: &str) -> bool {
+    name.ends_with("loss") || name.ends_with("rank")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measures() -> Measures {
+        let mut m = Measures::default();
+        m.extend("random", [("accuracy", 0.75), ("loss", 0.5)]);
+        m.extend("hard", [("accuracy", 0.5), ("loss", 0.75)]);
+        m.extend("retrieval", [("images", 200.0)]);
+        m
+    }
+
+    #[test]
+    fn sets_of_equal_measures_share_a_table() {
+        let want = "\
+| test   | accuracy |   loss |
+| ------ | -------: | -----: |
+| hard   |   0.5000 | 0.7500 |
+| random |   0.7500 | 0.5000 |
+
+| test      | images |
+| --------- | -----: |
+| retrieval |    200 |
+
+";
+        assert_eq!(measures().tables("test"), want);
+    }
+
+    #[test]
+    fn a_loss_is_watched_downwards_and_an_unknown_measure_is_named() {
+        assert_eq!(measures().watched("random/loss").unwrap(), -0.5);
+        assert_eq!(measures().watched("hard/accuracy").unwrap(), 0.5);
+        let error = measures().watched("hard/auc").unwrap_err().to_string();
+        assert!(error.contains("random/accuracy") && error.contains("hard/auc"), "{error}");
+    }
+}

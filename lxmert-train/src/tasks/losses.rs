@@ -1,0 +1,90 @@
+//! The losses that the tasks are made of, composed of Candle's operations, so that they have gradients on every device.
+
+use crate::{Error, Result};
+use candle_core::{D, Device, Tensor};
+
+/// Cross entropy of each row, in nats. `logits`: `[rows, classes]`; `targets`: a class for each row; gives `[rows]`.
+///
+/// # Errors
+/// When a target is not a class, or the shapes do not fit.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (rows, classes) = logits.dims2()?;
+    if targets.len() != rows || targets.iter().any(|&class| class as usize >= classes) {
+        let most = targets.iter().max().copied().unwrap_or(0);
+        return Err(Error::Argument(format!(
+            "{} targets, the largest {most}, for {rows} rows of {classes} classes",
+            targets.len()
+        )));
+    }
+    let targets = Tensor::from_slice(targets, (rows, 1), logits.device())?;
+    // Shifted by the largest logit, so that the exponential cannot overflow.
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    let normaliser = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    Ok((normaliser - shifted.gather(&targets, 1)?)?.squeeze(1)?)
+}
+
+/// Binary cross entropy with logits of each element: `max(x, 0) - x·y + ln(1 + e^-|x|)`, with `targets` in 0..1.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    // The exponential is of a number at most 0, so nothing overflows.
+    let softplus = ((logits.abs()?.neg()?.exp()? + 1.0)?.log()? + logits.relu()?)?;
+    Ok((softplus - logits.mul(targets)?)?)
+}
+
+/// Smooth L1 with beta 1 (Girshick 2015, §2.3), averaged over the last dimension: `[rows, width]` to `[rows]`.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn smooth_l1(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let distance = (values - targets)?.abs()?;
+    // With c = min(d, 1): c²/2 + (d - c) is d²/2 within 1 and d - 1/2 beyond.
+    let near = distance.clamp(0.0, 1.0)?;
+    Ok(((near.sqr()? * 0.5)? + (distance - near)?)?.mean(D::Minus1)?)
+}
+
+/// Sum of `values` (`[rows]`) times `weights`.
+///
+/// # Errors
+/// When there is not one weight for each row.
+pub fn weighted_sum(values: &Tensor, weights: &[f32], device: &Device) -> Result<Tensor> {
+    Ok((values * Tensor::from_slice(weights, weights.len(), device)?)?.sum_all()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    fn close(tensor: &Tensor, want: &[f64]) {
+        let got: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(got.len(), want.len());
+        for (g, w) in got.iter().zip(want) {
+            assert!((f64::from(*g) - w).abs() < 2e-6, "{got:?}, not {want:?}");
+        }
+    }
+
+    #[test]
+    fn cross_entropy_is_minus_the_log_probability_even_of_huge_logits() {
+        let logits = Var::new(&[[1f32, 2.0, 3.0], [1000.0, 0.0, 1000.0]], &Device::Cpu).unwrap();
+        let loss = cross_entropy(&logits, &[0, 2]).unwrap();
+        let z: f64 = (1..=3).map(|x| f64::from(x).exp()).sum();
+        close(&loss, &[z.ln() - 1.0, 2f64.ln()]);
+        // The gradient is softmax less one-hot.
+        let gradients = loss.sum_all().unwrap().backward().unwrap();
+        let e = |x: f64| x.exp() / z;
+        close(gradients.get(&logits).unwrap(), &[e(1.0) - 1.0, e(2.0), e(3.0), 0.5, 0.0, -0.5]);
+        assert!(cross_entropy(&logits, &[0, 3]).is_err());
+    }
+
+    #[test]
+    fn smooth_l1_is_quadratic_near_and_linear_far() {
+        let x = Var::new(&[[0.5f32, -3.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+        let loss = smooth_l1(&x, &Tensor::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
+        close(&loss, &[(0.125 + 2.5) / 2.0, 0.25]);
+        let gradients = loss.sum_all().unwrap().backward().unwrap();
+        let gradient = gradients.get(&x).unwrap().flatten_all().unwrap();
+        close(&gradient.narrow(0, 0, 2).unwrap(), &[0.25, -0.5]);
+    }
+}

@@ -1,0 +1,348 @@
+//! Statements about two images, true or false: NLVR2 (Suhr et al. 2019; Tan & Bansal 2019, §4).
+//!
+//! The sentence is read with each image by the same trunk, the two pooled outputs are laid side by side, and a head of its
+//! own says "false" or "true"; the loss is the cross entropy of that. The head starts at random, whatever the checkpoint.
+
+use super::losses::cross_entropy;
+use super::questions::only_lxmert;
+use super::{BatchLoss, CheckpointParts, Description, Step, Task};
+use crate::answering::checkpoint_folder;
+use crate::config::Recipe;
+use crate::data::batches::{self, Batch};
+use crate::data::names::NameFinder;
+use crate::data::predictions::{statement_accuracy, write_judgements};
+use crate::data::sentences::Sentences;
+use crate::data::statements::{Statement, Statements};
+use crate::measures::Measures;
+use crate::run_folder::{Preprocessing, weights_file};
+use crate::trainer::Job;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use indicatif::ProgressBar;
+use lxmert_core::checkpoint::{FitOptions, fit, names, read_tensors};
+use lxmert_core::cli::check_interrupt;
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::features::FeatureStore;
+use lxmert_core::model::{Forward, PairModel};
+use lxmert_core::text::WordPiece;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The statements of one or more files, without those about an image that has no features.
+#[derive(Debug, Default)]
+pub struct StatementSet {
+    statements: Vec<Statement>,
+    store_index: Vec<[usize; 2]>,
+    sentences: Sentences,
+}
+
+impl StatementSet {
+    /// Reads files of statements.
+    ///
+    /// # Errors
+    /// When a file cannot be understood (see [`Statements::read`]), or too many images have no features.
+    pub fn read(
+        files: &[PathBuf],
+        store: &FeatureStore,
+        (text, max_length): (&WordPiece, usize),
+        allow_missing_images: bool,
+    ) -> Result<Self> {
+        let finder = NameFinder::new(store);
+        let mut set = Self::default();
+        for path in files {
+            let Statements { images, statements, .. } = Statements::read(path)?;
+            let found = finder.find_all(&images, allow_missing_images)?;
+            for statement in statements {
+                if let [Some(left), Some(right)] = statement.images.map(|image| found[image]) {
+                    set.store_index.push([left, right]);
+                    set.statements.push(statement);
+                }
+            }
+        }
+        let sentences: Vec<&str> = set.statements.iter().map(|statement| statement.sentence.as_str()).collect();
+        set.sentences.extend(text, &sentences, max_length)?;
+        Ok(set)
+    }
+
+    /// Two rows for each statement: with the left image, then with the right one.
+    fn batch(&self, store: &FeatureStore, regions: usize, indices: &[usize]) -> Result<Batch> {
+        let rows = |&index: &usize| self.store_index[index].map(|image| (image, self.sentences.ids(index)));
+        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>())
+    }
+
+    /// How many statements there are.
+    pub fn len(&self) -> usize {
+        self.statements.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty()
+    }
+
+    fn labelled(&self) -> Vec<usize> {
+        (0..self.len()).filter(|&index| self.statements[index].label.is_some()).collect()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        u32::from(self.statements[index].label == Some(true))
+    }
+}
+
+/// Judging statements.
+pub struct Judging {
+    store: FeatureStore,
+    regions: usize,
+    train: StatementSet,
+    validation: StatementSet,
+    test: StatementSet,
+    learnt: Vec<usize>,
+    config: LxmertConfig,
+    model: PairModel,
+    recipe: Recipe,
+    device: Device,
+}
+
+/// A batch of training statements.
+pub struct StatementBatch {
+    statements: Vec<usize>,
+    inputs: Batch,
+}
+
+impl Task for Judging {
+    type Example = usize;
+    type Batch = StatementBatch;
+
+    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+        let recipe = job.recipe.clone();
+        let paths = job.data.examples()?;
+        let store = FeatureStore::open(&paths.features)?;
+        let text = (text, recipe.max_length);
+        let read = |files: &[PathBuf]| StatementSet::read(files, &store, text, job.allow_missing_images);
+        let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
+        let learnt = train.labelled();
+        for (what, files, usable) in [
+            ("train on", &paths.train, !learnt.is_empty()),
+            ("validate on", &paths.valid, !validation.labelled().is_empty()),
+        ] {
+            if !usable {
+                let file = files.first().map_or(Path::new("no file"), |path| path.as_path());
+                return Err(Error::file(file, format!("no statement with a label to {what}")));
+            }
+        }
+        let config = recipe.model(store.info().feature_dim)?;
+        only_lxmert(&config)?;
+        let model = PairModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        let regions = recipe.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
+        let device = job.device.clone();
+        Ok(Self { store, regions, train, validation, test, learnt, config, model, recipe, device })
+    }
+
+    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+        let path = weights_file(checkpoint)?;
+        let mut tensors = names::lxmert(&path, read_tensors(&path)?)?;
+        let expected = PairModel::expected(&self.config)?;
+        // A head over two images is taken over; one of another task, of another shape, is not.
+        let shape_of = |name: &str| expected.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.as_slice());
+        let same_head =
+            (tensors.iter()).all(|(name, t)| !name.starts_with("answer_head.") || shape_of(name) == Some(t.dims()));
+        if !same_head {
+            tensors.retain(|name, _| !name.starts_with("answer_head."));
+        }
+        let ignore = ["cls.*", "obj_predict_head.*", "*.position_ids"].map(String::from).to_vec();
+        let options = FitOptions { allow_missing: vec!["answer_head.*".into()], ignore };
+        let fitting = fit(&path, &expected, tensors, &options)?;
+        fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+    }
+
+    fn introduction(&self) -> Vec<String> {
+        vec![
+            format!(
+                "{} training statements about two images, {} to validate, {} to test",
+                self.learnt.len(),
+                self.validation.len(),
+                self.test.len()
+            ),
+            format!("{} regions of {} numbers", self.regions, self.store.info().feature_dim),
+        ]
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.learnt.len().div_ceil(self.recipe.batch_size)
+    }
+
+    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
+        let Recipe { seed, batch_size, .. } = self.recipe;
+        let order = batches::shuffled(&self.learnt, seed, epoch);
+        batches::plan(&order, |&index| self.train.sentences.ids(index).len(), batch_size, seed, epoch)
+    }
+
+    fn read(&self, statements: Vec<usize>) -> Result<StatementBatch> {
+        Ok(StatementBatch { inputs: self.train.batch(&self.store, self.regions, &statements)?, statements })
+    }
+
+    fn loss(&self, batch: StatementBatch, step: &Step) -> Result<BatchLoss> {
+        let logits = self.model.forward(&batch.inputs.inputs(step.device)?, &step.forward())?; // [statements, 2]
+        let labels: Vec<u32> = batch.statements.iter().map(|&index| self.train.label(index)).collect();
+        let sum = cross_entropy(&logits, &labels)?.sum_all()?;
+        let judged = logits.argmax(1)?.to_vec1::<u32>()?;
+        Ok(BatchLoss {
+            loss: (&sum / step.divisor.max(1) as f64)?,
+            examples: labels.len(),
+            sum: f64::from(sum.to_scalar::<f32>()?),
+            right: (judged.iter().zip(&labels).filter(|(judged, label)| judged == label).count(), labels.len()),
+            parts: Vec::new(),
+        })
+    }
+
+    fn validate(&self) -> Result<Measures> {
+        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
+        measure(&self.model, &self.validation, place, batch, &self.device, &ProgressBar::hidden())
+            .map(|(found, _)| found)
+    }
+
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+        let best = open_model(folder, &self.config, &self.device)?;
+        bar.set_length(self.test.len() as u64);
+        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
+        let (measures, judged) = measure(&best, &self.test, place, batch, &self.device, bar)?;
+        write_predictions(predictions, &self.test, &judged)?;
+        Ok(measures)
+    }
+
+    fn checkpoint(&self) -> CheckpointParts {
+        CheckpointParts {
+            config: self.config.clone(),
+            // No class of transformers has this head; the trunk opens in this one.
+            architecture: "LxmertModel",
+            preprocessing: Preprocessing {
+                max_length: self.recipe.max_length,
+                regions: self.regions,
+                detector: self.store.info().detector.clone(),
+            },
+            answers: Vec::new(),
+        }
+    }
+
+    fn description(&self) -> Description {
+        let mut data = String::from("| split | statements |\n| --- | ---: |\n");
+        for (split, count) in
+            [("train", self.learnt.len()), ("validation", self.validation.len()), ("test", self.test.len())]
+        {
+            data.push_str(&format!("| {split} | {count} |\n"));
+        }
+        Description {
+            title: "statements about two images".into(),
+            pipeline_tag: "visual-question-answering",
+            does: "Says whether a statement about two images is true, from their regions and the statement's words."
+                .into(),
+            data,
+            losses: "Cross entropy of false and true.".into(),
+        }
+    }
+}
+
+/// A checkpoint that judges statements.
+pub struct StatementCheckpoint {
+    /// The model's configuration.
+    pub config: LxmertConfig,
+    /// How to put data before it.
+    pub preprocessing: Preprocessing,
+    /// Its tokeniser.
+    pub text: WordPiece,
+    /// The model.
+    pub model: PairModel,
+}
+
+impl StatementCheckpoint {
+    /// Reads a checkpoint folder of ours, or the `best` of a run folder.
+    ///
+    /// # Errors
+    /// When a file is missing, or the weights are not such a model's.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let folder = checkpoint_folder(folder, "statements")?;
+        let config = LxmertConfig::from_file(folder.join("config.json"))?;
+        let vocabulary = folder.join("vocab.txt");
+        Ok(Self {
+            model: open_model(&folder, &config, device)?,
+            preprocessing: Preprocessing::of_checkpoint(&folder)?,
+            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
+            config,
+        })
+    }
+}
+
+/// The model of a checkpoint folder that was trained on statements.
+///
+/// # Errors
+/// When the weights are not there or not this model's.
+pub fn open_model(folder: &Path, config: &LxmertConfig, device: &Device) -> Result<PairModel> {
+    let path = weights_file(folder)?;
+    let tensors = names::lxmert(&path, read_tensors(&path)?)?;
+    let fitting = fit(&path, &PairModel::expected(config)?, tensors, &FitOptions::default())?;
+    let weights: HashMap<String, Tensor> = fitting
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.to_device(device)?)))
+        .collect::<Result<_>>()?;
+    Ok(PairModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
+}
+
+/// Measures over a set of statements, and the judgement of each. `place`: the store, and regions per image.
+///
+/// # Errors
+/// When the data does not fit the model, or Ctrl-C was pressed.
+pub fn measure(
+    model: &PairModel,
+    set: &StatementSet,
+    place: (&FeatureStore, usize),
+    batch_size: usize,
+    device: &Device,
+    bar: &ProgressBar,
+) -> Result<(Measures, Vec<bool>)> {
+    let all: Vec<usize> = (0..set.len()).collect();
+    let order = batches::plan_in_order(&all, |&i| set.sentences.ids(i).len(), batch_size);
+    let mut judged = vec![false; set.len()];
+    let mut loss = 0.0;
+    batches::for_each(
+        order.into_iter(),
+        |statements| Ok((set.batch(place.0, place.1, &statements)?, statements)),
+        |(inputs, statements)| {
+            check_interrupt()?;
+            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval())?;
+            let labels: Vec<u32> = statements.iter().map(|&index| set.label(index)).collect();
+            let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
+            let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
+            for ((&index, judgement), value) in statements.iter().zip(judgements).zip(losses) {
+                judged[index] = judgement == 1;
+                if set.statements[index].label.is_some() {
+                    loss += f64::from(value);
+                }
+            }
+            bar.inc(statements.len() as u64);
+            Ok(true)
+        },
+    )?;
+    let found = statement_accuracy(&set.statements, judged.iter().copied());
+    let mut measures = Measures::default();
+    measures.set("all", "statements", set.len() as f64);
+    if found.accuracy.count > 0 {
+        let (accuracy, consistency) = (found.accuracy.mean(), found.consistency.mean());
+        let loss = loss / found.accuracy.count as f64;
+        measures.extend("all", [("accuracy", accuracy), ("consistency", consistency), ("loss", loss)]);
+    }
+    Ok((measures, judged))
+}
+
+/// Writes what NLVR2's evaluation takes into `folder`: `nlvr2.csv`. Nothing for no statement.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_predictions(folder: &Path, set: &StatementSet, judged: &[bool]) -> Result<()> {
+    if set.is_empty() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let identifiers = set.statements.iter().map(|statement| statement.identifier.as_str());
+    write_judgements(&folder.join("nlvr2.csv"), identifiers.zip(judged.iter().copied()))
+}

@@ -1,0 +1,218 @@
+//! Questions and statements, from JSON and a feature store to predictions: a model learns what the features tell, and its
+//! checkpoint starts another task and answers alone.
+
+mod common;
+
+use assert_cmd::Command;
+use candle_core::Device;
+use lxmert_core::features::FeatureStore;
+use lxmert_train::answering::AnswerCheckpoint;
+use lxmert_train::config::Recipe;
+use lxmert_train::data::paths::{Data, ExamplePaths};
+use lxmert_train::tasks::TaskKind;
+use lxmert_train::trainer::{self, Job, Outcome, Start};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const COLOURS: [&str; 4] = ["red", "green", "blue", "yellow"];
+const SHAPES: [&str; 4] = ["circle", "square", "star", "cross"];
+
+fn write(path: &Path, value: &Value) -> Vec<PathBuf> {
+    std::fs::write(path, value.to_string()).unwrap();
+    vec![path.to_path_buf()]
+}
+
+/// Two questions about each of the images of [`common::write_data`]; `labelled` says whether with answers.
+fn questions(images: std::ops::Range<usize>, labelled: bool) -> Value {
+    let entry = |id: usize, image: usize, sent: &str, answer: &str| {
+        let mut entry =
+            json!({"question_id": id, "img_id": format!("{image:03}"), "sent": sent, "answer_type": "other"});
+        if labelled {
+            entry["label"] = json!({ answer: 1.0 });
+        }
+        entry
+    };
+    let of = |image: usize| {
+        [
+            entry(2 * image, image, "What color is it?", COLOURS[image % 4]),
+            entry(2 * image + 1, image, "What shape is it?", SHAPES[image / 4 % 4]),
+        ]
+    };
+    images.flat_map(of).collect()
+}
+
+fn job(folder: &Path, task: TaskKind, data: ExamplePaths, output: &str) -> Job {
+    let recipe = Recipe {
+        task,
+        preset: "tiny".into(),
+        batch_size: 16,
+        epochs: 6,
+        metric: "all/accuracy".into(),
+        ..Recipe::scenes()
+    };
+    Job {
+        recipe,
+        data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features"), ..data }),
+        output: folder.join(output),
+        device: Device::Cpu,
+        start: Start::Auto,
+        allow_missing_images: false,
+        save_every_steps: 1000,
+        save_every: Duration::from_secs(600),
+        stop_after: None,
+        show_progress: false,
+        command: "a test".into(),
+    }
+}
+
+fn run(job: &Job) -> lxmert_train::run_folder::Report {
+    match trainer::run(job).unwrap() {
+        Outcome::Finished(report) => report,
+        Outcome::AlreadyFinished(_) => panic!("the run was there before"),
+    }
+}
+
+#[test]
+fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    common::write_data(root, 96);
+    let answers = root.join("answers.json");
+    std::fs::write(&answers, json!([COLOURS, SHAPES].concat()).to_string()).unwrap();
+    let data = ExamplePaths {
+        train: write(&root.join("train.json"), &questions(0..64, true)),
+        valid: write(&root.join("valid.json"), &questions(64..80, true)),
+        test: write(&root.join("test.json"), &questions(80..96, false)),
+        answers: Some(answers),
+        ..ExamplePaths::default()
+    };
+    let job = job(root, TaskKind::Questions, data, "run");
+    let report = run(&job);
+    assert_eq!((report.test.test.get("all", "questions"), report.test.test.get("all", "accuracy")), (Some(32.0), None));
+
+    let predictions = std::fs::read_to_string(root.join("run/predictions/vqa.json")).unwrap();
+    let predictions: Vec<Value> = serde_json::from_str(&predictions).unwrap();
+    let right = predictions.iter().zip(80..).filter(|(entry, _)| {
+        let id = entry["question_id"].as_u64().unwrap() as usize;
+        let (image, what) = (id / 2, id % 2);
+        entry["answer"] == [COLOURS[image % 4], SHAPES[image / 4 % 4]][what]
+    });
+    let right = right.count();
+    assert!(predictions.len() == 32 && right >= 29, "{right} of 32 test questions are answered right");
+
+    let checkpoint = AnswerCheckpoint::open(&root.join("run"), &Device::Cpu).unwrap();
+    let store = FeatureStore::open(root.join("features")).unwrap();
+    let regions = store.regions(90).unwrap(); // blue, and 90 / 4 % 4 = 2: a star
+    let best = checkpoint.ask(&regions, "What color is it?", 3, &Device::Cpu).unwrap();
+    assert!(best.len() == 3 && best[0].answer == "blue" && best[0].probability > 0.5, "{best:?}");
+    assert!(best[0].probability >= best[1].probability && best[1].probability >= best[2].probability);
+
+    let asked = |image: &str| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.arg("ask").arg("--checkpoint").arg(root.join("run")).arg("--features").arg(root.join("features"));
+        command.args(["--question", "What color is it?", "--top", "2", "--image", image]).assert()
+    };
+    let printed = String::from_utf8(asked("090").success().get_output().stdout.clone()).unwrap();
+    assert!(printed.starts_with("blue") && printed.lines().count() == 2, "{printed}");
+    asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
+
+    // Measured alone, on other questions, the checkpoint writes the same form of predictions.
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate.arg("evaluate").arg(root.join("run")).args(["--task", "questions", "--json", "--features"]);
+    evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("valid.json"));
+    let printed = evaluate.arg("--predictions").arg(root.join("again")).assert().success().get_output().stdout.clone();
+    let printed: Value = serde_json::from_slice(&printed).unwrap();
+    assert!(printed.pointer("/test/all/accuracy").is_some_and(|accuracy| accuracy.as_f64() > Some(0.8)), "{printed}");
+    assert!(root.join("again/vqa.json").is_file());
+
+    let mut wide = regions;
+    wide.feature_dim = 2048;
+    let error = checkpoint.ask(&wide, "What color is it?", 3, &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("2048") && error.contains("12") && error.contains("'test'"), "{error}");
+
+    // The head of a run on fewer answers, in another order, starts from this one by their words.
+    let fewer = root.join("fewer.json");
+    std::fs::write(&fewer, json!(["a star", "green", "red"]).to_string()).unwrap();
+    let Data::Examples(paths) = job.data.clone() else { unreachable!() };
+    let mut next = Job { data: Data::Examples(ExamplePaths { answers: Some(fewer), ..paths }), ..job.clone() };
+    next.output = root.join("next");
+    next.recipe = Recipe {
+        init: Some(root.join("run/best").display().to_string()),
+        learning_rate: 1e-9,
+        epochs: 1,
+        ..job.recipe
+    };
+    run(&next);
+    let started = AnswerCheckpoint::open(&next.output, &Device::Cpu).unwrap();
+    let image = 97 % 96; // green
+    let best = started.ask(&store.regions(image).unwrap(), "What color is it?", 1, &Device::Cpu).unwrap();
+    assert_eq!(best[0].answer, "green");
+}
+
+#[test]
+fn statements_about_two_images_are_learnt() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    common::write_data(root, 64);
+    let statements = |range: std::ops::Range<usize>| -> Value {
+        let entry = |i: usize| {
+            let (left, right) = (i % 64, (i * 7 + i / 64) % 64);
+            let holds = (i / 4).is_multiple_of(2); // whatever the left image's colour, which is i % 4
+            let colour = COLOURS[(left + if holds { 0 } else { 1 + i / 8 % 3 }) % 4];
+            json!({"identifier": format!("train-{i}-0-0"), "uid": format!("{i}"), "img0": format!("{left:03}.png"),
+                   "img1": format!("{right:03}.png"), "sent": format!("The left image shows a {colour} thing."),
+                   "label": u8::from(holds)})
+        };
+        range.map(entry).collect()
+    };
+    let data = ExamplePaths {
+        train: write(&root.join("train.json"), &statements(0..256)),
+        valid: write(&root.join("valid.json"), &statements(400..460)),
+        test: write(&root.join("test.json"), &statements(500..560)),
+        ..ExamplePaths::default()
+    };
+    let report = run(&job(root, TaskKind::Statements, data, "run"));
+    let measured = |measure| report.test.test.get("all", measure).unwrap();
+    assert!(measured("accuracy") > 0.85, "{:?}", report.test.test);
+    assert!(measured("consistency") <= 1.0 && measured("statements") == 60.0);
+    let predictions = std::fs::read_to_string(root.join("run/predictions/nlvr2.csv")).unwrap();
+    assert_eq!(predictions.lines().count(), 60);
+    assert!(predictions.lines().all(|line| line.ends_with(",True") || line.ends_with(",False")));
+
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate
+        .arg("evaluate")
+        .arg(root.join("run"))
+        .args(["--task", "statements", "--features"])
+        .arg(root.join("features"));
+    evaluate.arg("--test-file").arg(root.join("test.json")).arg("--predictions").arg(root.join("again"));
+    evaluate.assert().success().stdout(predicates::str::contains("consistency"));
+    assert_eq!(std::fs::read_to_string(root.join("again/nlvr2.csv")).unwrap(), predictions);
+}
+
+#[test]
+fn what_a_task_cannot_read_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = || {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.current_dir(folder.path()).args(["--task", "questions"]);
+        command
+    };
+    command().args(["--data", "here"]).assert().code(1).stderr(predicates::str::contains("--train-file"));
+    command().args(["--train-file", "a.json"]).assert().code(2).stderr(predicates::str::contains("--valid-file"));
+    let files = ["--train-file", "a.json", "--valid-file", "b.json", "--features", "store", "--output", "run"];
+    command().args(files).assert().code(1).stderr(predicates::str::contains("no feature store here"));
+    common::write_data(folder.path(), 4);
+    write(&folder.path().join("a.json"), &questions(0..4, true));
+    let files = ["--train-file", "a.json", "--valid-file", "a.json", "--features", "features", "--output", "run"];
+    command().args(files).assert().code(1).stderr(predicates::str::contains("--answers"));
+    std::fs::write(folder.path().join("answers.json"), "[\"red\"]").unwrap();
+    std::fs::write(folder.path().join("b.json"), "[{\"question_id\": 1}]").unwrap();
+    let files = ["--train-file", "b.json", "--valid-file", "a.json", "--features", "features", "--output", "other"];
+    let wrong = command().args(files).args(["--answers", "answers.json", "--preset", "tiny"]).assert().code(1);
+    wrong.stderr(predicates::str::contains("b.json, row 1: missing field `img_id`"));
+    let mut ask = Command::cargo_bin("lxmert-train").unwrap();
+    ask.args(["ask", "--image", "x.png", "--question", "Who?", "--checkpoint"]).arg(folder.path());
+    ask.assert().code(1).stderr(predicates::str::contains("--task questions"));
+}
