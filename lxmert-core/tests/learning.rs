@@ -78,7 +78,7 @@ fn matching_teaches_every_parameter_but_the_last_image_branch() {
         let model = MatchingModel::new(&config(cross_layer), vb).unwrap();
         init::seed_weights(&varmap, 3, 0.2).unwrap();
         for rng in [None, Some(DropoutRng::new(1, 1))] {
-            let run = Forward { capture: Capture::None, rng: rng.as_ref() };
+            let run = Forward { rng: rng.as_ref(), ..Forward::default() };
             let loss = weigh(&model.forward(&inputs(), &run).unwrap().logits);
             let idle = idle(&varmap, &loss);
             // Key biases cancel in the softmax: their true gradient is zero, up to rounding.
