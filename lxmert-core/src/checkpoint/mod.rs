@@ -13,12 +13,14 @@ mod elements;
 pub mod fit;
 pub mod hub;
 pub mod names;
+mod place;
 mod safetensors_file;
 pub mod save;
 pub mod torch_pickle;
 
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
+pub use place::Place;
 pub use save::{atomic_write, save_safetensors};
 
 use crate::{Error, Result};
