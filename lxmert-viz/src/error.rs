@@ -50,6 +50,14 @@ pub enum Error {
     /// An argument that cannot be used.
     #[error("{0}")]
     Argument(String),
+    /// A file is not of the form it should have.
+    #[error("{path}: {reason}", path = path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the row where there is one.
+        reason: String,
+    },
     /// Something that an earlier command makes is not there.
     #[error("{what} is missing: {path}; {advice}", path = path.display())]
     Missing {

@@ -56,7 +56,7 @@ impl Gallery {
                 text,
                 "Grounding, share of {} held-out captions that name one object whose strongest region is that object \
                  (IoU ≥ {}):\n\n```text\n{grounding}\n```\n",
-                grounding.cases,
+                grounding.all.phrases,
                 grounding::HIT_IOU
             );
         }
@@ -97,7 +97,7 @@ pub fn make(data: &DataSet, scorer: &Scorer, options: &GalleryOptions) -> Result
     };
     if let Some(annotations) = &annotations {
         let held_out: HashSet<&str> = data.test_images().into_iter().collect();
-        let cases = grounding::cases(annotations, &held_out);
+        let cases = grounding::single_objects(grounding::scene_cases(annotations, &held_out));
         let bar = progress_bar(options.progress, cases.len(), "measuring grounding");
         gallery.grounding =
             Some(grounding::measure(scorer, &data.store, &cases, |done| bar.set_position(done as u64))?);

@@ -16,6 +16,7 @@ pub mod asker;
 pub mod canvas;
 pub mod curves;
 pub mod dataset;
+pub mod entities;
 pub mod error;
 pub mod font;
 pub mod gallery;

@@ -101,6 +101,8 @@ enum Command {
     Relevancy(commands::relevancy::RelevancyArgs),
     /// Whether the methods know what matters: remove what they call relevant, and see the match go
     Perturbation(commands::perturbation::PerturbationArgs),
+    /// How often the region that a phrase points to is the one it names, by type of phrase
+    Grounding(commands::grounding::GroundingArgs),
     /// All heads beside each other
     Heads {
         #[command(flatten)]
@@ -205,6 +207,7 @@ fn run(cli: &Cli) -> Result<()> {
         None => bare(cli, places, &device),
         Some(Command::Relevancy(args)) => commands::relevancy::run(cli, args, places, &device),
         Some(Command::Perturbation(args)) => commands::perturbation::run(cli, args, places, &device),
+        Some(Command::Grounding(args)) => commands::grounding::run(cli, args, places, &device),
         Some(Command::Pair(args)) => explain_photo(cli, args, &places, &device),
         Some(Command::Curves) => {
             let path = output_file(cli, &places, "curves.png");
@@ -322,7 +325,7 @@ fn bare(cli: &Cli, places: Places, device: &candle_core::Device) -> Result<()> {
         println!(
             "grounding: of {} held-out captions that name one object, the share whose strongest region is that object \
              (IoU ≥ {}):\n{measured}",
-            measured.cases,
+            measured.all.phrases,
             grounding::HIT_IOU
         );
     }

@@ -126,6 +126,55 @@ fn perturbation_writes_curves_areas_and_a_table() {
 }
 
 #[test]
+fn grounding_counts_by_type_of_phrase_on_scenes_and_on_entities() {
+    let made = workspace();
+    // Every object is a region with its true box here, so the best region always hits.
+    let row = |text: &str, kind: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.trim_start().starts_with(kind)).unwrap_or_else(|| panic!("{text}"));
+        line.split_whitespace().map(String::from).collect()
+    };
+    let run = |args: &[&str]| {
+        let output = viz(&made).arg("grounding").args(args).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap()
+    };
+    let text = run(&[]);
+    let (object, pair, all) = (row(&text, "object"), row(&text, "pair"), row(&text, "all"));
+    assert_eq!(object[1], pair[1], "two captions about one object, one about two: {text}");
+    assert_eq!(all.last().map(String::as_str), Some("%"));
+    assert_eq!(all[all.len() - 2], "100.0");
+    let csv = std::fs::read_to_string(made.run().join("plots/grounding.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 4 * 7);
+
+    let image = first_test_image(&made);
+    let folder = made.root().join("entities");
+    for (part, file, content) in [
+        ("Sentences", format!("{image}.txt"), "[/EN#1/other A red circle] over [/EN#0/notvisual it] .\n"),
+        (
+            "Annotations",
+            format!("{image}.xml"),
+            "<annotation><size><width>128</width><height>128</height></size><object><name>1</name><bndbox>\
+             <xmin>1</xmin><ymin>1</ymin><xmax>128</xmax><ymax>128</ymax></bndbox></object></annotation>",
+        ),
+    ] {
+        std::fs::create_dir_all(folder.join(part)).unwrap();
+        std::fs::write(folder.join(part).join(file), content).unwrap();
+    }
+    let text = run(&["--entities", folder.to_str().unwrap()]);
+    assert!(text.contains("phrases left out: 0 without a box, 1 that mean nothing visible"), "{text}");
+    assert_eq!(row(&text, "other")[1], "1");
+    // The box is the whole picture, so every centre lies in it.
+    assert!(row(&text, "other")[2..].join(" ").ends_with("100.0 % 100.0 %"), "{text}");
+    viz(&made).args(["grounding", "--entities", "data"]).assert().code(1).stderr(contains("annotations.zip"));
+}
+
+/// The stem of the first test image.
+fn first_test_image(made: &Made) -> String {
+    let splits = std::fs::read_to_string(made.root().join("data/scenes/splits.json")).unwrap();
+    let splits: serde_json::Value = serde_json::from_str(&splits).unwrap();
+    splits["test"][0].as_str().unwrap().trim_end_matches(".png").to_string()
+}
+
+#[test]
 fn what_is_missing_is_named_with_the_command_that_makes_it() {
     let made = workspace();
     let fails = |args: &[&str], message: &str| {

@@ -1,4 +1,5 @@
 //! What the larger subcommands take and run.
 
+pub mod grounding;
 pub mod perturbation;
 pub mod relevancy;
