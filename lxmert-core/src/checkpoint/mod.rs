@@ -2,7 +2,7 @@
 //!
 //! The way of a checkpoint is [`WeightSource::resolve`] (a local file, or one of the hub through the
 //! cache that Python shares), [`read_tensors`] (whatever its format), [`names`] (old key names to
-//! today's), and [`fit`](fit::fit) (are these the tensors that the network needs?). [`save_safetensors`]
+//! today's), and [`fit`](fit::fit) (are these the tensors that the network needs?); [`load_weights`] goes it whole. [`save_safetensors`]
 //! is the way back.
 //!
 //! Nothing in a file is run and nothing in it is trusted: a `.pth` is a pickle, which in Python can do
@@ -12,6 +12,7 @@
 mod elements;
 pub mod fit;
 pub mod hub;
+mod load;
 pub mod names;
 mod safetensors_file;
 pub mod save;
@@ -19,6 +20,7 @@ pub mod torch_pickle;
 
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
+pub use load::load_weights;
 pub use save::{atomic_write, save_safetensors};
 
 use crate::{Error, Result};
