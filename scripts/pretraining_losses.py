@@ -17,6 +17,7 @@ IGNORED = -1  # as the original marks positions without a label; transformers' m
 GRADIENTS = [
     "lxmert.encoder.visn_fc.visn_fc.weight",
     "lxmert.encoder.layer.0.attention.self.value.weight",
+    "lxmert.encoder.x_layers.0.visual_attention.att.query.weight",
     "lxmert.embeddings.word_embeddings.weight",
 ]
 BATCH, WORDS, REGIONS = 3, 7, 5
@@ -100,18 +101,23 @@ def forward_trunk(model, case):
     return model.lxmert(**{name: case[name] for name in names})
 
 
-def losses(model, case, masked_only, normaliser):
-    """Each task's loss from the logits; those over regions over all of them by their detector's
-    confidence (the released code), or over the masked ones only."""
+def losses(model, case, choice, normaliser):
+    """Each task's loss from the logits. `choice`, of those over regions: `original`, all of them by their detector's
+    confidence (the released code); `masked_regions`, the masked ones only; `per_masked_region`, the masked ones'
+    mean without confidence or normaliser (volta)."""
     output, regions = forward(model, case), region_heads(model, case)
     words, answers = hub(case["word_labels"]), hub(case["answers"])
 
+    mask = case["region_mask"]
+
     def weighted(loss, weight):
+        if choice == "per_masked_region":
+            return (loss * mask).sum() / mask.sum().clamp(min=1)
         return (loss * weight).mean() * normaliser
 
     def classes(logits, labels, confidence):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(BATCH, REGIONS)
-        return weighted(loss, confidence * case["region_mask"] if masked_only else confidence)
+        return weighted(loss, confidence if choice == "original" else confidence * mask)
 
     feature = F.smooth_l1_loss(regions["feat"], case["target_features"], reduction="none").mean(-1)
     none = (words != -100).sum() == 0
@@ -120,14 +126,14 @@ def losses(model, case, masked_only, normaliser):
         "matching": F.cross_entropy(output.cross_relationship_score, case["matched"]),
         "objects": classes(regions["obj"], case["object_labels"], case["object_confidence"]),
         "attributes": classes(regions["attr"], case["attribute_labels"], case["attribute_confidence"]),
-        "features": weighted(feature, case["region_mask"]),
+        "features": weighted(feature, mask),
         "answers": F.cross_entropy(output.question_answering_score, answers),
     }
 
 
-def record(model, case, masked_only, normaliser):
+def record(model, case, choice, normaliser):
     model.zero_grad()
-    parts = losses(model, case, masked_only, normaliser)
+    parts = losses(model, case, choice, normaliser)
     total = sum(parts.values())
     total.backward()
     parameters = dict(model.named_parameters())
@@ -152,14 +158,15 @@ def main():
     case = inputs()
     # The published files have 6.67 for the paper's 1 / 0.15.
     expected = {
-        "original": record(model, case, False, 6.67),
-        "masked_regions": record(model, case, True, 1 / 0.15),
+        "original": record(model, case, "original", 6.67),
+        "masked_regions": record(model, case, "masked_regions", 1 / 0.15),
+        "per_masked_region": record(model, case, "per_masked_region", 1),
     }
     # transformers' own sum says that the parts above are its parts.
     theirs = total_of_transformers(model, case).item()
     assert abs(theirs - expected["original"]["total"]) < 1e-5, (theirs, expected["original"]["total"])
     unmasked = dict(case, word_labels=torch.full_like(case["word_labels"], IGNORED), region_mask=torch.zeros(BATCH, REGIONS))
-    expected["nothing_masked"] = record(model, unmasked, True, 1 / 0.15)
+    expected["nothing_masked"] = record(model, unmasked, "masked_regions", 1 / 0.15)
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "losses.json").write_text(json.dumps(expected, indent=2) + "\n")

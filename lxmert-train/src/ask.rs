@@ -33,7 +33,7 @@ pub struct AskArgs {
     /// scenes, coco, or a folder with a detector [default: the one whose features the checkpoint takes]
     #[arg(long, value_name = "DETECTOR")]
     pub detector: Option<DetectorChoice>,
-    /// Weights in place of the detector's own: a safetensors or .pth file, or hf:owner/repo/file[@revision]
+    /// Weights in place of the detector's own: a safetensors or .pth file, or `hf:owner/repo/file[@revision]`
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
     /// Print JSON instead of a table

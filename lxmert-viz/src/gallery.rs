@@ -195,6 +195,8 @@ fn explain(
         let file = format!("overlay-sentence-{}.png", method_slug(method));
         gallery.add(&sheet, folder.join(file), format!("{pair}: regions by {}, whole sentence", method.name()))?;
     }
+    let sheet = explained.methods(photo.clone(), &Method::COMPARED)?.draw()?;
+    gallery.add(&sheet, folder.join("relevancy.png"), format!("{pair}: what the match rests on, by method"))?;
     for (word, truth) in &words {
         let sheet = explained.overlay(photo.clone(), Method::Attention, Some(word), *truth)?.draw()?;
         let file = format!("overlay-{}.png", slug(&word.replace(':', "-")));

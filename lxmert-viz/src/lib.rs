@@ -12,6 +12,7 @@
 //! | [`dataset`], [`photo`] | where photos, features and captions lie |
 //! | [`gallery`], [`pair`] | the bare command; one photo and one sentence from scratch |
 
+pub mod asker;
 pub mod canvas;
 pub mod curves;
 pub mod dataset;
@@ -24,6 +25,9 @@ pub mod heads;
 pub mod heatmap;
 pub mod labels;
 pub mod legend;
+pub mod maps;
+pub mod matrix;
+pub mod methods;
 pub mod overlay;
 pub mod pair;
 pub mod palette;

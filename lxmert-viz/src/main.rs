@@ -1,9 +1,13 @@
 //! `lxmert-viz`: see `lxmert-viz --help`.
 
+mod commands;
+
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use image::RgbImage;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
+use lxmert_core::features::Regions;
 use lxmert_core::model::Capture;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::DetectorChoice;
@@ -93,6 +97,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Method::Attention, value_name = "METHOD")]
         by: Method,
     },
+    /// What a match or an answer rests on, by several methods side by side
+    Relevancy(commands::relevancy::RelevancyArgs),
     /// All heads beside each other
     Heads {
         #[command(flatten)]
@@ -117,6 +123,12 @@ struct PairArgs {
     /// The word of the overlay; "red:2" is the second "red" [default: the one with the strongest link]
     #[arg(long)]
     word: Option<String>,
+    #[command(flatten)]
+    detector: DetectorArgs,
+}
+
+#[derive(Args)]
+struct DetectorArgs {
     /// Which detector finds the regions [default: the one whose features the checkpoint was trained on]
     #[arg(long, value_name = "scenes|coco|DIR")]
     detector: Option<DetectorChoice>,
@@ -126,6 +138,30 @@ struct PairArgs {
     /// How many regions to find [default: as many as the checkpoint was trained on]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=400))]
     regions: Option<u16>,
+}
+
+/// A photo, its regions and their names.
+struct Found {
+    name: String,
+    photo: RgbImage,
+    regions: Regions,
+    label_names: Vec<String>,
+    detector: String,
+}
+
+impl DetectorArgs {
+    /// The regions of a photo for a model that takes `takes.0` numbers a region and was trained on `takes.1` regions.
+    fn find(&self, cli: &Cli, path: &Path, takes: (usize, usize), device: &candle_core::Device) -> Result<Found> {
+        let photo = photo::read(path)?;
+        let count = self.regions.map_or(takes.1, usize::from);
+        let (choice, weights, progress) = (self.detector.clone(), self.weights.as_ref(), cli.common.show_progress());
+        let finder = Finder::open(&Workspace::locate()?, choice, weights, (takes.0, count), progress, device)?;
+        let (width, height) = photo.dimensions();
+        let regions = finder.regions(&DecodedImage { width, height, rgb: photo.as_raw().clone() })?;
+        let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());
+        let (name, detector) = (name.into_owned(), finder.name().to_string());
+        Ok(Found { name, photo, regions, label_names: finder.label_names().to_vec(), detector })
+    }
 }
 
 #[derive(Args)]
@@ -165,6 +201,7 @@ fn run(cli: &Cli) -> Result<()> {
     let places = places(&cli.places)?;
     match &cli.command {
         None => bare(cli, places, &device),
+        Some(Command::Relevancy(args)) => commands::relevancy::run(cli, args, places, &device),
         Some(Command::Pair(args)) => explain_photo(cli, args, &places, &device),
         Some(Command::Curves) => {
             let path = output_file(cli, &places, "curves.png");
@@ -300,37 +337,20 @@ fn print_accuracy(accuracy: &[(&str, usize, usize)]) {
 fn explain_photo(cli: &Cli, args: &PairArgs, places: &Places, device: &candle_core::Device) -> Result<()> {
     anyhow::ensure!(!args.text.trim().is_empty(), "--text is empty: nothing to match the photo with");
     let scorer = Scorer::open(&places.checkpoint, device)?;
-    let shown = photo::read(&args.image)?;
-    let workspace = Workspace::locate()?;
-    let count = args.regions.map_or_else(|| scorer.regions(), usize::from);
-    let finder = Finder::open(
-        &workspace,
-        args.detector.clone(),
-        args.weights.as_ref(),
-        (scorer.config().visual_feat_dim, count),
-        cli.common.show_progress(),
-        device,
-    )?;
-    let (width, height) = shown.dimensions();
-    let regions = finder.regions(&DecodedImage { width, height, rgb: shown.as_raw().clone() })?;
-    let name = args.image.file_name().map_or_else(|| args.image.to_string_lossy(), |name| name.to_string_lossy());
+    let takes = (scorer.config().visual_feat_dim, scorer.regions());
+    let found = args.detector.find(cli, &args.image, takes, device)?;
+    let Found { name, photo, regions, label_names, detector } = &found;
     let output =
-        cli.places.output.clone().unwrap_or_else(|| places.run.join("plots").join(format!("photo-{}", slug(&name))));
+        cli.places.output.clone().unwrap_or_else(|| places.run.join("plots").join(format!("photo-{}", slug(name))));
     anyhow::ensure!(
         !is_png(&output),
         "--output {}: this command writes several pictures; name a folder",
         output.display()
     );
-    let report = pair::explain(
-        &scorer,
-        (&name, &shown, &regions),
-        finder.label_names(),
-        &args.text,
-        args.word.as_deref(),
-        &output,
-    )?;
+    let report =
+        pair::explain(&scorer, (name, photo, regions), label_names, &args.text, args.word.as_deref(), &output)?;
     println!("{name}, “{}”: {}", args.text, verdict_line(report.scored.probability()));
-    println!("{} regions by the {} detector; the strongest word–region links:", regions.boxes.len(), finder.name());
+    println!("{} regions by the {detector} detector; the strongest word–region links:", regions.boxes.len());
     for link in &report.links {
         let [x0, y0, x1, y1] = link.box_xyxy_px.map(|v| v.round() as i64);
         println!("  {:.3}  {:<18} → {:<24} at ({x0}, {y0})–({x1}, {y1}) px", link.weight, link.word, link.region);
@@ -339,25 +359,16 @@ fn explain_photo(cli: &Cli, args: &PairArgs, places: &Places, device: &candle_co
     Ok(())
 }
 
-/// Scores the chosen image and sentence with its gradients, draws, and writes.
-fn with_subject(
-    cli: &Cli,
-    subject: &SubjectArgs,
-    places: Places,
-    device: &candle_core::Device,
-    draw: impl FnOnce(&Explained, &DataSet, &Path) -> lxmert_viz::Result<Vec<(Canvas, PathBuf)>>,
-) -> Result<()> {
-    let scorer = Scorer::open(&places.checkpoint, device)?;
-    let output = output_folder(cli, &places);
-    let data = DataSet::open(places, cli.common.seed)?;
-    let image = match &subject.image {
+/// The image, its regions and the sentence that the arguments mean.
+fn subject(chosen: &SubjectArgs, data: &DataSet) -> Result<(String, Regions, String)> {
+    let image = match &chosen.image {
         Some(image) => image.clone(),
         None => {
             data.test_images().first().context("no test image in the feature store; name one with --image")?.to_string()
         }
     };
     let regions = data.regions(&image)?;
-    let text = match &subject.text {
+    let text = match &chosen.text {
         Some(text) => text.clone(),
         None => {
             let captions = data.captions_of(&image);
@@ -367,6 +378,21 @@ fn with_subject(
                 .to_string()
         }
     };
+    Ok((image, regions, text))
+}
+
+/// Scores the chosen image and sentence with its gradients, draws, and writes.
+fn with_subject(
+    cli: &Cli,
+    chosen: &SubjectArgs,
+    places: Places,
+    device: &candle_core::Device,
+    draw: impl FnOnce(&Explained, &DataSet, &Path) -> lxmert_viz::Result<Vec<(Canvas, PathBuf)>>,
+) -> Result<()> {
+    let scorer = Scorer::open(&places.checkpoint, device)?;
+    let output = output_folder(cli, &places);
+    let data = DataSet::open(places, cli.common.seed)?;
+    let (image, regions, text) = subject(chosen, &data)?;
     let scored = scorer.score(&[PairInput { regions: &regions, text: &text }], Capture::Probes)?.remove(0);
     let explained = Explained::new(&image, &text, &scored, &regions, &data.store.info().label_names);
     println!("{image}, “{text}”: {}", verdict_line(scored.probability()));

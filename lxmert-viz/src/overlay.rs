@@ -239,7 +239,8 @@ pub fn fit_photo(photo: &RgbImage, room: (u32, u32)) -> RgbImage {
     image::imageops::resize(photo, size(width, room.0), size(height, room.1), filter)
 }
 
-fn box_px(normalised: &BoxXyxy, frame: Rect) -> Rect {
+/// A normalised box in the pixels of `frame`, clamped to it and never empty.
+pub(crate) fn box_px(normalised: &BoxXyxy, frame: Rect) -> Rect {
     let clamped = normalised.map(|v| if v.is_nan() { 0.0 } else { v.clamp(0.0, 1.0) });
     let [x0, y0, x1, y1] = to_pixels(&clamped, frame.width() as f32, frame.height() as f32).map(|v| v.round() as i32);
     Rect { x0, y0, x1: x1.max(x0 + 1), y1: y1.max(y0 + 1) }.moved(frame.x0, frame.y0)

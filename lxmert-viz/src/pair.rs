@@ -72,6 +72,8 @@ pub fn explain(
         let shows = format!("regions by {}, whole sentence", method.name());
         add(sheet, format!("overlay-sentence-{}.png", method_slug(method)), shows)?;
     }
+    let sheet = explained.methods(photo.clone(), &Method::COMPARED)?.draw()?;
+    add(sheet, "relevancy.png".into(), "what the match rests on, by method".into())?;
     if let Some(word) = &chosen {
         let sheet = explained.overlay(photo.clone(), Method::Attention, Some(word), None)?.draw()?;
         add(sheet, format!("overlay-{}.png", slug(word)), format!("regions that “{word}” attends to"))?;

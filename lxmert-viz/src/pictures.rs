@@ -2,9 +2,11 @@
 
 use crate::heads::{HeadPanel, HeadsPicture};
 use crate::heatmap::AttentionPicture;
+use crate::matrix::Matrix;
+use crate::methods::{MethodPanel, MethodsPicture};
 use crate::overlay::{CaptionWord, OverlayPicture};
 use crate::palette::ColourScale;
-use crate::relevancy::{HeadMaps, Matrix, Method};
+use crate::relevancy::{HeadMaps, Method};
 use crate::scorer::Scored;
 use crate::words::{self, Word};
 use crate::{Error, Result};
@@ -89,6 +91,8 @@ pub struct Explained<'a> {
     pub region_names: Vec<String>,
     /// The sentence's words.
     pub words: Vec<Word>,
+    /// What the score is of: "match", or an answer.
+    pub claim: String,
 }
 
 impl<'a> Explained<'a> {
@@ -101,7 +105,53 @@ impl<'a> Explained<'a> {
         label_names: &[String],
     ) -> Self {
         let region_names = region_names(regions, label_names);
-        Self { image, text, scored, regions, region_names, words: words::words(text, &scored.encoding) }
+        let words = words::words(text, &scored.encoding);
+        Self { image, text, scored, regions, region_names, words, claim: "match".into() }
+    }
+
+    /// The same for the score of an answer in place of the match.
+    #[must_use]
+    pub fn of_answer(self, answer: &str) -> Self {
+        Self { claim: format!("“{answer}”"), ..self }
+    }
+
+    /// "P(match) = 97 %".
+    fn score(&self) -> String {
+        format!("P({}) = {}", self.claim, crate::grid::percent(self.scored.probability()))
+    }
+
+    /// What each of `methods` says the score rests on, side by side: regions on the photo, words in the sentence.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the maps, or the gradients that a method needs, were not asked for.
+    pub fn methods(&self, photo: RgbImage, methods: &[Method]) -> Result<MethodsPicture> {
+        let maps = self.scored.maps()?;
+        let panels = methods
+            .iter()
+            .map(|method| {
+                let found = method.sentence(maps)?;
+                let strongest = |word: &Word| word.pieces.iter().map(|p| found.words[*p]).fold(0.0, f32::max);
+                Ok(MethodPanel {
+                    title: method.name().into(),
+                    note: method.explanation().into(),
+                    words: self.words.iter().map(strongest).collect(),
+                    regions: found.regions,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(MethodsPicture {
+            title: match self.claim.as_str() {
+                "match" => "What the match rests on".into(),
+                answer => format!("What the answer {answer} rests on"),
+            },
+            subtitle: format!("{} · {} · {}", self.image, self.score(), "the row of [CLS], where the score is read"),
+            photo,
+            boxes_normalised: self.regions.boxes.clone(),
+            names: self.region_names.clone(),
+            words: self.words.iter().map(|word| word.text.clone()).collect(),
+            panels,
+            colours: ColourScale::default(),
+        })
     }
 
     fn layers(&self, which: Which) -> Result<Vec<&HeadMaps>> {
@@ -155,8 +205,7 @@ impl<'a> Explained<'a> {
     }
 
     fn subtitle(&self, reading: &str) -> String {
-        let p = crate::grid::percent(self.scored.probability());
-        format!("{} · “{}” · P(match) = {p} · {reading}", self.image, self.text)
+        format!("{} · “{}” · {} · {reading}", self.image, self.text, self.score())
     }
 
     /// One attention map. `layer` counts from 1, the last when `None`; `head` from 1, the mean over
@@ -284,10 +333,9 @@ impl<'a> Explained<'a> {
             Method::Attention | Method::Rollout => "Where the model looks for",
             _ => "What the match rests on for",
         };
-        let p = crate::grid::percent(self.scored.probability());
         Ok(OverlayPicture {
             title: format!("{verb} {subject}"),
-            subtitle: format!("{} · P(match) = {p} · {}", self.image, describe(method, word.is_some())),
+            subtitle: format!("{} · {} · {}", self.image, self.score(), describe(method, word.is_some())),
             photo,
             boxes_normalised: self.regions.boxes.clone(),
             names: self.region_names.clone(),
@@ -332,14 +380,7 @@ fn describe(method: Method, one_word: bool) -> String {
         (false, Method::Attention | Method::GradientAttention) => "mean over the words",
         (false, _) => "the row of [CLS]",
     };
-    let what = match method {
-        Method::Attention => "attention of the last cross layer, mean of its heads",
-        Method::GradientAttention => "attention × its gradient in the last cross layer",
-        Method::Relevancy => "relevancy through all layers (Chefer et al. 2021)",
-        Method::Rollout => "attention rolled out through all layers",
-        Method::GradCam => "Grad-CAM of the last cross layer",
-    };
-    format!("{what}, {rows}")
+    format!("{}, {rows}", method.explanation())
 }
 
 /// "3 red circle": numbers from 1, best detection first, with the class; numbers alone when a name

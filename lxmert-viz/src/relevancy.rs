@@ -5,82 +5,11 @@
 //! follow the result through the layers. Beside their rules stand the simpler ways they compare
 //! with, so that a reader can see what each adds.
 //!
-//! Every method gives one matrix, words × regions; the rows of `[CLS]` speak for the sentence, since
-//! the score is read there.
+//! Every method gives one matrix, words × regions, and for the whole sentence a weight for each word and
+//! each region: the row of `[CLS]`, since the score is read there.
 
+use crate::matrix::Matrix;
 use crate::{Error, Result};
-
-/// A small dense matrix, row by row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Matrix {
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub columns: usize,
-    /// `rows × columns` values.
-    pub values: Vec<f32>,
-}
-
-impl Matrix {
-    /// All zero.
-    pub fn zeros(rows: usize, columns: usize) -> Self {
-        Self { rows, columns, values: vec![0.0; rows * columns] }
-    }
-
-    /// One on the diagonal.
-    pub fn identity(size: usize) -> Self {
-        let mut out = Self::zeros(size, size);
-        for i in 0..size {
-            out.values[i * size + i] = 1.0;
-        }
-        out
-    }
-
-    /// The values of `row`.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.columns..(row + 1) * self.columns]
-    }
-
-    /// The mean of several rows; zeros when there are none.
-    pub fn mean_of_rows(&self, rows: &[usize]) -> Vec<f32> {
-        let mut out = vec![0.0; self.columns];
-        for row in rows {
-            for (sum, value) in out.iter_mut().zip(self.row(*row)) {
-                *sum += value / rows.len() as f32;
-            }
-        }
-        out
-    }
-
-    /// Rows become columns.
-    pub fn transposed(&self) -> Self {
-        let mut out = Self::zeros(self.columns, self.rows);
-        for r in 0..self.rows {
-            for c in 0..self.columns {
-                out.values[c * self.rows + r] = self.values[r * self.columns + c];
-            }
-        }
-        out
-    }
-
-    fn times(&self, other: &Self) -> Self {
-        debug_assert_eq!(self.columns, other.rows);
-        let mut out = Self::zeros(self.rows, other.columns);
-        for (row, values) in out.values.chunks_exact_mut(other.columns.max(1)).enumerate() {
-            for (k, weight) in self.row(row).iter().enumerate() {
-                for (sum, value) in values.iter_mut().zip(other.row(k)) {
-                    *sum += weight * value;
-                }
-            }
-        }
-        out
-    }
-
-    fn plus(&self, other: &Self) -> Self {
-        let values = self.values.iter().zip(&other.values).map(|(a, b)| a + b).collect();
-        Self { values, ..*self }
-    }
-}
 
 /// One attention module's heads.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +85,13 @@ impl PairMaps {
     fn last_cross(&self) -> Result<&CrossMaps> {
         self.cross.last().ok_or_else(|| Error::Shape("the model has no cross-modality layer".into()))
     }
+
+    /// The last layer where words attend to words: in the last cross layer, or, where the cross layers have
+    /// none (the student's), the last language layer.
+    fn last_language_self(&self) -> Result<&HeadMaps> {
+        let own = self.last_cross()?.language_self.as_ref().or(self.language.last());
+        own.ok_or_else(|| Error::Shape("the model has no layer where words attend to words".into()))
+    }
 }
 
 /// A way to say which regions matter.
@@ -189,14 +125,28 @@ impl Method {
         }
     }
 
+    /// What it reads, in a line.
+    pub const fn explanation(self) -> &'static str {
+        match self {
+            Self::Attention => "attention of the last cross layer, mean of its heads",
+            Self::GradientAttention => "attention × its gradient in the last cross layer",
+            Self::Relevancy => "relevancy through all layers (Chefer et al. 2021)",
+            Self::Rollout => "attention rolled out through all layers",
+            Self::GradCam => "Grad-CAM of the last cross layer",
+        }
+    }
+
     /// For colour bars.
     pub const fn weight_kind(self) -> &'static str {
         match self {
             Self::Attention => "attention weight",
             Self::Rollout => "rolled-out attention",
-            Self::GradientAttention | Self::Relevancy | Self::GradCam => "relevance for the match score",
+            Self::GradientAttention | Self::Relevancy | Self::GradCam => "relevance for the score",
         }
     }
+
+    /// The ones that are drawn and measured side by side, as in Chefer et al. 2021.
+    pub const COMPARED: [Self; 4] = [Self::Attention, Self::Rollout, Self::GradCam, Self::Relevancy];
 
     /// Whether it needs the score's gradient.
     pub const fn needs_gradients(self) -> bool {
@@ -217,6 +167,37 @@ impl Method {
             Self::GradCam => grad_cam(last),
         })
     }
+
+    /// What the score, read at `[CLS]`, rests on: the row of `[CLS]` over the words and over the regions, as
+    /// Chefer et al. compare the methods. Its own entry among the words is set to zero.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the model has no cross-modality layer, or no layer where words attend to words.
+    pub fn sentence(self, maps: &PairMaps) -> Result<Relevance> {
+        let own = maps.last_language_self()?;
+        let words = match self {
+            Self::Attention => own.mean(),
+            Self::GradientAttention => own.weighted(),
+            Self::Relevancy => relevancy(maps)?.words_to_words,
+            Self::Rollout => {
+                let cross = maps.cross.iter().filter_map(|layer| layer.language_self.as_ref());
+                rolled(maps.language.iter().chain(cross), maps.words)
+            }
+            Self::GradCam => grad_cam(own),
+        };
+        let mut words = words.row(0).to_vec();
+        words[0] = 0.0;
+        Ok(Relevance { words, regions: self.words_to_regions(maps)?.row(0).to_vec() })
+    }
+}
+
+/// How much each word piece and each region matters to a score.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Relevance {
+    /// One weight per word piece, `[CLS]` first; `[CLS]`'s own is 0.
+    pub words: Vec<f32>,
+    /// One weight per region.
+    pub regions: Vec<f32>,
 }
 
 /// What [`relevancy`] finds.
@@ -380,6 +361,69 @@ mod tests {
         ];
         assert_close(&found.words_to_regions.values, &want);
         assert_close(found.words_to_words.row(0), &[1.464487, 0.502989, 0.25343, 0.130002]);
+    }
+
+    /// One word, one region, one head, so that every matrix is a number: `weighted()` is the product given.
+    fn number(product: f32) -> HeadMaps {
+        let one = |value| vec![Matrix { rows: 1, columns: 1, values: vec![value] }];
+        HeadMaps { probabilities: one(1.0), gradients: Some(one(product)) }
+    }
+
+    fn numbers(language: f32, vision: f32) -> PairMaps {
+        let layer = |[lv, vl, ls, vs]: [f32; 4]| CrossMaps {
+            language_to_vision: number(lv),
+            vision_to_language: number(vl),
+            language_self: Some(number(ls)),
+            vision_self: Some(number(vs)),
+        };
+        // The last layer's image side must not count.
+        let cross = vec![layer([0.25, 0.75, 0.5, 2.0]), layer([0.125, 99.0, 1.0, 99.0])];
+        PairMaps { words: 1, regions: 1, language: vec![number(language)], vision: vec![number(vision)], cross }
+    }
+
+    /// By hand. Language layer: tt = 1 + 0.5; vision layer: ii = 1 + 0.25. Normalised (eq. 8, 9), each is
+    /// 0.5/0.5 + 1 = 2, whatever the layer added. Cross layer 0 from the values before it: ti = 2·0.25·2 = 1,
+    /// it = 2·0.75·2 = 3, and nothing for tt and ii, as ti and it were 0. Its self attentions:
+    /// tt = 1.5·1.5 = 2.25, ti = 1·1.5 = 1.5, ii = 1.25·3, it = 3·3 = 9. Last layer, words' side:
+    /// ti = 1.5 + 2·0.125·2 = 2, tt = 2.25 + 0.125·9 = 3.375; its self attention doubles both.
+    #[test]
+    fn the_rules_come_in_the_order_of_the_paper() {
+        let found = relevancy(&numbers(0.5, 0.25)).unwrap();
+        assert_eq!((found.words_to_regions.values[0], found.words_to_words.values[0]), (4.0, 6.75));
+    }
+
+    /// As above with a language layer that adds nothing: its row of R − I is 0, where 0/0 would be NaN, and the
+    /// guard leaves 1. Cross layer 0: ti = 1·0.25·2 = 0.5, it = 2·0.75·1 = 1.5; self: tt = 1.5, ti = 0.75,
+    /// it = 4.5; last layer: tt normalised is 0.5/0.5 + 1 = 2, so ti = 0.75 + 0.5 = 1.25 and
+    /// tt = 1.5 + 0.125·4.5 = 2.0625; doubled.
+    #[test]
+    fn a_row_that_has_gathered_nothing_counts_as_the_identity() {
+        for nothing in [0.0, -3.0] {
+            let found = relevancy(&numbers(nothing, 0.25)).unwrap();
+            assert_eq!((found.words_to_regions.values[0], found.words_to_words.values[0]), (2.5, 4.125));
+        }
+    }
+
+    #[test]
+    fn the_sentence_is_the_row_of_cls_without_itself() {
+        let maps = pair();
+        let last = maps.cross.last().unwrap();
+        for (method, words, regions) in [
+            (Method::Attention, last.language_self.as_ref().unwrap().mean(), last.language_to_vision.mean()),
+            (Method::Relevancy, relevancy(&maps).unwrap().words_to_words, relevancy(&maps).unwrap().words_to_regions),
+        ] {
+            let found = method.sentence(&maps).unwrap();
+            assert_eq!(found.words[0], 0.0);
+            assert_eq!(found.words[1..], words.row(0)[1..]);
+            assert_eq!(found.regions, regions.row(0));
+        }
+        // The student's cross layers have no attention among words: the last language layer answers.
+        let mut student = maps.clone();
+        student.cross.iter_mut().for_each(|layer| layer.language_self = None);
+        let own = maps.language[0].mean();
+        assert_eq!(Method::Attention.sentence(&student).unwrap().words[1..], own.row(0)[1..]);
+        student.language.clear();
+        assert!(Method::Attention.sentence(&student).is_err());
     }
 
     #[test]

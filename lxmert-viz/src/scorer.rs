@@ -1,13 +1,12 @@
 //! A trained checkpoint that says how well sentences and images match, and shows where it looks.
 
-use crate::relevancy::{CrossMaps, HeadMaps, Matrix, PairMaps};
-use crate::{Error, Result};
-use candle_core::backprop::GradStore;
+use crate::relevancy::PairMaps;
+use crate::{Error, Result, maps};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
-use lxmert_core::model::{AttentionMap, Attentions, Capture, Forward, LxmertInputs, MatchingModel};
+use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
 use lxmert_core::text::{Encoding, WordPiece};
 use lxmert_train::run_folder::{Preprocessing, matching_weights};
 use std::path::{Path, PathBuf};
@@ -33,10 +32,10 @@ pub struct PairInput<'a> {
     pub text: &'a str,
 }
 
-/// What the model says of a pair.
+/// What a model says of a pair.
 #[derive(Debug, Clone)]
 pub struct Scored {
-    /// The match logit.
+    /// The logit: of the match, or of an answer.
     pub logit: f32,
     /// The sentence as the model read it.
     pub encoding: Encoding,
@@ -45,7 +44,8 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// The probability that sentence and image belong together.
+    /// The logit's sigmoid: the probability that sentence and image belong together, or the score that the answer is
+    /// expected to get.
     pub fn probability(&self) -> f32 {
         1.0 / (1.0 + (-self.logit).exp())
     }
@@ -99,38 +99,18 @@ impl Scorer {
         if pairs.is_empty() {
             return Ok(Vec::new());
         }
-        let longest = LONGEST_SENTENCE.min(self.config.max_position_embeddings);
-        let encodings = pairs
-            .iter()
-            .map(|pair| self.vocabulary.encode(pair.text, longest))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        for (pair, encoding) in pairs.iter().zip(&encodings) {
-            let (has, needs) = (pair.regions.feature_dim, self.config.visual_feat_dim);
-            if has != needs {
-                return Err(Error::Argument(format!(
-                    "regions with {has} numbers each, but the model was trained on {needs}: \
-                     use the detector and the feature store it was trained with"
-                )));
-            }
-            if pair.regions.boxes.is_empty() {
-                return Err(Error::Argument("an image without regions: nothing to attend to".into()));
-            }
-            if encoding.truncated > 0 {
-                log::warn!("“{}”: the last {} word pieces do not fit and are ignored", pair.text, encoding.truncated);
-            }
-        }
-        let inputs = self.inputs(pairs, &encodings)?;
+        let encodings = pairs.iter().map(|pair| self.encode(pair.text)).collect::<Result<Vec<_>>>()?;
+        let rows: Vec<(&Regions, &[u32])> =
+            pairs.iter().zip(&encodings).map(|(pair, e)| (pair.regions, e.ids.as_slice())).collect();
+        let inputs = batch(&rows, self.config.visual_feat_dim, &self.device)?;
         let output = self.model.forward(&inputs, &Forward::capture(capture))?;
-        let gradients = match capture {
-            Capture::Probes => Some(output.logits.sum_all()?.backward()?),
-            _ => None,
-        };
         let logits: Vec<f32> = output.logits.to_dtype(DType::F32)?.to_vec1()?;
         let mut maps: Vec<Option<PairMaps>> = match &output.trunk.attentions {
             Some(attentions) => {
                 let sizes: Vec<(usize, usize)> =
                     pairs.iter().zip(&encodings).map(|(p, e)| (e.ids.len(), p.regions.boxes.len())).collect();
-                read_maps(attentions, gradients.as_ref(), &sizes)?.into_iter().map(Some).collect()
+                let target = (capture == Capture::Probes).then_some(&output.logits);
+                maps::read(attentions, target, &sizes)?.into_iter().map(Some).collect()
             }
             None => vec![None; pairs.len()],
         };
@@ -142,34 +122,86 @@ impl Scorer {
             .collect())
     }
 
-    fn inputs(&self, pairs: &[PairInput], encodings: &[Encoding]) -> Result<LxmertInputs> {
-        let batch = pairs.len();
-        let length = encodings.iter().map(|e| e.ids.len()).max().unwrap_or(0);
-        let regions = pairs.iter().map(|p| p.regions.boxes.len()).max().unwrap_or(0);
-        let width = self.config.visual_feat_dim;
-        let (mut ids, mut word_mask) = (vec![0u32; batch * length], vec![0f32; batch * length]);
-        let (mut features, mut boxes) = (vec![0f32; batch * regions * width], vec![0f32; batch * regions * 4]);
-        let mut region_mask = vec![0f32; batch * regions];
-        for (i, (pair, encoding)) in pairs.iter().zip(encodings).enumerate() {
-            let words = encoding.ids.len();
-            ids[i * length..i * length + words].copy_from_slice(&encoding.ids);
-            word_mask[i * length..i * length + words].fill(1.0);
-            let from = i * regions;
-            let count = pair.regions.boxes.len();
-            features[from * width..(from + count) * width].copy_from_slice(&pair.regions.features);
-            for (slot, corners) in boxes[from * 4..].chunks_exact_mut(4).zip(&pair.regions.boxes) {
-                slot.copy_from_slice(corners);
-            }
-            region_mask[from..from + count].fill(1.0);
+    /// A sentence as the model reads it; what is too long is cut off and told.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when it cannot be encoded.
+    pub fn encode(&self, text: &str) -> Result<Encoding> {
+        let longest = LONGEST_SENTENCE.min(self.config.max_position_embeddings);
+        let encoding = self.vocabulary.encode(text, longest)?;
+        if encoding.truncated > 0 {
+            log::warn!("“{text}”: the last {} word pieces do not fit and are ignored", encoding.truncated);
         }
-        let d = &self.device;
-        Ok(LxmertInputs {
-            input_ids: Tensor::from_vec(ids, (batch, length), d)?,
-            attention_mask: Some(Tensor::from_vec(word_mask, (batch, length), d)?),
-            visual_feats: Tensor::from_vec(features, (batch, regions, width), d)?,
-            visual_boxes: Tensor::from_vec(boxes, (batch, regions, 4), d)?,
-            visual_attention_mask: Some(Tensor::from_vec(region_mask, (batch, regions), d)?),
-        })
+        Ok(encoding)
+    }
+
+    /// The match logits of encoded pairs, in one batch, without maps.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    pub fn logits(&self, pairs: &[(&Regions, &[u32])]) -> Result<Vec<f32>> {
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inputs = batch(pairs, self.config.visual_feat_dim, &self.device)?;
+        Ok(self.model.forward(&inputs, &Forward::eval())?.logits.to_dtype(DType::F32)?.to_vec1()?)
+    }
+}
+
+/// Pairs of regions and word piece ids, padded to one batch; `width` is the length of a feature that the model takes.
+///
+/// # Errors
+/// [`Error::Argument`] when features have another length or an image has no region.
+pub fn batch(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+    for (regions, _) in pairs {
+        if regions.feature_dim != width {
+            return Err(Error::Argument(format!(
+                "regions with {} numbers each, but the model was trained on {width}: \
+                 use the detector and the feature store it was trained with",
+                regions.feature_dim
+            )));
+        }
+        if regions.boxes.is_empty() {
+            return Err(Error::Argument("an image without regions: nothing to attend to".into()));
+        }
+    }
+    let rows = pairs.len();
+    let length = pairs.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
+    let most = pairs.iter().map(|(regions, _)| regions.boxes.len()).max().unwrap_or(0);
+    let (mut ids, mut word_mask) = (vec![0u32; rows * length], vec![0f32; rows * length]);
+    let (mut features, mut boxes) = (vec![0f32; rows * most * width], vec![0f32; rows * most * 4]);
+    let mut region_mask = vec![0f32; rows * most];
+    for (i, (regions, words)) in pairs.iter().enumerate() {
+        ids[i * length..i * length + words.len()].copy_from_slice(words);
+        word_mask[i * length..i * length + words.len()].fill(1.0);
+        let from = i * most;
+        let count = regions.boxes.len();
+        features[from * width..(from + count) * width].copy_from_slice(&regions.features);
+        for (slot, corners) in boxes[from * 4..].chunks_exact_mut(4).zip(&regions.boxes) {
+            slot.copy_from_slice(corners);
+        }
+        region_mask[from..from + count].fill(1.0);
+    }
+    Ok(LxmertInputs {
+        input_ids: Tensor::from_vec(ids, (rows, length), device)?,
+        attention_mask: Some(Tensor::from_vec(word_mask, (rows, length), device)?),
+        visual_feats: Tensor::from_vec(features, (rows, most, width), device)?,
+        visual_boxes: Tensor::from_vec(boxes, (rows, most, 4), device)?,
+        visual_attention_mask: Some(Tensor::from_vec(region_mask, (rows, most), device)?),
+    })
+}
+
+/// The regions whose numbers (within range) are in `kept`, in that order.
+pub fn keep_regions(regions: &Regions, kept: &[usize]) -> Regions {
+    let pick = |values: &[u32]| kept.iter().filter_map(|&i| values.get(i).copied()).collect();
+    let width = regions.feature_dim;
+    Regions {
+        features: kept.iter().flat_map(|&i| regions.features[i * width..(i + 1) * width].to_vec()).collect(),
+        boxes: kept.iter().map(|&i| regions.boxes[i]).collect(),
+        labels: pick(&regions.labels),
+        scores: kept.iter().filter_map(|&i| regions.scores.get(i).copied()).collect(),
+        attributes: None,
+        ..*regions
     }
 }
 
@@ -190,87 +222,5 @@ fn locate(checkpoint: &Path) -> Result<(PathBuf, PathBuf)> {
     match weights.iter().find(|path| path.is_file()) {
         Some(path) => Ok((checkpoint.to_path_buf(), path.clone())),
         None => Err(missing("the checkpoint's weight file", &weights[0])),
-    }
-}
-
-/// Batched maps to one [`PairMaps`] per pair, padding cut off. `sizes`: words and regions of each.
-fn read_maps(
-    attentions: &Attentions,
-    gradients: Option<&GradStore>,
-    sizes: &[(usize, usize)],
-) -> Result<Vec<PairMaps>> {
-    let words = |i: usize| sizes[i].0;
-    let regions = |i: usize| sizes[i].1;
-    let read = |map: &AttentionMap| Batched::read(map, gradients);
-    let language = attentions.language.iter().map(read).collect::<Result<Vec<_>>>()?;
-    let vision = attentions.vision.iter().map(read).collect::<Result<Vec<_>>>()?;
-    let cross = attentions
-        .cross
-        .iter()
-        .map(|layer| {
-            Ok((
-                read(&layer.language_to_vision)?,
-                read(&layer.vision_to_language)?,
-                layer.language_self.as_ref().map(read).transpose()?,
-                layer.vision_self.as_ref().map(read).transpose()?,
-            ))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Ok((0..sizes.len())
-        .map(|i| PairMaps {
-            words: words(i),
-            regions: regions(i),
-            language: language.iter().map(|m| m.pair(i, words(i), words(i))).collect(),
-            vision: vision.iter().map(|m| m.pair(i, regions(i), regions(i))).collect(),
-            cross: cross
-                .iter()
-                .map(|(to_vision, to_language, language_self, vision_self)| CrossMaps {
-                    language_to_vision: to_vision.pair(i, words(i), regions(i)),
-                    vision_to_language: to_language.pair(i, regions(i), words(i)),
-                    language_self: language_self.as_ref().map(|m| m.pair(i, words(i), words(i))),
-                    vision_self: vision_self.as_ref().map(|m| m.pair(i, regions(i), regions(i))),
-                })
-                .collect(),
-        })
-        .collect())
-}
-
-/// One module's maps of a whole batch, on the host.
-struct Batched {
-    /// Heads, queries, keys.
-    shape: [usize; 3],
-    probabilities: Vec<f32>,
-    gradients: Option<Vec<f32>>,
-}
-
-impl Batched {
-    fn read(map: &AttentionMap, gradients: Option<&GradStore>) -> Result<Self> {
-        let (_, heads, queries, keys) = map.probabilities.dims4()?;
-        let host = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?) };
-        let gradient = gradients.zip(map.probe.as_ref()).and_then(|(store, probe)| store.get(probe));
-        Ok(Self {
-            shape: [heads, queries, keys],
-            probabilities: host(&map.probabilities)?,
-            gradients: gradient.map(host).transpose()?,
-        })
-    }
-
-    fn pair(&self, pair: usize, rows: usize, columns: usize) -> HeadMaps {
-        HeadMaps {
-            probabilities: self.cut(&self.probabilities, pair, rows, columns),
-            gradients: self.gradients.as_ref().map(|values| self.cut(values, pair, rows, columns)),
-        }
-    }
-
-    fn cut(&self, values: &[f32], pair: usize, rows: usize, columns: usize) -> Vec<Matrix> {
-        let [heads, queries, keys] = self.shape;
-        (0..heads)
-            .map(|head| {
-                let from = (pair * heads + head) * queries * keys;
-                let values =
-                    (0..rows).flat_map(|row| values[from + row * keys..from + row * keys + columns].to_vec()).collect();
-                Matrix { rows, columns, values }
-            })
-            .collect()
     }
 }

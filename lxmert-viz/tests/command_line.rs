@@ -3,7 +3,7 @@
 mod common;
 
 use assert_cmd::Command;
-use common::{Made, workspace};
+use common::{Made, question_checkpoint, workspace};
 use predicates::prelude::*;
 use predicates::str::contains;
 use std::path::Path;
@@ -75,6 +75,35 @@ fn single_pictures_go_where_they_are_told() {
 }
 
 #[test]
+fn methods_stand_side_by_side_for_a_match_and_for_an_answer() {
+    let made = workspace();
+    viz(&made).args(["relevancy", "--image", "00003.png"]).assert().success().stdout(contains("P(match)"));
+    let all = picture(&made.run().join("plots/relevancy-00003.png"));
+    let one = made.root().join("one.png");
+    let text = "A red circle above a blue square .";
+    viz(&made)
+        .args(["relevancy", "--method", "grad-cam", "--text", text, "-o", one.to_str().unwrap()])
+        .assert()
+        .success();
+    assert_ne!(picture(&one), all);
+    let questions = made.root().join("runs/scenes-questions");
+    question_checkpoint(&questions.join("best"));
+    let ask = |extra: &[&str]| {
+        viz(&made)
+            .args(["relevancy", "--question", "What colour is the circle ?", "--image", "00003.png"])
+            .args(extra)
+            .assert()
+    };
+    let top = String::from_utf8(ask(&[]).success().get_output().stdout.clone()).unwrap();
+    let best = top.lines().nth(1).and_then(|line| line.split_whitespace().last()).unwrap();
+    picture(&questions.join(format!("plots/relevancy-00003-{best}.png")));
+    assert_eq!(top.lines().count(), 5, "the question, three answers, the picture: {top}");
+    ask(&["--answer", "two"]).success().stdout(contains("relevancy-00003-two.png"));
+    ask(&["--answer", "blue"]).code(1).stderr(contains("no answer 'blue'; it has 3, such as red, two, yes"));
+    ask(&["--checkpoint", "runs/scenes"]).code(1).stderr(contains("has no answer head"));
+}
+
+#[test]
 fn what_is_missing_is_named_with_the_command_that_makes_it() {
     let made = workspace();
     let fails = |args: &[&str], message: &str| {
@@ -90,6 +119,8 @@ fn what_is_missing_is_named_with_the_command_that_makes_it() {
     fails(&["pair", "--image", "none.jpg", "--text", "a cat"], "none.jpg");
     fails(&["pair", "--image", "data/README.md", "--text", "a cat"], "README.md");
     fails(&["pair", "--image", "data/scenes/images/00000.png", "--text", "  "], "--text is empty");
+    fails(&["relevancy", "--question", "how many ?"], "--task questions");
+    fails(&["relevancy", "--photo", "data/scenes/images/00000.png"], "give one with --text");
     fails(&["curves", "--run", "runs/other"], "lxmert-train");
     viz(&made).args(["heatmap", "--direction", "sideways"]).assert().code(2);
     viz(&made).args(["pair", "--text", "a cat"]).assert().code(2);

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use lxmert_core::boxes::normalise;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo, StoreWriter};
-use lxmert_core::model::MatchingModel;
+use lxmert_core::model::{AnswerModel, MatchingModel};
 use lxmert_extract::scenes::{ScenesConfig, Shape, generate, read_annotations};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -103,14 +103,25 @@ pub fn config() -> LxmertConfig {
 
 /// An untrained model in the hub's layout.
 pub fn checkpoint(folder: &Path) {
-    std::fs::create_dir_all(folder).unwrap();
     let config = config();
-    std::fs::write(folder.join("config.json"), config.to_json("LxmertForPreTraining")).unwrap();
-    let tensors: HashMap<String, Tensor> = MatchingModel::expected(&config)
-        .unwrap()
+    write(folder, &config, "LxmertForPreTraining", MatchingModel::expected(&config).unwrap());
+}
+
+/// An untrained question model with the answers "red", "two" and "yes".
+pub fn question_checkpoint(folder: &Path) {
+    let config = LxmertConfig { num_qa_labels: 3, ..config() };
+    write(folder, &config, "LxmertForQuestionAnswering", AnswerModel::expected(&config).unwrap());
+    std::fs::write(folder.join("answers.json"), r#"["red", "two", "yes"]"#).unwrap();
+}
+
+fn write(folder: &Path, config: &LxmertConfig, architecture: &str, expected: Vec<(String, Vec<usize>)>) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_json(architecture)).unwrap();
+    let tensors: HashMap<String, Tensor> = expected
         .into_iter()
         .map(|(name, shape)| {
-            let wide = if name.contains("LayerNorm.weight") || name.contains("layer_norm.weight") { 1.0 } else { 0.0 };
+            let norm = ["LayerNorm.weight", "layer_norm.weight", "logit_fc.2.weight"];
+            let wide = if norm.iter().any(|part| name.contains(part)) { 1.0 } else { 0.0 };
             let reach = if name.ends_with("bias") { 0.01 } else { 0.3 };
             let tensor = lxmert_core::procedural::tensor(&name, &shape, wide - reach, wide + reach, 0).unwrap();
             (name, tensor)

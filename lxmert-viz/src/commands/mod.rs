@@ -1,0 +1,3 @@
+//! What the larger subcommands take and run.
+
+pub mod relevancy;
