@@ -101,8 +101,10 @@ fn all_the_pre_training_heads_together_teach_every_parameter() {
     init::seed_weights(&varmap, 3, 0.2).unwrap();
     let rng = DropoutRng::new(1, 1);
     let logits = heads.forward(&model.forward(&inputs(), &Forward::train(&rng)).unwrap()).unwrap();
-    let all = [logits.words, logits.matching, logits.objects, logits.attributes, logits.features, logits.answers];
-    let loss = all.iter().map(weigh).reduce(|a, b| (a + b).unwrap()).unwrap();
+    let regions = logits.regions;
+    let classes = [regions.objects.unwrap(), regions.attributes.unwrap(), logits.answers.unwrap()];
+    let all = [logits.words, logits.matching, regions.features].into_iter().chain(classes);
+    let loss = all.map(|logits| weigh(&logits)).reduce(|a, b| (a + b).unwrap()).unwrap();
     let idle: Vec<String> = idle(&varmap, &loss).into_iter().filter(|n| !n.ends_with("key.bias")).collect();
     assert!(idle.is_empty(), "{idle:?}");
 }

@@ -2,6 +2,7 @@
 
 use super::LxmertOutput;
 use super::layers::{LayerNorm, Linear, activate};
+use super::matching::MatchingHead;
 use crate::config::LxmertConfig;
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
@@ -97,16 +98,71 @@ impl WordHead {
     }
 }
 
-/// Every head of pre-training (Tan & Bansal 2019, §3).
+/// Regions from the vision stream (`obj_predict_head`): object classes, attribute classes and the feature
+/// vector itself, over one shared transform. A kind of 0 classes has no weights.
+#[derive(Debug, Clone)]
+pub struct RegionHead {
+    transform: Transform,
+    objects: Option<Linear>,
+    attributes: Option<Linear>,
+    features: Linear,
+}
+
+/// What [`RegionHead`] says of each region.
+#[derive(Debug, Clone)]
+pub struct RegionLogits {
+    /// `[…, num_object_labels]`; none in a model without object classes.
+    pub objects: Option<Tensor>,
+    /// `[…, num_attr_labels]`; none in a model without attribute classes.
+    pub attributes: Option<Tensor>,
+    /// `[…, visual_feat_dim]`.
+    pub features: Tensor,
+}
+
+impl RegionHead {
+    /// Weights at the root of the checkpoint.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let vb = vb.pp("obj_predict_head");
+        let decoder = |name: &str, width| Linear::new(config.hidden_size, width, vb.pp("decoder_dict").pp(name));
+        let classes = |name, count| (count > 0).then(|| decoder(name, count)).transpose();
+        Ok(Self {
+            transform: Transform::new(config, vb.pp("transform"))?,
+            objects: classes("obj", config.num_object_labels)?,
+            attributes: classes("attr", config.num_attr_labels)?,
+            features: decoder("feat", config.visual_feat_dim)?,
+        })
+    }
+
+    /// `vision`: `[…, hidden]`, all regions or those that were masked.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&self, vision: &Tensor) -> Result<RegionLogits> {
+        let x = self.transform.forward(vision)?;
+        let classes = |head: &Option<Linear>| head.as_ref().map(|head| head.forward(&x)).transpose();
+        Ok(RegionLogits {
+            objects: classes(&self.objects)?,
+            attributes: classes(&self.attributes)?,
+            features: self.features.forward(&x)?,
+        })
+    }
+}
+
+/// Every head of pre-training (Tan & Bansal 2019, §3), each to be run by itself: a task that is off costs
+/// nothing, and words and regions can be narrowed to the masked ones first.
 #[derive(Debug, Clone)]
 pub struct PretrainingHeads {
-    words: WordHead,
-    matching: Linear,
-    object_transform: Transform,
-    objects: Linear,
-    attributes: Linear,
-    features: Linear,
-    answers: AnswerHead,
+    /// Masked words.
+    pub words: WordHead,
+    /// Whether sentence and image match (`cls.seq_relationship`).
+    pub matching: MatchingHead,
+    /// Masked regions.
+    pub regions: RegionHead,
+    /// Answers; none in a model without (`num_qa_labels` 0).
+    pub answers: Option<AnswerHead>,
 }
 
 /// The logits of every pre-training task.
@@ -116,14 +172,10 @@ pub struct PretrainingLogits {
     pub words: Tensor,
     /// `[batch, 2]`; index 1 is "they match".
     pub matching: Tensor,
-    /// `[batch, regions, num_object_labels]`.
-    pub objects: Tensor,
-    /// `[batch, regions, num_attr_labels]`.
-    pub attributes: Tensor,
-    /// `[batch, regions, visual_feat_dim]`.
-    pub features: Tensor,
-    /// `[batch, num_qa_labels]`.
-    pub answers: Tensor,
+    /// Each `[batch, regions, …]`.
+    pub regions: RegionLogits,
+    /// `[batch, num_qa_labels]`; none in a model without answers.
+    pub answers: Option<Tensor>,
 }
 
 impl PretrainingHeads {
@@ -132,33 +184,25 @@ impl PretrainingHeads {
     /// # Errors
     /// When a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, word_embeddings: &Tensor, vb: VarBuilder) -> Result<Self> {
-        let objects = vb.pp("obj_predict_head");
-        let decoder =
-            |name: &str, width: usize| Linear::new(config.hidden_size, width, objects.pp("decoder_dict").pp(name));
+        let answers = config.num_qa_labels;
         Ok(Self {
             words: WordHead::new(config, word_embeddings, vb.clone())?,
-            matching: Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?,
-            object_transform: Transform::new(config, objects.pp("transform"))?,
-            objects: decoder("obj", config.num_object_labels)?,
-            attributes: decoder("attr", config.num_attr_labels)?,
-            features: decoder("feat", config.visual_feat_dim)?,
-            answers: AnswerHead::new(config, config.num_qa_labels, vb.pp("answer_head"))?,
+            matching: MatchingHead::new(config, vb.clone())?,
+            regions: RegionHead::new(config, vb.clone())?,
+            answers: (answers > 0).then(|| AnswerHead::new(config, answers, vb.pp("answer_head"))).transpose()?,
         })
     }
 
-    /// The logits over a trunk's output.
+    /// The logits over a trunk's output, of all tasks at every position.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, output: &LxmertOutput) -> Result<PretrainingLogits> {
-        let regions = self.object_transform.forward(&output.vision)?;
         Ok(PretrainingLogits {
             words: self.words.forward(&output.language)?,
-            matching: self.matching.forward(&output.pooled)?,
-            objects: self.objects.forward(&regions)?,
-            attributes: self.attributes.forward(&regions)?,
-            features: self.features.forward(&regions)?,
-            answers: self.answers.forward(&output.pooled)?,
+            matching: self.matching.both(&output.pooled)?,
+            regions: self.regions.forward(&output.vision)?,
+            answers: self.answers.as_ref().map(|head| head.forward(&output.pooled)).transpose()?,
         })
     }
 }

@@ -3,7 +3,7 @@
 //! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
 //! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
 //! matching head, [`AnswerModel`] and [`PairModel`] the trunk for questions and for statements about two
-//! images, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
+//! images, [`PretrainingModel`] the trunk with every pre-training head, [`student`] the student project's
 //! variant.
 
 mod answering;
@@ -14,12 +14,14 @@ mod heads;
 pub mod init;
 mod layers;
 mod matching;
+mod pretraining;
 pub mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::{CrossLayer, Encoded, LxmertModel};
-pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, WordHead};
-pub use matching::{MatchingModel, MatchingOutput};
+pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, RegionHead, RegionLogits, WordHead};
+pub use matching::{MatchingHead, MatchingModel, MatchingOutput};
+pub use pretraining::PretrainingModel;
 
 use crate::ops::DropoutRng;
 use candle_core::{Tensor, Var};
