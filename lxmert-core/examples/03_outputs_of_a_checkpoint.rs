@@ -61,7 +61,9 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
     };
     let mut said: Vec<(&str, Tensor)> = Vec::new();
     let trunk = if has("cls.predictions.") {
-        let (trunk, logits) = PretrainingModel::new(&config, vb)?.forward(&inputs, &Forward::eval())?;
+        let model = PretrainingModel::new(&config, vb)?;
+        let trunk = model.trunk.forward(&inputs, &Forward::eval())?;
+        let logits = model.heads.forward(&trunk)?;
         said.extend([("words", logits.words), ("matching", logits.matching), ("features", logits.regions.features)]);
         let some = [
             ("objects", logits.regions.objects),

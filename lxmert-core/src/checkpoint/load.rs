@@ -31,7 +31,20 @@ pub fn load_weights(
     allow_missing: &[String],
 ) -> Result<BTreeMap<String, Tensor>> {
     let path = path.as_ref();
-    let mut tensors = names::lxmert(path, read_tensors(path)?)?;
+    take_weights(path, names::lxmert(path, read_tensors(path)?)?, expected, allow_missing)
+}
+
+/// [`load_weights`] out of tensors that were read already and bear today's names. `path` is for messages.
+///
+/// # Errors
+/// As [`load_weights`].
+pub fn take_weights(
+    path: impl AsRef<Path>,
+    mut tensors: BTreeMap<String, Tensor>,
+    expected: &[(String, Vec<usize>)],
+    allow_missing: &[String],
+) -> Result<BTreeMap<String, Tensor>> {
+    let path = path.as_ref();
     let mut allow_missing = allow_missing.to_vec();
     if is_bert(&tensors) {
         let takes = |name: &str| BERT.iter().any(|pattern| glob(pattern, name));

@@ -21,7 +21,7 @@ pub mod torch_pickle;
 
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
-pub use load::load_weights;
+pub use load::{load_weights, take_weights};
 pub use place::Place;
 pub use save::{atomic_write, save_safetensors};
 
