@@ -12,7 +12,7 @@ use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
 use lxmert_core::ops::DropoutRng;
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
-use lxmert_train::tasks::matching::summed_loss;
+use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
@@ -93,7 +93,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
             step += 1;
             let rng = DropoutRng::new(0, step);
             let logits = model.forward(&inputs, &Forward::train(&rng))?.logits;
-            let loss = (summed_loss(&logits, &targets)? / case.batch as f64)?;
+            let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
             let gradients = optimiser.gradients(&loss.backward()?);
             let norm = clip::global_norm(gradients.iter().flatten())?;
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
