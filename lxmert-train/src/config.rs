@@ -47,6 +47,48 @@ pub enum AnswerLoss {
     One,
 }
 
+/// The recipes that `--recipe` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NamedRecipe {
+    /// Matching on the generated scenes
+    Scenes,
+    /// Matching on captioned photos, small model
+    Photos,
+    /// The paper's pre-training: 20 epochs of batches of 256 at 1e-4
+    PaperPretrain,
+    /// The original's VQA: 4 epochs of batches of 32 at 5e-5
+    PaperVqa,
+    /// The original's GQA: 4 epochs of batches of 32 at 1e-5
+    PaperGqa,
+    /// The original's NLVR2: 4 epochs of batches of 32 at 5e-5
+    PaperNlvr2,
+    /// ViLBERT's four-way retrieval: 20 epochs of 64 groups of four pairs at 2e-5
+    PaperRetrieval,
+}
+
+impl NamedRecipe {
+    /// Its numbers.
+    pub fn recipe(self) -> Recipe {
+        match self {
+            Self::Scenes => Recipe::scenes(),
+            Self::Photos => Recipe::photos(),
+            Self::PaperPretrain => Recipe::paper_pretraining(),
+            Self::PaperVqa => Recipe::fine_tuning(TaskKind::Questions),
+            Self::PaperGqa => Recipe { learning_rate: 1e-5, ..Recipe::fine_tuning(TaskKind::Questions) },
+            Self::PaperNlvr2 => Recipe::fine_tuning(TaskKind::Statements),
+            Self::PaperRetrieval => Recipe {
+                epochs: 20,
+                batch_size: 64,
+                learning_rate: 2e-5,
+                optimiser: Optimiser::AdamW,
+                clip: 1.0,
+                max_length: 36,
+                ..Recipe::fine_tuning(TaskKind::Retrieval)
+            },
+        }
+    }
+}
+
 /// What is trained and how; two runs with equal recipes, data and thread counts end with equal
 /// weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -177,7 +219,7 @@ impl Recipe {
     pub fn scenes_for(task: TaskKind) -> Self {
         let scenes = Self::scenes().for_task(task);
         match task {
-            TaskKind::Questions | TaskKind::Statements => Self { learning_rate: 5e-4, ..scenes },
+            TaskKind::Questions | TaskKind::Statements | TaskKind::Retrieval => Self { learning_rate: 5e-4, ..scenes },
             _ => scenes,
         }
     }
@@ -198,11 +240,31 @@ impl Recipe {
         .for_task(task)
     }
 
+    /// The paper's pre-training (§4.2 and appendix): the published size from random weights, 20 epochs of batches of 256,
+    /// answers learnt in the last ten with twice the weight.
+    pub fn paper_pretraining() -> Self {
+        Self {
+            preset: "base".into(),
+            max_length: 20,
+            batch_size: 256,
+            epochs: 20,
+            optimiser: Optimiser::BertAdam,
+            learning_rate: 1e-4,
+            warmup: 0.05,
+            freeze_padding_rows: true,
+            task_weights: TaskWeights { answers: 2.0, ..TaskWeights::default() },
+            answers_from_epoch: 10,
+            ..Self::photos()
+        }
+        .for_task(TaskKind::Pretraining)
+    }
+
     /// The same recipe for another task: its measure chooses the best epoch, and what learns beside matching is left out.
     #[must_use]
     pub fn for_task(self, task: TaskKind) -> Self {
         match task {
             TaskKind::Matching => self,
+            TaskKind::Retrieval => Self { task, masked_words: 0.0, alignment: 0.0, ..self },
             TaskKind::Pretraining => Self { task, metric: "all/loss".into(), ..self },
             TaskKind::Questions | TaskKind::Statements => Self {
                 task,

@@ -7,7 +7,7 @@ use lxmert_core::features::FeatureStore;
 use lxmert_core::workspace::Workspace;
 use lxmert_train::answering::{self, AnswerCheckpoint};
 use lxmert_train::ask::{self, AskArgs};
-use lxmert_train::config::{Recipe, RecipeArgs};
+use lxmert_train::config::{NamedRecipe, Recipe, RecipeArgs};
 use lxmert_train::data::paths::{Data, DataPaths, ExamplePaths};
 use lxmert_train::data::question_set::QuestionSet;
 use lxmert_train::data::{Dataset, LoadOptions};
@@ -81,9 +81,12 @@ struct DataArgs {
 
 #[derive(Args)]
 struct TrainArgs {
-    /// What is trained
-    #[arg(long, value_enum, default_value_t = TaskKind::Matching)]
-    task: TaskKind,
+    /// What is trained [default: what --recipe trains, else matching]
+    #[arg(long, value_enum)]
+    task: Option<TaskKind>,
+    /// Start from these numbers instead of those that suit the data; other flags change single ones
+    #[arg(long = "recipe", value_enum)]
+    named: Option<NamedRecipe>,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -188,12 +191,13 @@ fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
         || args.captions.is_some()
         || args.flickr30k.is_some();
     let stem = match task {
-        TaskKind::Matching => {
+        TaskKind::Matching | TaskKind::Retrieval => {
             anyhow::ensure!(
                 args.train_file.is_empty(),
                 "--train-file: name the task that reads it, such as --task questions"
             );
             let (paths, recipe) = resolve_captions(args)?;
+            let recipe = if paths.name == "scenes" { Recipe::scenes_for(task) } else { recipe.for_task(task) };
             return Ok((Data::Captions(paths), recipe));
         }
         TaskKind::Pretraining if captioned => {
@@ -224,7 +228,11 @@ fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
         test: test.clone(),
         answers: args.answers.clone(),
     };
-    Ok((Data::Examples(paths.absolute()), Recipe::fine_tuning(task)))
+    let recipe = match task {
+        TaskKind::Pretraining => Recipe::paper_pretraining(),
+        _ => Recipe::fine_tuning(task),
+    };
+    Ok((Data::Examples(paths.absolute()), recipe))
 }
 
 fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Result<()> {
@@ -241,13 +249,25 @@ fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Res
         Some(settings) if !data_named => (settings.data, settings.recipe),
         Some(settings) => (resolve(&args.data, settings.recipe.task)?.0, settings.recipe),
         None => {
-            let (data, recipe) = resolve(&args.data, args.task)?;
+            let named = args.named.map(NamedRecipe::recipe);
+            let task = args.task.or(named.as_ref().map(|recipe| recipe.task)).unwrap_or(TaskKind::Matching);
+            let (data, suited) = resolve(&args.data, task)?;
+            let recipe = match named {
+                Some(recipe) if recipe.task == task => recipe,
+                Some(recipe) => anyhow::bail!("--recipe trains {}, not the {task} of --task", recipe.task),
+                None => suited,
+            };
             (data, Recipe { seed: cli.common.seed, ..recipe })
         }
     };
     let output = match &args.output {
         Some(output) => output.clone(),
-        None => Workspace::locate()?.run(data.name()),
+        None => match (&data, base.task) {
+            (Data::Captions(paths), TaskKind::Retrieval | TaskKind::Pretraining) => {
+                Workspace::locate()?.run(&format!("{}-{}", paths.name, base.task))
+            }
+            _ => Workspace::locate()?.run(data.name()),
+        },
     };
     let job = Job {
         recipe: args.recipe.apply(base),

@@ -16,6 +16,7 @@ use crate::run_folder::{Report, RunFolder, save_checkpoint, write_json, write_te
 use crate::tasks::matching::Matching;
 use crate::tasks::pretraining::Pretraining;
 use crate::tasks::questions::Answering;
+use crate::tasks::retrieval::Retrieval;
 use crate::tasks::statements::Judging;
 use crate::tasks::{CheckpointParts, Step, Task, TaskKind};
 use crate::{Error, Result};
@@ -111,6 +112,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
 
     let report = match job.recipe.task {
         TaskKind::Matching => run_task::<Matching>(job, folder),
+        TaskKind::Retrieval => run_task::<Retrieval>(job, folder),
         TaskKind::Pretraining => run_task::<Pretraining>(job, folder),
         TaskKind::Questions => run_task::<Answering>(job, folder),
         TaskKind::Statements => run_task::<Judging>(job, folder),

@@ -111,6 +111,36 @@ fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     assert_eq!(measured["test"], report["test"]);
 }
 
+/// Pre-training on captions alone (no answers, no attributes) and retrieval, stopped and resumed.
+#[test]
+fn pre_training_and_retrieval_go_on_where_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    common::write_data(&data, 24);
+    for task in ["pretraining", "retrieval"] {
+        let (whole, broken) = (folder.path().join(task), folder.path().join(format!("{task}-broken")));
+        command(&data, &whole).args(["--task", task]).assert().success();
+        let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
+        // The data has neither attributes nor answers.
+        assert_eq!(card.contains("Learns words, matching, objects, features;"), task == "pretraining", "{card}");
+        command(&data, &broken).args(["--task", task, "--stop-after", "3"]).assert().code(130);
+        command(&data, &broken).args(["--task", task, "--resume"]).assert().success();
+        assert_eq!(weights(&whole), weights(&broken));
+        let report = std::fs::read_to_string(whole.join("report.json")).unwrap();
+        assert!(report.contains(if task == "retrieval" { "recall@1" } else { "\"objects\"" }), "{report}");
+    }
+    // What was pre-trained starts matching, and its own losses are no longer there to be confused with.
+    let matching = folder.path().join("matching");
+    let init = folder.path().join("pretraining/best");
+    command(&data, &matching).args(["--init".as_ref(), init.as_os_str()]).assert().success();
+    command(&data, &matching)
+        .args(["--recipe", "paper-pretrain", "--task", "matching"])
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("--recipe trains pretraining, not the matching of --task"));
+}
+
 #[test]
 fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
     let folder = tempfile::tempdir().unwrap();

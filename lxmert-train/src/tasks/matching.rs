@@ -27,11 +27,11 @@ use std::path::Path;
 
 /// Matching on captioned images, with what may learn beside it.
 pub struct Matching {
-    dataset: Dataset,
+    pub(super) dataset: Dataset,
     config: LxmertConfig,
-    model: MatchingModel,
+    pub(super) model: MatchingModel,
     word_head: Option<WordHead>,
-    recipe: Recipe,
+    pub(super) recipe: Recipe,
     device: Device,
     train: PairSource,
     validation: Vec<Pair>,

@@ -7,6 +7,7 @@ pub mod masked_words;
 pub mod matching;
 pub mod pretraining;
 pub mod questions;
+pub mod retrieval;
 pub mod statements;
 
 use crate::Result;
@@ -30,6 +31,8 @@ use std::path::Path;
 pub enum TaskKind {
     /// Does the sentence describe the image? Measured by accuracy and retrieval.
     Matching,
+    /// Which of four pairs is the true one? Measured as matching is.
+    Retrieval,
     /// The paper's pre-training: masked words and objects, matching, image question answering.
     Pretraining,
     /// Answers to questions: VQA, GQA. Measured by accuracy, by kind of answer where the data says it.
