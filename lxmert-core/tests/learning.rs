@@ -78,7 +78,7 @@ fn matching_teaches_every_parameter_but_the_last_image_branch() {
         let model = MatchingModel::new(&config(cross_layer), vb).unwrap();
         init::seed_weights(&varmap, 3, 0.2).unwrap();
         for rng in [None, Some(DropoutRng::new(1, 1))] {
-            let run = Forward { capture: Capture::None, rng: rng.as_ref() };
+            let run = Forward { rng: rng.as_ref(), ..Forward::default() };
             let loss = weigh(&model.forward(&inputs(), &run).unwrap().logits);
             let idle = idle(&varmap, &loss);
             // Key biases cancel in the softmax: their true gradient is zero, up to rounding.
@@ -102,9 +102,9 @@ fn all_the_pre_training_heads_together_teach_every_parameter() {
     let rng = DropoutRng::new(1, 1);
     let logits = heads.forward(&model.forward(&inputs(), &Forward::train(&rng)).unwrap()).unwrap();
     let regions = logits.regions;
-    let classes = [regions.objects.unwrap(), regions.attributes.unwrap(), logits.answers.unwrap()];
-    let all = [logits.words, logits.matching, regions.features].into_iter().chain(classes);
-    let loss = all.map(|logits| weigh(&logits)).reduce(|a, b| (a + b).unwrap()).unwrap();
+    let classes = [regions.objects.unwrap(), regions.attributes.unwrap(), regions.features];
+    let all = [vec![logits.words, logits.matching, logits.answers.unwrap()], classes.to_vec()].concat();
+    let loss = all.iter().map(weigh).reduce(|a, b| (a + b).unwrap()).unwrap();
     let idle: Vec<String> = idle(&varmap, &loss).into_iter().filter(|n| !n.ends_with("key.bias")).collect();
     assert!(idle.is_empty(), "{idle:?}");
 }

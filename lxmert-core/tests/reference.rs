@@ -41,8 +41,12 @@ fn check(name: &str) {
     let fused = model.forward(&inputs, &Forward::eval()).unwrap();
     assert!(fused.attentions.is_none());
     let mapped = model.forward(&inputs, &Forward::capture(Capture::Maps)).unwrap();
+    // The fused path computes nothing for padding, whose rows nothing downstream reads.
+    let mask = want["mask"].to_dtype(DType::F32).unwrap().unsqueeze(2).unwrap();
+    let real = |x: &Tensor| x.broadcast_mul(&mask).unwrap();
+    close("fused language", &real(&fused.language), &real(&want["language_output"]));
+    close("language with maps", &mapped.language, &want["language_output"]);
     for (path, output) in [("fused", &fused), ("with maps", &mapped)] {
-        close(&format!("{path} language"), &output.language, &want["language_output"]);
         close(&format!("{path} vision"), &output.vision, &want["vision_output"]);
         close(&format!("{path} pooled"), &output.pooled, &want["pooled_output"]);
     }

@@ -31,7 +31,7 @@ pub fn logits(
         |pairs: Vec<Pair>| dataset.read(&pairs),
         |batch| {
             check_interrupt()?;
-            let output = model.forward(&batch.inputs(device)?, &Forward::eval())?;
+            let output = model.forward(&batch.inputs(device)?, &Forward::eval().pooled_only())?;
             for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
                 logits[place] = logit;
             }

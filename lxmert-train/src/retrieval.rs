@@ -112,7 +112,7 @@ pub fn score_all(
     device: &Device,
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
-    let run = Forward::eval();
+    let run = Forward::eval().pooled_only();
     let pair = |image: usize, caption: usize| Pair { image, caption, kind: PairKind::Matched };
 
     // Captions once, in batches of about equal length.

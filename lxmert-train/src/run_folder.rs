@@ -20,9 +20,9 @@ use crate::tasks::{CheckpointParts, TaskKind};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::checkpoint::{atomic_write, load_weights, save_safetensors};
+use lxmert_core::checkpoint::{FitOptions, atomic_write, fit, names, read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::MatchingModel;
+use lxmert_core::model::{MatchingModel, PretrainingModel};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -286,11 +286,31 @@ pub fn weights_file(place: &Path) -> Result<PathBuf> {
 }
 
 /// The weights of a matching model out of a checkpoint of ours, of the hub's or of the original's,
-/// in f32; see [`load_weights`]. With `fresh_head` the matching head may be missing.
+/// in f32. Heads of other tasks are left aside. With `fresh_head` the matching head may be missing.
 ///
 /// # Errors
 /// With every missing, unexpected and misshapen key.
 pub fn matching_weights(path: &Path, config: &LxmertConfig, fresh_head: bool) -> Result<BTreeMap<String, Tensor>> {
-    let fresh = if fresh_head { vec!["cls.seq_relationship.*".into()] } else { Vec::new() };
-    Ok(load_weights(path, &MatchingModel::expected(config)?, &fresh)?)
+    let tensors = names::lxmert(path, read_tensors(path)?)?;
+    let options = FitOptions {
+        allow_missing: if fresh_head { vec!["cls.seq_relationship.*".into()] } else { Vec::new() },
+        ignore: ["cls.predictions.*", "obj_predict_head.*", "answer_head.*", "*.position_ids"]
+            .map(String::from)
+            .to_vec(),
+    };
+    let fitting = fit(path, &MatchingModel::expected(config)?, tensors, &options)?;
+    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+}
+
+/// The weights of a pre-training model out of a checkpoint of ours, of the hub's or of the original's, in f32. Heads that
+/// the checkpoint lacks start afresh.
+///
+/// # Errors
+/// With every missing, unexpected and misshapen key.
+pub fn pretraining_weights(path: &Path, config: &LxmertConfig) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = names::lxmert(path, read_tensors(path)?)?;
+    let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from).to_vec();
+    let options = FitOptions { ignore: [heads.clone(), vec!["*.position_ids".into()]].concat(), allow_missing: heads };
+    let fitting = fit(path, &PretrainingModel::expected(config)?, tensors, &options)?;
+    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
 }

@@ -14,6 +14,7 @@ pub mod fit;
 pub mod hub;
 mod load;
 pub mod names;
+mod place;
 mod safetensors_file;
 pub mod save;
 pub mod torch_pickle;
@@ -21,6 +22,7 @@ pub mod torch_pickle;
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
 pub use load::load_weights;
+pub use place::Place;
 pub use save::{atomic_write, save_safetensors};
 
 use crate::{Error, Result};

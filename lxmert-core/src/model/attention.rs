@@ -1,9 +1,10 @@
 //! Multi-head attention with its projections, returning the map on request.
 
-use super::layers::{Linear, Output};
+use super::layers::{LayerNorm, Linear, Output};
 use super::{AttentionMap, Capture, Forward};
 use crate::config::LxmertConfig;
-use crate::ops::{self, AttentionOptions, KeyMask};
+use crate::ops::blocks::Projections;
+use crate::ops::{self, AttentionOptions, KeyMask, Packing};
 use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
@@ -15,6 +16,8 @@ pub(crate) struct MultiHead {
     value: Linear,
     heads: usize,
     dropout: f32,
+    /// All three in one, where the checkpoint has them so.
+    joint: Option<Linear>,
 }
 
 impl MultiHead {
@@ -26,11 +29,42 @@ impl MultiHead {
             value: projection("value")?,
             heads: config.num_attention_heads,
             dropout: config.attention_probs_dropout_prob,
+            joint: None,
         })
     }
 
-    pub(crate) fn from_parts(query: Linear, key: Linear, value: Linear, heads: usize, dropout: f32) -> Self {
-        Self { query, key, value, heads, dropout }
+    /// From the rows of one `[3 · hidden, hidden]` weight and their biases.
+    pub(crate) fn from_joint(weight: Tensor, bias: Tensor, heads: usize, dropout: f32) -> Result<Self> {
+        let hidden = bias.dim(0)? / 3;
+        let part = |i: usize| -> Result<Linear> {
+            Ok(Linear::from_tensors(weight.narrow(0, i * hidden, hidden)?, bias.narrow(0, i * hidden, hidden)?))
+        };
+        let (query, key, value) = (part(0)?, part(1)?, part(2)?);
+        Ok(Self { query, key, value, heads, dropout, joint: Some(Linear::from_tensors(weight, bias)) })
+    }
+
+    /// Attention over packed rows, output projection, dropout, residual and layer norm as one operation.
+    pub(crate) fn packed(
+        &self,
+        x: (&Tensor, &Packing),
+        context: (&Tensor, &Packing),
+        output: &Linear,
+        norm: &LayerNorm,
+        dropout: f32,
+        run: &Forward,
+    ) -> Result<Tensor> {
+        let projections = match &self.joint {
+            Some(joint) => Projections::Joint(joint.weights()),
+            None => Projections::Separate([&self.query, &self.key, &self.value].map(Linear::weights)),
+        };
+        let block = ops::blocks::AttentionBlock {
+            projections,
+            heads: self.heads,
+            output: output.weights(),
+            norm: norm.norm(),
+            dropout: [self.dropout, dropout],
+        };
+        block.forward(x, context, run.rng)
     }
 
     /// `x`: `[batch, queries, hidden]`; `context`: `[batch, keys, hidden]`, whose padding `mask` says.
@@ -86,5 +120,11 @@ impl AttentionBlock {
     ) -> Result<(Tensor, Option<AttentionMap>)> {
         let (attended, map) = self.attention.forward(x, context, mask, run)?;
         Ok((self.output.forward(&attended, x, run)?, map))
+    }
+
+    /// The same of packed rows.
+    pub(crate) fn packed(&self, x: (&Tensor, &Packing), context: (&Tensor, &Packing), run: &Forward) -> Result<Tensor> {
+        let Output { dense, layer_norm, dropout } = &self.output;
+        self.attention.packed(x, context, dense, layer_norm, *dropout, run)
     }
 }

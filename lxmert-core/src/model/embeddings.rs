@@ -37,7 +37,7 @@ impl WordTables {
         if length > longest {
             candle_core::bail!("sentences of {length} WordPieces; the model has {longest} positions");
         }
-        let words = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((batch, length, ()))?;
+        let words = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((batch, length, self.words.dim(1)?))?;
         let places = self.positions.narrow(0, 0, length)?.broadcast_add(&self.segments.narrow(0, 0, 1)?)?;
         words.broadcast_add(&places)
     }

@@ -4,9 +4,9 @@
 use super::attention::AttentionBlock;
 use super::embeddings::{LanguageEmbeddings, RegionEmbeddings};
 use super::layers::{FeedForward, Linear};
-use super::{AttentionMap, Attentions, CrossAttentions, Forward, LxmertInputs, LxmertOutput};
+use super::{AttentionMap, Attentions, Capture, CrossAttentions, Forward, LxmertInputs, LxmertOutput};
 use crate::config::LxmertConfig;
-use crate::ops::KeyMask;
+use crate::ops::{KeyMask, Packing, blocks};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -24,10 +24,26 @@ impl Layer {
             feed_forward: FeedForward::new(config, vb.pp("intermediate"), vb.pp("output"))?,
         })
     }
+}
 
+/// A layer of a single-modality encoder.
+pub(super) trait EncoderLayer {
+    /// `x`: `[batch, length, hidden]`.
+    fn forward(&self, x: &Tensor, mask: Option<&KeyMask>, run: &Forward) -> Result<(Tensor, Option<AttentionMap>)>;
+
+    /// `x`: `[rows, hidden]`, packed.
+    fn packed(&self, x: &Tensor, packing: &Packing, run: &Forward) -> Result<Tensor>;
+}
+
+impl EncoderLayer for Layer {
     fn forward(&self, x: &Tensor, mask: Option<&KeyMask>, run: &Forward) -> Result<(Tensor, Option<AttentionMap>)> {
         let (x, map) = self.attention.forward(x, x, mask, run)?;
         Ok((self.feed_forward.forward(&x, run)?, map))
+    }
+
+    fn packed(&self, x: &Tensor, packing: &Packing, run: &Forward) -> Result<Tensor> {
+        let x = self.attention.packed((x, packing), (x, packing), run)?;
+        self.feed_forward.packed(&x, packing, run)
     }
 }
 
@@ -69,6 +85,35 @@ impl CrossLayer {
             CrossAttentions { language_to_vision, vision_to_language, language_self, vision_self }
         });
         Ok((l, v, maps))
+    }
+
+    /// The same of packed rows.
+    fn packed(
+        &self,
+        (language, words): (&Tensor, &Packing),
+        (vision, regions): (&Tensor, &Packing),
+        run: &Forward,
+    ) -> Result<(Tensor, Tensor)> {
+        let l = self.cross.packed((language, words), (vision, regions), run)?;
+        let v = self.cross.packed((vision, regions), (language, words), run)?;
+        let l = self.language_self.packed((&l, words), (&l, words), run)?;
+        let v = self.vision_self.packed((&v, regions), (&v, regions), run)?;
+        let l = self.language_feed_forward.packed(&l, words, run)?;
+        Ok((l, self.vision_feed_forward.packed(&v, regions, run)?))
+    }
+
+    /// The first word of each sentence alone, `[batch, hidden]`. In training its dropout masks are others than those of
+    /// [`packed`](Self::packed), which draws more of them.
+    fn packed_first(
+        &self,
+        (language, words): (&Tensor, &Packing),
+        (vision, regions): (&Tensor, &Packing),
+        run: &Forward,
+    ) -> Result<Tensor> {
+        let l = self.cross.packed((language, words), (vision, regions), run)?;
+        let (first, firsts) = (words.pick_first(&l)?, words.first_rows());
+        let first = self.language_self.packed((&first, &firsts), (&l, words), run)?;
+        self.language_feed_forward.packed(&first, &firsts, run)
     }
 }
 
@@ -133,11 +178,7 @@ impl LxmertModel {
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
         let states = self.embeddings.forward(ids, run)?;
-        Encoded::through(
-            states,
-            mask,
-            self.language_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
-        )
+        Encoded::through(states, mask, &self.language_layers, run)
     }
 
     /// The vision encoder alone. `features`: `[batch, regions, visual_feat_dim]`; `boxes`:
@@ -153,11 +194,7 @@ impl LxmertModel {
         run: &Forward,
     ) -> Result<Encoded> {
         let states = self.regions.forward(features, boxes, run)?;
-        Encoded::through(
-            states,
-            mask,
-            self.vision_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
-        )
+        Encoded::through(states, mask, &self.vision_layers, run)
     }
 
     /// The cross-modality encoder and the pooler over two encoded streams of equal batch.
@@ -165,6 +202,13 @@ impl LxmertModel {
     /// # Errors
     /// When the shapes do not fit.
     pub fn cross(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<LxmertOutput> {
+        if let (Some(words), Some(regions)) = (language.packing(run)?, vision.packing(run)?) {
+            return self.cross_packed(
+                (&words.pack(&language.states)?, &words),
+                (&regions.pack(&vision.states)?, &regions),
+                run,
+            );
+        }
         let (language_mask, vision_mask) = (language.mask.as_ref(), vision.mask.as_ref());
         let (mut l, mut v) = (language.states.clone(), vision.states.clone());
         let mut maps = Vec::new();
@@ -174,12 +218,36 @@ impl LxmertModel {
             maps.extend(map);
         }
         let pooled = self.pooler.forward(&l.narrow(1, 0, 1)?.squeeze(1)?)?.tanh()?;
-        let attentions = (run.capture != super::Capture::None).then(|| Attentions {
+        let attentions = (run.capture != Capture::None).then(|| Attentions {
             language: language.maps.clone(),
             vision: vision.maps.clone(),
             cross: maps,
         });
         Ok(LxmertOutput { language: l, vision: v, pooled, attentions })
+    }
+
+    fn cross_packed(
+        &self,
+        (language, words): (&Tensor, &Packing),
+        (vision, regions): (&Tensor, &Packing),
+        run: &Forward,
+    ) -> Result<LxmertOutput> {
+        let (mut l, mut v) = (language.clone(), vision.clone());
+        let (last, before) = match self.cross_layers.split_last() {
+            Some((last, before)) if run.pooled_only => (Some(last), before),
+            _ => (None, self.cross_layers.as_slice()),
+        };
+        for layer in before {
+            (l, v) = layer.packed((&l, words), (&v, regions), run)?;
+        }
+        let (first, language, vision) = match last {
+            Some(last) => {
+                let first = last.packed_first((&l, words), (&v, regions), run)?;
+                (first.clone(), first.unsqueeze(1)?, regions.unpack(&v)?.narrow(1, 0, 0)?)
+            }
+            None => (words.pick_first(&l)?, words.unpack(&l)?, regions.unpack(&v)?),
+        };
+        Ok(LxmertOutput { language, vision, pooled: self.pooler.forward(&first)?.tanh()?, attentions: None })
     }
 
     /// The word embedding table, `[vocab_size, hidden]`, which the masked-word decoder shares.
@@ -190,17 +258,42 @@ impl LxmertModel {
 
 impl Encoded {
     /// `states` through an encoder's layers in turn. `mask`: `[batch, length]`, 1 for real positions.
-    pub(super) fn through<F>(states: Tensor, mask: Option<&Tensor>, layers: impl Iterator<Item = F>) -> Result<Self>
-    where
-        F: FnOnce(&Tensor, Option<&KeyMask>) -> Result<(Tensor, Option<AttentionMap>)>,
-    {
+    pub(super) fn through<L: EncoderLayer>(
+        states: Tensor,
+        mask: Option<&Tensor>,
+        layers: &[L],
+        run: &Forward,
+    ) -> Result<Self> {
         let mask = mask.map(KeyMask::new).transpose()?;
         let mut encoded = Self { states, mask, maps: Vec::new() };
+        if let Some(packing) = encoded.packing(run)? {
+            let mut x = packing.pack(&encoded.states)?;
+            for layer in layers {
+                x = layer.packed(&x, &packing, run)?;
+            }
+            encoded.states = packing.unpack(&x)?;
+            return Ok(encoded);
+        }
         for layer in layers {
-            let (states, map) = layer(&encoded.states, encoded.mask.as_ref())?;
+            let (states, map) = layer.forward(&encoded.states, encoded.mask.as_ref(), run)?;
             encoded.states = states;
             encoded.maps.extend(map);
         }
         Ok(encoded)
+    }
+
+    /// Where the real rows lie, if the kernels on packed rows apply: no map is asked for, and the mask says yes or no.
+    pub(super) fn packing(&self, run: &Forward) -> Result<Option<Packing>> {
+        if run.capture != Capture::None || !blocks::apply(&self.states) {
+            return Ok(None);
+        }
+        let (batch, length, _) = self.states.dims3()?;
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(match &self.mask {
+            Some(mask) => mask.packing().cloned(),
+            None => Some(Packing::dense(batch, length)),
+        })
     }
 }

@@ -1,8 +1,7 @@
 //! The published heads: pre-training (`cls`, `obj_predict_head`, `answer_head`) and answers.
 
-use super::LxmertOutput;
 use super::layers::{LayerNorm, Linear, activate};
-use super::matching::MatchingHead;
+use super::{LxmertModel, LxmertOutput};
 use crate::config::LxmertConfig;
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
@@ -98,8 +97,7 @@ impl WordHead {
     }
 }
 
-/// Regions from the vision stream (`obj_predict_head`): object classes, attribute classes and the feature
-/// vector itself, over one shared transform. A kind of 0 classes has no weights.
+/// What the masked-object tasks read off a region (`obj_predict_head`): a shared transform, then a linear layer a task.
 #[derive(Debug, Clone)]
 pub struct RegionHead {
     transform: Transform,
@@ -108,26 +106,21 @@ pub struct RegionHead {
     features: Linear,
 }
 
-/// What [`RegionHead`] says of each region.
+/// What [`RegionHead`] gives.
 #[derive(Debug, Clone)]
 pub struct RegionLogits {
-    /// `[…, num_object_labels]`; none in a model without object classes.
+    /// `[…, num_object_labels]`; none where the model knows no object classes.
     pub objects: Option<Tensor>,
-    /// `[…, num_attr_labels]`; none in a model without attribute classes.
+    /// `[…, num_attr_labels]`; none where the model knows no attributes.
     pub attributes: Option<Tensor>,
     /// `[…, visual_feat_dim]`.
     pub features: Tensor,
 }
 
 impl RegionHead {
-    /// Weights at the root of the checkpoint.
-    ///
-    /// # Errors
-    /// When a weight is missing or misshapen.
-    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
-        let vb = vb.pp("obj_predict_head");
-        let decoder = |name: &str, width| Linear::new(config.hidden_size, width, vb.pp("decoder_dict").pp(name));
-        let classes = |name, count| (count > 0).then(|| decoder(name, count)).transpose();
+    fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let decoder = |name: &str, width: usize| Linear::new(config.hidden_size, width, vb.pp("decoder_dict").pp(name));
+        let classes = |name: &str, count: usize| (count > 0).then(|| decoder(name, count)).transpose();
         Ok(Self {
             transform: Transform::new(config, vb.pp("transform"))?,
             objects: classes("obj", config.num_object_labels)?,
@@ -136,32 +129,31 @@ impl RegionHead {
         })
     }
 
-    /// `vision`: `[…, hidden]`, all regions or those that were masked.
+    /// `vision`: `[…, hidden]`.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, vision: &Tensor) -> Result<RegionLogits> {
-        let x = self.transform.forward(vision)?;
-        let classes = |head: &Option<Linear>| head.as_ref().map(|head| head.forward(&x)).transpose();
+        let regions = self.transform.forward(vision)?;
+        let classes = |head: &Option<Linear>| head.as_ref().map(|head| head.forward(&regions)).transpose();
         Ok(RegionLogits {
             objects: classes(&self.objects)?,
             attributes: classes(&self.attributes)?,
-            features: self.features.forward(&x)?,
+            features: self.features.forward(&regions)?,
         })
     }
 }
 
-/// Every head of pre-training (Tan & Bansal 2019, §3), each to be run by itself: a task that is off costs
-/// nothing, and words and regions can be narrowed to the masked ones first.
+/// Every head of pre-training (Tan & Bansal 2019, §3). A head of 0 classes (`num_object_labels`, `num_attr_labels`,
+/// `num_qa_labels`) has no weights and gives nothing.
 #[derive(Debug, Clone)]
 pub struct PretrainingHeads {
     /// Masked words.
     pub words: WordHead,
-    /// Whether sentence and image match (`cls.seq_relationship`).
-    pub matching: MatchingHead,
-    /// Masked regions.
+    matching: Linear,
+    /// Masked objects.
     pub regions: RegionHead,
-    /// Answers; none in a model without (`num_qa_labels` 0).
+    /// Image question answering.
     pub answers: Option<AnswerHead>,
 }
 
@@ -172,9 +164,9 @@ pub struct PretrainingLogits {
     pub words: Tensor,
     /// `[batch, 2]`; index 1 is "they match".
     pub matching: Tensor,
-    /// Each `[batch, regions, …]`.
+    /// `[batch, regions, …]`.
     pub regions: RegionLogits,
-    /// `[batch, num_qa_labels]`; none in a model without answers.
+    /// `[batch, num_qa_labels]`.
     pub answers: Option<Tensor>,
 }
 
@@ -187,22 +179,59 @@ impl PretrainingHeads {
         let answers = config.num_qa_labels;
         Ok(Self {
             words: WordHead::new(config, word_embeddings, vb.clone())?,
-            matching: MatchingHead::new(config, vb.clone())?,
-            regions: RegionHead::new(config, vb.clone())?,
+            matching: Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?,
+            regions: RegionHead::new(config, vb.pp("obj_predict_head"))?,
             answers: (answers > 0).then(|| AnswerHead::new(config, answers, vb.pp("answer_head"))).transpose()?,
         })
     }
 
-    /// The logits over a trunk's output, of all tasks at every position.
+    /// `pooled`: `[batch, hidden]`; gives `[batch, 2]`, index 1 being "they match".
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn matching(&self, pooled: &Tensor) -> Result<Tensor> {
+        self.matching.forward(pooled)
+    }
+
+    /// The logits over a trunk's output, of every word, region and pair.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, output: &LxmertOutput) -> Result<PretrainingLogits> {
         Ok(PretrainingLogits {
             words: self.words.forward(&output.language)?,
-            matching: self.matching.both(&output.pooled)?,
+            matching: self.matching(&output.pooled)?,
             regions: self.regions.forward(&output.vision)?,
             answers: self.answers.as_ref().map(|head| head.forward(&output.pooled)).transpose()?,
         })
+    }
+}
+
+/// A trunk with every head of pre-training, as the hub's `LxmertForPreTraining` keeps it.
+#[derive(Debug, Clone)]
+pub struct PretrainingModel {
+    /// `lxmert.…`.
+    pub trunk: LxmertModel,
+    /// The heads, at the root.
+    pub heads: PretrainingHeads,
+}
+
+impl PretrainingModel {
+    /// The weights are at the root of `vb`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
+        let heads = PretrainingHeads::new(config, trunk.word_embeddings(), vb)?;
+        Ok(Self { trunk, heads })
+    }
+
+    /// Names and shapes of every weight [`PretrainingModel::new`] reads, sorted by name.
+    ///
+    /// # Errors
+    /// When the configuration does not fit together.
+    pub fn expected(config: &LxmertConfig) -> Result<Vec<(String, Vec<usize>)>> {
+        super::init::expected(|vb| Self::new(config, vb).map(drop))
     }
 }

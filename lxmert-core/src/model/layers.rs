@@ -2,7 +2,8 @@
 
 use super::Forward;
 use crate::config::LxmertConfig;
-use crate::ops;
+use crate::ops::blocks::{FeedForwardBlock, Norm, Weights};
+use crate::ops::{self, Packing};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, Init, Module, VarBuilder};
 
@@ -24,6 +25,10 @@ impl Linear {
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, &self.bias)
+    }
+
+    pub(crate) fn weights(&self) -> Weights<'_> {
+        (&self.weight, &self.bias)
     }
 }
 
@@ -47,6 +52,10 @@ impl LayerNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
+
+    pub(crate) fn norm(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    }
 }
 
 /// The activation, with this workspace's kernel where it has one.
@@ -58,9 +67,9 @@ pub(crate) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
 /// (`…output.dense`, `…output.LayerNorm`).
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
-    dense: Linear,
-    layer_norm: LayerNorm,
-    dropout: f32,
+    pub(crate) dense: Linear,
+    pub(crate) layer_norm: LayerNorm,
+    pub(crate) dropout: f32,
 }
 
 impl Output {
@@ -99,5 +108,23 @@ impl FeedForward {
     pub(crate) fn forward(&self, x: &Tensor, run: &Forward) -> Result<Tensor> {
         let inner = activate(self.activation, &self.intermediate.forward(x)?)?;
         self.output.forward(&inner, x, run)
+    }
+
+    /// The same of packed rows, as one operation where the activation allows.
+    pub(crate) fn packed(&self, x: &Tensor, packing: &Packing, run: &Forward) -> Result<Tensor> {
+        let activation = match self.activation {
+            Activation::Gelu => ops::Activation::Gelu,
+            Activation::Relu => ops::Activation::Relu,
+            _ => return self.forward(x, run),
+        };
+        let Output { dense, layer_norm, dropout } = &self.output;
+        let block = FeedForwardBlock {
+            first: self.intermediate.weights(),
+            activation,
+            second: dense.weights(),
+            norm: layer_norm.norm(),
+            dropout: [0.0, *dropout],
+        };
+        block.forward(x, packing, run.rng)
     }
 }

@@ -28,28 +28,12 @@ pub enum MatchingModel {
 pub struct MatchingHead(Linear);
 
 impl MatchingHead {
-    /// Weights at the root of the checkpoint.
-    ///
-    /// # Errors
-    /// When a weight is missing or misshapen.
-    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
-        Ok(Self(Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?))
-    }
-
-    /// `pooled`: `[batch, hidden]`; gives both logits, `[batch, 2]`; index 1 is "they match".
-    ///
-    /// # Errors
-    /// When the shapes do not fit.
-    pub fn both(&self, pooled: &Tensor) -> Result<Tensor> {
-        self.0.forward(pooled)
-    }
-
     /// `pooled`: `[batch, hidden]`; gives the match logit, `[batch]`.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pooled: &Tensor) -> Result<Tensor> {
-        let both = self.both(pooled)?;
+        let both = self.0.forward(pooled)?;
         both.narrow(1, 1, 1)?.sub(&both.narrow(1, 0, 1)?)?.squeeze(1)
     }
 }
@@ -73,7 +57,7 @@ impl MatchingModel {
         match config.cross_layer {
             CrossLayer::Lxmert => Ok(Self::Lxmert {
                 trunk: Box::new(LxmertModel::new(config, vb.pp("lxmert"))?),
-                head: MatchingHead::new(config, vb)?,
+                head: MatchingHead(Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?),
             }),
             CrossLayer::Student => Ok(Self::Student(Box::new(StudentModel::new(config, vb)?))),
         }

@@ -3,7 +3,7 @@
 //! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
 //! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
 //! matching head, [`AnswerModel`] and [`PairModel`] the trunk for questions and for statements about two
-//! images, [`PretrainingModel`] the trunk with every pre-training head, [`student`] the student project's
+//! images, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
 //! variant.
 
 mod answering;
@@ -14,14 +14,14 @@ mod heads;
 pub mod init;
 mod layers;
 mod matching;
-mod pretraining;
 pub mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::{CrossLayer, Encoded, LxmertModel};
-pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, RegionHead, RegionLogits, WordHead};
-pub use matching::{MatchingHead, MatchingModel, MatchingOutput};
-pub use pretraining::PretrainingModel;
+pub use heads::{
+    AnswerHead, PretrainingHeads, PretrainingLogits, PretrainingModel, RegionHead, RegionLogits, WordHead,
+};
+pub use matching::{MatchingModel, MatchingOutput};
 
 use crate::ops::DropoutRng;
 use candle_core::{Tensor, Var};
@@ -44,9 +44,9 @@ pub struct LxmertInputs {
 /// What a forward pass gives.
 #[derive(Debug, Clone)]
 pub struct LxmertOutput {
-    /// `[batch, words, hidden]`.
+    /// `[batch, words, hidden]`; rows of padding hold nothing of use.
     pub language: Tensor,
-    /// `[batch, regions, hidden]`.
+    /// `[batch, regions, hidden]`; likewise.
     pub vision: Tensor,
     /// `[batch, hidden]`: tanh of a linear map of `[CLS]`.
     pub pooled: Tensor,
@@ -106,6 +106,10 @@ pub struct Forward<'a> {
     pub capture: Capture,
     /// Draws the dropout masks; none in evaluation.
     pub rng: Option<&'a DropoutRng>,
+    /// Whether only [`LxmertOutput::pooled`] is wanted. The last cross-modality layer then computes no more of the language
+    /// stream than its first word, and nothing of the vision stream: `language` is `[batch, 1, hidden]`, `vision`
+    /// `[batch, 0, hidden]`. Without effect where the fast kernels do not apply.
+    pub pooled_only: bool,
 }
 
 impl<'a> Forward<'a> {
@@ -114,13 +118,19 @@ impl<'a> Forward<'a> {
         Self::default()
     }
 
+    /// The same pass for its pooled output alone.
+    #[must_use]
+    pub fn pooled_only(self) -> Self {
+        Self { pooled_only: true, ..self }
+    }
+
     /// With dropout.
     pub fn train(rng: &'a DropoutRng) -> Self {
-        Self { capture: Capture::None, rng: Some(rng) }
+        Self { rng: Some(rng), ..Self::default() }
     }
 
     /// No dropout, with maps or probes.
     pub fn capture(capture: Capture) -> Self {
-        Self { capture, rng: None }
+        Self { capture, ..Self::default() }
     }
 }

@@ -5,11 +5,12 @@
 
 use super::attention::MultiHead;
 use super::embeddings::WordTables;
-use super::encoder::Encoded;
+use super::encoder::{Encoded, EncoderLayer};
 use super::layers::{LayerNorm, Linear};
 use super::{AttentionMap, Attentions, Capture, CrossAttentions, Forward, LxmertOutput, MatchingOutput};
 use crate::config::LxmertConfig;
-use crate::ops::{self, KeyMask};
+use crate::ops::blocks::FeedForwardBlock;
+use crate::ops::{self, KeyMask, Packing};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -28,11 +29,8 @@ impl TorchAttention {
         let hidden = config.hidden_size;
         let weight = vb.get((3 * hidden, hidden), "in_proj_weight")?;
         let bias = vb.get(3 * hidden, "in_proj_bias")?;
-        let part = |i: usize| -> Result<Linear> {
-            Ok(Linear::from_tensors(weight.narrow(0, i * hidden, hidden)?, bias.narrow(0, i * hidden, hidden)?))
-        };
         Ok(Self {
-            attention: MultiHead::from_parts(part(0)?, part(1)?, part(2)?, config.num_attention_heads, dropout),
+            attention: MultiHead::from_joint(weight, bias, config.num_attention_heads, dropout)?,
             out: Linear::new(hidden, hidden, vb.pp("out_proj"))?,
         })
     }
@@ -46,6 +44,18 @@ impl TorchAttention {
     ) -> Result<(Tensor, Option<AttentionMap>)> {
         let (x, map) = self.attention.forward(x, context, mask, run)?;
         Ok((self.out.forward(&x)?, map))
+    }
+
+    /// Packed rows, with dropout, residual and `norm` after.
+    fn packed(
+        &self,
+        x: (&Tensor, &Packing),
+        context: (&Tensor, &Packing),
+        norm: &LayerNorm,
+        dropout: f32,
+        run: &Forward,
+    ) -> Result<Tensor> {
+        self.attention.packed(x, context, &self.out, norm, dropout, run)
     }
 }
 
@@ -72,6 +82,20 @@ impl TorchEncoderLayer {
             ],
             dropout: config.hidden_dropout_prob,
         })
+    }
+}
+
+impl EncoderLayer for TorchEncoderLayer {
+    fn packed(&self, x: &Tensor, packing: &Packing, run: &Forward) -> Result<Tensor> {
+        let x = self.attention.packed((x, packing), (x, packing), &self.norms[0], self.dropout, run)?;
+        let block = FeedForwardBlock {
+            first: self.first.weights(),
+            activation: ops::Activation::Relu,
+            second: self.second.weights(),
+            norm: self.norms[1].norm(),
+            dropout: [self.dropout; 2],
+        };
+        block.forward(&x, packing, run.rng)
     }
 
     fn forward(&self, x: &Tensor, mask: Option<&KeyMask>, run: &Forward) -> Result<(Tensor, Option<AttentionMap>)> {
@@ -118,6 +142,19 @@ impl CrossHalf {
         let x = self.norms[0].forward(&(x + attended)?)?;
         let fed = self.second.forward(&ops::gelu(&self.first.forward(&x)?)?)?;
         Ok((self.norms[1].forward(&(x + fed)?)?, map))
+    }
+
+    /// The same of packed rows.
+    fn packed(&self, x: (&Tensor, &Packing), other: (&Tensor, &Packing), run: &Forward) -> Result<Tensor> {
+        let attended = self.attention.packed(x, other, &self.norms[0], 0.0, run)?;
+        let block = FeedForwardBlock {
+            first: self.first.weights(),
+            activation: ops::Activation::Gelu,
+            second: self.second.weights(),
+            norm: self.norms[1].norm(),
+            dropout: [0.0; 2],
+        };
+        block.forward(&attended, x.1, run.rng)
     }
 }
 
@@ -177,11 +214,7 @@ impl StudentModel {
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
         let states = self.text_norm.forward(&self.words.forward(ids)?)?;
-        Encoded::through(
-            states,
-            mask,
-            self.language_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
-        )
+        Encoded::through(states, mask, &self.language_layers, run)
     }
 
     /// See [`super::LxmertModel::encode_vision`].
@@ -196,11 +229,7 @@ impl StudentModel {
         run: &Forward,
     ) -> Result<Encoded> {
         let states = (self.features.forward(features)? + self.boxes.forward(boxes)?)?;
-        Encoded::through(
-            self.image_norm.forward(&states)?,
-            mask,
-            self.vision_layers.iter().map(|layer| move |x: &Tensor, m: Option<&KeyMask>| layer.forward(x, m, run)),
-        )
+        Encoded::through(self.image_norm.forward(&states)?, mask, &self.vision_layers, run)
     }
 
     /// Both encoded streams through the cross layers and the head.
@@ -208,6 +237,13 @@ impl StudentModel {
     /// # Errors
     /// When the batches differ.
     pub fn match_encoded(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<MatchingOutput> {
+        if let (Some(words), Some(regions)) = (language.packing(run)?, vision.packing(run)?) {
+            return self.match_packed(
+                (&words.pack(&language.states)?, &words),
+                (&regions.pack(&vision.states)?, &regions),
+                run,
+            );
+        }
         let (mut text, mut image) = (language.states.clone(), vision.states.clone());
         let mut maps = Vec::new();
         for (text_half, image_half) in &self.cross_layers {
@@ -221,13 +257,46 @@ impl StudentModel {
                 vision_self: None,
             }));
         }
-        let pooled = self.pooler.forward(&text.narrow(1, 0, 1)?.squeeze(1)?)?.tanh()?;
-        let logits = self.head.forward(&pooled)?.squeeze(1)?;
+        let (pooled, logits) = self.pool(&text.narrow(1, 0, 1)?.squeeze(1)?)?;
         let attentions = (run.capture != Capture::None).then(|| Attentions {
             language: language.maps.clone(),
             vision: vision.maps.clone(),
             cross: maps,
         });
         Ok(MatchingOutput { logits, trunk: LxmertOutput { language: text, vision: image, pooled, attentions } })
+    }
+
+    /// Pooled output and logit of each sentence's first word, `[batch, hidden]`.
+    fn pool(&self, first: &Tensor) -> Result<(Tensor, Tensor)> {
+        let pooled = self.pooler.forward(first)?.tanh()?;
+        let logits = self.head.forward(&pooled)?.squeeze(1)?;
+        Ok((pooled, logits))
+    }
+
+    fn match_packed(
+        &self,
+        (text, words): (&Tensor, &Packing),
+        (image, regions): (&Tensor, &Packing),
+        run: &Forward,
+    ) -> Result<MatchingOutput> {
+        let (mut text, mut image) = (text.clone(), image.clone());
+        let (last, before) = match self.cross_layers.split_last() {
+            Some((last, before)) if run.pooled_only => (Some(last), before),
+            _ => (None, self.cross_layers.as_slice()),
+        };
+        for (text_half, image_half) in before {
+            text = text_half.packed((&text, words), (&image, regions), run)?;
+            image = image_half.packed((&image, regions), (&text, words), run)?;
+        }
+        let mut first = words.pick_first(&text)?;
+        let (language, vision) = match last {
+            Some((text_half, _)) => {
+                first = text_half.packed((&first, &words.first_rows()), (&image, regions), run)?;
+                (first.unsqueeze(1)?, regions.unpack(&image)?.narrow(1, 0, 0)?)
+            }
+            None => (words.unpack(&text)?, regions.unpack(&image)?),
+        };
+        let (pooled, logits) = self.pool(&first)?;
+        Ok(MatchingOutput { logits, trunk: LxmertOutput { language, vision, pooled, attentions: None } })
     }
 }

@@ -1,13 +1,12 @@
-//! Multi-head scaled dot-product attention (Vaswani et al. 2017, §3.2) in one pass over
-//! batch × heads, with its gradient: scores, softmax, dropout and the weighted sum never leave the
-//! cache, heads are read in place, and the backward recomputes the probabilities.
+//! Multi-head scaled dot-product attention (Vaswani et al. 2017, §3.2) in one pass over batch × heads, with its gradient.
 
 use super::dropout::{DropoutRng, Mask, dropout};
-use super::math::{add_scaled, dot, exp, sum};
-use super::simd::vectorised;
+use super::heads::{self, Pair, PairDropout};
+use super::packing::Packing;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What is added to the score of a masked key; the finite stand-in for −∞ of the original code
@@ -20,6 +19,7 @@ pub struct KeyMask {
     /// `[batch, keys]`, 0 for real keys and −10,000 for padding.
     additive: Tensor,
     values: Option<Arc<Vec<f32>>>,
+    packing: Option<Packing>,
 }
 
 impl KeyMask {
@@ -28,10 +28,20 @@ impl KeyMask {
     /// # Errors
     /// When the mask is not of rank 2.
     pub fn new(mask: &Tensor) -> Result<Self> {
-        mask.dims2()?;
-        let additive = ((mask.to_dtype(candle_core::DType::F32)? - 1.0)? * f64::from(-MASKED))?;
-        let values = if additive.device().is_cpu() { Some(Arc::new(additive.flatten_all()?.to_vec1()?)) } else { None };
-        Ok(Self { additive, values })
+        let (batch, keys) = mask.dims2()?;
+        let mask = mask.to_dtype(candle_core::DType::F32)?;
+        let additive = ((&mask - 1.0)? * f64::from(-MASKED))?;
+        if !mask.device().is_cpu() {
+            return Ok(Self { additive, values: None, packing: None });
+        }
+        let packing = Packing::of_mask(&mask.flatten_all()?.to_vec1::<f32>()?, batch, keys);
+        let values = Some(Arc::new(additive.flatten_all()?.to_vec1()?));
+        Ok(Self { additive, values, packing })
+    }
+
+    /// Where the real keys lie, if every one is either real or not.
+    pub fn packing(&self) -> Option<&Packing> {
+        self.packing.as_ref()
     }
 }
 
@@ -75,11 +85,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
         candle_core::bail!("a mask of {} keys for {:?}", mask.len(), k.dims());
     }
     let dropout = options.rng.filter(|_| options.dropout_probability > 0.0);
-    let op = Attention {
+    let layout = HeadsLayout {
         heads: options.heads,
-        mask,
+        width,
+        queries: Packing::dense(batch, q.dim(1)?),
+        keys: Packing::dense(batch, k.dim(1)?),
         dropout: dropout.map(|rng| Mask::new(options.dropout_probability, rng.next_key())),
     };
+    let op = Attention { layout, mask };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -120,170 +133,97 @@ fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
     x.reshape((batch, length, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
-struct Attention {
-    heads: usize,
-    mask: Option<Arc<Vec<f32>>>,
-    dropout: Option<Mask>,
+/// The pairs of a batch: rows of queries and keys of each, and what their heads share.
+#[derive(Debug, Clone)]
+pub(crate) struct HeadsLayout {
+    pub heads: usize,
+    pub width: usize,
+    pub queries: Packing,
+    pub keys: Packing,
+    pub dropout: Option<Mask>,
 }
 
-/// The sizes of one call.
-#[derive(Clone, Copy)]
-struct Sizes {
-    queries: usize,
-    keys: usize,
-    width: usize,
-    heads: usize,
+/// Splits rows of `width` by item.
+fn by_item<'a>(packing: &Packing, width: usize, mut values: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+    let split = |pair: &[usize]| {
+        let (item, rest) = std::mem::take(&mut values).split_at_mut((pair[1] - pair[0]) * width);
+        values = rest;
+        item
+    };
+    packing.starts().windows(2).map(split).collect()
 }
 
-/// One head's keys or values laid out anew: `[keys, d]` from rows `width` apart.
-fn gather(values: &[f32], sizes: Sizes, head: usize, out: &mut [f32]) {
-    let d = sizes.width / sizes.heads;
-    for (out, row) in out.chunks_exact_mut(d).zip(values.chunks_exact(sizes.width)) {
-        out.copy_from_slice(&row[head * d..(head + 1) * d]);
+impl HeadsLayout {
+    fn pair<'a>(&'a self, index: usize, mask: Option<&'a [f32]>) -> Pair<'a> {
+        let (queries, keys) = (self.query_rows(index), self.key_rows(index));
+        let dropout = self.dropout.map(|mask| PairDropout {
+            mask,
+            index,
+            queries: self.queries.length(),
+            keys: self.keys.length(),
+            query_rows: &self.queries.rows()[queries.clone()],
+            key_rows: &self.keys.rows()[keys.clone()],
+        });
+        let mask = mask.map(|mask| &mask[keys.clone()]);
+        Pair { queries: queries.len(), keys: keys.len(), width: self.width, heads: self.heads, mask, dropout }
     }
-}
 
-/// One head's keys transposed: `[d, keys]`.
-fn gather_transposed(values: &[f32], sizes: Sizes, head: usize, out: &mut [f32]) {
-    let d = sizes.width / sizes.heads;
-    for (j, row) in values.chunks_exact(sizes.width).enumerate() {
-        for (i, v) in row[head * d..(head + 1) * d].iter().enumerate() {
-            out[i * sizes.keys + j] = *v;
-        }
+    fn query_rows(&self, index: usize) -> Range<usize> {
+        self.queries.starts()[index]..self.queries.starts()[index + 1]
     }
-}
 
-/// Softmax of `q · keys` into `scores`.
-#[inline(always)]
-fn softmax_row(q: &[f32], keys_t: &[f32], mask: Option<&[f32]>, scores: &mut [f32]) {
-    let keys = scores.len();
-    let scale = 1.0 / (q.len() as f32).sqrt();
-    match mask {
-        Some(mask) => scores.copy_from_slice(mask),
-        None => scores.fill(0.0),
+    fn key_rows(&self, index: usize) -> Range<usize> {
+        self.keys.starts()[index]..self.keys.starts()[index + 1]
     }
-    for (q, keys_t) in q.iter().zip(keys_t.chunks_exact(keys)) {
-        add_scaled(scores, q * scale, keys_t);
-    }
-    let top = scores.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-    for s in scores.iter_mut() {
-        *s = exp(*s - top);
-    }
-    let inverse = 1.0 / sum(scores);
-    for s in scores.iter_mut() {
-        *s *= inverse;
-    }
-}
 
-/// What the kernels of one image-sentence pair share.
-#[derive(Clone, Copy)]
-struct Pair<'a> {
-    sizes: Sizes,
-    /// Additive mask of the pair's keys.
-    mask: Option<&'a [f32]>,
-    dropout: Option<Mask>,
-    /// Position of the pair in the batch, from which the dropout masks count.
-    index: usize,
-}
-
-impl Pair<'_> {
-    /// Index of the first probability of (head, query) in `[batch, heads, queries, keys]`.
-    #[inline(always)]
-    fn first_index(&self, head: usize, query: usize) -> u32 {
-        let Sizes { heads, queries, keys, .. } = self.sizes;
-        (((self.index * heads + head) * queries + query) * keys) as u32
+    fn values(&self, rows: Range<usize>) -> Range<usize> {
+        rows.start * self.width..rows.end * self.width
     }
-}
 
-vectorised! {
-    /// `q`: `[queries, width]`; `k`, `v`: `[keys, width]`; adds to `out`: `[queries, width]`.
-    fn forward(out: &mut [f32], q: &[f32], k: &[f32], v: &[f32], pair: Pair) {
-        let Sizes { queries, keys, width, heads } = pair.sizes;
-        let d = width / heads;
-        let mut keys_t = vec![0.0f32; keys * d];
-        let mut row = vec![0.0f32; keys];
-        for head in 0..heads {
-            gather_transposed(k, pair.sizes, head, &mut keys_t);
-            let columns = head * d..(head + 1) * d;
-            for t in 0..queries {
-                softmax_row(&q[t * width..][columns.clone()], &keys_t, pair.mask, &mut row);
-                if let Some(mask) = &pair.dropout {
-                    let first = pair.first_index(head, t);
-                    for (j, p) in row.iter_mut().enumerate() {
-                        *p *= mask.factor(first.wrapping_add(j as u32));
-                    }
-                }
-                let out = &mut out[t * width..][columns.clone()];
-                for (p, v) in row.iter().zip(v.chunks_exact(width)) {
-                    add_scaled(out, *p, &v[columns.clone()]);
-                }
+    /// Packed `q`, `k` and `v`, rows of the width; `mask`: what is added to the scores of each packed key. Pairs without keys
+    /// leave `out` as it is.
+    pub fn forward(&self, out: &mut [f32], q: &[f32], k: &[f32], v: &[f32], mask: Option<&[f32]>) {
+        by_item(&self.queries, self.width, out).into_par_iter().enumerate().for_each(|(i, out)| {
+            let (queries, keys) = (self.values(self.query_rows(i)), self.values(self.key_rows(i)));
+            if !queries.is_empty() && !keys.is_empty() {
+                heads::forward(out, &q[queries], &k[keys.clone()], &v[keys], self.pair(i, mask));
             }
-        }
+        });
     }
-}
 
-vectorised! {
-    /// Adds to `dq`, `dk`, `dv` what the pair's `grad`: `[queries, width]` gives.
-    fn backward(
-        dq: &mut [f32], dk: &mut [f32], dv: &mut [f32], grad: &[f32], q: &[f32], k: &[f32], v: &[f32], pair: Pair,
+    /// Writes the gradients; those of pairs without queries or keys stay as they are.
+    #[allow(clippy::too_many_arguments)] // four inputs and their gradients
+    pub fn backward(
+        &self,
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+        grad: &[f32],
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        mask: Option<&[f32]>,
     ) {
-        let Sizes { queries, keys, width, heads } = pair.sizes;
-        let d = width / heads;
-        let scale = 1.0 / (d as f32).sqrt();
-        let (mut keys_t, mut values_t, mut rows) =
-            (vec![0.0f32; keys * d], vec![0.0f32; keys * d], vec![0.0f32; keys * d]);
-        let (mut row, mut factors, mut dp) = (vec![0.0f32; keys], vec![1.0f32; keys], vec![0.0f32; keys]);
-        for head in 0..heads {
-            gather_transposed(k, pair.sizes, head, &mut keys_t);
-            gather_transposed(v, pair.sizes, head, &mut values_t);
-            gather(k, pair.sizes, head, &mut rows);
-            let columns = head * d..(head + 1) * d;
-            for t in 0..queries {
-                let q = &q[t * width..][columns.clone()];
-                let g = &grad[t * width..][columns.clone()];
-                softmax_row(q, &keys_t, pair.mask, &mut row);
-                if let Some(mask) = &pair.dropout {
-                    let first = pair.first_index(head, t);
-                    for (j, f) in factors.iter_mut().enumerate() {
-                        *f = mask.factor(first.wrapping_add(j as u32));
-                    }
-                }
-                // The gradient by the dropped probabilities, then through dropout.
-                dp.fill(0.0);
-                for (g, values_t) in g.iter().zip(values_t.chunks_exact(keys)) {
-                    add_scaled(&mut dp, *g, values_t);
-                }
-                for (dp, f) in dp.iter_mut().zip(&factors) {
-                    *dp *= f;
-                }
-                for ((p, f), dv) in row.iter().zip(&factors).zip(dv.chunks_exact_mut(width)) {
-                    add_scaled(&mut dv[columns.clone()], p * f, g);
-                }
-                // Through the softmax: ds = p (dp − Σ p dp), and the scale.
-                let mean = dot(&row, &dp);
-                for (dp, p) in dp.iter_mut().zip(&row) {
-                    *dp = p * (*dp - mean) * scale;
-                }
-                let dq = &mut dq[t * width..][columns.clone()];
-                for ((ds, key), dk) in dp.iter().zip(rows.chunks_exact(d)).zip(dk.chunks_exact_mut(width)) {
-                    add_scaled(dq, *ds, key);
-                    add_scaled(&mut dk[columns.clone()], *ds, q);
-                }
+        let (dk, dv) = (by_item(&self.keys, self.width, dk), by_item(&self.keys, self.width, dv));
+        let outputs = by_item(&self.queries, self.width, dq).into_par_iter().zip(dk).zip(dv);
+        outputs.enumerate().for_each(|(i, ((dq, dk), dv))| {
+            let (queries, keys) = (self.values(self.query_rows(i)), self.values(self.key_rows(i)));
+            if !queries.is_empty() && !keys.is_empty() {
+                let (grad, q) = (&grad[queries.clone()], &q[queries]);
+                heads::backward(dq, dk, dv, grad, q, &k[keys.clone()], &v[keys], self.pair(i, mask));
             }
-        }
+        });
     }
+}
+
+struct Attention {
+    layout: HeadsLayout,
+    mask: Option<Arc<Vec<f32>>>,
 }
 
 impl Attention {
-    fn sizes(&self, q: &Shape, k: &Shape) -> Result<Sizes> {
-        let (_, queries, width) = q.dims3()?;
-        let (_, keys, _) = k.dims3()?;
-        Ok(Sizes { queries, keys, width, heads: self.heads })
-    }
-
-    fn pair(&self, index: usize, sizes: Sizes) -> Pair<'_> {
-        let mask = self.mask.as_ref().map(|m| &m[index * sizes.keys..(index + 1) * sizes.keys]);
-        Pair { sizes, mask, dropout: self.dropout, index }
+    fn mask(&self) -> Option<&[f32]> {
+        self.mask.as_ref().map(|mask| mask.as_slice())
     }
 }
 
@@ -301,16 +241,9 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let sizes = self.sizes(q_layout.shape(), k_layout.shape())?;
         let (q, k, v) = (contiguous_f32(q, q_layout)?, contiguous_f32(k, k_layout)?, contiguous_f32(v, v_layout)?);
-        let (rows, columns) = (sizes.queries * sizes.width, sizes.keys * sizes.width);
         let mut out = vec![0.0f32; q.len()];
-        if rows > 0 {
-            out.par_chunks_mut(rows).enumerate().for_each(|(b, out)| {
-                let keys = b * columns..(b + 1) * columns;
-                forward(out, &q[b * rows..(b + 1) * rows], &k[keys.clone()], &v[keys], self.pair(b, sizes));
-            });
-        }
+        self.layout.forward(&mut out, q, k, v, self.mask());
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -323,19 +256,10 @@ impl CustomOp3 for Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let sizes = self.sizes(q.shape(), k.shape())?;
         let (q_held, k_held, v_held, grad_held) = (hold(q), hold(k), hold(v), hold(&grad));
         let (qs, ks, vs, grads) = (q_held.values()?, k_held.values()?, v_held.values()?, grad_held.values()?);
-        let (rows, columns) = (sizes.queries * sizes.width, sizes.keys * sizes.width);
         let (mut dq, mut dk, mut dv) = (vec![0.0f32; qs.len()], vec![0.0f32; ks.len()], vec![0.0f32; vs.len()]);
-        if rows > 0 {
-            let outputs = dq.par_chunks_mut(rows).zip(dk.par_chunks_mut(columns).zip(dv.par_chunks_mut(columns)));
-            outputs.enumerate().for_each(|(b, (dq, (dk, dv)))| {
-                let (queries, keys) = (b * rows..(b + 1) * rows, b * columns..(b + 1) * columns);
-                let (q, k, v) = (&qs[queries.clone()], &ks[keys.clone()], &vs[keys]);
-                backward(dq, dk, dv, &grads[queries], q, k, v, self.pair(b, sizes));
-            });
-        }
+        self.layout.backward(&mut dq, &mut dk, &mut dv, grads, qs, ks, vs, self.mask());
         Ok((Some(cpu_tensor(dq, q.shape())?), Some(cpu_tensor(dk, k.shape())?), Some(cpu_tensor(dv, v.shape())?)))
     }
 }

@@ -21,8 +21,14 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 struct Gelu;
 
 #[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
+pub(super) fn normal_cdf(x: f32) -> f32 {
     erf(x * std::f32::consts::FRAC_1_SQRT_2).mul_add(0.5, 0.5)
+}
+
+/// The standard normal density.
+#[inline(always)]
+pub(super) fn density(x: f32) -> f32 {
+    FRAC_1_SQRT_2PI * exp(-0.5 * x * x)
 }
 
 vectorised! {
@@ -36,8 +42,7 @@ vectorised! {
 vectorised! {
     fn backward(dx: &mut [f32], values: &[f32], grads: &[f32]) {
         for ((d, &x), g) in dx.iter_mut().zip(values).zip(grads) {
-            let density = FRAC_1_SQRT_2PI * exp(-0.5 * x * x);
-            *d = g * x.mul_add(density, normal_cdf(x));
+            *d = g * x.mul_add(density(x), normal_cdf(x));
         }
     }
 }

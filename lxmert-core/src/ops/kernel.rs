@@ -23,8 +23,43 @@ pub(crate) struct Kernel {
 #[derive(Clone, Copy, Debug)]
 struct Tile {
     rows: usize,
-    run: unsafe fn(usize, *const f32, usize, *const f32, *mut f32),
+    run: unsafe fn(Operands),
 }
+
+/// Where a tile's operands lie.
+#[derive(Clone, Copy)]
+struct Operands {
+    inner: usize,
+    a: *const f32,
+    a_strides: (usize, usize),
+    panel: *const f32,
+    /// What is added to the sums: a row of two registers, and how far the next row's is.
+    start: *const f32,
+    start_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+/// The left side of a product: values, and how far apart rows and inner places are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    pub values: &'a [f32],
+    pub row: usize,
+    pub inner: usize,
+}
+
+/// What the product is added to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start<'a> {
+    Zero,
+    /// What the output holds.
+    Out,
+    /// The same row for all.
+    Row(&'a [f32]),
+}
+
+/// As wide as the widest panel.
+static ZEROS: [f32; 32] = [0.0; 32];
 
 impl Kernel {
     /// The one for this machine.
@@ -68,14 +103,48 @@ impl Kernel {
     /// `out` (`rows` × `columns`) = `a` (`rows` × `inner`, rows `a_stride` apart) · `panel` (`inner` × `columns`).
     /// `rows` must be a multiple of the small tile's.
     pub fn multiply(&self, rows: usize, inner: usize, a: &[f32], a_stride: usize, panel: &[f32], out: &mut [f32]) {
+        let a = Left { values: a, row: a_stride, inner: 1 };
+        self.multiply_into(rows, inner, a, panel, Start::Zero, out, self.columns);
+    }
+
+    /// As [`multiply`](Self::multiply), of a left side that may lie column by column, to rows `out_stride` apart.
+    #[allow(clippy::too_many_arguments)] // the sizes and strides of three matrices
+    pub fn multiply_into(
+        &self,
+        rows: usize,
+        inner: usize,
+        a: Left,
+        panel: &[f32],
+        start: Start,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
         let mut row = 0;
         while row < rows {
             let tile = if rows - row >= self.large.rows { self.large } else { self.small };
-            let (a, out) = (&a[row * a_stride..], &mut out[row * self.columns..]);
-            assert!(a.len() >= (tile.rows - 1) * a_stride + inner);
-            assert!(panel.len() >= inner * self.columns && out.len() >= tile.rows * self.columns);
+            let (a_values, out) = (&a.values[row * a.row..], &mut out[row * out_stride..]);
+            assert!(inner == 0 || a_values.len() > (tile.rows - 1) * a.row + (inner - 1) * a.inner);
+            assert!(panel.len() >= inner * self.columns && out.len() >= (tile.rows - 1) * out_stride + self.columns);
+            let (first, start_stride) = match start {
+                Start::Zero => (ZEROS.as_ptr(), 0),
+                Start::Out => (out.as_ptr(), out_stride),
+                Start::Row(values) => {
+                    assert!(values.len() >= self.columns);
+                    (values.as_ptr(), 0)
+                }
+            };
+            let operands = Operands {
+                inner,
+                a: a_values.as_ptr(),
+                a_strides: (a.row, a.inner),
+                panel: panel.as_ptr(),
+                start: first,
+                start_stride,
+                out: out.as_mut_ptr(),
+                out_stride,
+            };
             // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
-            unsafe { (tile.run)(inner, a.as_ptr(), a_stride, panel.as_ptr(), out.as_mut_ptr()) }
+            unsafe { (tile.run)(operands) }
             row += tile.rows;
         }
     }
@@ -94,35 +163,31 @@ impl Kernel {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512<const ROWS: usize>(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, out: *mut f32) {
+unsafe fn avx512<const ROWS: usize>(operands: Operands) {
     // SAFETY: passed on to the caller, which has checked the lengths.
-    unsafe { multiply::<std::arch::x86_64::__m512, ROWS>(inner, a, a_stride, panel, out) }
+    unsafe { multiply::<std::arch::x86_64::__m512, ROWS>(operands) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const ROWS: usize>(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, out: *mut f32) {
+unsafe fn avx2<const ROWS: usize>(operands: Operands) {
     // SAFETY: as above.
-    unsafe { multiply::<std::arch::x86_64::__m256, ROWS>(inner, a, a_stride, panel, out) }
+    unsafe { multiply::<std::arch::x86_64::__m256, ROWS>(operands) }
 }
 
-unsafe fn plain<const ROWS: usize>(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, out: *mut f32) {
+unsafe fn plain<const ROWS: usize>(operands: Operands) {
     // SAFETY: as above.
-    unsafe { multiply::<Plain, ROWS>(inner, a, a_stride, panel, out) }
+    unsafe { multiply::<Plain, ROWS>(operands) }
 }
 
 /// # Safety
-/// `a` holds `ROWS` rows of `inner` values, `panel` `inner` rows of two registers, `tile` has room for `ROWS` rows of two.
+/// `a` holds `ROWS` rows of `inner` values at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
+/// rows of two registers at their strides.
 #[inline(always)]
-unsafe fn multiply<V: Vector, const ROWS: usize>(
-    inner: usize,
-    a: *const f32,
-    a_stride: usize,
-    panel: *const f32,
-    tile: *mut f32,
-) {
+unsafe fn multiply<V: Vector, const ROWS: usize>(operands: Operands) {
+    let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
     // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
-    // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one past the end.
+    // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
     unsafe {
         let mut sums = [[V::splat(0.0); 2]; ROWS];
         let (mut a, mut b) = (a, panel);
@@ -133,16 +198,17 @@ unsafe fn multiply<V: Vector, const ROWS: usize>(
                 let value = V::broadcast(row);
                 sum[0] = value.mul_add(left, sum[0]);
                 sum[1] = value.mul_add(right, sum[1]);
-                row = row.wrapping_add(a_stride);
+                row = row.wrapping_add(a_strides.0);
             }
-            a = a.wrapping_add(1);
+            a = a.wrapping_add(a_strides.1);
             b = b.wrapping_add(2 * V::LANES);
         }
-        let mut out = tile;
+        let (mut start, mut out) = (start, out);
         for sum in sums {
-            sum[0].store(out);
-            sum[1].store(out.wrapping_add(V::LANES));
-            out = out.wrapping_add(2 * V::LANES);
+            sum[0].add(V::load(start)).store(out);
+            sum[1].add(V::load(start.wrapping_add(V::LANES))).store(out.wrapping_add(V::LANES));
+            start = start.wrapping_add(start_stride);
+            out = out.wrapping_add(out_stride);
         }
     }
 }
@@ -155,22 +221,6 @@ pub(crate) fn balanced(count: usize, block: usize, most: usize) -> usize {
     let time = |per_task: usize| blocks.div_ceil(per_task).div_ceil(threads) * per_task;
     // The larger of equal ones: it reuses the weights more.
     (most.div_ceil(2)..=most).rev().min_by_key(|&per_task| time(per_task)).unwrap_or(1) * block
-}
-
-vectorised! {
-    /// `out = [out +] alpha · values`.
-    pub(crate) fn accumulate(out: &mut [f32], values: &[f32], alpha: f32, add: bool) {
-        let values = &values[..out.len()];
-        if add {
-            for (out, value) in out.iter_mut().zip(values) {
-                *out += alpha * value;
-            }
-        } else {
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = alpha * value;
-            }
-        }
-    }
 }
 
 /// Where a tile's columns go: `width` of them from `start` on in rows `leading` apart.

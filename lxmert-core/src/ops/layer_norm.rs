@@ -41,7 +41,7 @@ struct LayerNorm {
 
 /// Mean and 1 / sqrt(variance + eps) of one row.
 #[inline(always)]
-fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
+pub(super) fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     let width = row.len() as f32;
     let mean = sum(row) / width;
     let mut lanes = [0.0f32; 16];

@@ -38,6 +38,20 @@ vectorised! {
     }
 }
 
+/// Adds the rows of `rows` to `total`.
+pub(super) fn sum_rows_in_tasks(total: &mut [f32], rows: &[f32]) {
+    let width = total.len();
+    let partial: Vec<Vec<f32>> = rows
+        .par_chunks(ROWS_PER_TASK * width.max(1))
+        .map(|rows| {
+            let mut sum = vec![0.0f32; width];
+            sum_rows(&mut sum, rows);
+            sum
+        })
+        .collect();
+    partial.iter().for_each(|part| add_scaled(total, 1.0, part));
+}
+
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -115,16 +129,8 @@ impl CustomOp3 for Linear {
             Matrix::new(xs, rows, in_width),
             Threads::Pool,
         );
-        let partial: Vec<Vec<f32>> = grads
-            .par_chunks(ROWS_PER_TASK * out_width.max(1))
-            .map(|rows| {
-                let mut sum = vec![0.0f32; out_width];
-                sum_rows(&mut sum, rows);
-                sum
-            })
-            .collect();
         let mut db = vec![0.0f32; out_width];
-        partial.iter().for_each(|part| add_scaled(&mut db, 1.0, part));
+        sum_rows_in_tasks(&mut db, grads);
         Ok((
             Some(cpu_tensor(dx, x.shape())?),
             Some(cpu_tensor(dw, weight.shape())?),

@@ -7,6 +7,7 @@
 //!
 //! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
+//! - [`blocks`]: whole sub-layers of it, each one operation, over rows without their padding ([`Packing`]);
 //! - [`batch_norm`](mod@batch_norm): batch normalisation in training;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
@@ -15,22 +16,28 @@
 
 mod attention;
 pub mod batch_norm;
+pub mod blocks;
 pub mod conv;
 mod dropout;
 mod feature_map;
+mod few_rows;
+mod finish;
 mod gelu;
 mod geometry;
+mod heads;
 mod kernel;
 mod layer_norm;
 mod linear;
 mod math;
 pub mod matmul;
 mod packed;
+mod packing;
 pub mod pool;
 mod product;
 pub mod roi_align;
 mod scratch;
 pub(crate) mod simd;
+mod transpose;
 mod winograd;
 
 pub use attention::{
@@ -40,11 +47,13 @@ pub use batch_norm::batch_norm;
 pub use conv::conv2d;
 pub use dropout::{DropoutRng, dropout};
 pub use feature_map::{BufferPool, FeatureMap, Residual};
+pub use finish::Activation;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
 pub use packed::PackedConv2d;
+pub use packing::Packing;
 pub use pool::max_pool2d;
 pub use roi_align::{RoiAlign, roi_align};
 

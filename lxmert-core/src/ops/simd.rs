@@ -151,7 +151,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     macro_rules! register {
-        ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
+        ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
             // SAFETY (of every method): the caller answers for the instructions and the pointers, as the trait says.
             impl Vector for $type {
                 const LANES: usize = $lanes;
@@ -161,7 +161,7 @@ mod x86 {
                 }
                 #[inline(always)]
                 unsafe fn load(from: *const f32) -> Self {
-                    unsafe { $load(from) }
+                    unsafe { ($load)(from) }
                 }
                 #[inline(always)]
                 unsafe fn broadcast(from: *const f32) -> Self {
@@ -197,7 +197,8 @@ mod x86 {
         16,
         _mm512_set1_ps,
         _mm512_broadcastss_ps,
-        _mm512_loadu_ps,
+        // Not `_mm512_loadu_ps`, which in a debug build checks its pointers and goes by way of the stack. All lanes: a plain load.
+        |from| _mm512_maskz_loadu_ps(0xFFFF, from),
         _mm512_storeu_ps,
         _mm512_add_ps,
         _mm512_sub_ps,

@@ -55,14 +55,7 @@ impl Hub {
     /// # Errors
     /// As [`WeightSource::resolve`](super::WeightSource::resolve).
     pub fn fetch(&self, file: &HubFile, expected: Option<&ExpectedFile<'_>>, show_progress: bool) -> Result<PathBuf> {
-        let fetch = Fetch {
-            options: &self.options,
-            file,
-            repo: self.client.model(&file.owner, &file.repo),
-            folder: self.options.cache_dir.join(format!("models--{}--{}", file.owner, file.repo)),
-            page: format!("{}/{}/{}", self.endpoint(), file.owner, file.repo),
-            watch: Watch::new(show_progress && !self.options.offline, &file.file),
-        };
+        let fetch = self.of(file, show_progress);
         if let Some(path) = fetch.cached() {
             match expected.map(|expected| verify::check_remembered(&path, &fetch.folder, expected)) {
                 Some(Ok(())) => return Ok(path),
@@ -103,6 +96,38 @@ impl Hub {
         Ok(path)
     }
 
+    /// [`Hub::fetch`] of a file that the repository may lack: none where it does. Without a network, what the cache has.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`], also when there is no such repository or revision.
+    pub fn fetch_if_there(&self, file: &HubFile, show_progress: bool) -> Result<Option<PathBuf>> {
+        let fetch = self.of(file, show_progress);
+        if self.options.offline {
+            return Ok(fetch.cached());
+        }
+        match fetch.exists() {
+            Ok(Ok(true)) => self.fetch(file, None, show_progress).map(Some),
+            Ok(Ok(false)) => Ok(None),
+            Ok(Err(HFError::Request { .. })) | Err(Silence::Stalled | Silence::Died) => Ok(fetch.cached()),
+            Ok(Err(error)) => match fetch.explain(error) {
+                Failure::Final(error) => Err(error),
+                Failure::Cut(reason) => Err(fetch.error(format!("{reason}. {}", fetch.by_hand()))),
+            },
+            Err(Silence::Interrupted) => Err(Error::Interrupted),
+        }
+    }
+
+    fn of<'a>(&'a self, file: &'a HubFile, show_progress: bool) -> Fetch<'a> {
+        Fetch {
+            options: &self.options,
+            file,
+            repo: self.client.model(&file.owner, &file.repo),
+            folder: self.options.cache_dir.join(format!("models--{}--{}", file.owner, file.repo)),
+            page: format!("{}/{}/{}", self.endpoint(), file.owner, file.repo),
+            watch: Watch::new(show_progress && !self.options.offline, &file.file),
+        }
+    }
+
     fn endpoint(&self) -> String {
         let endpoint = self.options.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok());
         endpoint.unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_string()
@@ -137,15 +162,19 @@ impl Fetch<'_> {
 
     /// Whether the hub does not answer at all, asked about this file.
     fn unreachable(&self) -> Result<bool> {
-        let (repo, file, revision) = (self.repo.clone(), self.file.file.clone(), self.file.revision.clone());
-        let asked = self.watch.run(self.options.patience, move || {
-            repo.file_exists().filename(&file).maybe_revision(revision.as_deref()).send()
-        });
-        match asked {
+        match self.exists() {
             Ok(Err(HFError::Request { .. })) | Err(Silence::Stalled | Silence::Died) => Ok(true),
             Ok(_) => Ok(false),
             Err(Silence::Interrupted) => Err(Error::Interrupted),
         }
+    }
+
+    /// Whether the repository has the file, as the hub answers.
+    fn exists(&self) -> std::result::Result<std::result::Result<bool, HFError>, Silence> {
+        let (repo, file, revision) = (self.repo.clone(), self.file.file.clone(), self.file.revision.clone());
+        self.watch.run(self.options.patience, move || {
+            repo.file_exists().filename(&file).maybe_revision(revision.as_deref()).send()
+        })
     }
 
     fn download(&self, expected: Option<&ExpectedFile<'_>>) -> Result<PathBuf> {

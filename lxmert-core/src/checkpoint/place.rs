@@ -1,0 +1,84 @@
+//! Where a checkpoint lies: a folder, a file, or a repository of the hub.
+
+use super::{Hub, HubFile, HubOptions};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// What a folder's weights are called, the first that is there.
+pub const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+
+/// What may lie beside the weights and is fetched with them.
+const COMPANIONS: [&str; 4] = ["config.json", "vocab.txt", "preprocessor_config.json", "answers.json"];
+
+/// A checkpoint's files on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The weights file.
+    pub weights: PathBuf,
+    /// The folder it lies in, with `config.json`, `vocab.txt` and others beside it where the checkpoint has them.
+    pub folder: PathBuf,
+}
+
+impl Place {
+    /// The checkpoint at `place`:
+    /// - a folder with `model.safetensors` or `pytorch_model.bin`;
+    /// - a weights file of any name;
+    /// - `hf:owner/repo[@revision]`, from which one of those two is fetched, with what lies beside it;
+    /// - `hf:owner/repo/file[@revision]`, one file of such a repository.
+    ///
+    /// # Errors
+    /// When there is none there, or the hub refuses or does not answer.
+    pub fn find(place: impl AsRef<Path>) -> Result<Self> {
+        let place = place.as_ref();
+        match place.to_str().filter(|text| text.starts_with("hf:")) {
+            Some(text) => Self::on_hub(text, &Hub::new(HubOptions::from_env())?, true),
+            None => Self::local(place),
+        }
+    }
+
+    fn local(place: &Path) -> Result<Self> {
+        if !std::fs::metadata(place).map_err(Error::io(place))?.is_dir() {
+            let folder = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return Ok(Self { weights: place.to_path_buf(), folder: folder.to_path_buf() });
+        }
+        let weights = WEIGHTS.iter().map(|name| place.join(name)).find(|path| path.is_file());
+        let weights = weights.ok_or_else(|| Error::format(place, format!("no {} here", WEIGHTS.join(" and no "))))?;
+        Ok(Self { weights, folder: place.to_path_buf() })
+    }
+
+    /// The checkpoint at `hf:owner/repo[@revision]` or `hf:owner/repo/file[@revision]`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `text` is not of that form; [`Error::Hub`] when the repository has no weights, or the hub
+    /// refuses, or does not answer and the cache has none.
+    pub fn on_hub(text: &str, hub: &Hub, show_progress: bool) -> Result<Self> {
+        let repository = text.strip_prefix("hf:").unwrap_or(text);
+        let (path, revision) = match repository.rsplit_once('@') {
+            Some((path, revision)) => (path, format!("@{revision}")),
+            None => (repository, String::new()),
+        };
+        let file =
+            |name: &str| -> Result<HubFile> { format!("{path}/{name}{revision}").parse().map_err(Error::Argument) };
+        if path.split('/').count() > 2 {
+            let named: HubFile = repository.parse().map_err(Error::Argument)?;
+            let weights = hub.fetch(&named, None, show_progress)?;
+            for companion in COMPANIONS {
+                let name = match named.file.rsplit_once('/') {
+                    Some((folder, _)) => format!("{folder}/{companion}"),
+                    None => companion.to_string(),
+                };
+                hub.fetch_if_there(&HubFile { file: name, ..named.clone() }, show_progress)?;
+            }
+            return Self::local(&weights);
+        }
+        for companion in COMPANIONS {
+            hub.fetch_if_there(&file(companion)?, show_progress)?;
+        }
+        for name in WEIGHTS {
+            if let Some(weights) = hub.fetch_if_there(&file(name)?, show_progress)? {
+                return Self::local(&weights);
+            }
+        }
+        Self::local(&hub.fetch(&file(WEIGHTS[0])?, None, show_progress)?) // says what is wrong
+    }
+}

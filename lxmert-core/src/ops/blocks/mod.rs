@@ -1,0 +1,59 @@
+//! A transformer's sub-layers, each as one operation with its gradient: what lies between input and output never becomes a
+//! tensor, bias and activation are done while a product's values are in the cache, and rows are packed
+//! ([`Packing`](super::Packing)), so that padding costs nothing.
+//!
+//! The model's composition of the same sub-layers from the other kernels says what they mean, and serves where these do
+//! not apply.
+
+mod attention;
+mod feed_forward;
+mod norm;
+mod parameters;
+
+pub use attention::{AttentionBlock, Projections};
+pub use feed_forward::FeedForwardBlock;
+pub use norm::Norm;
+
+use super::finish::Finish;
+use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::product::{self, Base};
+
+/// Whether these operations apply to rows `x`.
+pub fn apply(x: &candle_core::Tensor) -> bool {
+    super::use_fast(&[x])
+}
+
+/// A linear map's weights, `[out, in]` and `[out]`.
+pub type Weights<'a> = (&'a candle_core::Tensor, &'a candle_core::Tensor);
+
+/// Rows summed by one task; fixed, so that the order of summation does not depend on the thread count.
+const ROWS_PER_TASK: usize = 64;
+
+/// `out = finish(x wᵀ + bias)`; `x`: `[rows, in]`, `w`: `[out, in]`.
+fn linear(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], finish: Finish) {
+    let width = bias.len();
+    let (rows, inner) = (out.len() / width, w.len() / width);
+    if rows > 0 {
+        let (x, w) = (Matrix::new(x, rows, inner), Matrix::new(w, width, inner).t());
+        product::multiply(out, width, Base::Bias(bias), 1.0, x, w, finish, Threads::Pool);
+    }
+}
+
+/// `dx = [dx +] grad w`, then `finish`.
+fn linear_dx(dx: &mut [f32], write: Write, grad: &[f32], w: &[f32], width: usize, finish: Finish) {
+    let (rows, inner) = (grad.len() / width, w.len() / width);
+    if rows > 0 {
+        let base = if write == Write::Add { Base::Out } else { Base::Zero };
+        let (grad, w) = (Matrix::new(grad, rows, width), Matrix::new(w, width, inner));
+        product::multiply(dx, inner, base, 1.0, grad, w, finish, Threads::Pool);
+    }
+}
+
+/// `dw = gradᵀ x` and `db`, the sum of `grad`'s rows.
+fn linear_dw(dw: &mut [f32], db: &mut [f32], grad: &[f32], x: &[f32]) {
+    let width = db.len();
+    let (rows, inner) = (grad.len() / width, dw.len() / width);
+    let (out, x) = (MatrixMut::new(dw, width, inner), Matrix::new(x, rows, inner));
+    gemm(out, Write::Replace, 1.0, Matrix::new(grad, rows, width).t(), x, Threads::Pool);
+    super::linear::sum_rows_in_tasks(db, grad);
+}

@@ -1,0 +1,92 @@
+//! Any number of weights as one argument of an operation: candle's custom operations take three.
+
+use super::super::{Held, hold};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+
+/// An operation's weights. In the graph a [`node`](Self::node) without data stands for them: the operation leaves their
+/// gradients here, and the node's own backward, which comes after, hands them on.
+#[derive(Debug, Clone)]
+pub(super) struct Parameters {
+    tensors: Vec<Tensor>,
+    gradients: Arc<Mutex<Vec<Option<Tensor>>>>,
+}
+
+impl Parameters {
+    pub fn new(tensors: &[&Tensor]) -> Result<Self> {
+        let tensors: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+        Ok(Self { gradients: Arc::new(Mutex::new(vec![None; tensors.len()])), tensors })
+    }
+
+    /// What stands for them in the graph.
+    pub fn node(&self) -> Result<Tensor> {
+        let mut node = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?;
+        for (index, pair) in self.tensors.chunks(2).enumerate() {
+            if pair.iter().any(Tensor::track_op) {
+                let op = Link { gradients: self.gradients.clone(), first: 2 * index };
+                node = node.apply_op3(&pair[0], pair.last().unwrap_or(&pair[0]), op)?;
+            }
+        }
+        Ok(node)
+    }
+
+    /// Weight `index`, for reading.
+    pub fn hold(&self, index: usize) -> Held<'_, impl Deref<Target = Storage>> {
+        hold(&self.tensors[index])
+    }
+
+    /// A vector for the gradient of weight `index`.
+    pub fn zeros(&self, index: usize) -> Vec<f32> {
+        vec![0.0; self.tensors[index].elem_count()]
+    }
+
+    /// Leaves the gradient of weight `index`.
+    pub fn set(&self, index: usize, gradient: Vec<f32>) -> Result<()> {
+        let tensor = &self.tensors[index];
+        let gradient = Tensor::from_vec(gradient, tensor.shape(), &Device::Cpu)?;
+        if let Ok(mut gradients) = self.gradients.lock() {
+            gradients[index] = tensor.track_op().then_some(gradient);
+        }
+        Ok(())
+    }
+}
+
+/// Two weights (or one, twice) and the node of those before them.
+struct Link {
+    gradients: Arc<Mutex<Vec<Option<Tensor>>>>,
+    first: usize,
+}
+
+impl CustomOp3 for Link {
+    fn name(&self) -> &'static str {
+        "parameters"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), 1.into()))
+    }
+
+    fn bwd(
+        &self,
+        before: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients =
+            self.gradients.lock().map_err(|_| candle_core::Error::Msg("a gradient's lock is poisoned".into()))?;
+        let mut take = |index: usize| gradients.get_mut(index).and_then(Option::take);
+        let (first, second) = (take(self.first), take(self.first + 1));
+        Ok((before.track_op().then(|| grad.clone()), first, second))
+    }
+}

@@ -1,0 +1,149 @@
+//! Products of few rows with a large layer's weights, `a · wᵀ`: the weights are read once, as they lie, row by row, and never
+//! packed. A tile is a few rows times a few rows of weights; each sum is a register along the inner dimension, and its
+//! lanes are added at the end.
+
+#![allow(unsafe_code)]
+
+use super::finish::Finish;
+use super::matmul::{Matrix, Threads};
+use super::product::Base;
+use super::scratch::with_scratch;
+use super::simd::{Level, Plain, Vector, level};
+use rayon::prelude::*;
+
+/// Rows up to which packing the weights costs more than adding lanes.
+const MOST_ROWS: usize = 72;
+/// Rows and weights of a tile: 24 sums.
+const ROWS: usize = 4;
+const WEIGHTS: usize = 6;
+/// Weights' rows of a task.
+const PER_TASK: usize = 16 * WEIGHTS;
+/// Values that divide among the lanes of every machine.
+const LANES: usize = 16;
+
+/// Whether this is the way: few rows, and weights that lie transposed.
+pub(super) fn applies(a: &Matrix, b: &Matrix) -> bool {
+    let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
+    let fits = !a.is_transposed() && b.is_transposed() && inner.is_multiple_of(LANES);
+    // With 8 lanes or fewer there are not enough registers for the tile.
+    fits && rows <= MOST_ROWS && columns >= PER_TASK && level() == Level::Avx512
+}
+
+/// As [`product::multiply`](super::product::multiply), where [`applies`].
+pub(super) fn multiply(
+    out: &mut [f32],
+    leading: usize,
+    base: Base,
+    a: Matrix,
+    b: Matrix,
+    mut finish: Finish,
+    threads: Threads,
+) {
+    let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
+    let tasks = columns.div_ceil(PER_TASK);
+    with_scratch([tasks * rows * PER_TASK], |[products]| {
+        let task = |(index, products): (usize, &mut [f32])| {
+            let first = index * PER_TASK;
+            let count = PER_TASK.min(columns - first);
+            dots(products, a.from(0, 0), a.leading(), rows, b.from(first, 0), b.leading(), count, inner);
+        };
+        if threads == Threads::Pool {
+            products.par_chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
+        } else {
+            products.chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
+        }
+        for (row, out) in out.chunks_mut(leading).enumerate() {
+            for (index, out) in out[..columns].chunks_mut(PER_TASK).enumerate() {
+                let values = &products[(index * rows + row) * PER_TASK..][..out.len()];
+                match base {
+                    Base::Zero => out.copy_from_slice(values),
+                    Base::Out => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+                    Base::Bias(bias) => {
+                        let sums = values.iter().zip(&bias[index * PER_TASK..]).map(|(value, bias)| value + bias);
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
+                    }
+                }
+            }
+        }
+    });
+    finish.apply(out, leading, 0, columns);
+}
+
+/// `out[row · PER_TASK + weight]`: row `row` of `a` times row `weight` of `w`.
+#[allow(clippy::too_many_arguments)] // two matrices and their sizes
+fn dots(
+    out: &mut [f32],
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    w: &[f32],
+    w_stride: usize,
+    weights: usize,
+    inner: usize,
+) {
+    assert!(rows > 0 && weights > 0 && inner.is_multiple_of(LANES));
+    assert!(a.len() >= (rows - 1) * a_stride + inner && w.len() >= (weights - 1) * w_stride + inner);
+    assert!(out.len() >= (rows - 1) * PER_TASK + weights && weights <= PER_TASK);
+    for first_weight in (0..weights).step_by(WEIGHTS) {
+        for first_row in (0..rows).step_by(ROWS) {
+            // Beyond the edge the last row is taken again, and its result thrown away.
+            let a_rows: [*const f32; ROWS] =
+                std::array::from_fn(|i| a[(first_row + i).min(rows - 1) * a_stride..].as_ptr());
+            let w_rows: [*const f32; WEIGHTS] =
+                std::array::from_fn(|j| w[(first_weight + j).min(weights - 1) * w_stride..].as_ptr());
+            let mut sums = [[0.0; WEIGHTS]; ROWS];
+            match level() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice,
+                // and by the assertions each row has `inner` values, a multiple of the lanes.
+                Level::Avx512 => unsafe { avx512(&a_rows, &w_rows, inner, &mut sums) },
+                // SAFETY: as above.
+                _ => unsafe { tile::<Plain>(&a_rows, &w_rows, inner, &mut sums) },
+            }
+            for (row, sums) in (first_row..rows).zip(&sums) {
+                let count = WEIGHTS.min(weights - first_weight);
+                out[row * PER_TASK + first_weight..][..count].copy_from_slice(&sums[..count]);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512(a: &[*const f32; ROWS], w: &[*const f32; WEIGHTS], inner: usize, sums: &mut [[f32; WEIGHTS]; ROWS]) {
+    // SAFETY: passed on to the caller.
+    unsafe { tile::<std::arch::x86_64::__m512>(a, w, inner, sums) }
+}
+
+/// # Safety
+/// Every pointer is valid for `inner` values, a multiple of the lanes.
+#[inline(always)]
+unsafe fn tile<V: Vector>(
+    a: &[*const f32; ROWS],
+    w: &[*const f32; WEIGHTS],
+    inner: usize,
+    sums: &mut [[f32; WEIGHTS]; ROWS],
+) {
+    // SAFETY: `k + LANES <= inner`, as `inner` is a multiple of the lanes; `lanes` holds a register's values.
+    unsafe {
+        let mut partial = [[V::splat(0.0); WEIGHTS]; ROWS];
+        let mut k = 0;
+        while k < inner {
+            let weights = w.map(|row| V::load(row.wrapping_add(k)));
+            for (partial, row) in partial.iter_mut().zip(a) {
+                let value = V::load(row.wrapping_add(k));
+                for (partial, weight) in partial.iter_mut().zip(weights) {
+                    *partial = value.mul_add(weight, *partial);
+                }
+            }
+            k += V::LANES;
+        }
+        for (sums, partial) in sums.iter_mut().zip(partial) {
+            for (sum, partial) in sums.iter_mut().zip(partial) {
+                let mut lanes = [0.0f32; LANES];
+                partial.store(lanes.as_mut_ptr());
+                *sum = super::math::sum(&lanes);
+            }
+        }
+    }
+}

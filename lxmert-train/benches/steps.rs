@@ -1,0 +1,137 @@
+//! LXMERT's forward passes and training steps at the sizes that the peers' scripts time, one case after another, as
+//! JSON lines that `lxmert-core/benches/peers/compare.py` reads.
+//!
+//! `cargo bench -p lxmert-train --bench steps -- [--runs N] [case …]`: seconds of each run of each case, after one run to warm
+//! up. A step is forward, backward, global norm and AdamW, with dropout.
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use lxmert_core::config::{CrossLayer, LxmertConfig};
+use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
+use lxmert_core::ops::DropoutRng;
+use lxmert_core::procedural;
+use lxmert_train::optim::{AdamW, AdamWConfig, clip};
+use lxmert_train::tasks::losses::binary_cross_entropy;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+/// What is timed.
+struct Case {
+    name: &'static str,
+    preset: &'static str,
+    student: bool,
+    train: bool,
+    batch: usize,
+    words: usize,
+    /// Of them real, the rest padding; on average, where sentences differ.
+    real: fn(usize) -> usize,
+    regions: usize,
+}
+
+/// As long as Flickr30k's captions: 9 to 20 WordPieces, 14 on average.
+fn captions(sentence: usize) -> usize {
+    9 + (sentence * 7) % 12
+}
+
+const CASES: [Case; 8] = [
+    Case { train: false, batch: 1, ..BASE },
+    Case { name: "base forward, batch 32", train: false, ..BASE },
+    Case { name: "base forward, batch 32, real lengths", train: false, real: captions, ..BASE },
+    Case { name: "base step, batch 32", ..BASE },
+    Case { name: "small step, batch 64", preset: "small", batch: 64, words: 32, real: |_| 32, ..BASE },
+    Case { name: "small forward, batch 64", preset: "small", batch: 64, words: 32, real: |_| 32, train: false, ..BASE },
+    Case { name: "student step, batch 32", preset: "small", student: true, words: 50, real: |_| 16, ..BASE },
+    Case { name: "tiny step, batch 64", preset: "tiny", batch: 64, words: 14, real: |_| 14, regions: 12, ..BASE },
+];
+
+const BASE: Case = Case {
+    name: "base forward, batch 1",
+    preset: "base",
+    student: false,
+    train: true,
+    batch: 32,
+    words: 20,
+    real: |_| 20,
+    regions: 36,
+};
+
+fn inputs(case: &Case, config: &LxmertConfig) -> Result<LxmertInputs> {
+    let (batch, words) = (case.batch, case.words);
+    let ids: Vec<u32> =
+        procedural::values("ids", batch * words, 1000.0, 20000.0, 0).iter().map(|v| *v as u32).collect();
+    let real = |i: usize| if i % words < (case.real)(i / words) { 1f32 } else { 0.0 };
+    let mask: Vec<f32> = (0..batch * words).map(real).collect();
+    Ok(LxmertInputs {
+        input_ids: Tensor::from_vec(ids, (batch, words), &Device::Cpu)?,
+        attention_mask: Some(Tensor::from_vec(mask, (batch, words), &Device::Cpu)?),
+        visual_feats: procedural::tensor("features", &[batch, case.regions, config.visual_feat_dim], 0.0, 2.0, 0)?,
+        visual_boxes: procedural::tensor("boxes", &[batch, case.regions, 4], 0.0, 1.0, 0)?,
+        visual_attention_mask: None,
+    })
+}
+
+/// Seconds of each of `runs` runs.
+fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
+    let mut config = LxmertConfig::preset(case.preset)?;
+    if case.student {
+        config.cross_layer = CrossLayer::Student;
+    }
+    let varmap = VarMap::new();
+    let model = MatchingModel::new(&config, VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+    init::seed_weights(&varmap, 0, config.initializer_range)?;
+    let variables: BTreeMap<_, _> = match varmap.data().lock() {
+        Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
+        Err(_) => bail!("the variables' lock is poisoned"),
+    };
+    let inputs = inputs(case, &config)?;
+    let mut run: Box<dyn FnMut() -> Result<()>> = if case.train {
+        let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
+        let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
+        let mut step = 0;
+        Box::new(move || {
+            step += 1;
+            let rng = DropoutRng::new(0, step);
+            let logits = model.forward(&inputs, &Forward::train(&rng))?.logits;
+            let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
+            let gradients = optimiser.gradients(&loss.backward()?);
+            let norm = clip::global_norm(gradients.iter().flatten())?;
+            Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
+        })
+    } else {
+        // Plain tensors, as read from a checkpoint: no graph is kept.
+        let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
+        let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
+        Box::new(move || model.forward(&inputs, &Forward::eval()).map(drop).map_err(Into::into))
+    };
+    let mut seconds = Vec::with_capacity(runs);
+    for i in 0..=runs {
+        let start = Instant::now();
+        run()?;
+        if i > 0 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds)
+}
+
+#[allow(unsafe_code)]
+fn main() -> Result<()> {
+    // SAFETY: the first thing in `main`, while this is the only thread. As `CommonArgs::start` does: candle's own pool spins.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    let (mut runs, mut names) = (5, Vec::new());
+    let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--runs" => runs = arguments.next().context("--runs needs a number")?.parse()?,
+            _ => names.push(argument),
+        }
+    }
+    for case in &CASES {
+        if names.is_empty() || names.iter().any(|name| name == case.name) {
+            let seconds = time(case, runs)?;
+            println!("{}", serde_json::json!({"case": case.name, "seconds": seconds}));
+        }
+    }
+    Ok(())
+}
