@@ -163,7 +163,7 @@ fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
     let start = |patterns: &[&str]| {
         let mut command = command(&data, &run);
         command.arg("--init").arg(&place).args(["--stop-after", "1"]);
-        patterns.iter().for_each(|pattern| drop(command.args(["--allow-missing", pattern])));
+        command.args(patterns.iter().flat_map(|pattern| ["--allow-missing", pattern]));
         command.assert()
     };
     let advice = "--allow-missing 'lxmert.embeddings.LayerNorm.bias'";
