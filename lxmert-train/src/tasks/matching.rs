@@ -87,7 +87,8 @@ impl Task for Matching {
     }
 
     fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        matching_weights(&weights_file(checkpoint)?, &self.config, true)
+        let fresh = [vec!["cls.seq_relationship.*".into()], self.recipe.allow_missing.clone()].concat();
+        matching_weights(&weights_file(checkpoint)?, &self.config, &fresh)
     }
 
     fn introduction(&self) -> Vec<String> {
