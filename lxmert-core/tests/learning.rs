@@ -101,7 +101,9 @@ fn all_the_pre_training_heads_together_teach_every_parameter() {
     init::seed_weights(&varmap, 3, 0.2).unwrap();
     let rng = DropoutRng::new(1, 1);
     let logits = heads.forward(&model.forward(&inputs(), &Forward::train(&rng)).unwrap()).unwrap();
-    let all = [logits.words, logits.matching, logits.objects, logits.attributes, logits.features, logits.answers];
+    let regions = logits.regions;
+    let classes = [regions.objects.unwrap(), regions.attributes.unwrap(), regions.features];
+    let all = [vec![logits.words, logits.matching, logits.answers.unwrap()], classes.to_vec()].concat();
     let loss = all.iter().map(weigh).reduce(|a, b| (a + b).unwrap()).unwrap();
     let idle: Vec<String> = idle(&varmap, &loss).into_iter().filter(|n| !n.ends_with("key.bias")).collect();
     assert!(idle.is_empty(), "{idle:?}");

@@ -100,7 +100,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
             let rng = DropoutRng::new(0, step);
             let run = Forward { pooled_only: pooled, ..Forward::train(&rng) };
             let logits = model.forward(&inputs, &run)?.logits;
-            let loss = (binary_cross_entropy(&logits, &targets)?.sum_all()? / case.batch as f64)?;
+            let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
             let gradients = optimiser.gradients(&loss.backward()?);
             let norm = clip::global_norm(gradients.iter().flatten())?;
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)

@@ -56,7 +56,8 @@ pub fn checkpoint_folder(folder: &Path, task: &str) -> Result<PathBuf> {
 pub struct Answer {
     /// The answer.
     pub answer: String,
-    /// The sigmoid of its logit: the score it is expected to get. Answers do not share a sum of 1.
+    /// The sigmoid of its logit: the score it is expected to get. Answers do not share a sum of 1. Of a head trained with
+    /// `--answer-loss one` only the order means something.
     pub probability: f32,
 }
 

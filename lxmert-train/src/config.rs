@@ -3,6 +3,8 @@
 use crate::data::paths::Data;
 use crate::optim::AdamWConfig;
 use crate::tasks::TaskKind;
+use crate::tasks::pretraining::data::TaskWeights;
+use crate::tasks::pretraining::regions::RegionLosses;
 use crate::{Error, Result};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use serde::{Deserialize, Serialize};
@@ -85,8 +87,8 @@ pub struct Recipe {
     pub decay_all: bool,
     /// Largest global gradient norm; 0 does not clip.
     pub clip: f64,
-    /// Whether row 0 of the embedding tables gets no gradient, as in the original, where it is torch's padding row
-    /// (and the first position's, and the only segment's).
+    /// Whether row 0 of the position and segment tables gets no gradient, as in the original, where it is torch's padding
+    /// row, though it is `[CLS]`'s position and the only segment.
     pub freeze_padding_rows: bool,
     /// Share of the mismatched training pairs that are hard.
     pub hard_negatives: f64,
@@ -94,6 +96,12 @@ pub struct Recipe {
     pub masked_words: f64,
     /// Weight of the word-region alignment loss beside the matching loss; 0 leaves it out.
     pub alignment: f64,
+    /// Weights of the pre-training tasks.
+    pub task_weights: TaskWeights,
+    /// Over which regions pre-training's object and attribute losses run.
+    pub region_losses: RegionLosses,
+    /// The epoch, from 0, in which pre-training begins to learn answers.
+    pub answers_from_epoch: u64,
     /// What answers to questions are compared with.
     pub answer_loss: AnswerLoss,
     /// The validation measure that chooses the best epoch, as `set/measure`.
@@ -133,6 +141,9 @@ impl Recipe {
             hard_negatives: 0.5,
             masked_words: 0.0,
             alignment: 0.0,
+            task_weights: TaskWeights::default(),
+            region_losses: RegionLosses::Masked,
+            answers_from_epoch: 0,
             answer_loss: AnswerLoss::Scores,
             metric: "random/accuracy".into(),
             patience: None,
@@ -188,6 +199,7 @@ impl Recipe {
     pub fn for_task(self, task: TaskKind) -> Self {
         match task {
             TaskKind::Matching => self,
+            TaskKind::Pretraining => Self { task, metric: "all/loss".into(), ..self },
             TaskKind::Questions | TaskKind::Statements => Self {
                 task,
                 hard_negatives: 0.0,
@@ -320,7 +332,7 @@ pub struct RecipeArgs {
     /// Largest global gradient norm; 0 does not clip
     #[arg(long, help_heading = "Optimisation")]
     pub clip: Option<f64>,
-    /// No gradient for row 0 of the word, position and segment tables, as in the original
+    /// No gradient for row 0 of the position and segment tables, as in the original
     #[arg(long, help_heading = "Optimisation")]
     pub freeze_padding_rows: bool,
     /// Share of the mismatched training pairs taken from hard_negatives.csv, where there is one
@@ -333,6 +345,17 @@ pub struct RecipeArgs {
     /// Weight of a contrastive loss that aligns words with regions before the streams meet
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub alignment: Option<f64>,
+    /// Weights of the pre-training tasks words, matching, objects, attributes, features and answers, such as
+    /// answers=0,words=2; a task that is not named has weight 1, one of weight 0 is left out
+    #[arg(long, value_name = "TASK=WEIGHT,…", help_heading = "Pre-training")]
+    pub task_weights: Option<TaskWeights>,
+    /// Object and attribute losses over the masked regions (the paper), over all as the released code, or the masked
+    /// regions' mean
+    #[arg(long, value_enum, value_name = "masked|original|per-masked", help_heading = "Pre-training")]
+    pub losses: Option<RegionLosses>,
+    /// Learn answers from this epoch on, counted from 0; the paper: the last ten of twenty
+    #[arg(long, value_name = "EPOCH", help_heading = "Pre-training")]
+    pub answers_from_epoch: Option<u64>,
     /// Compare answers with every answer's score, or with the best one alone (the original's --mceLoss for GQA)
     #[arg(long, value_enum, value_name = "scores|one", help_heading = "Optimisation")]
     pub answer_loss: Option<AnswerLoss>,
@@ -382,6 +405,9 @@ impl RecipeArgs {
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
             masked_words: a.masked_words.unwrap_or(base.masked_words),
             alignment: a.alignment.unwrap_or(base.alignment),
+            task_weights: a.task_weights.unwrap_or(base.task_weights),
+            region_losses: a.losses.unwrap_or(base.region_losses),
+            answers_from_epoch: a.answers_from_epoch.unwrap_or(base.answers_from_epoch),
             answer_loss: a.answer_loss.unwrap_or(base.answer_loss),
             metric: a.metric.unwrap_or(base.metric),
             patience: a.patience.or(base.patience),

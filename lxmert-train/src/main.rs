@@ -184,6 +184,9 @@ fn resolve_captions(args: &DataArgs) -> Result<(DataPaths, Recipe)> {
 
 /// The data that the arguments name for a task, and the recipe that suits both.
 fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
+    let captioned = args.data.as_deref().is_some_and(|data| data != "scenes")
+        || args.captions.is_some()
+        || args.flickr30k.is_some();
     let stem = match task {
         TaskKind::Matching => {
             anyhow::ensure!(
@@ -193,11 +196,15 @@ fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
             let (paths, recipe) = resolve_captions(args)?;
             return Ok((Data::Captions(paths), recipe));
         }
+        TaskKind::Pretraining if captioned => {
+            let (paths, recipe) = resolve_captions(args)?;
+            return Ok((Data::Captions(paths), recipe.for_task(task)));
+        }
+        TaskKind::Pretraining => "pretrain",
         TaskKind::Questions => "questions",
         TaskKind::Statements => "statements",
     };
-    if args.data.as_deref().is_some_and(|data| data != "scenes") || args.captions.is_some() || args.flickr30k.is_some()
-    {
+    if captioned {
         anyhow::bail!("--task {task} reads JSON files: name them by --train-file, --valid-file and --test-file");
     }
     let Some(first) = args.train_file.first() else {

@@ -22,7 +22,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::checkpoint::{FitOptions, atomic_write, fit, names, read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::MatchingModel;
+use lxmert_core::model::{MatchingModel, PretrainingModel};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -299,5 +299,18 @@ pub fn matching_weights(path: &Path, config: &LxmertConfig, fresh_head: bool) ->
             .to_vec(),
     };
     let fitting = fit(path, &MatchingModel::expected(config)?, tensors, &options)?;
+    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+}
+
+/// The weights of a pre-training model out of a checkpoint of ours, of the hub's or of the original's, in f32. Heads that
+/// the checkpoint lacks start afresh.
+///
+/// # Errors
+/// With every missing, unexpected and misshapen key.
+pub fn pretraining_weights(path: &Path, config: &LxmertConfig) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = names::lxmert(path, read_tensors(path)?)?;
+    let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from).to_vec();
+    let options = FitOptions { ignore: [heads.clone(), vec!["*.position_ids".into()]].concat(), allow_missing: heads };
+    let fitting = fit(path, &PretrainingModel::expected(config)?, tensors, &options)?;
     fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
 }

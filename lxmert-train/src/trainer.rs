@@ -14,6 +14,7 @@ use crate::optim::{AdamW, Schedule, clip};
 use crate::resume::{self, Best, Position, Sums};
 use crate::run_folder::{Report, RunFolder, save_checkpoint, write_json, write_text};
 use crate::tasks::matching::Matching;
+use crate::tasks::pretraining::Pretraining;
 use crate::tasks::questions::Answering;
 use crate::tasks::statements::Judging;
 use crate::tasks::{CheckpointParts, Step, Task, TaskKind};
@@ -110,6 +111,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
 
     let report = match job.recipe.task {
         TaskKind::Matching => run_task::<Matching>(job, folder),
+        TaskKind::Pretraining => run_task::<Pretraining>(job, folder),
         TaskKind::Questions => run_task::<Answering>(job, folder),
         TaskKind::Statements => run_task::<Judging>(job, folder),
     }?;
@@ -404,10 +406,11 @@ fn add(before: Vec<Option<Tensor>>, more: Vec<Option<Tensor>>) -> Result<Vec<Opt
         .collect()
 }
 
-/// Zeroes the gradient of row 0 of the three embedding tables, as torch's `padding_idx=0` does in the original.
+/// Zeroes the gradient of row 0 of the position and segment tables, as torch's `padding_idx=0` does in the original. Row 0
+/// of the word table is the padding's: no word that counts reads it.
 fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> Result<()> {
     for ((name, _), gradient) in optimiser.parameters().zip(gradients) {
-        let table = name.contains("embeddings.") && name.ends_with("_embeddings.weight");
+        let table = name.ends_with(".position_embeddings.weight") || name.ends_with(".token_type_embeddings.weight");
         if let Some(gradient) = gradient.as_mut().filter(|_| table) {
             let first = gradient.narrow(0, 0, 1)?.zeros_like()?;
             *gradient = gradient.slice_scatter(&first, 0, 0)?;

@@ -98,7 +98,7 @@ pub fn make(data: &DataSet, scorer: &Scorer, options: &GalleryOptions) -> Result
     if let Some(annotations) = &annotations {
         let held_out: HashSet<&str> = data.test_images().into_iter().collect();
         let cases = grounding::cases(annotations, &held_out);
-        let bar = bar(options.progress, cases.len(), "measuring grounding");
+        let bar = progress_bar(options.progress, cases.len(), "measuring grounding");
         gallery.grounding =
             Some(grounding::measure(scorer, &data.store, &cases, |done| bar.set_position(done as u64))?);
         bar.finish_and_clear();
@@ -313,7 +313,7 @@ fn picture(data: &DataSet, title: String, subtitle: String, shown: &[&(Example, 
 }
 
 fn probabilities(data: &DataSet, scorer: &Scorer, pairs: &[Example], progress: bool, name: &str) -> Result<Vec<f32>> {
-    let bar = bar(progress, pairs.len(), &format!("scoring {name} test pairs"));
+    let bar = progress_bar(progress, pairs.len(), &format!("scoring {name} test pairs"));
     let mut out = Vec::with_capacity(pairs.len());
     for batch in pairs.chunks(BATCH) {
         check_interrupt()?;
@@ -330,7 +330,8 @@ fn ratio(part: usize, all: usize) -> f64 {
     part as f64 / all.max(1) as f64
 }
 
-fn bar(show: bool, length: usize, what: &str) -> indicatif::ProgressBar {
+/// A bar for a job of `length` parts, hidden unless `show`.
+pub fn progress_bar(show: bool, length: usize, what: &str) -> indicatif::ProgressBar {
     let bar = if show { indicatif::ProgressBar::new(length as u64) } else { indicatif::ProgressBar::hidden() };
     if let Ok(style) = indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({eta} left)") {
         bar.set_style(style);

@@ -31,6 +31,8 @@ pub mod methods;
 pub mod overlay;
 pub mod pair;
 pub mod palette;
+pub mod perturbation;
+pub mod perturbation_picture;
 pub mod photo;
 pub mod pictures;
 pub mod relevancy;

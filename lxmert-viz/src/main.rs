@@ -99,6 +99,8 @@ enum Command {
     },
     /// What a match or an answer rests on, by several methods side by side
     Relevancy(commands::relevancy::RelevancyArgs),
+    /// Whether the methods know what matters: remove what they call relevant, and see the match go
+    Perturbation(commands::perturbation::PerturbationArgs),
     /// All heads beside each other
     Heads {
         #[command(flatten)]
@@ -202,6 +204,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         None => bare(cli, places, &device),
         Some(Command::Relevancy(args)) => commands::relevancy::run(cli, args, places, &device),
+        Some(Command::Perturbation(args)) => commands::perturbation::run(cli, args, places, &device),
         Some(Command::Pair(args)) => explain_photo(cli, args, &places, &device),
         Some(Command::Curves) => {
             let path = output_file(cli, &places, "curves.png");

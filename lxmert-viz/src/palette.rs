@@ -24,6 +24,10 @@ pub const WRONG: Rgb = [213, 94, 0];
 /// The chosen word, and the largest value of a row.
 pub const MARK: Rgb = [240, 120, 0];
 
+/// Lines of one plot (Okabe & Ito's set; the last, grey, for what the others are compared with).
+pub const LINES: [Rgb; 6] =
+    [[230, 159, 0], [86, 180, 233], [0, 114, 178], [0, 158, 115], [204, 121, 167], [120, 120, 120]];
+
 /// A scale from 0 to 1 in colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ColourScale {

@@ -104,6 +104,28 @@ fn methods_stand_side_by_side_for_a_match_and_for_an_answer() {
 }
 
 #[test]
+fn perturbation_writes_curves_areas_and_a_table() {
+    let made = workspace();
+    let output = viz(&made).args(["perturbation", "--examples", "3"]).assert().success().get_output().stdout.clone();
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.contains("perturbation of 3 true captions") && text.contains("relevancy (Chefer)"), "{text}");
+    let plots = made.run().join("plots");
+    picture(&plots.join("perturbation.png"));
+    let csv = std::fs::read_to_string(plots.join("perturbation.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 4 * 6 * 9);
+    let json = std::fs::read_to_string(plots.join("perturbation.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let curves = json["curves"].as_array().unwrap();
+    let first: Vec<f64> = curves.iter().map(|curve| curve["matched"][0].as_f64().unwrap()).collect();
+    assert!(first.iter().all(|score| *score == first[0]), "nothing is removed yet: {first:?}");
+    // Without its words every method leaves the same sentence.
+    let bare: Vec<f64> =
+        curves.iter().filter(|c| c["side"] == "words").map(|c| c["matched"][8].as_f64().unwrap()).collect();
+    assert!(bare.len() == 12 && bare.iter().all(|score| *score == bare[0]), "{bare:?}");
+    viz(&made).args(["perturbation", "--examples", "0"]).assert().code(1).stderr(contains("nothing to perturb"));
+}
+
+#[test]
 fn what_is_missing_is_named_with_the_command_that_makes_it() {
     let made = workspace();
     let fails = |args: &[&str], message: &str| {

@@ -47,7 +47,7 @@ def main():
     model = build()
     wanted = lambda case: not a.cases or case in a.cases
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    with torch.inference_mode():
+    with torch.no_grad():
         x = torch.from_numpy(formula("images", (1, 3, 800, 1088), -2.0, 2.0, 1))
         network = Network(model).eval()
         image = torchvision.transforms.functional.to_tensor(Image.open(ROOT / "data/photos/coffee.png").convert("RGB"))
@@ -68,7 +68,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = str(pathlib.Path(folder) / "network.onnx")
         model.to(memory_format=torch.contiguous_format)
-        torch.onnx.export(network, (x,), path, input_names=["x"], dynamo=False)
+        with torch.no_grad():
+            torch.onnx.export(network, (x,), path, input_names=["x"], dynamo=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = a.threads
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -169,4 +169,48 @@ impl FeatureStore {
         }
         Ok(())
     }
+
+    /// The labels and the detector's confidences of several images' regions: both buffers are emptied first and filled
+    /// with `[B, N]` values, 0 where an image has fewer regions. See [`FeatureStore::read_attributes`] for attributes.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::regions`].
+    pub fn read_labels(&self, images: &[usize], labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
+        self.read_classes(images, "", labels, scores)
+    }
+
+    /// As [`FeatureStore::read_labels`], the regions' attributes. In a store without attributes every confidence is 0.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::regions`].
+    pub fn read_attributes(&self, images: &[usize], labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
+        self.read_classes(images, "attribute_", labels, scores)
+    }
+
+    fn read_classes(&self, images: &[usize], prefix: &str, labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
+        labels.clear();
+        scores.clear();
+        for (i, &image) in images.iter().enumerate() {
+            let (shard, row) = self.locate(image)?;
+            shard.labels(row, shard.num_regions(row)?, prefix, labels, scores);
+            labels.resize((i + 1) * self.info.regions, 0);
+            scores.resize((i + 1) * self.info.regions, 0.0);
+        }
+        Ok(())
+    }
+
+    /// The feature of one region, `[F]`.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::regions`], or when the image has no such region.
+    pub fn region_feature(&self, image: usize, region: usize) -> Result<Vec<f32>> {
+        let (shard, row) = self.locate(image)?;
+        let n = shard.num_regions(row)?;
+        if region >= n {
+            return Err(Error::Argument(format!("region {region} of '{}', which has {n}", self.names[image])));
+        }
+        let mut features = Vec::with_capacity((region + 1) * self.info.feature_dim);
+        shard.features(row, region + 1, &mut features);
+        Ok(features.split_off(region * self.info.feature_dim))
+    }
 }

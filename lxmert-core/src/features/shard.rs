@@ -250,6 +250,12 @@ impl Shard {
         out.extend(f32s(&self.row(1, image)[..n * 16]));
     }
 
+    /// Appends the labels and scores of an image's first `n` regions, or, with `prefix` "attribute_", their attributes'.
+    pub fn labels(&self, image: usize, n: usize, prefix: &str, labels: &mut Vec<u32>, scores: &mut Vec<f32>) {
+        labels.extend(u32s(self.column(&format!("{prefix}labels"), image)).take(n));
+        scores.extend(f32s(self.column(&format!("{prefix}scores"), image)).take(n));
+    }
+
     pub fn regions(&self, image: usize) -> Result<Regions> {
         let n = self.num_regions(image)?;
         let mut features = Vec::with_capacity(n * self.layout.feature_dim);

@@ -1,7 +1,7 @@
 //! The published heads: pre-training (`cls`, `obj_predict_head`, `answer_head`) and answers.
 
-use super::LxmertOutput;
 use super::layers::{LayerNorm, Linear, activate};
+use super::{LxmertModel, LxmertOutput};
 use crate::config::LxmertConfig;
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
@@ -97,16 +97,64 @@ impl WordHead {
     }
 }
 
-/// Every head of pre-training (Tan & Bansal 2019, §3).
+/// What the masked-object tasks read off a region (`obj_predict_head`): a shared transform, then a linear layer a task.
+#[derive(Debug, Clone)]
+pub struct RegionHead {
+    transform: Transform,
+    objects: Option<Linear>,
+    attributes: Option<Linear>,
+    features: Linear,
+}
+
+/// What [`RegionHead`] gives.
+#[derive(Debug, Clone)]
+pub struct RegionLogits {
+    /// `[…, num_object_labels]`; none where the model knows no object classes.
+    pub objects: Option<Tensor>,
+    /// `[…, num_attr_labels]`; none where the model knows no attributes.
+    pub attributes: Option<Tensor>,
+    /// `[…, visual_feat_dim]`.
+    pub features: Tensor,
+}
+
+impl RegionHead {
+    fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let decoder = |name: &str, width: usize| Linear::new(config.hidden_size, width, vb.pp("decoder_dict").pp(name));
+        let classes = |name: &str, count: usize| (count > 0).then(|| decoder(name, count)).transpose();
+        Ok(Self {
+            transform: Transform::new(config, vb.pp("transform"))?,
+            objects: classes("obj", config.num_object_labels)?,
+            attributes: classes("attr", config.num_attr_labels)?,
+            features: decoder("feat", config.visual_feat_dim)?,
+        })
+    }
+
+    /// `vision`: `[…, hidden]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&self, vision: &Tensor) -> Result<RegionLogits> {
+        let regions = self.transform.forward(vision)?;
+        let classes = |head: &Option<Linear>| head.as_ref().map(|head| head.forward(&regions)).transpose();
+        Ok(RegionLogits {
+            objects: classes(&self.objects)?,
+            attributes: classes(&self.attributes)?,
+            features: self.features.forward(&regions)?,
+        })
+    }
+}
+
+/// Every head of pre-training (Tan & Bansal 2019, §3). A head of 0 classes (`num_object_labels`, `num_attr_labels`,
+/// `num_qa_labels`) has no weights and gives nothing.
 #[derive(Debug, Clone)]
 pub struct PretrainingHeads {
-    words: WordHead,
+    /// Masked words.
+    pub words: WordHead,
     matching: Linear,
-    object_transform: Transform,
-    objects: Linear,
-    attributes: Linear,
-    features: Linear,
-    answers: AnswerHead,
+    /// Masked objects.
+    pub regions: RegionHead,
+    /// Image question answering.
+    pub answers: Option<AnswerHead>,
 }
 
 /// The logits of every pre-training task.
@@ -116,14 +164,10 @@ pub struct PretrainingLogits {
     pub words: Tensor,
     /// `[batch, 2]`; index 1 is "they match".
     pub matching: Tensor,
-    /// `[batch, regions, num_object_labels]`.
-    pub objects: Tensor,
-    /// `[batch, regions, num_attr_labels]`.
-    pub attributes: Tensor,
-    /// `[batch, regions, visual_feat_dim]`.
-    pub features: Tensor,
+    /// `[batch, regions, …]`.
+    pub regions: RegionLogits,
     /// `[batch, num_qa_labels]`.
-    pub answers: Tensor,
+    pub answers: Option<Tensor>,
 }
 
 impl PretrainingHeads {
@@ -132,33 +176,62 @@ impl PretrainingHeads {
     /// # Errors
     /// When a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, word_embeddings: &Tensor, vb: VarBuilder) -> Result<Self> {
-        let objects = vb.pp("obj_predict_head");
-        let decoder =
-            |name: &str, width: usize| Linear::new(config.hidden_size, width, objects.pp("decoder_dict").pp(name));
+        let answers = config.num_qa_labels;
         Ok(Self {
             words: WordHead::new(config, word_embeddings, vb.clone())?,
             matching: Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?,
-            object_transform: Transform::new(config, objects.pp("transform"))?,
-            objects: decoder("obj", config.num_object_labels)?,
-            attributes: decoder("attr", config.num_attr_labels)?,
-            features: decoder("feat", config.visual_feat_dim)?,
-            answers: AnswerHead::new(config, config.num_qa_labels, vb.pp("answer_head"))?,
+            regions: RegionHead::new(config, vb.pp("obj_predict_head"))?,
+            answers: (answers > 0).then(|| AnswerHead::new(config, answers, vb.pp("answer_head"))).transpose()?,
         })
     }
 
-    /// The logits over a trunk's output.
+    /// `pooled`: `[batch, hidden]`; gives `[batch, 2]`, index 1 being "they match".
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn matching(&self, pooled: &Tensor) -> Result<Tensor> {
+        self.matching.forward(pooled)
+    }
+
+    /// The logits over a trunk's output, of every word, region and pair.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, output: &LxmertOutput) -> Result<PretrainingLogits> {
-        let regions = self.object_transform.forward(&output.vision)?;
         Ok(PretrainingLogits {
             words: self.words.forward(&output.language)?,
-            matching: self.matching.forward(&output.pooled)?,
-            objects: self.objects.forward(&regions)?,
-            attributes: self.attributes.forward(&regions)?,
-            features: self.features.forward(&regions)?,
-            answers: self.answers.forward(&output.pooled)?,
+            matching: self.matching(&output.pooled)?,
+            regions: self.regions.forward(&output.vision)?,
+            answers: self.answers.as_ref().map(|head| head.forward(&output.pooled)).transpose()?,
         })
+    }
+}
+
+/// A trunk with every head of pre-training, as the hub's `LxmertForPreTraining` keeps it.
+#[derive(Debug, Clone)]
+pub struct PretrainingModel {
+    /// `lxmert.…`.
+    pub trunk: LxmertModel,
+    /// The heads, at the root.
+    pub heads: PretrainingHeads,
+}
+
+impl PretrainingModel {
+    /// The weights are at the root of `vb`.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
+        let heads = PretrainingHeads::new(config, trunk.word_embeddings(), vb)?;
+        Ok(Self { trunk, heads })
+    }
+
+    /// Names and shapes of every weight [`PretrainingModel::new`] reads, sorted by name.
+    ///
+    /// # Errors
+    /// When the configuration does not fit together.
+    pub fn expected(config: &LxmertConfig) -> Result<Vec<(String, Vec<usize>)>> {
+        super::init::expected(|vb| Self::new(config, vb).map(drop))
     }
 }

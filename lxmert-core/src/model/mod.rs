@@ -18,7 +18,9 @@ pub mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::{CrossLayer, Encoded, LxmertModel};
-pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, WordHead};
+pub use heads::{
+    AnswerHead, PretrainingHeads, PretrainingLogits, PretrainingModel, RegionHead, RegionLogits, WordHead,
+};
 pub use matching::{MatchingModel, MatchingOutput};
 
 use crate::ops::DropoutRng;

@@ -7,24 +7,24 @@
 //! to be right before the gradient says anything; cross attention then compares like with like.
 
 use super::losses::cross_entropy;
-use super::matching::PairBatch;
 use crate::Result;
-use candle_core::{D, Device, Tensor};
+use crate::data::batches::Batch;
+use candle_core::{D, Tensor};
 
 /// What cosines are divided by (Radford et al. 2021 begin at it).
 const TEMPERATURE: f64 = 0.07;
 
 /// Mean of both directions' cross entropies over the batch's matched pairs; none when fewer than two
-/// different images are matched. `language`: `[batch, words, hidden]`; `vision`: `[batch, regions,
+/// different images are matched. `matched`: each matched row with its image. `language`: `[batch, words, hidden]`; `vision`: `[batch, regions,
 /// hidden]`, both before the cross-modality layers.
 ///
 /// # Errors
 /// When the batch does not fit.
-pub fn loss(batch: &PairBatch, language: &Tensor, vision: &Tensor, device: &Device) -> Result<Option<Tensor>> {
+pub fn loss(matched: &[(u32, usize)], batch: &Batch, language: &Tensor, vision: &Tensor) -> Result<Option<Tensor>> {
+    let device = language.device();
     // One pair per image: a second caption of the same image would be a false negative.
     let mut seen = std::collections::HashSet::new();
-    let matched = batch.pairs.iter().enumerate().filter(|(_, p)| p.matched() && seen.insert(p.image));
-    let rows: Vec<u32> = matched.map(|(row, _)| row as u32).collect();
+    let rows: Vec<u32> = matched.iter().filter(|(_, image)| seen.insert(*image)).map(|(row, _)| *row).collect();
     let pairs = rows.len();
     if pairs < 2 {
         return Ok(None);
@@ -32,9 +32,9 @@ pub fn loss(batch: &PairBatch, language: &Tensor, vision: &Tensor, device: &Devi
     let of_rows = |values: &[f32], width: usize| -> Vec<f32> {
         rows.iter().flat_map(|row| &values[*row as usize * width..][..width]).copied().collect()
     };
-    let (words, regions) = (batch.inputs.length, batch.inputs.regions);
-    let word_mask = Tensor::from_vec(of_rows(&batch.inputs.attention_mask, words), (pairs, words, 1), device)?;
-    let region_mask = Tensor::from_vec(of_rows(&batch.inputs.region_mask, regions), (1, pairs, regions), device)?;
+    let (words, regions) = (batch.length, batch.regions);
+    let word_mask = Tensor::from_vec(of_rows(&batch.attention_mask, words), (pairs, words, 1), device)?;
+    let region_mask = Tensor::from_vec(of_rows(&batch.region_mask, regions), (1, pairs, regions), device)?;
     let index = Tensor::from_vec(rows, pairs, device)?;
     let unit = |x: &Tensor| -> Result<Tensor> {
         let x = x.index_select(&index, 0)?.flatten_to(1)?;
@@ -53,31 +53,28 @@ pub fn loss(batch: &PairBatch, language: &Tensor, vision: &Tensor, device: &Devi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::batches::Batch;
-    use crate::data::pairs::{Pair, PairKind};
+    use candle_core::Device;
 
-    fn batch(images: &[(usize, PairKind)]) -> PairBatch {
-        let pairs: Vec<Pair> = images.iter().map(|&(image, kind)| Pair { image, caption: 0, kind }).collect();
-        let rows = pairs.len();
-        let inputs = Batch {
+    fn batch(rows: usize) -> Batch {
+        Batch {
             rows,
             length: 2,
             regions: 2,
             attention_mask: vec![1.0; 2 * rows],
             region_mask: vec![1.0; 2 * rows],
             ..Batch::default()
-        };
-        PairBatch { pairs, inputs }
+        }
     }
 
     #[test]
     fn aligned_streams_cost_less_than_crossed_ones() {
         let device = Device::Cpu;
-        let batch = batch(&[(0, PairKind::Matched), (1, PairKind::Matched)]);
+        let matched = [(0, 7), (1, 8)];
         let language = Tensor::new(&[[[1f32, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]], &device).unwrap();
         let crossed = Tensor::new(&[[[0f32, 1.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]], &device).unwrap();
-        let cost =
-            |vision: &Tensor| loss(&batch, &language, vision, &device).unwrap().unwrap().to_scalar::<f32>().unwrap();
+        let cost = |vision: &Tensor| {
+            loss(&matched, &batch(2), &language, vision).unwrap().unwrap().to_scalar::<f32>().unwrap()
+        };
         // Cosine 1 against 0: ln(1 + e^(-1/0.07)) and ln(1 + e^(1/0.07)).
         assert!(cost(&language) < 1e-5);
         assert!((cost(&crossed) - 1.0 / 0.07).abs() < 1e-3);
@@ -87,7 +84,7 @@ mod tests {
     fn mismatched_pairs_and_second_captions_take_no_part() {
         let device = Device::Cpu;
         let states = Tensor::ones((3, 2, 2), candle_core::DType::F32, &device).unwrap();
-        let one = batch(&[(0, PairKind::Matched), (0, PairKind::Matched), (1, PairKind::Random)]);
-        assert!(loss(&one, &states, &states, &device).unwrap().is_none());
+        let one = [(0, 7), (1, 7)];
+        assert!(loss(&one, &batch(3), &states, &states).unwrap().is_none());
     }
 }

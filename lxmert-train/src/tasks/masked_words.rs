@@ -5,7 +5,7 @@
 use super::losses::cross_entropy;
 use crate::Result;
 use crate::data::batches::Batch;
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 use lxmert_core::model::WordHead;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,7 +31,24 @@ pub struct MaskedWords {
     targets: Vec<u32>,
 }
 
+/// What became of the guesses.
+#[derive(Debug)]
+pub struct Guesses {
+    /// Mean cross entropy, a scalar to differentiate.
+    pub loss: Tensor,
+    /// Guesses that were right.
+    pub right: usize,
+    /// Guesses.
+    pub count: usize,
+}
+
 impl MaskedWords {
+    /// Words that are masked already: row of the `[batch · words, hidden]` output, and the word that stood there.
+    pub fn given(words: impl IntoIterator<Item = (u32, u32)>) -> Self {
+        let (rows, targets) = words.into_iter().unzip();
+        Self { rows, targets }
+    }
+
     /// Masks words of `batch` in place, in every row alike, so that a mask says nothing about the
     /// match; those of the rows that `guessed` says yes to are to be guessed. The draw is a function of `seed` and
     /// `number`.
@@ -61,13 +78,18 @@ impl MaskedWords {
     ///
     /// # Errors
     /// When the batch does not fit the model.
-    pub fn loss(&self, head: &WordHead, language: &Tensor) -> Result<Option<Tensor>> {
+    pub fn loss(&self, head: &WordHead, language: &Tensor) -> Result<Option<Guesses>> {
         if self.rows.is_empty() {
             return Ok(None);
         }
         let rows = Tensor::from_slice(&self.rows, self.rows.len(), language.device())?;
         let logits = head.forward(&language.flatten_to(1)?.index_select(&rows, 0)?)?;
-        Ok(Some(cross_entropy(&logits, &self.targets)?.mean_all()?))
+        let words = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+        Ok(Some(Guesses {
+            loss: cross_entropy(&logits, &self.targets)?.mean_all()?,
+            right: words.iter().zip(&self.targets).filter(|(word, target)| word == target).count(),
+            count: self.targets.len(),
+        }))
     }
 }
 

@@ -47,6 +47,12 @@ pub struct PairBatch {
 }
 
 impl PairBatch {
+    /// Each matched row with its image.
+    fn matched(&self) -> Vec<(u32, usize)> {
+        let rows = self.pairs.iter().enumerate().filter(|(_, pair)| pair.matched());
+        rows.map(|(row, pair)| (row as u32, pair.image)).collect()
+    }
+
     /// `[pairs]`: 1 for matched pairs, 0 for the others.
     fn targets(&self, device: &Device) -> Result<Tensor> {
         let targets: Vec<f32> = self.pairs.iter().map(|pair| f32::from(u8::from(pair.matched()))).collect();
@@ -132,11 +138,11 @@ impl Task for Matching {
         // What learns beside matching, each a mean over its share of the optimiser step.
         let share = batch.pairs.len() as f64 / step.divisor as f64;
         let guesses = match &words {
-            Some((head, words)) => words.loss(head, &output.trunk.language)?,
+            Some((head, words)) => words.loss(head, &output.trunk.language)?.map(|guesses| guesses.loss),
             None => None,
         };
         let aligned = match self.recipe.alignment > 0.0 {
-            true => alignment::loss(&batch, &language.states, &vision.states, step.device)?,
+            true => alignment::loss(&batch.matched(), &batch.inputs, &language.states, &vision.states)?,
             false => None,
         };
         let mut parts = Vec::new();

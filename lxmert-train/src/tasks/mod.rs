@@ -5,6 +5,7 @@ pub mod alignment;
 pub mod losses;
 pub mod masked_words;
 pub mod matching;
+pub mod pretraining;
 pub mod questions;
 pub mod statements;
 
@@ -29,6 +30,8 @@ use std::path::Path;
 pub enum TaskKind {
     /// Does the sentence describe the image? Measured by accuracy and retrieval.
     Matching,
+    /// The paper's pre-training: masked words and objects, matching, image question answering.
+    Pretraining,
     /// Answers to questions: VQA, GQA. Measured by accuracy, by kind of answer where the data says it.
     Questions,
     /// Is a statement about two images true? NLVR2. Measured by accuracy and consistency.

@@ -1,3 +1,4 @@
 //! What the larger subcommands take and run.
 
+pub mod perturbation;
 pub mod relevancy;

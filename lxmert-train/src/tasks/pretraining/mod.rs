@@ -1,0 +1,287 @@
+//! Pre-training (Tan & Bansal 2019, §3.1): masked words, masked objects, cross-modality matching and image question
+//! answering, each switchable and weighted, summed.
+
+pub mod data;
+pub mod regions;
+pub mod terms;
+
+use super::masked_words::MaskedWords;
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, alignment};
+use crate::config::Recipe;
+use crate::data::answers;
+use crate::data::batches::{self, Batch};
+use crate::data::pretraining::Pretraining as Sentences;
+use crate::measures::Measures;
+use crate::run_folder::{Preprocessing, pretraining_weights, weights_file};
+use crate::trainer::Job;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use data::{Splits, TaskWeights};
+use indicatif::ProgressBar;
+use lxmert_core::cli::check_interrupt;
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::model::{Forward, PretrainingModel};
+use lxmert_core::procedural::splitmix64;
+use lxmert_core::text::WordPiece;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use regions::MaskedRegions;
+use std::collections::BTreeMap;
+use std::path::Path;
+use terms::{Targets, Term};
+
+/// One sentence with one image: of the sentences' example `sentence` and the image of example `image`, which is another's
+/// where they do not match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Example {
+    image: usize,
+    sentence: usize,
+}
+
+impl Example {
+    fn matched(self) -> bool {
+        self.image == self.sentence
+    }
+}
+
+/// A batch, before its words and regions are masked.
+pub struct PretrainingBatch {
+    /// Its examples.
+    pub examples: Vec<Example>,
+    /// Their images and sentences.
+    pub inputs: Batch,
+    /// What is to be guessed of the regions.
+    pub regions: MaskedRegions,
+    /// Per example its question's answers, as labels with scores; empty where there is none to learn from.
+    pub answers: Vec<Vec<(u32, f32)>>,
+}
+
+/// Pre-training on sentences with images.
+pub struct Pretraining {
+    data: Splits,
+    weights: TaskWeights,
+    config: LxmertConfig,
+    model: PretrainingModel,
+    recipe: Recipe,
+    device: Device,
+}
+
+/// Mixed into the seed, so that masks, mismatches and dropout are drawn apart.
+const MASKS: u64 = 0x6d61_736b;
+const MISMATCHES: u64 = 0x6d69_736d;
+
+impl Task for Pretraining {
+    type Example = Example;
+    type Batch = PretrainingBatch;
+
+    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+        let recipe = job.recipe.clone();
+        let data = Splits::load(job, text)?;
+        let weights = data.supported(&recipe.task_weights);
+        if weights.all_zero() {
+            return Err(Error::Argument("--task-weights: no task is left that this data supports".into()));
+        }
+        let info = data.store.info();
+        let count = |weight: f64, classes: usize| if weight > 0.0 { classes } else { 0 };
+        let config = LxmertConfig {
+            num_object_labels: count(weights.objects, info.label_names.len()),
+            num_attr_labels: count(weights.attributes, info.attribute_names.len()),
+            num_qa_labels: count(weights.answers, data.answers.as_ref().map_or(0, answers::AnswerTable::len)),
+            ..recipe.model(info.feature_dim)?
+        };
+        super::questions::only_lxmert(&config)?;
+        let model = PretrainingModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        Ok(Self { data, weights, config, model, recipe, device: job.device.clone() })
+    }
+
+    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+        pretraining_weights(&weights_file(checkpoint)?, &self.config)
+    }
+
+    fn introduction(&self) -> Vec<String> {
+        let mut lines = self.data.introduction();
+        lines.push(format!("learns {}", self.weights));
+        let left_out = self.weights.left_out(&self.recipe.task_weights);
+        if !left_out.is_empty() {
+            lines.push(format!("the data has nothing for {}", left_out.join(", ")));
+        }
+        lines
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.data.train.len().div_ceil(self.recipe.batch_size)
+    }
+
+    fn epoch(&self, epoch: u64) -> Vec<Vec<Example>> {
+        let Recipe { seed, batch_size, .. } = self.recipe;
+        let all: Vec<usize> = (0..self.data.train.len()).collect();
+        let order = batches::shuffled(&all, seed, epoch);
+        let examples = self.draw(&self.data.train, &order, splitmix64(seed ^ splitmix64(epoch ^ MISMATCHES)));
+        batches::plan(&examples, |example| self.data.train.tokens(example.sentence).len(), batch_size, seed, epoch)
+    }
+
+    fn read(&self, examples: Vec<Example>) -> Result<PretrainingBatch> {
+        self.data.read(&self.data.train, examples, self.regions())
+    }
+
+    fn loss(&self, batch: PretrainingBatch, step: &Step) -> Result<BatchLoss> {
+        let examples = batch.examples.len();
+        let epoch = step.number / self.batches_per_epoch().max(1) as u64;
+        let weights = self.weights.in_epoch(epoch, self.recipe.answers_from_epoch);
+        let seed = splitmix64(self.recipe.seed ^ splitmix64(step.number ^ MASKS));
+        let terms = self.terms(&self.model, batch, &weights, seed, &step.forward())?;
+        let share = examples as f64 / step.divisor.max(1) as f64;
+        let mut loss = Tensor::zeros((), DType::F32, &self.device)?;
+        let mut result = BatchLoss { loss: loss.clone(), examples, sum: 0.0, right: (0, 0), parts: Vec::new() };
+        for term in terms {
+            let weight = weights.of(term.name).unwrap_or(self.recipe.alignment);
+            let value = f64::from(term.loss.to_scalar::<f32>()?);
+            result.parts.push((term.name, value));
+            result.sum += weight * value * examples as f64;
+            if term.name == "matching" {
+                result.right = (term.right, term.guesses);
+            }
+            loss = (loss + (term.loss * (weight * share))?)?;
+        }
+        Ok(BatchLoss { loss, ..result })
+    }
+
+    fn validate(&self) -> Result<Measures> {
+        self.measure(&self.model, &self.data.validation, &ProgressBar::hidden())
+    }
+
+    fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+        let weights = pretraining_weights(&weights_file(folder)?, &self.config)?;
+        let weights =
+            weights.into_iter().map(|(name, t)| Ok((name, t.to_device(&self.device)?))).collect::<Result<_>>()?;
+        let model = PretrainingModel::new(&self.config, VarBuilder::from_tensors(weights, DType::F32, &self.device))?;
+        bar.set_length(self.data.test.len() as u64);
+        self.measure(&model, &self.data.test, bar)
+    }
+
+    fn checkpoint(&self) -> CheckpointParts {
+        CheckpointParts {
+            config: self.config.clone(),
+            architecture: "LxmertForPreTraining",
+            preprocessing: Preprocessing {
+                max_length: self.recipe.max_length,
+                regions: self.regions(),
+                detector: self.data.store.info().detector.clone(),
+            },
+            answers: match (&self.data.answers, self.config.num_qa_labels) {
+                (Some(table), 1..) => table.answers().to_vec(),
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    fn description(&self) -> Description {
+        Description {
+            title: "pre-training".into(),
+            pipeline_tag: "feature-extraction",
+            does: "Encodes a sentence and an image's regions together; a start for fine-tuning.".into(),
+            data: self.data.table(),
+            losses: format!("Learns {}; region losses: {:?}.", self.weights, self.recipe.region_losses),
+        }
+    }
+}
+
+impl Pretraining {
+    fn regions(&self) -> usize {
+        let stored = self.data.store.info().regions;
+        self.recipe.regions.map_or(stored, |n| n.min(stored))
+    }
+
+    /// Half of the sentences (each by a coin, as the original) get another image, where matching is learnt.
+    fn draw(&self, split: &Sentences, order: &[usize], key: u64) -> Vec<Example> {
+        let mut rng = ChaCha8Rng::seed_from_u64(key);
+        let example = |&sentence: &usize| {
+            let other = if self.weights.matching > 0.0 && rng.random_bool(0.5) {
+                split.mismatch(sentence, &mut rng)
+            } else {
+                None
+            };
+            Example { image: other.unwrap_or(sentence), sentence }
+        };
+        order.iter().map(example).collect()
+    }
+
+    /// Masks `batch` and gives the losses of the tasks that `weights` switches on.
+    fn terms(
+        &self,
+        model: &PretrainingModel,
+        mut batch: PretrainingBatch,
+        weights: &TaskWeights,
+        seed: u64,
+        run: &Forward,
+    ) -> Result<Vec<Term>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let answers = batch.answers.iter().map(|answers| answers::sample(answers, &mut rng)).collect();
+        if weights.any_region() {
+            batch.regions.mask(&mut batch.inputs, &self.data.store, &mut rng)?;
+        }
+        let vocab = self.config.vocab_size as u32;
+        let words = match weights.words > 0.0 {
+            true => MaskedWords::draw(&mut batch.inputs, |_| true, vocab, seed, rng.random()),
+            false => MaskedWords::default(),
+        };
+        let matched: Vec<bool> = batch.examples.iter().map(|example| example.matched()).collect();
+        let targets = Targets { words, regions: batch.regions, matched, answers };
+        let inputs = batch.inputs.inputs(&self.device)?;
+        let losses = (self.recipe.region_losses, 1.0 / regions::CHOSEN);
+        let (mut terms, language, vision) = terms::terms(model, &inputs, &targets, weights, losses, run)?;
+        if self.recipe.alignment > 0.0 {
+            let matched: Vec<(u32, usize)> = (batch.examples.iter().enumerate())
+                .filter(|(_, example)| example.matched())
+                .map(|(row, example)| (row as u32, example.image))
+                .collect();
+            if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.states, &vision.states)? {
+                terms.push(Term { name: "alignment", loss, right: 0, guesses: 0, weight: batch.examples.len() as f64 });
+            }
+        }
+        Ok(terms)
+    }
+
+    /// Every task's loss and accuracy on a split, masks and mismatches being the same each time.
+    fn measure(&self, model: &PretrainingModel, split: &Sentences, bar: &ProgressBar) -> Result<Measures> {
+        let all: Vec<usize> = (0..split.len()).collect();
+        let examples = self.draw(split, &all, MISMATCHES);
+        let length = |example: &Example| split.tokens(example.sentence).len();
+        let order = batches::plan_in_order(&examples, length, self.recipe.evaluation_batch());
+        let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect());
+        let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
+        let mut number = 0;
+        batches::for_each(
+            planned,
+            |examples: Vec<Example>| self.data.read(split, examples, self.regions()),
+            |batch| {
+                check_interrupt()?;
+                let rows = batch.examples.len();
+                number += 1;
+                let seed = splitmix64(number ^ MASKS);
+                for term in self.terms(model, batch, &self.weights, seed, &Forward::eval())? {
+                    let sum = sums.entry(term.name).or_default();
+                    sum.0 += term.weight * f64::from(term.loss.to_scalar::<f32>()?);
+                    sum.1 += term.weight;
+                    sum.2 += term.right;
+                    sum.3 += term.guesses;
+                }
+                bar.inc(rows as u64);
+                Ok(true)
+            },
+        )?;
+        let mut measures = Measures::default();
+        let mut total = 0.0;
+        for (name, (loss, weight, right, guesses)) in sums {
+            let loss = loss / weight.max(1.0);
+            measures.set(name, "loss", loss);
+            if guesses > 0 {
+                measures.set(name, "accuracy", right as f64 / guesses as f64);
+            }
+            total += self.weights.of(name).unwrap_or(self.recipe.alignment) * loss;
+        }
+        measures.set("all", "loss", total);
+        Ok(measures)
+    }
+}

@@ -1,0 +1,101 @@
+//! The losses of one masked batch.
+
+use super::data::TaskWeights;
+use super::regions::{MaskedRegions, RegionLosses};
+use crate::Result;
+use crate::tasks::losses::cross_entropy;
+use crate::tasks::masked_words::MaskedWords;
+use candle_core::{D, Tensor};
+use lxmert_core::model::{Encoded, Forward, LxmertInputs, PretrainingModel};
+
+/// What is to be guessed of a batch whose words and regions are masked already.
+#[derive(Debug, Default)]
+pub struct Targets {
+    /// The masked words.
+    pub words: MaskedWords,
+    /// The masked regions.
+    pub regions: MaskedRegions,
+    /// Per row whether sentence and image match.
+    pub matched: Vec<bool>,
+    /// Per row the answer; none where there is none to learn.
+    pub answers: Vec<Option<u32>>,
+}
+
+/// One loss: a scalar to differentiate, how many of the guesses were right, and how many there were.
+#[derive(Debug, Clone)]
+pub struct Term {
+    /// The task.
+    pub name: &'static str,
+    /// The loss of the batch.
+    pub loss: Tensor,
+    /// Right guesses.
+    pub right: usize,
+    /// Guesses; 0 where a task has none to count.
+    pub guesses: usize,
+    /// By what the batch's loss weighs in a mean over batches.
+    pub weight: f64,
+}
+
+/// The terms of the tasks that `weights` switches on, each before its weight, and both streams before they meet. A task
+/// with nothing to guess in this batch has no term.
+///
+/// # Errors
+/// When the batch does not fit the model.
+pub fn terms(
+    model: &PretrainingModel,
+    inputs: &LxmertInputs,
+    targets: &Targets,
+    weights: &TaskWeights,
+    (kind, normaliser): (RegionLosses, f64),
+    run: &Forward,
+) -> Result<(Vec<Term>, Encoded, Encoded)> {
+    let language = model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
+    let mask = inputs.visual_attention_mask.as_ref();
+    let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, run)?;
+    let output = model.trunk.cross(&language, &vision, run)?;
+    let heads = &model.heads;
+    let rows = targets.matched.len() as f64;
+
+    let mut terms = Vec::new();
+    if weights.words > 0.0
+        && let Some(guess) = targets.words.loss(&heads.words, &output.language)?
+    {
+        let (right, guesses) = (guess.right, guess.count);
+        terms.push(Term { name: "words", loss: guess.loss, right, guesses, weight: guesses as f64 });
+    }
+    if weights.matching > 0.0 {
+        let classes: Vec<u32> = targets.matched.iter().map(|matched| u32::from(*matched)).collect();
+        terms.push(classified("matching", &heads.matching(&output.pooled)?, &classes)?);
+    }
+    if weights.any_region() {
+        let found = targets.regions.losses(&heads.regions, &output.vision, kind, normaliser)?;
+        let named = [
+            ("objects", weights.objects, found.objects, found.right_objects),
+            ("attributes", weights.attributes, found.attributes, found.right_attributes),
+            ("features", weights.features, found.features, (0, 0)),
+        ];
+        for (name, weight, loss, (right, guesses)) in named {
+            if let Some(loss) = loss.filter(|_| weight > 0.0) {
+                terms.push(Term { name, loss, right, guesses, weight: rows });
+            }
+        }
+    }
+    if let Some(head) = heads.answers.as_ref().filter(|_| weights.answers > 0.0) {
+        let asked = targets.answers.iter().enumerate();
+        let (index, answers): (Vec<u32>, Vec<u32>) =
+            asked.filter_map(|(row, answer)| Some((row as u32, (*answer)?))).unzip();
+        if !index.is_empty() {
+            let index = Tensor::from_slice(&index, index.len(), output.pooled.device())?;
+            terms.push(classified("answers", &head.forward(&output.pooled.index_select(&index, 0)?)?, &answers)?);
+        }
+    }
+    Ok((terms, language, vision))
+}
+
+/// The mean cross entropy of rows that each have one class.
+fn classified(name: &'static str, logits: &Tensor, targets: &[u32]) -> Result<Term> {
+    let guesses = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let right = guesses.iter().zip(targets).filter(|(guess, target)| guess == target).count();
+    let loss = cross_entropy(logits, targets)?.mean_all()?;
+    Ok(Term { name, loss, right, guesses: targets.len(), weight: targets.len() as f64 })
+}

@@ -1,0 +1,363 @@
+//! Does a method know what matters? Take away what it calls relevant, and see whether the match goes with it.
+//!
+//! The perturbation test of Chefer et al. (ICCV 2021, §4), for matching. Each example is a true caption of a test
+//! image, whose match logit is explained. *Positive*: the most relevant goes first, and a good method's curve falls
+//! at once (small area). *Negative*: the least relevant goes first, and a good method's curve stays up (large area).
+//! The score is the share of these pairs that the model still calls a match. False captions are left out: of them
+//! the model says "no match" all the more, the less it sees, so nothing could fall.
+//!
+//! What is removed is dropped from the sequence, not zeroed. Words keep their order and move up, `[CLS]` and `[SEP]`
+//! stay. One region always stays, since the model does not run on none; at the last step all methods would meet
+//! there anyway. Equal weights go in random order, so that a method without an opinion counts as chance.
+
+use crate::dataset::{DataSet, Example};
+use crate::relevancy::{Method, Relevance};
+use crate::scorer::{PairInput, Scorer, keep_regions};
+use crate::{Error, Result};
+use lxmert_core::features::Regions;
+use lxmert_core::model::Capture;
+use lxmert_core::procedural::values;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// The fractions removed (the reference's `pert_steps`).
+pub const STEPS: [f64; 9] = [0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
+
+/// Examples explained, and perturbed pairs scored, at once.
+const BATCH: usize = 64;
+
+/// What is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Regions of the image.
+    Regions,
+    /// Word pieces of the sentence.
+    Words,
+}
+
+/// What goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The most relevant.
+    Positive,
+    /// The least relevant.
+    Negative,
+}
+
+impl Side {
+    /// For tables and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Regions => "regions",
+            Self::Words => "words",
+        }
+    }
+}
+
+impl Order {
+    /// For tables and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Positive => "positive",
+            Self::Negative => "negative",
+        }
+    }
+}
+
+/// The four tests.
+pub const TESTS: [(Side, Order); 4] = [
+    (Side::Regions, Order::Positive),
+    (Side::Regions, Order::Negative),
+    (Side::Words, Order::Positive),
+    (Side::Words, Order::Negative),
+];
+
+/// The rankings that are tested: every method, and `None` for a random one.
+pub fn rankings() -> impl Iterator<Item = Option<Method>> {
+    Method::ALL.into_iter().map(Some).chain([None])
+}
+
+/// For tables and files.
+pub fn ranking_name(ranking: Option<Method>) -> &'static str {
+    ranking.map_or("random", Method::name)
+}
+
+/// One line of one test.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// What is taken away.
+    pub side: Side,
+    /// What goes first.
+    pub order: Order,
+    /// By which method; `None` is random.
+    pub ranking: Option<Method>,
+    /// Per step the share of pairs still called a match.
+    pub scores: Vec<f64>,
+    /// The area under it over the fraction removed, 0..1.
+    pub area: f64,
+    /// The standard error of that area over the examples.
+    pub error: f64,
+}
+
+/// The whole test.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Perturbation {
+    /// How many pairs.
+    pub examples: usize,
+    /// One curve per test and ranking.
+    pub curves: Vec<Curve>,
+}
+
+impl Perturbation {
+    /// The curve of one test and ranking.
+    pub fn curve(&self, test: (Side, Order), ranking: Option<Method>) -> Option<&Curve> {
+        self.curves.iter().find(|c| (c.side, c.order) == test && c.ranking == ranking)
+    }
+
+    /// Every point as a table: side, order, method, fraction removed, score.
+    pub fn to_csv(&self) -> String {
+        let mut out = String::from("side,order,method,removed,matched\n");
+        for curve in &self.curves {
+            for (step, score) in STEPS.iter().zip(&curve.scores) {
+                let (side, order, name) = (curve.side.name(), curve.order.name(), ranking_name(curve.ranking));
+                let _ = writeln!(out, "{side},{order},{name},{step},{score:.6}");
+            }
+        }
+        out
+    }
+
+    /// The same with the areas.
+    pub fn to_json(&self) -> serde_json::Value {
+        let curve = |c: &Curve| {
+            serde_json::json!({
+                "side": c.side.name(), "order": c.order.name(), "method": ranking_name(c.ranking),
+                "area": c.area, "standard_error": c.error, "matched": c.scores,
+            })
+        };
+        let curves: Vec<_> = self.curves.iter().map(curve).collect();
+        serde_json::json!({ "examples": self.examples, "removed": STEPS, "curves": curves })
+    }
+}
+
+impl std::fmt::Display for Perturbation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "  {:<24}{:>34}{:>34}",
+            "", "most relevant first (less is better)", "least first (more is better)"
+        )?;
+        write!(f, "  {:<24}{:>17}{:>17}{:>17}{:>17}", "area under the curve", "regions", "words", "regions", "words")?;
+        for ranking in rankings() {
+            write!(f, "\n  {:<24}", ranking_name(ranking))?;
+            for test in [TESTS[0], TESTS[2], TESTS[1], TESTS[3]] {
+                let cell = self.curve(test, ranking).map(|c| format!("{:.3} ± {:.3}", c.area, c.error));
+                write!(f, "{:>17}", cell.unwrap_or_default())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the four tests on `examples`, which are true captions. `done` hears how many are through.
+///
+/// # Errors
+/// [`Error::Shape`] when there is no example; what [`Scorer::score`] says.
+pub fn measure(
+    data: &DataSet,
+    scorer: &Scorer,
+    examples: &[Example],
+    seed: u64,
+    mut done: impl FnMut(usize),
+) -> Result<Perturbation> {
+    if examples.is_empty() {
+        return Err(Error::Shape("no true caption of a test image: nothing to perturb".into()));
+    }
+    let lines: Vec<((Side, Order), Option<Method>)> =
+        TESTS.into_iter().flat_map(|test| rankings().map(move |ranking| (test, ranking))).collect();
+    let mut matched = vec![[0usize; STEPS.len()]; lines.len()];
+    let mut areas = vec![Vec::with_capacity(examples.len()); lines.len()];
+    for (number, chunk) in examples.chunks(BATCH).enumerate() {
+        let regions = chunk.iter().map(|e| data.regions(&e.image)).collect::<Result<Vec<_>>>()?;
+        let pairs: Vec<PairInput> =
+            chunk.iter().zip(&regions).map(|(e, regions)| PairInput { regions, text: &e.text }).collect();
+        for (i, (scored, regions)) in scorer.score(&pairs, Capture::Probes)?.iter().zip(&regions).enumerate() {
+            lxmert_core::cli::check_interrupt()?;
+            let index = number * BATCH + i;
+            let (words, count) = (scored.encoding.ids.len(), regions.num_regions());
+            let random = |what: &str, n: usize| values(&format!("{what}.{index}"), n, 0.0, 1.0, seed);
+            let ties = Relevance { words: random("words", words), regions: random("regions", count) };
+            let mut variants = Variants::default();
+            let mut wanted = Vec::with_capacity(lines.len());
+            let maps = scored.maps()?;
+            let found = rankings()
+                .map(|r| r.map_or_else(|| Ok(ties.clone()), |m| m.sentence(maps)))
+                .collect::<Result<Vec<_>>>()?;
+            for (line, ((side, order), _)) in lines.iter().enumerate() {
+                let relevance = &found[line % found.len()];
+                let steps = STEPS.map(|step| {
+                    let kept = match side {
+                        Side::Regions => kept_regions(&relevance.regions, &ties.regions, *order, step),
+                        Side::Words => kept_words(&relevance.words, &ties.words, *order, step),
+                    };
+                    variants.index(*side, kept)
+                });
+                wanted.push(steps);
+            }
+            let logits = variants.score(scorer, regions, &scored.encoding.ids)?;
+            for ((steps, counts), areas) in wanted.iter().zip(&mut matched).zip(&mut areas) {
+                let stays = steps.map(|variant| logits[variant] >= 0.0);
+                counts.iter_mut().zip(stays).for_each(|(count, stays)| *count += usize::from(stays));
+                areas.push(area(&stays.map(|stays| f64::from(u8::from(stays)))));
+            }
+            done(index + 1);
+        }
+    }
+    let total = examples.len() as f64;
+    let curves = lines.iter().zip(&matched).zip(&areas).map(|((((side, order), ranking), counts), areas)| {
+        let (area, error) = mean_and_error(areas);
+        let scores = counts.iter().map(|count| *count as f64 / total).collect();
+        Curve { side: *side, order: *order, ranking: *ranking, scores, area, error }
+    });
+    Ok(Perturbation { examples: examples.len(), curves: curves.collect() })
+}
+
+/// What of one pair is to be scored, each set of kept regions or words once.
+#[derive(Default)]
+struct Variants {
+    numbers: HashMap<(Side, Vec<usize>), usize>,
+    kept: Vec<(Side, Vec<usize>)>,
+}
+
+impl Variants {
+    fn index(&mut self, side: Side, kept: Vec<usize>) -> usize {
+        let next = self.kept.len();
+        let number = *self.numbers.entry((side, kept.clone())).or_insert(next);
+        if number == next {
+            self.kept.push((side, kept));
+        }
+        number
+    }
+
+    fn score(&self, scorer: &Scorer, regions: &Regions, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut logits = Vec::with_capacity(self.kept.len());
+        for chunk in self.kept.chunks(BATCH) {
+            let cut: Vec<(Regions, Vec<u32>)> = chunk
+                .iter()
+                .map(|(side, kept)| match side {
+                    Side::Regions => (keep_regions(regions, kept), ids.to_vec()),
+                    Side::Words => (regions.clone(), kept.iter().map(|&i| ids[i]).collect()),
+                })
+                .collect();
+            let rows: Vec<(&Regions, &[u32])> = cut.iter().map(|(regions, ids)| (regions, ids.as_slice())).collect();
+            logits.extend(scorer.logits(&rows)?);
+        }
+        Ok(logits)
+    }
+}
+
+/// `weights.len()` things ranked, the one to keep longest first; equal weights by `ties`.
+fn ranked(weights: &[f32], ties: &[f32], order: Order) -> Vec<usize> {
+    let mut ranked: Vec<usize> = (0..weights.len()).collect();
+    ranked.sort_by(|&a, &b| {
+        let most_first = weights[b].total_cmp(&weights[a]);
+        let by_weight = if order == Order::Negative { most_first } else { most_first.reverse() };
+        by_weight.then(ties[a].total_cmp(&ties[b]))
+    });
+    ranked
+}
+
+/// `int((1 − step) · count)`, where rounding must not turn 2 into 1.999….
+fn number_kept(count: usize, step: f64) -> usize {
+    ((1.0 - step) * count as f64 + 1e-9) as usize
+}
+
+/// The regions left when `step` of them is removed, in their order; at least one.
+pub fn kept_regions(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec<usize> {
+    let mut kept = ranked(weights, ties, order);
+    kept.truncate(number_kept(weights.len(), step).max(1));
+    kept.sort_unstable();
+    kept
+}
+
+/// The word pieces left when `step` of those between `[CLS]` and `[SEP]` is removed, in their order, with both.
+pub fn kept_words(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec<usize> {
+    let last = weights.len().saturating_sub(1);
+    if last < 2 {
+        return (0..weights.len()).collect();
+    }
+    let mut kept: Vec<usize> = ranked(&weights[1..last], &ties[1..last], order).iter().map(|i| i + 1).collect();
+    kept.truncate(number_kept(last - 1, step));
+    kept.extend([0, last]);
+    kept.sort_unstable();
+    kept
+}
+
+/// The area under the scores over [`STEPS`], by trapezoids.
+fn area(scores: &[f64]) -> f64 {
+    let parts = STEPS.windows(2).zip(scores.windows(2));
+    parts.map(|(step, score)| (step[1] - step[0]) * (score[0] + score[1]) / 2.0).sum()
+}
+
+fn mean_and_error(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
+    (mean, (squares / (count - 1.0).max(1.0) / count).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIES: [f32; 6] = [0.1, 0.6, 0.3, 0.2, 0.5, 0.4];
+
+    #[test]
+    fn the_most_relevant_goes_first_or_last() {
+        let weights = [0.1, 0.9, 0.5, 0.7];
+        assert_eq!(kept_regions(&weights, &TIES, Order::Positive, 0.5), [0, 2]);
+        assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 0.5), [1, 3]);
+        assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 0.0), [0, 1, 2, 3]);
+        assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 1.0), [1], "one region always stays");
+        assert_eq!(kept_regions(&weights, &TIES, Order::Positive, 0.95), [0]);
+    }
+
+    #[test]
+    fn words_keep_their_order_and_their_frame() {
+        let weights = [9.0, 0.2, 0.8, 0.1, 0.4, 9.0];
+        assert_eq!(kept_words(&weights, &TIES, Order::Positive, 0.5), [0, 1, 3, 5]);
+        assert_eq!(kept_words(&weights, &TIES, Order::Negative, 0.5), [0, 2, 4, 5]);
+        assert_eq!(kept_words(&weights, &TIES, Order::Negative, 1.0), [0, 5]);
+        assert_eq!(kept_words(&[9.0, 9.0], &TIES, Order::Negative, 0.5), [0, 1]);
+    }
+
+    #[test]
+    fn equal_weights_go_in_random_order() {
+        let kept = kept_regions(&[0.0; 6], &TIES, Order::Negative, 0.5);
+        assert_eq!(kept, kept_regions(&[0.0; 6], &TIES, Order::Positive, 0.5));
+        assert_eq!(kept, [0, 2, 3]);
+    }
+
+    #[test]
+    fn counts_do_not_suffer_from_rounding() {
+        assert_eq!([0.0, 0.25, 0.8, 0.9, 1.0].map(|step| number_kept(10, step)), [10, 7, 2, 1, 0]);
+    }
+
+    #[test]
+    fn areas_are_trapezoids_over_uneven_steps() {
+        assert!((area(&[1.0; 9]) - 1.0).abs() < 1e-12);
+        // Falls from 1 to 0 between 0 and 0.25: half of that.
+        assert!((area(&[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]) - 0.125).abs() < 1e-12);
+        assert!((area(&STEPS.map(|step| 1.0 - step)) - 0.5).abs() < 1e-12);
+        let (mean, error) = mean_and_error(&[0.0, 1.0, 0.0, 1.0]);
+        assert!((mean - 0.5).abs() < 1e-12 && (error - (1.0 / 12.0f64).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_same_cut_is_scored_once() {
+        let mut variants = Variants::default();
+        assert_eq!(variants.index(Side::Regions, vec![0, 1]), 0);
+        assert_eq!(variants.index(Side::Words, vec![0, 1]), 1);
+        assert_eq!(variants.index(Side::Regions, vec![0, 1]), 0);
+        assert_eq!(variants.kept.len(), 2);
+    }
+}
