@@ -180,9 +180,16 @@ impl LxmertConfig {
         Ok(())
     }
 
-    /// The `config.json` text, as `transformers` opens it.
+    /// The `config.json` text, as `transformers` opens it. Heads of 0 classes are switched off in its words
+    /// (`visual_attr_loss`, …), since it would build them otherwise.
     pub fn to_json(&self, architecture: &str) -> String {
-        let mut value = serde_json::json!({ "architectures": [architecture] });
+        let mut value = serde_json::json!({
+            "architectures": [architecture],
+            "num_hidden_layers": {"vision": self.r_layers, "cross_encoder": self.x_layers, "language": self.l_layers},
+            "task_qa": self.num_qa_labels > 0,
+            "visual_obj_loss": self.num_object_labels > 0,
+            "visual_attr_loss": self.num_attr_labels > 0,
+        });
         if let (Some(all), Ok(serde_json::Value::Object(fields))) = (value.as_object_mut(), serde_json::to_value(self))
         {
             all.extend(fields);

@@ -1,7 +1,7 @@
 //! LXMERT's forward passes and training steps at the sizes that the peers' scripts time, one case after another, as
 //! JSON lines that `lxmert-core/benches/peers/compare.py` reads.
 //!
-//! `cargo bench -p lxmert-train --bench steps -- [--runs N] [case …]`: seconds of each run of each case, after one run to warm
+//! `cargo bench -p lxmert-train --bench steps -- [--runs N] [--batch N] [case …]`: seconds of each run of each case, after one run to warm
 //! up. A step is forward, backward, global norm and AdamW, with dropout.
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +22,8 @@ struct Case {
     preset: &'static str,
     student: bool,
     train: bool,
+    /// Whether only the pooled output is wanted, as in training and retrieval.
+    pooled: bool,
     batch: usize,
     words: usize,
     /// Of them real, the rest padding; on average, where sentences differ.
@@ -34,10 +36,13 @@ fn captions(sentence: usize) -> usize {
     9 + (sentence * 7) % 12
 }
 
-const CASES: [Case; 8] = [
-    Case { train: false, batch: 1, ..BASE },
-    Case { name: "base forward, batch 32", train: false, ..BASE },
-    Case { name: "base forward, batch 32, real lengths", train: false, real: captions, ..BASE },
+const CASES: [Case; 11] = [
+    Case { pooled: false, train: false, batch: 1, ..BASE },
+    Case { name: "base forward, batch 1, pooled output", train: false, batch: 1, ..BASE },
+    Case { name: "base forward, batch 32", pooled: false, train: false, ..BASE },
+    Case { name: "base forward, batch 32, pooled output", train: false, ..BASE },
+    Case { name: "base forward, batch 32, real lengths", pooled: false, train: false, real: captions, ..BASE },
+    Case { name: "base forward, batch 32, real lengths, pooled output", train: false, real: captions, ..BASE },
     Case { name: "base step, batch 32", ..BASE },
     Case { name: "small step, batch 64", preset: "small", batch: 64, words: 32, real: |_| 32, ..BASE },
     Case { name: "small forward, batch 64", preset: "small", batch: 64, words: 32, real: |_| 32, train: false, ..BASE },
@@ -50,6 +55,7 @@ const BASE: Case = Case {
     preset: "base",
     student: false,
     train: true,
+    pooled: true,
     batch: 32,
     words: 20,
     real: |_| 20,
@@ -84,7 +90,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
         Err(_) => bail!("the variables' lock is poisoned"),
     };
-    let inputs = inputs(case, &config)?;
+    let (inputs, pooled) = (inputs(case, &config)?, case.pooled);
     let mut run: Box<dyn FnMut() -> Result<()>> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
@@ -92,7 +98,8 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Box::new(move || {
             step += 1;
             let rng = DropoutRng::new(0, step);
-            let logits = model.forward(&inputs, &Forward::train(&rng))?.logits;
+            let run = Forward { pooled_only: pooled, ..Forward::train(&rng) };
+            let logits = model.forward(&inputs, &run)?.logits;
             let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
             let gradients = optimiser.gradients(&loss.backward()?);
             let norm = clip::global_norm(gradients.iter().flatten())?;
@@ -102,7 +109,8 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         // Plain tensors, as read from a checkpoint: no graph is kept.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        Box::new(move || model.forward(&inputs, &Forward::eval()).map(drop).map_err(Into::into))
+        let run = Forward { pooled_only: pooled, ..Forward::eval() };
+        Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     let mut seconds = Vec::with_capacity(runs);
     for i in 0..=runs {
@@ -119,18 +127,20 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
 fn main() -> Result<()> {
     // SAFETY: the first thing in `main`, while this is the only thread. As `CommonArgs::start` does: candle's own pool spins.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    let (mut runs, mut names) = (5, Vec::new());
+    let (mut runs, mut batch, mut names) = (5, None, Vec::new());
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--runs" => runs = arguments.next().context("--runs needs a number")?.parse()?,
+            "--batch" => batch = Some(arguments.next().context("--batch needs a number")?.parse()?),
             _ => names.push(argument),
         }
     }
     for case in &CASES {
         if names.is_empty() || names.iter().any(|name| name == case.name) {
-            let seconds = time(case, runs)?;
-            println!("{}", serde_json::json!({"case": case.name, "seconds": seconds}));
+            let case = Case { batch: batch.unwrap_or(case.batch), ..*case };
+            let seconds = time(&case, runs)?;
+            println!("{}", serde_json::json!({"case": case.name, "batch": case.batch, "seconds": seconds}));
         }
     }
     Ok(())

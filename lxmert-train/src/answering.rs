@@ -1,11 +1,11 @@
 //! Models with an answer head: reading one, starting one from another's weights, and asking it.
 
 use crate::data::answers::AnswerTable;
-use crate::run_folder::{Preprocessing, RunFolder, weights_file};
+use crate::run_folder::{Preprocessing, checkpoint_folder, weights_file};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::checkpoint::{FitOptions, fit, names, read_tensors};
+use lxmert_core::checkpoint::{names, read_tensors, take_weights};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
 use lxmert_core::model::{AnswerModel, Forward, LxmertInputs};
@@ -13,9 +13,6 @@ use lxmert_core::text::WordPiece;
 use lxmert_core::workspace::Workspace;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-
-/// Heads of other tasks, which a checkpoint may hold beside what an answering model needs.
-const OTHER_HEADS: [&str; 3] = ["cls.*", "obj_predict_head.*", "*.position_ids"];
 
 /// Where the last layer of an answer head lies: a row for each answer.
 const LAST_LAYER: [&str; 2] = ["answer_head.logit_fc.3.weight", "answer_head.logit_fc.3.bias"];
@@ -37,20 +34,6 @@ pub struct AnswerCheckpoint {
     pub model: AnswerModel,
 }
 
-/// `folder`, or the `best` of a run folder.
-///
-/// # Errors
-/// When neither holds a checkpoint, with the command that makes one for `task`.
-pub fn checkpoint_folder(folder: &Path, task: &str) -> Result<PathBuf> {
-    let found =
-        [folder.to_path_buf(), RunFolder::new(folder).best()].into_iter().find(|f| f.join("config.json").is_file());
-    found.ok_or_else(|| {
-        let advice =
-            format!("no checkpoint here (no config.json); train one with `cargo run -p lxmert-train -- --task {task}`");
-        Error::file(folder, advice)
-    })
-}
-
 /// An answer with its probability.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Answer {
@@ -62,7 +45,7 @@ pub struct Answer {
 }
 
 impl AnswerCheckpoint {
-    /// Reads a checkpoint folder of ours or of the hub, or the `best` of a run folder.
+    /// Reads a checkpoint folder of ours or of the hub, the `best` of a run folder, or `hf:owner/repo`.
     ///
     /// # Errors
     /// When a file is missing, the weights do not fit the configuration, or nothing says what its answers are.
@@ -75,11 +58,9 @@ impl AnswerCheckpoint {
         })?;
         let config = LxmertConfig { num_qa_labels: rows, ..LxmertConfig::from_file(folder.join("config.json"))? };
         let answers = table_of(&folder, rows)?;
-        let options = FitOptions { allow_missing: Vec::new(), ignore: OTHER_HEADS.map(String::from).to_vec() };
-        let fitting = fit(&path, &AnswerModel::expected(&config)?, tensors, &options)?;
-        let weights: HashMap<String, Tensor> = fitting
+        let weights: HashMap<String, Tensor> = take_weights(&path, tensors, &AnswerModel::expected(&config)?, &[])?
             .into_iter()
-            .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.to_device(device)?)))
+            .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
             .collect::<Result<_>>()?;
         let vocabulary = folder.join("vocab.txt");
         Ok(Self {
@@ -160,8 +141,8 @@ pub fn detector_for(feature_dim: usize, trained_on: &str) -> String {
 
 /// The weights of an answering model out of a checkpoint of another task or of other answers, and how many answers have a
 /// row there. The head's last layer is taken over answer by answer, by the normalised words, and answers that the
-/// checkpoint lacks start at zero (the original's `load_lxmert_qa`); without a head in the checkpoint, or without a table
-/// that says what its answers are, it is left to start at random.
+/// checkpoint lacks start at zero (the original's `load_lxmert_qa`); names that `allow_missing` covers may be absent. Without a head in the checkpoint, or without a table
+/// that says what its answers are, the head is left to start at random.
 ///
 /// # Errors
 /// When the file cannot be read, or with every name that is missing, unexpected or misshapen.
@@ -169,6 +150,7 @@ pub fn starting_weights(
     path: &Path,
     config: &LxmertConfig,
     answers: &AnswerTable,
+    allow_missing: &[String],
 ) -> Result<(BTreeMap<String, Tensor>, Option<usize>)> {
     let mut tensors = names::lxmert(path, read_tensors(path)?)?;
     let mut matched = None;
@@ -190,11 +172,11 @@ pub fn starting_weights(
             }
         },
     }
-    let allow_missing = if matched.is_none() { vec!["answer_head.*".into()] } else { Vec::new() };
-    let options = FitOptions { allow_missing, ignore: OTHER_HEADS.map(String::from).to_vec() };
-    let fitting = fit(path, &AnswerModel::expected(config)?, tensors, &options)?;
-    let weights = fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)));
-    Ok((weights.collect::<Result<_>>()?, matched))
+    let mut fresh = allow_missing.to_vec();
+    if matched.is_none() {
+        fresh.push("answer_head.*".into());
+    }
+    Ok((take_weights(path, tensors, &AnswerModel::expected(config)?, &fresh)?, matched))
 }
 
 /// How many answers a checkpoint's head has.
@@ -274,11 +256,11 @@ mod tests {
         let answers = table(&["The man", "dog", "two"]);
 
         // Nothing says what the four answers are: the head is left to chance, the trunk is taken.
-        let (found, matched) = starting_weights(&path, &tiny(3), &answers).unwrap();
+        let (found, matched) = starting_weights(&path, &tiny(3), &answers, &[]).unwrap();
         assert!(matched.is_none() && found.keys().all(|name| name.starts_with("lxmert.")) && found.len() > 50);
 
         std::fs::write(folder.path().join("answers.json"), r#"["2", "cat", "man", "yes"]"#).unwrap();
-        let (found, matched) = starting_weights(&path, &tiny(3), &answers).unwrap();
+        let (found, matched) = starting_weights(&path, &tiny(3), &answers, &[]).unwrap();
         assert_eq!((matched, found.len()), (Some(2), before.len()));
         assert_eq!(row(&found, 0), row(&before, 2));
         assert!(row(&found, 1).iter().all(|&value| value == 0.0));
@@ -286,9 +268,9 @@ mod tests {
         assert_eq!(found[LAST_LAYER[1]].dims(), [3]);
 
         std::fs::write(folder.path().join("answers.json"), r#"["2", "cat"]"#).unwrap();
-        assert!(starting_weights(&path, &tiny(3), &answers).unwrap().1.is_none());
+        assert!(starting_weights(&path, &tiny(3), &answers, &[]).unwrap().1.is_none());
         let wider = LxmertConfig { visual_feat_dim: 24, ..tiny(3) };
-        let error = starting_weights(&path, &wider, &answers).unwrap_err().to_string();
+        let error = starting_weights(&path, &wider, &answers, &[]).unwrap_err().to_string();
         assert!(error.contains("visn_fc"), "{error}");
     }
 

@@ -101,6 +101,9 @@ pub struct Recipe {
     pub cross_layer: CrossLayer,
     /// A checkpoint to start from; none starts from random weights.
     pub init: Option<String>,
+    /// Weights that this checkpoint may lack, by patterns (`*` any characters, `?` one); they start fresh.
+    #[serde(default)]
+    pub allow_missing: Vec<String>,
     /// Dropout of hidden states and of attention probabilities.
     pub dropout: f32,
     /// Standard deviation of fresh weights.
@@ -165,6 +168,7 @@ impl Recipe {
             preset: "small".into(),
             cross_layer: CrossLayer::Lxmert,
             init: None,
+            allow_missing: Vec::new(),
             dropout: 0.1,
             initializer_range: 0.02,
             max_length: 50,
@@ -349,9 +353,13 @@ pub struct RecipeArgs {
     /// Cross-modality layer: lxmert (shared, parallel) or student (separate, sequential)
     #[arg(long, value_parser = parse_cross_layer, value_name = "KIND", help_heading = "Model")]
     pub cross_layer: Option<CrossLayer>,
-    /// Start from this checkpoint: a folder or file of ours, of the hub's or of the original's
+    /// Start from this checkpoint: a folder or file of ours, of the hub's or of the original's, or hf:owner/repo; BERT's
+    /// weights start the language encoder
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Model")]
     pub init: Option<String>,
+    /// Let weights of this name start fresh if the --init checkpoint lacks them (* is any characters); may be repeated
+    #[arg(long, value_name = "PATTERN", requires = "init", help_heading = "Model")]
+    pub allow_missing: Vec<String>,
     /// Dropout of hidden states and attention probabilities
     #[arg(long, help_heading = "Model")]
     pub dropout: Option<f32>,
@@ -449,6 +457,7 @@ impl RecipeArgs {
             preset: a.preset.unwrap_or(base.preset),
             cross_layer: a.cross_layer.unwrap_or(base.cross_layer),
             init: a.init.or(base.init),
+            allow_missing: if a.allow_missing.is_empty() { base.allow_missing } else { a.allow_missing },
             dropout: a.dropout.unwrap_or(base.dropout),
             initializer_range: a.initializer_range.unwrap_or(base.initializer_range),
             max_length: a.max_length.unwrap_or(base.max_length),

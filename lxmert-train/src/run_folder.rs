@@ -20,7 +20,7 @@ use crate::tasks::{CheckpointParts, TaskKind};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::checkpoint::{FitOptions, atomic_write, fit, names, read_tensors, save_safetensors};
+use lxmert_core::checkpoint::{Place, atomic_write, load_weights, save_safetensors};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{MatchingModel, PretrainingModel};
 use lxmert_core::text::WordPiece;
@@ -231,24 +231,17 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint folder that this crate wrote, or the `best` of a run folder.
+    /// Reads a checkpoint folder of ours or of the hub, the `best` of a run folder, or `hf:owner/repo`.
     ///
     /// # Errors
     /// When a file is missing or the weights do not fit the configuration.
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let folder =
-            if folder.join("config.json").is_file() { folder.to_path_buf() } else { RunFolder::new(folder).best() };
-        if !folder.join("config.json").is_file() {
-            return Err(Error::file(
-                &folder,
-                "no checkpoint here (no config.json); train one with `cargo run -p lxmert-train`",
-            ));
-        }
+    pub fn open(place: &Path, device: &Device) -> Result<Self> {
+        let folder = checkpoint_folder(place, "matching")?;
         let config = LxmertConfig::from_file(folder.join("config.json"))?;
         let preprocessing = Preprocessing::of_checkpoint(&folder)?;
         let vocabulary = folder.join("vocab.txt");
         let text = if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? };
-        let weights = matching_weights(&weights_file(&folder)?, &config, false)?;
+        let weights = matching_weights(&weights_file(&folder)?, &config, &[])?;
         let weights: HashMap<String, Tensor> =
             weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect::<Result<_>>()?;
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?;
@@ -272,45 +265,57 @@ impl Checkpoint {
     }
 }
 
-/// The weights file of a checkpoint folder, or the file itself.
+/// The weights file of a checkpoint: a folder, a file, or `hf:owner/repo`; see [`Place::find`].
 ///
 /// # Errors
-/// When the folder holds none.
+/// When there is none.
 pub fn weights_file(place: &Path) -> Result<PathBuf> {
-    if !place.is_dir() {
-        return Ok(place.to_path_buf());
-    }
-    let names = ["model.safetensors", "pytorch_model.bin"];
-    let found = names.iter().map(|name| place.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| Error::file(place, "no model.safetensors and no pytorch_model.bin here"))
+    Ok(Place::find(place)?.weights)
 }
 
-/// The weights of a matching model out of a checkpoint of ours, of the hub's or of the original's,
-/// in f32. Heads of other tasks are left aside. With `fresh_head` the matching head may be missing.
+/// The folder of a checkpoint, with its `config.json`: that folder itself, the `best` of a run folder, or what was fetched
+/// of `hf:owner/repo`.
 ///
 /// # Errors
-/// With every missing, unexpected and misshapen key.
-pub fn matching_weights(path: &Path, config: &LxmertConfig, fresh_head: bool) -> Result<BTreeMap<String, Tensor>> {
-    let tensors = names::lxmert(path, read_tensors(path)?)?;
-    let options = FitOptions {
-        allow_missing: if fresh_head { vec!["cls.seq_relationship.*".into()] } else { Vec::new() },
-        ignore: ["cls.predictions.*", "obj_predict_head.*", "answer_head.*", "*.position_ids"]
-            .map(String::from)
-            .to_vec(),
+/// When there is none, with the command that makes one for `task`.
+pub fn checkpoint_folder(place: &Path, task: &str) -> Result<PathBuf> {
+    let folder = if place.join("config.json").is_file() {
+        place.to_path_buf()
+    } else if place.to_str().is_some_and(|text| text.starts_with("hf:")) {
+        Place::find(place)?.folder
+    } else {
+        RunFolder::new(place).best()
     };
-    let fitting = fit(path, &MatchingModel::expected(config)?, tensors, &options)?;
-    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+    if folder.join("config.json").is_file() {
+        return Ok(folder);
+    }
+    let advice =
+        format!("no checkpoint here (no config.json); train one with `cargo run -p lxmert-train -- --task {task}`");
+    Err(Error::file(place, advice))
 }
 
-/// The weights of a pre-training model out of a checkpoint of ours, of the hub's or of the original's, in f32. Heads that
-/// the checkpoint lacks start afresh.
+/// The weights of a matching model out of a checkpoint of any origin, in f32; see [`load_weights`].
 ///
 /// # Errors
 /// With every missing, unexpected and misshapen key.
-pub fn pretraining_weights(path: &Path, config: &LxmertConfig) -> Result<BTreeMap<String, Tensor>> {
-    let tensors = names::lxmert(path, read_tensors(path)?)?;
-    let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from).to_vec();
-    let options = FitOptions { ignore: [heads.clone(), vec!["*.position_ids".into()]].concat(), allow_missing: heads };
-    let fitting = fit(path, &PretrainingModel::expected(config)?, tensors, &options)?;
-    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+pub fn matching_weights(
+    path: &Path,
+    config: &LxmertConfig,
+    allow_missing: &[String],
+) -> Result<BTreeMap<String, Tensor>> {
+    Ok(load_weights(path, &MatchingModel::expected(config)?, allow_missing)?)
+}
+
+/// The weights of a pre-training model out of a checkpoint of any origin, in f32. Heads that the checkpoint lacks start
+/// afresh.
+///
+/// # Errors
+/// With every missing, unexpected and misshapen key.
+pub fn pretraining_weights(
+    path: &Path,
+    config: &LxmertConfig,
+    allow_missing: &[String],
+) -> Result<BTreeMap<String, Tensor>> {
+    let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from);
+    Ok(load_weights(path, &PretrainingModel::expected(config)?, &[&heads, allow_missing].concat())?)
 }

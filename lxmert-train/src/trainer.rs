@@ -159,6 +159,17 @@ struct Trainer<'a, T> {
     sitting: (f64, Instant),
 }
 
+/// An unfit checkpoint's error, with what to do about what it lacks.
+fn allow_missing(error: Error) -> Error {
+    match &error {
+        Error::Core(lxmert_core::Error::Checkpoint { missing, .. }) if !missing.is_empty() => Error::Argument(format!(
+            "--init {error}; to let what is missing start fresh, name it: --allow-missing '{}'",
+            missing[0]
+        )),
+        _ => error,
+    }
+}
+
 impl<'a, T: Task> Trainer<'a, T> {
     fn new(job: &'a Job, folder: RunFolder) -> Result<Self> {
         let recipe = &job.recipe;
@@ -172,7 +183,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         };
         let resumes = folder.state().is_file();
         if let Some(init) = recipe.init.as_ref().filter(|_| !resumes) {
-            for (name, tensor) in task.starting_weights(Path::new(init))? {
+            for (name, tensor) in task.starting_weights(Path::new(init)).map_err(allow_missing)? {
                 if let Some(var) = variables.get(&name) {
                     var.set(&tensor.to_device(&job.device)?)?;
                 }

@@ -5,8 +5,11 @@
 mod common;
 
 use assert_cmd::Command;
+use candle_core::{Device, Tensor};
+use lxmert_core::checkpoint::save_safetensors;
 use predicates::prelude::*;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn command(data: &Path, output: &Path) -> Command {
@@ -136,6 +139,43 @@ fn pre_training_and_retrieval_go_on_where_they_were() {
         .assert()
         .code(1)
         .stderr(predicate::str::contains("--recipe trains pretraining, not the matching of --task"));
+}
+
+#[test]
+fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    common::write_data(&data, 12);
+    let (run, place) = (folder.path().join("run"), folder.path().join("pooler.safetensors"));
+    let tensor = |shape: &[usize]| Tensor::full(0.5f32, shape, &Device::Cpu).unwrap();
+    let save = |weights: &[(&str, &[usize])]| {
+        let weights: Vec<_> = weights.iter().map(|(name, shape)| ((*name).to_string(), tensor(shape))).collect();
+        save_safetensors(&place, &weights, &BTreeMap::new()).unwrap();
+    };
+    // The original's names, and a head of another task.
+    let pooler: [(&str, &[usize]); 3] = [
+        ("module.bert.pooler.dense.weight", &[128, 128]),
+        ("module.bert.pooler.dense.bias", &[128]),
+        ("module.answer_head.logit_fc.3.bias", &[7]),
+    ];
+    save(&pooler);
+    let start = |patterns: &[&str]| {
+        let mut command = command(&data, &run);
+        command.arg("--init").arg(&place).args(["--stop-after", "1"]);
+        command.args(patterns.iter().flat_map(|pattern| ["--allow-missing", pattern]));
+        command.assert()
+    };
+    let advice = "--allow-missing 'lxmert.embeddings.LayerNorm.bias'";
+    start(&[]).code(1).stderr(predicate::str::contains(" missing (lxmert.").and(predicate::str::contains(advice)));
+    start(&["lxmert.encoder.*"]).code(1).stderr(predicate::str::contains(advice));
+    start(&["lxmert.encoder.*", "lxmert.embeddings.*"]).code(130);
+
+    save(&[pooler[0], pooler[1], ("bert.unknown.weight", &[1])]);
+    start(&["lxmert.encoder.*", "lxmert.embeddings.*"])
+        .code(1)
+        .stderr(predicate::str::contains("1 unexpected (lxmert.unknown.weight)"));
+    command(&data, &run).args(["--allow-missing", "*"]).assert().code(2);
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl Scorer {
             path if path.is_file() => WordPiece::from_vocab(path)?,
             _ => WordPiece::bundled()?,
         };
-        let tensors = matching_weights(&weights, &config, false)?;
+        let tensors = matching_weights(&weights, &config, &[])?;
         let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device);
         let model = MatchingModel::new(&config, vb)?;
         let regions = Preprocessing::of_checkpoint(&folder)?.regions;

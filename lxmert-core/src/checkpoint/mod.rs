@@ -1,9 +1,9 @@
 //! Weights: where they come from, what a file of them holds, and whether they fit a network.
 //!
-//! The way of a checkpoint is [`WeightSource::resolve`] (a local file, or one of the hub through the
-//! cache that Python shares), [`read_tensors`] (whatever its format), [`names`] (old key names to
-//! today's), and [`fit`](fit::fit) (are these the tensors that the network needs?). [`save_safetensors`]
-//! is the way back.
+//! The way of a checkpoint is [`Place`] (a folder, a file, or a repository of the hub through the cache that
+//! Python shares; [`WeightSource`] for one file with a known hash), [`read_tensors`] (whatever its format),
+//! [`names`] (old key names to today's), and [`fit`](fit::fit) (are these the tensors that the network needs?);
+//! [`load_weights`] goes all but the first step. [`save_safetensors`] is the way back.
 //!
 //! Nothing in a file is run and nothing in it is trusted: a `.pth` is a pickle, which in Python can do
 //! whatever its author liked, so [`torch_pickle`] understands tensors and plain containers and refuses
@@ -12,6 +12,7 @@
 mod elements;
 pub mod fit;
 pub mod hub;
+mod load;
 pub mod names;
 mod place;
 mod safetensors_file;
@@ -20,6 +21,7 @@ pub mod torch_pickle;
 
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
+pub use load::{load_weights, take_weights};
 pub use place::Place;
 pub use save::{atomic_write, save_safetensors};
 

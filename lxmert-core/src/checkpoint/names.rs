@@ -9,6 +9,7 @@ use std::path::Path;
 /// - the hub's own, which pass unchanged;
 /// - the original snapshots (airsplay/lxmert, `bert.encoder.layer.0…`);
 /// - its fine-tuned snapshots (`lxrt_encoder.model.bert.…`, `logit_fc.…`);
+/// - a trunk saved by itself, without a prefix (`encoder.layer.0…`: transformers' `LxmertModel`, `BertModel`);
 /// - any of these with data-parallel's `module.` before them, or with BERT's first names for a layer
 ///   norm's weight and bias, `gamma` and `beta`.
 ///
@@ -19,7 +20,12 @@ use std::path::Path;
 /// [`Error::Format`] when two keys become the same, or a decoder differs from the word embeddings.
 pub fn lxmert(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let path = path.as_ref();
-    let mut tensors = rename(path, tensors, lxmert_name)?;
+    let bare = tensors.keys().any(|key| key.trim_start_matches("module.").starts_with("encoder.layer."));
+    let mut tensors = rename(path, tensors, |key| {
+        let name = lxmert_name(key);
+        let trunk = ["embeddings.", "encoder.", "pooler."].iter().any(|part| name.starts_with(part));
+        if bare && trunk { format!("lxmert.{name}") } else { name }
+    })?;
     for (copy, original) in [
         ("cls.predictions.decoder.weight", "lxmert.embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),

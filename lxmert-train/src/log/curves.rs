@@ -82,6 +82,10 @@ fn panels(records: &[Record]) -> Vec<Panel> {
     let line = |label: &str, points| Series { label: label.into(), points, dotted: false };
     let mut losses = vec![line("training", loss)];
     losses.extend(of(&measured, &["loss"]));
+    // Where a set sums the others up, it stands for them beside the training loss, which does too.
+    if measured.contains_key("all/loss") {
+        losses.retain(|series| series.label == "training" || series.label == "validation, all");
+    }
     let mut accuracies = vec![Series { label: "training".into(), points: train_accuracy, dotted: true }];
     accuracies.extend(of(&measured, &["accuracy"]));
     accuracies.retain(|series| !series.points.is_empty());
@@ -137,14 +141,26 @@ fn encode_png(pixels: &[u8], width: u32, height: u32) -> std::result::Result<Vec
     Ok(png)
 }
 
+/// The largest value, or twice the 98th percentile where a few values are far above it.
+fn most(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let Some(last) = values.last() else { return 0.0 };
+    last.min(2.0 * values[(values.len() - 1) * 98 / 100])
+}
+
 type DrawResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 fn draw_panel(panel: &Panel, area: &DrawingArea<BitMapBackend, Shift>) -> DrawResult {
     let points = || panel.series.iter().flat_map(|s| s.points.iter().copied()).filter(|p| p.1.is_finite());
     let x_max = points().map(|p| p.0).fold(1.0, f64::max);
     let (low, high) = match panel.range {
+        // Many series have a tall legend at the bottom, which needs room below the lines.
+        Some((low, high)) if panel.series.len() > 4 => {
+            let lowest = points().map(|p| p.1).fold(low, f64::min);
+            (lowest - 0.5 * (high - lowest), high)
+        }
         Some((low, high)) => (points().map(|p| p.1).fold(low, f64::min), high),
-        None => (0.0, points().map(|p| p.1).fold(0.0, f64::max) * 1.05),
+        None => (0.0, most(points().map(|p| p.1).collect()) * 1.05),
     };
     let high = if high > low { high } else { low + 1.0 };
     let text = |size: u32| ("sans-serif", size).into_font().color(&RGBColor(40, 40, 40));
@@ -178,8 +194,9 @@ fn draw_panel(panel: &Panel, area: &DrawingArea<BitMapBackend, Shift>) -> DrawRe
             continue;
         }
         let style = color.stroke_width(2);
+        let inside = series.points.iter().map(|&(x, y)| (x, y.min(high)));
         chart
-            .draw_series(LineSeries::new(series.points.iter().copied(), style))?
+            .draw_series(LineSeries::new(inside, style))?
             .label(series.label.as_str())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
         if series.dotted {

@@ -20,7 +20,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{MatchingModel, WordHead};
+use lxmert_core::model::{Forward, MatchingModel, WordHead};
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -87,7 +87,8 @@ impl Task for Matching {
     }
 
     fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        matching_weights(&weights_file(checkpoint)?, &self.config, true)
+        let fresh = [vec!["cls.seq_relationship.*".into()], self.recipe.allow_missing.clone()].concat();
+        matching_weights(&weights_file(checkpoint)?, &self.config, &fresh)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -125,7 +126,8 @@ impl Task for Matching {
             let matched = |row: usize| batch.pairs[row].matched();
             (head, MaskedWords::draw(&mut batch.inputs, matched, vocab_size, seed, step.number))
         });
-        let run = step.forward();
+        // Only the guesses of masked words read the streams after they have met.
+        let run = Forward { pooled_only: words.is_none(), ..step.forward() };
         let inputs = batch.inputs.inputs(step.device)?;
         let language = self.model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         let mask = inputs.visual_attention_mask.as_ref();

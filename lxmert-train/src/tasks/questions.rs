@@ -87,7 +87,12 @@ impl Task for Answering {
     }
 
     fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let (weights, matched) = answering::starting_weights(&weights_file(checkpoint)?, &self.config, &self.answers)?;
+        let (weights, matched) = answering::starting_weights(
+            &weights_file(checkpoint)?,
+            &self.config,
+            &self.answers,
+            &self.recipe.allow_missing,
+        )?;
         match matched {
             Some(matched) => log::info!("{matched} of {} answers start from the checkpoint's", self.answers.len()),
             None => log::info!("the answer head starts from random weights"),

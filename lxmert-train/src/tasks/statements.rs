@@ -6,7 +6,6 @@
 use super::losses::cross_entropy;
 use super::questions::only_lxmert;
 use super::{BatchLoss, CheckpointParts, Description, Step, Task};
-use crate::answering::checkpoint_folder;
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::names::NameFinder;
@@ -14,13 +13,13 @@ use crate::data::predictions::{statement_accuracy, write_judgements};
 use crate::data::sentences::Sentences;
 use crate::data::statements::{Statement, Statements};
 use crate::measures::Measures;
-use crate::run_folder::{Preprocessing, weights_file};
+use crate::run_folder::{Preprocessing, checkpoint_folder, weights_file};
 use crate::trainer::Job;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
-use lxmert_core::checkpoint::{FitOptions, fit, names, read_tensors};
+use lxmert_core::checkpoint::{load_weights, names, read_tensors, take_weights};
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
@@ -150,10 +149,8 @@ impl Task for Judging {
         if !same_head {
             tensors.retain(|name, _| !name.starts_with("answer_head."));
         }
-        let ignore = ["cls.*", "obj_predict_head.*", "*.position_ids"].map(String::from).to_vec();
-        let options = FitOptions { allow_missing: vec!["answer_head.*".into()], ignore };
-        let fitting = fit(&path, &expected, tensors, &options)?;
-        fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+        let fresh = [vec!["answer_head.*".into()], self.recipe.allow_missing.clone()].concat();
+        Ok(take_weights(&path, tensors, &expected, &fresh)?)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -278,12 +275,9 @@ impl StatementCheckpoint {
 /// # Errors
 /// When the weights are not there or not this model's.
 pub fn open_model(folder: &Path, config: &LxmertConfig, device: &Device) -> Result<PairModel> {
-    let path = weights_file(folder)?;
-    let tensors = names::lxmert(&path, read_tensors(&path)?)?;
-    let fitting = fit(&path, &PairModel::expected(config)?, tensors, &FitOptions::default())?;
-    let weights: HashMap<String, Tensor> = fitting
+    let weights: HashMap<String, Tensor> = load_weights(weights_file(folder)?, &PairModel::expected(config)?, &[])?
         .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.to_device(device)?)))
+        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
         .collect::<Result<_>>()?;
     Ok(PairModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
 }

@@ -96,7 +96,7 @@ impl Task for Pretraining {
     }
 
     fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        pretraining_weights(&weights_file(checkpoint)?, &self.config)
+        pretraining_weights(&weights_file(checkpoint)?, &self.config, &self.recipe.allow_missing)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -152,7 +152,7 @@ impl Task for Pretraining {
     }
 
     fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let weights = pretraining_weights(&weights_file(folder)?, &self.config)?;
+        let weights = pretraining_weights(&weights_file(folder)?, &self.config, &[])?;
         let weights =
             weights.into_iter().map(|(name, t)| Ok((name, t.to_device(&self.device)?))).collect::<Result<_>>()?;
         let model = PretrainingModel::new(&self.config, VarBuilder::from_tensors(weights, DType::F32, &self.device))?;

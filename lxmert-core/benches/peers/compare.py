@@ -1,0 +1,105 @@
+"""Both sides in one sitting, taking turns, and the table of `docs/speed.md`.
+
+    python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD] [--scaling]
+
+Builds our benches with cargo, then in each round runs ours and the peers' script of every row; prints medians over all rounds,
+and ratios. `--scaling` prints how our side grows with threads, batch and image size instead.
+"""
+import argparse, collections, datetime, json, os, pathlib, platform, statistics, subprocess, sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+# Case, our variants of it, goal in seconds.
+ROWS = [
+    ("detector", "detector network", [""], 1.0),
+    ("detector", "whole image", [""], 1.3),
+    ("steps", "base forward, batch 1", ["", ", pooled output"], 0.08),
+    ("steps", "base forward, batch 32", ["", ", pooled output"], 1.6),
+    ("steps", "base forward, batch 32, real lengths", ["", ", pooled output"], 1.2),
+    ("steps", "base step, batch 32", [""], 5.5),
+    ("steps", "small step, batch 64", [""], 0.55),
+    ("steps", "student step, batch 32", [""], 0.2),
+]
+CRATES = {"detector": "lxmert-extract", "steps": "lxmert-train"}
+PEERS = {"detector": "detector.py", "steps": "lxmert.py"}
+
+
+def build(bench, profile):
+    """The path of a bench's executable."""
+    command = ["cargo", "bench", "-p", CRATES[bench], "--bench", bench, "--profile", profile, "--no-run", "--message-format=json"]
+    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    artifacts = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return next(a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == bench)
+
+
+def lines(command, threads):
+    env = dict(os.environ, RAYON_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+
+def cpu():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if pathlib.Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def show(seconds):
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def table(a):
+    binaries = {bench: build(bench, a.profile) for bench in CRATES}
+    print(f"{datetime.date.today()}, {cpu()}, {a.threads} threads, load {os.getloadavg()[0]:.1f} at the start\n")
+    print("| work | ours | peer | its time | peer / ours | goal |\n| --- | --- | --- | --- | --- | --- |")
+    for bench, case, variants, goal in ROWS:
+        if a.only and a.only not in case:
+            continue
+        ours, theirs = collections.defaultdict(list), collections.defaultdict(list)
+        for _ in range(a.rounds):
+            for line in lines([binaries[bench], "--runs", str(a.runs), *(case + v for v in variants)], a.threads):
+                ours[line["case"]] += line["seconds"]
+            script = [sys.executable, str(HERE / PEERS[bench]), "--runs", str(a.runs), "--threads", str(a.threads), case]
+            for line in lines(script, a.threads):
+                theirs[line["peer"]] += line["seconds"]
+        for name, seconds in ours.items():
+            mine = statistics.median(seconds)
+            reached = "reached" if mine <= goal else "not reached"
+            for peer, seconds in theirs.items():
+                other = statistics.median(seconds)
+                print(f"| {name} | {show(mine)} | {peer} | {show(other)} | {other / mine:.2f} | {show(goal)} {reached} |", flush=True)
+
+
+def scaling(a):
+    steps, detector = build("steps", a.profile), build("detector", a.profile)
+    print("| work | threads | seconds | per second |\n| --- | --- | --- | --- |")
+
+    def row(binary, arguments, threads, count, label):
+        for line in lines([binary, "--runs", str(a.runs), *arguments], threads):
+            median = statistics.median(line["seconds"])
+            print(f"| {label} | {threads} | {show(median)} | {count / median:.1f} |", flush=True)
+
+    for threads in [1, 2]:
+        for batch in [1, 8, 32]:
+            row(steps, ["--batch", str(batch), "base forward, batch 32"], threads, batch, f"base forward, batch {batch}")
+        for batch in [16, 64, 128]:
+            row(steps, ["--batch", str(batch), "small step, batch 64"], threads, batch, f"small step, batch {batch}")
+        for height, width in [(416, 544), (608, 832), (800, 1088)]:
+            size = ["--height", str(height), "--width", str(width)]
+            row(detector, [*size, "detector network"], threads, 1, f"detector network, {height} x {width}")
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--runs", type=int, default=3)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--profile", default="bench")
+    p.add_argument("--only", help="only rows whose name holds this")
+    p.add_argument("--scaling", action="store_true")
+    a = p.parse_args()
+    (scaling if a.scaling else table)(a)
+
+
+main()
