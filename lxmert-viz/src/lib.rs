@@ -3,14 +3,53 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`heatmap`], [`heads`], [`overlay`], [`grid`], [`curves`] | the kinds of pictures; each takes plain names and numbers |
+//! | [`heatmap`], [`heads`], [`overlay`], [`methods`], [`grid`], [`curves`] | the kinds of pictures; each takes plain names and numbers |
 //! | [`canvas`], [`font`], [`palette`], [`legend`], [`labels`] | what they are drawn with |
-//! | [`scorer`] | a checkpoint that scores pairs and gives every attention map with its gradient |
+//! | [`scorer`], [`asker`] | a checkpoint that scores pairs, one that answers questions, each with its attention maps |
+//! | [`maps`], [`matrix`] | captured attentions and the gradient of a target scalar, as small matrices |
 //! | [`relevancy`] | attention, rollout, Grad-CAM and Chefer's relevancy |
 //! | [`words`], [`pictures`] | from a scored pair to pictures of it |
-//! | [`grounding`] | whether the model looks at what a sentence names, measured |
+//! | [`perturbation`], [`perturbation_picture`] | whether a method knows what matters, measured |
+//! | [`grounding`], [`entities`] | whether the model looks at what a phrase names, measured |
 //! | [`dataset`], [`photo`] | where photos, features and captions lie |
 //! | [`gallery`], [`pair`] | the bare command; one photo and one sentence from scratch |
+//!
+//! # What a score rests on
+//!
+//! ```text
+//! lxmert-viz relevancy [--image NAME] [--text SENTENCE] [--method METHOD]
+//! lxmert-viz relevancy --photo photo.jpg --text "a cup of coffee on a saucer"
+//! lxmert-viz relevancy --question "what colour is the heart ?" [--answer NAME] [--photo photo.jpg]
+//! ```
+//!
+//! One picture: for raw attention, rollout, Grad-CAM and relevancy the photo with its regions shaded and the sentence
+//! with its words shaded, by one scale. The methods see only the attention maps and the gradient of one scalar with
+//! respect to them, so the match logit and an answer's logit are explained alike ([`maps::read`]).
+//!
+//! # Whether it is true
+//!
+//! `lxmert-viz perturbation` removes what a method calls relevant, first or last, and counts how many true captions are
+//! still called a match. Areas under the curves of the default run on the scenes (seed 0; 400 captions, standard errors
+//! at most 0.015):
+//!
+//! | | most relevant first (less is better): regions | words | least first (more is better): regions | words |
+//! | --- | ---: | ---: | ---: | ---: |
+//! | attention | 0.205 | 0.286 | 0.757 | 0.341 |
+//! | gradient × attention | 0.212 | 0.292 | 0.712 | 0.372 |
+//! | relevancy (Chefer) | **0.188** | 0.179 | 0.776 | 0.443 |
+//! | rollout | 0.199 | **0.150** | **0.799** | **0.499** |
+//! | Grad-CAM | 0.570 | 0.298 | 0.534 | 0.334 |
+//! | random | 0.558 | 0.279 | 0.591 | 0.282 |
+//!
+//! Relevancy beats raw attention in all four tests. Rollout does better still in three; a likely reason, not
+//! measured, is that this model has few layers to multiply (one language, one object, two cross). Grad-CAM, which weights a head by the mean gradient over its
+//! whole map, is no better than chance: that mean is negative for 92 % of the heads (733 of 800, over 200 captions), and
+//! what comes out below zero is dropped, so that for 165 of the 200 no region is left with a weight.
+//!
+//! `lxmert-viz grounding` asks whether the region with the largest weight in the rows of a phrase is what the phrase
+//! names: its centre in a true box (the pointing game), or an IoU of 0.5, by type of phrase. On the scenes the boxes
+//! are exact and the types are those of the captions; `--entities DIR` takes the annotations of Flickr30k Entities
+//! (people, clothing, …). On the scenes, over 1,600 nouns: relevancy 92.6 %, attention 88.8 %, chance 26.8 %.
 
 pub mod asker;
 pub mod canvas;
