@@ -108,20 +108,21 @@ pub fn run(job: &Job) -> Result<Outcome> {
         return Err(Error::file(&job.output, "no unfinished run here to resume; start one without --resume"));
     }
     std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
-    write_json(&folder.settings(), &settings)?;
 
     let report = match job.recipe.task {
-        TaskKind::Matching => run_task::<Matching>(job, folder),
-        TaskKind::Retrieval => run_task::<Retrieval>(job, folder),
-        TaskKind::Pretraining => run_task::<Pretraining>(job, folder),
-        TaskKind::Questions => run_task::<Answering>(job, folder),
-        TaskKind::Statements => run_task::<Judging>(job, folder),
+        TaskKind::Matching => run_task::<Matching>(job, folder, &settings),
+        TaskKind::Retrieval => run_task::<Retrieval>(job, folder, &settings),
+        TaskKind::Pretraining => run_task::<Pretraining>(job, folder, &settings),
+        TaskKind::Questions => run_task::<Answering>(job, folder, &settings),
+        TaskKind::Statements => run_task::<Judging>(job, folder, &settings),
     }?;
     Ok(Outcome::Finished(report))
 }
 
-fn run_task<T: Task>(job: &Job, folder: RunFolder) -> Result<Report> {
+fn run_task<T: Task>(job: &Job, folder: RunFolder, settings: &RunSettings) -> Result<Report> {
     let mut trainer = Trainer::<T>::new(job, folder)?;
+    // Only now is there a run: data or a checkpoint that do not fit leave no settings behind to be held to.
+    write_json(&trainer.folder.settings(), settings)?;
     trainer.train()?;
     trainer.test()
 }

@@ -172,6 +172,7 @@ fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
     start(&["lxmert.encoder.*", "lxmert.embeddings.*"]).code(130);
 
     save(&[pooler[0], pooler[1], ("bert.unknown.weight", &[1])]);
+    std::fs::remove_dir_all(&run).unwrap();
     start(&["lxmert.encoder.*", "lxmert.embeddings.*"])
         .code(1)
         .stderr(predicate::str::contains("1 unexpected (lxmert.unknown.weight)"));
