@@ -208,7 +208,6 @@ impl Recipe {
             learning_rate: 1e-3,
             alignment: 1.0,
             metric: "hard/accuracy".into(),
-
             ..Self::photos()
         }
     }

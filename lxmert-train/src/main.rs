@@ -201,6 +201,10 @@ fn resolve(args: &DataArgs, task: TaskKind) -> Result<(Data, Recipe)> {
             return Ok((Data::Captions(paths), recipe));
         }
         TaskKind::Pretraining if captioned => {
+            anyhow::ensure!(
+                args.train_file.is_empty(),
+                "--train-file: captioned images are named already; give one of the two"
+            );
             let (paths, recipe) = resolve_captions(args)?;
             return Ok((Data::Captions(paths), recipe.for_task(task)));
         }
@@ -351,8 +355,14 @@ fn evaluate_examples(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Devic
 }
 
 fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) -> Result<()> {
-    if matches!(args.task, TaskKind::Questions | TaskKind::Statements) {
-        return print_measures(evaluate_examples(args, cli, device)?, args.json);
+    match args.task {
+        TaskKind::Matching | TaskKind::Retrieval => {}
+        TaskKind::Questions | TaskKind::Statements => {
+            return print_measures(evaluate_examples(args, cli, device)?, args.json);
+        }
+        TaskKind::Pretraining => anyhow::bail!(
+            "--task pretraining: its losses are measured at the end of its own run (report.json); measure the checkpoint by --task matching"
+        ),
     }
     let checkpoint = Checkpoint::open(&args.checkpoint, device)?;
     let (data, _) = resolve_captions(&args.data)?;

@@ -444,3 +444,25 @@ fn save_state(
     position.seconds = sitting.0 + sitting.1.elapsed().as_secs_f64();
     resume::save(&folder.state(), position, optimiser)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::AdamWConfig;
+
+    #[test]
+    fn only_the_position_and_segment_tables_have_a_frozen_row() {
+        let table = |name: &str| format!("lxmert.embeddings.{name}.weight");
+        let names = ["position_embeddings", "token_type_embeddings", "word_embeddings"].map(table);
+        let var = || Var::ones((3, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let optimiser =
+            AdamW::new(AdamWConfig::default(), names.iter().map(|name| (name.clone(), var())).collect()).unwrap();
+        let ones = || Some(var().as_tensor().clone());
+        let mut gradients = vec![ones(), None, ones()];
+        freeze_padding_rows(&optimiser, &mut gradients).unwrap();
+        let rows = |i: usize| gradients[i].as_ref().map(|g| g.to_vec2::<f32>().unwrap());
+        assert_eq!(rows(0).unwrap(), [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]);
+        assert!(rows(1).is_none());
+        assert_eq!(rows(2).unwrap(), [[1.0, 1.0]; 3]);
+    }
+}

@@ -170,7 +170,12 @@ pub fn normalise(answer: &str) -> String {
     for article in ["a ", "an ", "the "] {
         text = text.strip_prefix(article).map_or(text, str::trim);
     }
-    let converted = match text {
+    if text == "grey" { "gray" } else { digits(text).unwrap_or(text) }.to_string()
+}
+
+/// The digits of a number from one to ten that is written out.
+pub(super) fn digits(word: &str) -> Option<&'static str> {
+    Some(match word {
         "one" => "1",
         "two" => "2",
         "three" => "3",
@@ -181,10 +186,8 @@ pub fn normalise(answer: &str) -> String {
         "eight" => "8",
         "nine" => "9",
         "ten" => "10",
-        "grey" => "gray",
-        other => other,
-    };
-    converted.to_string()
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! on (bottom-up-attention-vqa's `compute_softscore.py`); the evaluation server leaves a question alone on which all ten
 //! people gave the very same answer, where it makes no difference to a score.
 
+use super::answers::digits;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
@@ -41,17 +42,7 @@ pub fn process(answer: &str) -> String {
     let words = punctuation(answer.replace(['\n', '\t'], " ").trim()).to_lowercase();
     let words = words.split_whitespace().map(|word| match word {
         "none" | "zero" => "0",
-        "one" => "1",
-        "two" => "2",
-        "three" => "3",
-        "four" => "4",
-        "five" => "5",
-        "six" => "6",
-        "seven" => "7",
-        "eight" => "8",
-        "nine" => "9",
-        "ten" => "10",
-        other => other,
+        other => digits(other).unwrap_or(other),
     });
     let words = words
         .filter(|word| !["a", "an", "the"].contains(word))

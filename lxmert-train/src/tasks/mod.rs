@@ -10,10 +10,10 @@ pub mod questions;
 pub mod retrieval;
 pub mod statements;
 
-use crate::Result;
 use crate::measures::Measures;
 use crate::run_folder::Preprocessing;
 use crate::trainer::Job;
+use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
@@ -23,7 +23,7 @@ use lxmert_core::ops::DropoutRng;
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The tasks, as `--task` names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -116,6 +116,14 @@ pub struct CheckpointParts {
     pub answers: Vec<String>,
 }
 
+/// Refuses example files that hold nothing of use, naming the first.
+fn something(there: bool, files: &[PathBuf], lacking: impl FnOnce() -> String) -> Result<()> {
+    if there {
+        return Ok(());
+    }
+    Err(Error::file(files.first().map_or(Path::new("no file"), PathBuf::as_path), lacking()))
+}
+
 /// One kind of training: examples in, losses and measures out. The loop owns the optimiser, the order of things and
 /// every file; a task owns its data and its model.
 pub trait Task: Sync + Sized {
@@ -163,8 +171,8 @@ pub trait Task: Sync + Sized {
     /// When the data does not fit, or Ctrl-C was pressed.
     fn validate(&self) -> Result<Measures>;
 
-    /// Measures of the checkpoint in `folder` on the test split. `bar` is made by [`Task::test`] itself; what a
-    /// benchmark's server takes is written into `predictions`.
+    /// Measures of the checkpoint in `folder` on the test split, with `bar` moved on example by example. What a
+    /// benchmark's server takes is written into the folder `predictions`.
     ///
     /// # Errors
     /// As [`Task::validate`].

@@ -6,7 +6,7 @@
 //! original's `--mceLoss`). The model's answer is the one of the largest logit.
 
 use super::losses::{binary_cross_entropy, cross_entropy};
-use super::{BatchLoss, CheckpointParts, Description, Step, Task};
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, something};
 use crate::config::{AnswerLoss, Recipe};
 use crate::data::answers::AnswerTable;
 use crate::data::batches::{self, Batch};
@@ -73,10 +73,7 @@ impl Task for Answering {
             ("train on", &paths.train, !learnt.is_empty()),
             ("validate on", &paths.valid, (0..validation.len()).any(|i| known(&validation, i))),
         ] {
-            if !usable {
-                let file = files.first().map_or(Path::new("no file"), |path| path.as_path());
-                return Err(Error::file(file, format!("no question with an answer to {what}")));
-            }
+            something(usable, files, || format!("no question with an answer to {what}"))?;
         }
         let config = LxmertConfig { num_qa_labels: answers.len(), ..recipe.model(store.info().feature_dim)? };
         only_lxmert(&config)?;

@@ -5,7 +5,7 @@
 
 use super::losses::cross_entropy;
 use super::questions::only_lxmert;
-use super::{BatchLoss, CheckpointParts, Description, Step, Task};
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, something};
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::names::NameFinder;
@@ -125,10 +125,7 @@ impl Task for Judging {
             ("train on", &paths.train, !learnt.is_empty()),
             ("validate on", &paths.valid, !validation.labelled().is_empty()),
         ] {
-            if !usable {
-                let file = files.first().map_or(Path::new("no file"), |path| path.as_path());
-                return Err(Error::file(file, format!("no statement with a label to {what}")));
-            }
+            something(usable, files, || format!("no statement with a label to {what}"))?;
         }
         let config = recipe.model(store.info().feature_dim)?;
         only_lxmert(&config)?;

@@ -348,7 +348,10 @@ impl Fetch<'_> {
     /// How to get the file without this program.
     fn by_hand(&self) -> String {
         let revision = self.file.revision.as_deref().unwrap_or("main");
-        format!("Or download {}/resolve/{revision}/{} and name it with --weights FILE", self.page, self.file.file)
+        format!(
+            "Or download {}/resolve/{revision}/{} and name it with --weights FILE (a model to start from: --init FILE)",
+            self.page, self.file.file
+        )
     }
 
     /// The one unfinished blob that was written to since then; none where several are.
