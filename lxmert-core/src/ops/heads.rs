@@ -2,6 +2,7 @@
 //! never leave the cache; the backward recomputes the probabilities.
 
 use super::dropout::Mask;
+use super::bf16::Precision;
 use super::kernel::{Kernel, Left, Start};
 use super::math::{dot, exp, sum};
 use super::matmul::Matrix;
@@ -58,7 +59,7 @@ struct Tiles {
 
 impl Tiles {
     fn new(pair: &Pair) -> Self {
-        let kernel = Kernel::new();
+        let kernel = Kernel::new(Precision::F32);
         let d = pair.width / pair.heads;
         Self {
             d,

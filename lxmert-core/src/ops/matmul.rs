@@ -16,6 +16,7 @@
 
 #![allow(unsafe_code)]
 
+use super::bf16::Precision;
 use super::finish::Finish;
 use super::product::{self, Base};
 use super::transpose::{BLOCK, transpose_block};
@@ -195,7 +196,7 @@ pub fn gemm(out: MatrixMut, write: Write, alpha: f32, a: Matrix, b: Matrix, thre
     }
     if product::applies(rows, inner, columns) {
         let base = if write == Write::Add { Base::Out } else { Base::Zero };
-        return product::multiply(out.data, out.leading, base, alpha, a, b, Finish::Nothing, threads);
+        return product::multiply(out.data, out.leading, base, alpha, a, b, Finish::Nothing, Precision::F32, threads);
     }
     let parallelism = match threads {
         Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),

@@ -14,6 +14,7 @@ pub use attention::{AttentionBlock, Projections};
 pub use feed_forward::FeedForwardBlock;
 pub use norm::Norm;
 
+use super::bf16::Precision;
 use super::finish::Finish;
 use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::product::{self, Base};
@@ -35,7 +36,7 @@ fn linear(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], finish: Finish) {
     let (rows, inner) = (out.len() / width, w.len() / width);
     if rows > 0 {
         let (x, w) = (Matrix::new(x, rows, inner), Matrix::new(w, width, inner).t());
-        product::multiply(out, width, Base::Bias(bias), 1.0, x, w, finish, Threads::Pool);
+        product::multiply(out, width, Base::Bias(bias), 1.0, x, w, finish, Precision::F32, Threads::Pool);
     }
 }
 
@@ -45,7 +46,7 @@ fn linear_dx(dx: &mut [f32], write: Write, grad: &[f32], w: &[f32], width: usize
     if rows > 0 {
         let base = if write == Write::Add { Base::Out } else { Base::Zero };
         let (grad, w) = (Matrix::new(grad, rows, width), Matrix::new(w, width, inner));
-        product::multiply(dx, inner, base, 1.0, grad, w, finish, Threads::Pool);
+        product::multiply(dx, inner, base, 1.0, grad, w, finish, Precision::F32, Threads::Pool);
     }
 }
 
