@@ -10,7 +10,7 @@ use super::scratch::with_scratch;
 use rayon::prelude::*;
 
 /// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
-const INNER: usize = 512;
+const INNER: usize = 768;
 /// Rows of a task at most.
 const MOST_ROWS: usize = 144;
 
