@@ -1,8 +1,8 @@
 //! One image-sentence pair's attention by the tile kernel, head after head: scores, softmax, dropout and the weighted sum
 //! never leave the cache; the backward recomputes the probabilities.
 
-use super::dropout::Mask;
 use super::bf16::Precision;
+use super::dropout::Mask;
 use super::kernel::{Kernel, Left, Start};
 use super::math::{dot, exp, sum};
 use super::matmul::Matrix;

@@ -54,7 +54,7 @@ pub use feature_map::{BufferPool, FeatureMap, Residual};
 pub use finish::Activation;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_with};
 pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
 pub use packed::PackedConv2d;
 pub use packed_linear::PackedLinear;

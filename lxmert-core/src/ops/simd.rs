@@ -248,7 +248,10 @@ mod x86 {
             let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
             _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
         },
-        |x, to: *mut f32| _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
+        |x, to: *mut f32| _mm256_storeu_si256(
+            to.cast(),
+            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))
+        )
     );
     register!(
         __m256,

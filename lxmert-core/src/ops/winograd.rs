@@ -265,12 +265,7 @@ unsafe fn avx512_pairs(sources: &[*const f32; PLACES], channels: usize, out: *mu
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2_input<const PAIRS: bool>(
-    sources: &[*const f32; PLACES],
-    channels: usize,
-    out: *mut f32,
-    stride: usize,
-) {
+unsafe fn avx2_input<const PAIRS: bool>(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
     // SAFETY: passed on to the caller.
     unsafe { input::<std::arch::x86_64::__m256, PAIRS>(sources, channels, out, stride) }
 }

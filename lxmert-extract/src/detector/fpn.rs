@@ -49,7 +49,8 @@ impl FeaturePyramid {
     /// Laterals with the stages they read, outputs, and whether there is a pooled level, for the packed path.
     #[allow(clippy::type_complexity)]
     pub(super) fn pack(&self, precision: Precision) -> Result<(Vec<(usize, PackedConv2d)>, Vec<PackedConv2d>, bool)> {
-        let laterals = self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None, precision)?)));
+        let laterals =
+            self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None, precision)?)));
         let outputs = self.outputs.iter().map(|output| output.pack(None, precision));
         Ok((laterals.collect::<Result<_>>()?, outputs.collect::<Result<_>>()?, self.pool_level))
     }

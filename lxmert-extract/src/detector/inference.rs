@@ -103,12 +103,7 @@ impl PackedNetwork {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn features(
-        &self,
-        levels: &[Tensor],
-        boxes: &[Vec<BoxXyxy>],
-        padded_size: (usize, usize),
-    ) -> Result<Tensor> {
+    pub fn features(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
         let pooled = self.pooler.packed(levels, boxes, padded_size, &self.pool)?;
         let [fc6, fc7] = &self.head;
         let inner = fc6.forward(&pooled)?;
