@@ -2,6 +2,8 @@
 //! checkpoint starts another task and answers alone.
 
 mod common;
+#[path = "../../lxmert-core/tests/loopback/mod.rs"]
+mod loopback;
 
 use assert_cmd::Command;
 use candle_core::Device;
@@ -73,6 +75,28 @@ fn run(job: &Job) -> lxmert_train::run_folder::Report {
     }
 }
 
+/// The checkpoint of `root/run` named as a repository of the hub: asked, measured and started from. `printed`: what it
+/// answers when it is asked from its folder.
+fn from_the_hub(root: &Path, printed: &str) {
+    let endpoint = loopback::serve_folder(&root.join("run/best"));
+    let command = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.env("HF_ENDPOINT", &endpoint).env("HF_HUB_CACHE", root.join("cache")).env("HF_TOKEN", "hf_test");
+        command.args(arguments).arg("--features").arg(root.join("features")).arg("--quiet").current_dir(root);
+        command.assert()
+    };
+    let question = ["--image", "090", "--question", "What color is it?", "--top", "2"];
+    let asked = command(&[["ask", "--checkpoint", "hf:owner/repo@v1"].as_slice(), &question].concat()).success();
+    assert_eq!(String::from_utf8_lossy(&asked.get_output().stdout), printed);
+    let measured = ["evaluate", "hf:owner/repo", "--task", "questions", "--test-file", "valid.json", "--json"];
+    command(&measured).success().stdout(predicates::str::contains("\"accuracy\""));
+    let files = ["--train-file", "train.json", "--valid-file", "valid.json", "--answers", "answers.json"];
+    let start = ["--task", "questions", "--init", "hf:owner/repo", "--preset", "tiny", "--stop-after", "1"];
+    command(&[start.as_slice(), &files, &["--output", "again"]].concat()).code(130);
+    let wrong = ["ask", "--checkpoint", "hf:owner/other", "--image", "090", "--question", "What color is it?"];
+    command(&wrong).code(1).stderr(predicates::str::contains("hf:owner/other"));
+}
+
 #[test]
 fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
@@ -116,6 +140,7 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     let printed = String::from_utf8(asked("090").success().get_output().stdout.clone()).unwrap();
     assert!(printed.starts_with("blue") && printed.lines().count() == 2, "{printed}");
     asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
+    from_the_hub(root, &printed);
 
     // Measured alone, on other questions, the checkpoint writes the same form of predictions.
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
