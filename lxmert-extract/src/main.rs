@@ -140,9 +140,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     cli::catch_interrupts();
     match cli.command {
         None => return run_extract(cli.extract, &cli.common, &device),
-        Some(Command::Scenes(args)) => scenes_cli::run(&args, cli.common.seed, cli.common.show_progress())?,
+        Some(Command::Scenes(args)) => scenes_cli::run(&args, cli.common.seed(), cli.common.show_progress())?,
         Some(Command::TrainDetector(args)) => {
-            training_cli::run(&args, cli.common.seed, &device, cli.common.show_progress())?;
+            training_cli::run(&args, cli.common.seed(), &device, cli.common.show_progress())?;
         }
         Some(Command::Inspect { store, image }) => {
             let store = FeatureStore::open(store)?;
@@ -178,7 +178,7 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
         (None, None, None) => {
             let scenes = Workspace::locate()?.data("scenes");
             if !scenes.exists() {
-                let config = scenes::ScenesConfig { seed: common.seed, ..Default::default() };
+                let config = scenes::ScenesConfig { seed: common.seed(), ..Default::default() };
                 let summary = scenes::generate(&scenes, &config, false, common.show_progress())?;
                 println!("{}: {summary}", scenes.display());
             } else if scenes.join("scenes.json").is_file() {

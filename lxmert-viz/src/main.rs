@@ -218,7 +218,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Grid) => {
             let scorer = Scorer::open(&places.checkpoint, &device)?;
             let output = output_folder(cli, &places);
-            let data = DataSet::open(places, cli.common.seed)?;
+            let data = DataSet::open(places, cli.common.seed())?;
             let options = GalleryOptions { output, pairs: 0, progress: cli.common.show_progress() };
             let found = gallery::prediction_grids(&data, &scorer, &options)?;
             print_accuracy(&found.accuracy);
@@ -313,7 +313,7 @@ fn bare(cli: &Cli, places: Places, device: &candle_core::Device) -> Result<()> {
         "--output {}: this command writes many pictures; name a folder",
         output.display()
     );
-    let data = DataSet::open(places, cli.common.seed)?;
+    let data = DataSet::open(places, cli.common.seed())?;
     let options = GalleryOptions { output: output.clone(), pairs: cli.pairs, progress: cli.common.show_progress() };
     let found = gallery::make(&data, &scorer, &options)?;
     for picture in &found.pictures {
@@ -397,7 +397,7 @@ fn with_subject(
 ) -> Result<()> {
     let scorer = Scorer::open(&places.checkpoint, device)?;
     let output = output_folder(cli, &places);
-    let data = DataSet::open(places, cli.common.seed)?;
+    let data = DataSet::open(places, cli.common.seed())?;
     let (image, regions, text) = subject(chosen, &data)?;
     let scored = scorer.score(&[PairInput { regions: &regions, text: &text }], Capture::Probes)?.remove(0);
     let explained = Explained::new(&image, &text, &scored, &regions, &data.store.info().label_names);

@@ -52,7 +52,7 @@ fn matching(cli: &Cli, args: &RelevancyArgs, places: Places, methods: &[Method],
             (args.detector.find(cli, photo, takes, device)?, text)
         }
         None => {
-            let data = DataSet::open(places, cli.common.seed)?;
+            let data = DataSet::open(places, cli.common.seed())?;
             let (image, regions, text) = subject(&args.subject, &data)?;
             (stored(&data, image, regions)?, text)
         }
@@ -83,7 +83,7 @@ fn answer(
     let found = match &args.photo {
         Some(photo) => args.detector.find(cli, photo, asker.takes(), device)?,
         None => {
-            let data = DataSet::open(places, cli.common.seed)?;
+            let data = DataSet::open(places, cli.common.seed())?;
             let (image, regions, _) = subject(&args.subject, &data)?;
             stored(&data, image, regions)?
         }
