@@ -17,6 +17,8 @@
 mod attention;
 pub mod batch_norm;
 pub mod blocks;
+#[cfg(test)]
+mod checked;
 pub mod conv;
 mod dropout;
 mod feature_map;

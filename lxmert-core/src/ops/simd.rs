@@ -86,6 +86,14 @@ pub(crate) trait Vector: Copy {
     /// One value in every lane.
     unsafe fn broadcast(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// The sum of the lanes, 16 at most: folded in halves.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: no register is wider than the array.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        super::math::sum(&lanes)
+    }
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -153,6 +161,7 @@ mod x86 {
     macro_rules! register {
         ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
             // SAFETY (of every method): the caller answers for the instructions and the pointers, as the trait says.
+            #[allow(clippy::undocumented_unsafe_blocks)]
             impl Vector for $type {
                 const LANES: usize = $lanes;
                 #[inline(always)]
