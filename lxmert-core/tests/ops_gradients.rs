@@ -63,6 +63,32 @@ fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
 }
 
 #[test]
+fn dropout_matches_finite_differences() {
+    let x = random("x", &[40]);
+    check_gradients(&[&x], || ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 2))));
+}
+
+#[test]
+fn batch_norm_matches_finite_differences() {
+    let (x, w, b) = (random("x", &[2, 3, 3, 2]), random("w", &[3]), random("b", &[3]));
+    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, false)?.y));
+    // All of a channel passes the ReLU or nothing: at its corner there is no derivative.
+    let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
+    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, true)?.y));
+}
+
+#[test]
+fn packing_matches_finite_differences() {
+    let mask = Tensor::new(&[[1f32, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], &Device::Cpu).unwrap();
+    let mask = KeyMask::new(&mask).unwrap();
+    let packing = mask.packing().unwrap();
+    let (padded, packed) = (random("padded", &[3, 3, 2]), random("packed", &[6, 2]));
+    check_gradients(&[&padded], || packing.pack(&padded));
+    check_gradients(&[&packed], || packing.unpack(&packed));
+    check_gradients(&[&packed], || packing.pick_first(&packed));
+}
+
+#[test]
 fn attention_equals_its_composition_with_masks_and_dropout() {
     for (batch, queries, keys, heads, width, masked, p) in [
         (2, 5, 7, 2, 12, false, 0.0),
