@@ -15,6 +15,9 @@ use lxmert_core::workspace::Workspace;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+/// The first layer of an answer head: `[2·hidden, hidden]`.
+const FIRST_LAYER: &str = "answer_head.logit_fc.0.weight";
+
 /// Where the last layer of an answer head lies: a row for each answer.
 const LAST_LAYER: [&str; 2] = ["answer_head.logit_fc.3.weight", "answer_head.logit_fc.3.bias"];
 
@@ -58,6 +61,12 @@ impl AnswerCheckpoint {
         let rows = answer_rows(&tensors).ok_or_else(|| {
             Error::file(&path, "has no answer head; name a checkpoint that was trained on questions (--task questions)")
         })?;
+        // NLVR2's head, over two pooled outputs, has the names of an answer head.
+        if tensors.get(FIRST_LAYER).is_some_and(|layer| layer.dims().last() != Some(&config.hidden_size)) {
+            let reason =
+                "judges statements about two images and answers no questions; name a checkpoint of --task questions";
+            return Err(Error::file(&path, reason));
+        }
         let config = LxmertConfig { num_qa_labels: rows, ..config };
         let answers = table_of(&place.folder, rows)?;
         let weights: HashMap<String, Tensor> = take_weights(&path, tensors, &AnswerModel::expected(&config)?, &[])?

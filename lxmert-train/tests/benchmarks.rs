@@ -6,14 +6,19 @@ mod common;
 mod loopback;
 
 use assert_cmd::Command;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use lxmert_core::checkpoint::{read_tensors, save_safetensors};
+use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::model::PairModel;
+use lxmert_core::procedural;
 use lxmert_train::answering::AnswerCheckpoint;
 use lxmert_train::config::Recipe;
 use lxmert_train::data::paths::{Data, ExamplePaths};
 use lxmert_train::tasks::TaskKind;
 use lxmert_train::trainer::{self, Job, Outcome, Start};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -214,6 +219,66 @@ fn statements_about_two_images_are_learnt() {
     evaluate.arg("--test-file").arg(root.join("test.json")).arg("--predictions").arg(root.join("again"));
     evaluate.assert().success().stdout(predicates::str::contains("consistency"));
     assert_eq!(std::fs::read_to_string(root.join("again/nlvr2.csv")).unwrap(), predictions);
+}
+
+/// The original's NLVR2 snapshots: `lxrt_encoder.model.bert.*`, and `logit_fc.*` over the width of two pooled outputs.
+#[test]
+fn a_snapshot_of_nlvr2_starts_statements_with_its_head_and_judges_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    common::write_data(root, 12);
+    let config = LxmertConfig { visual_feat_dim: 12, ..LxmertConfig::preset("tiny").unwrap() };
+    let weights: Vec<(String, Tensor)> = PairModel::expected(&config)
+        .unwrap()
+        .into_iter()
+        .map(|(name, shape)| {
+            let tensor = procedural::tensor(&name, &shape, -0.05, 0.05, 0).unwrap();
+            (name, tensor)
+        })
+        .collect();
+    let original = |name: &str| {
+        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        match name.strip_prefix("answer_head.") {
+            Some(head) => head.to_string(),
+            None => name.replacen("lxmert.", "lxrt_encoder.model.bert.", 1),
+        }
+    };
+    let snapshot: Vec<(String, Tensor)> = weights.iter().map(|(name, w)| (original(name), w.clone())).collect();
+    assert!(snapshot.iter().any(|(name, w)| name == "logit_fc.0.weight" && w.dims() == [256, 256]));
+    let place = root.join("BEST.pth");
+    save_safetensors(&place, &snapshot, &BTreeMap::new()).unwrap();
+
+    let statement = |i: usize| {
+        json!({"identifier": format!("a-{i}-0-0"), "uid": format!("{i}"), "img0": format!("{:03}.png", i % 12),
+               "img1": format!("{:03}.png", (i + 5) % 12), "sent": "One is red.", "label": i % 2})
+    };
+    let files = write(&root.join("all.json"), &(0..12).map(statement).collect());
+    let data = ExamplePaths { train: files.clone(), valid: files.clone(), test: files, ..ExamplePaths::default() };
+    let mut job = job(root, TaskKind::Statements, data, "run");
+    // At a rate of 0 what is saved is what it started from.
+    job.recipe = Recipe { init: Some(place.display().to_string()), learning_rate: 0.0, epochs: 1, ..job.recipe };
+    let report = run(&job);
+    let saved = read_tensors(root.join("run/best/model.safetensors")).unwrap();
+    assert_eq!(saved.len(), weights.len());
+    for (name, wanted) in &weights {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&saved[name]), values(wanted), "{name}");
+    }
+    // With a config.json beside it the snapshot is measured as it is.
+    std::fs::write(root.join("config.json"), config.to_json("LxmertModel")).unwrap();
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate.arg("evaluate").arg(&place).args(["--task", "statements", "--json", "--features"]);
+    let measured = evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("all.json")).assert().success();
+    let measured: Value = serde_json::from_slice(&measured.get_output().stdout).unwrap();
+    let loss = report.test.test.get("all", "loss").unwrap();
+    assert!((measured["test"]["all"]["loss"].as_f64().unwrap() - loss).abs() < 1e-6, "{measured} {loss}");
+    let mut ask = Command::cargo_bin("lxmert-train").unwrap();
+    ask.args(["ask", "--image", "000", "--question", "Is it red?", "--features"]).arg(root.join("features"));
+    ask.arg("--checkpoint")
+        .arg(&place)
+        .assert()
+        .code(1)
+        .stderr(predicates::str::contains("statements about two images"));
 }
 
 #[test]

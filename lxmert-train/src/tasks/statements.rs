@@ -127,7 +127,8 @@ impl Task for Judging {
         ] {
             something(usable, files, || format!("no statement with a label to {what}"))?;
         }
-        let config = recipe.model(store.info().feature_dim)?;
+        // Answers are for questions; this head has no place in the hub's configuration.
+        let config = LxmertConfig { num_qa_labels: 0, ..recipe.model(store.info().feature_dim)? };
         only_lxmert(&config)?;
         let model = PairModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         let regions = recipe.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
@@ -208,7 +209,8 @@ impl Task for Judging {
     fn checkpoint(&self) -> CheckpointParts {
         CheckpointParts {
             config: self.config.clone(),
-            // No class of transformers has this head; the trunk opens in this one.
+            // No class of transformers has a head over two images. The trunk opens in this one, which finds every key of its
+            // own and reports the head's six, `answer_head.logit_fc.{0,2,3}.{weight,bias}`, as unexpected.
             architecture: "LxmertModel",
             preprocessing: Preprocessing {
                 max_length: self.recipe.max_length,
@@ -229,7 +231,9 @@ impl Task for Judging {
         Description {
             title: "statements about two images".into(),
             pipeline_tag: "visual-question-answering",
-            does: "Says whether a statement about two images is true, from their regions and the statement's words."
+            does: "Says whether a statement about two images is true, from their regions and the statement's words. \
+                   transformers' `LxmertModel` opens the trunk and reports `answer_head.logit_fc.*`, the head over two \
+                   images for which it has no class, as unexpected."
                 .into(),
             data,
             losses: "Cross entropy of false and true.".into(),
