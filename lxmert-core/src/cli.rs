@@ -67,9 +67,9 @@ pub struct CommonArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help_heading = "Common options")]
     pub device: DeviceChoice,
-    /// Seed of everything drawn at random
-    #[arg(long, global = true, default_value_t = 0, help_heading = "Common options")]
-    pub seed: u64,
+    /// Seed of everything drawn at random [default: 0]
+    #[arg(long, global = true, value_name = "N", help_heading = "Common options")]
+    pub seed: Option<u64>,
     /// Threads to compute with [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Common options")]
     pub threads: Option<u16>,
@@ -107,6 +107,11 @@ impl CommonArgs {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
         }
         self.device.open()
+    }
+
+    /// The seed that was given, else 0.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
     }
 
     /// Whether a progress bar should be drawn.

@@ -1,7 +1,7 @@
 //! Convolution, pooling and RoIAlign against their plain compositions and against finite differences.
 
 use candle_core::{Device, Tensor, Var};
-use lxmert_core::ops::{RoiAlign, conv, pool, roi_align};
+use lxmert_core::ops::{BufferPool, FeatureMap, RoiAlign, conv, pool, roi_align};
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
@@ -230,6 +230,42 @@ proptest! {
             &conv_inputs(batch, channels, out, (height, width), (kernel_height, kernel_width)),
             |t| conv::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding),
             |t| conv::conv2d_reference(&t[0], &t[1], Some(&t[2]), stride, padding),
+        );
+    }
+
+    #[test]
+    fn pooling_of_any_size_equals_the_composition(
+        batch in 0usize..3, channels in 0usize..5, height in 1usize..12, width in 1usize..12, kernel in 1usize..5,
+        stride in 1usize..4, padding in 0usize..3,
+    ) {
+        let padding = padding.min(kernel / 2);
+        prop_assume!(kernel <= height + 2 * padding && kernel <= width + 2 * padding);
+        let x = random("x", &[batch, channels, height, width]);
+        agree(
+            std::slice::from_ref(&x),
+            |t| pool::max_pool2d(&t[0], kernel, stride, padding),
+            |t| pool::max_pool2d_reference(&t[0], kernel, stride, padding),
+        );
+        let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
+        let y = map.max_pool2d(kernel, stride, padding).unwrap().into_tensor().unwrap();
+        let expected = pool::max_pool2d_reference(&x, kernel, stride, padding).unwrap();
+        prop_assert_eq!(difference(&y, &expected), 0.0);
+    }
+
+    #[test]
+    fn roi_align_of_any_size_equals_the_composition(
+        batch in 1usize..3, channels in 0usize..19, height in 1usize..9, width in 1usize..9,
+        corners in proptest::collection::vec((-9f32..25.0, -9f32..25.0, -9f32..25.0, -9f32..25.0), 0..5),
+        output_size in 0usize..4, sampling_ratio in 0usize..3, aligned: bool,
+    ) {
+        let rois: Vec<f32> =
+            corners.iter().enumerate().flat_map(|(i, c)| [(i % batch) as f32, c.0, c.1, c.2, c.3]).collect();
+        let rois = Tensor::from_vec(rois, (corners.len(), 5), &Device::Cpu).unwrap();
+        let options = RoiAlign { spatial_scale: 0.5, output_size, sampling_ratio, aligned };
+        agree(
+            &[random("features", &[batch, channels, height, width])],
+            |t| roi_align::roi_align(&t[0], &rois, options),
+            |t| roi_align::roi_align_reference(&t[0], &rois, options),
         );
     }
 }

@@ -61,6 +61,9 @@ fn check(case: &Case, relu: bool, residual: bool) {
 #[test]
 fn layers_of_a_resnet_equal_the_composition() {
     for (channels, out, size, kernel, stride, padding) in [
+        // More tiles than a task takes, in both directions.
+        (16, 33, (9, 301), 3, 1, 1),
+        (16, 33, (301, 9), 3, 1, 1),
         (3, 64, (37, 50), 7, 2, 3),
         (64, 64, (19, 30), 3, 1, 1),
         (64, 96, (19, 30), 1, 1, 0),

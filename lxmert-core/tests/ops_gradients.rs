@@ -2,49 +2,11 @@
 
 mod common;
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, Device, Tensor, Var};
 use common::difference;
+use common::gradients::{check_gradients, random, weigh};
 use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask};
 use lxmert_core::procedural;
-
-fn random(name: &str, shape: &[usize]) -> Var {
-    Var::from_tensor(&procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()).unwrap()
-}
-
-/// A scalar that weighs every output differently, so that no gradient cancels.
-fn weigh(y: &Tensor) -> Result<Tensor> {
-    let weights = procedural::tensor("weights", y.dims(), -1.0, 1.0, 6)?;
-    (y * weights)?.sum_all()
-}
-
-/// Central differences in f32 with step 1e-2: the truncation error is about 1e-4 of the third
-/// derivative and the rounding error about 1e-7 / 1e-2; 2e-3 bounds both for values near 1.
-fn check_gradients(inputs: &[&Var], f: impl Fn() -> Result<Tensor>) {
-    let gradients = weigh(&f().unwrap()).unwrap().backward().unwrap();
-    for (which, input) in inputs.iter().enumerate() {
-        let gradient: Vec<f32> = gradients.get(input).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let original = input.as_tensor().copy().unwrap();
-        let values: Vec<f32> = original.flatten_all().unwrap().to_vec1().unwrap();
-        assert!(gradient.iter().any(|g| g.abs() > 1e-3), "input {which} gets no gradient");
-        for i in (0..values.len()).step_by(values.len().div_ceil(12)) {
-            let at = |delta: f32| -> f64 {
-                let mut moved = values.clone();
-                moved[i] += delta;
-                input.set(&Tensor::from_vec(moved, original.dims(), &Device::Cpu).unwrap()).unwrap();
-                let y = f().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                let w = procedural::values("weights", y.len(), -1.0, 1.0, 6);
-                y.iter().zip(&w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
-            };
-            let numeric = ((at(1e-2) - at(-1e-2)) / 2e-2) as f32;
-            assert!(
-                (numeric - gradient[i]).abs() <= 2e-3 * (1.0 + numeric.abs()),
-                "input {which} element {i}: {} by the op, {numeric} by differences",
-                gradient[i]
-            );
-        }
-        input.set(&original).unwrap();
-    }
-}
 
 #[test]
 fn linear_and_its_gradient() {
@@ -98,6 +60,32 @@ fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
     let other: Vec<f32> = ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 3))).unwrap().to_vec1().unwrap();
     assert_eq!(first, y);
     assert!(first != second && first != other);
+}
+
+#[test]
+fn dropout_matches_finite_differences() {
+    let x = random("x", &[40]);
+    check_gradients(&[&x], || ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 2))));
+}
+
+#[test]
+fn batch_norm_matches_finite_differences() {
+    let (x, w, b) = (random("x", &[2, 3, 3, 2]), random("w", &[3]), random("b", &[3]));
+    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, false)?.y));
+    // All of a channel passes the ReLU or nothing: at its corner there is no derivative.
+    let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
+    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, true)?.y));
+}
+
+#[test]
+fn packing_matches_finite_differences() {
+    let mask = Tensor::new(&[[1f32, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], &Device::Cpu).unwrap();
+    let mask = KeyMask::new(&mask).unwrap();
+    let packing = mask.packing().unwrap();
+    let (padded, packed) = (random("padded", &[3, 3, 2]), random("packed", &[6, 2]));
+    check_gradients(&[&padded], || packing.pack(&padded));
+    check_gradients(&[&packed], || packing.unpack(&packed));
+    check_gradients(&[&packed], || packing.pick_first(&packed));
 }
 
 #[test]

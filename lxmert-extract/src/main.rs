@@ -85,7 +85,7 @@ enum Import {
 
 #[derive(Args)]
 struct ExtractArgs {
-    /// Folder, list file or caption file of the images
+    /// Folder, list file or caption file of the images, or a single image
     #[arg(long, value_name = "PATH", conflicts_with = "flickr30k")]
     images: Option<PathBuf>,
     /// Only the images that this caption file names
@@ -129,7 +129,8 @@ fn main() -> ExitCode {
                         Some(lxmert_extract::Error::Core(lxmert_core::Error::Interrupted))
                     )
             });
-            eprintln!("error: {error:#}");
+            // Our errors carry their cause in their own text; printing the chain would repeat it.
+            eprintln!("error: {error}");
             ExitCode::from(if interrupted { 130 } else { 1 })
         }
     }
@@ -140,9 +141,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     cli::catch_interrupts();
     match cli.command {
         None => return run_extract(cli.extract, &cli.common, &device),
-        Some(Command::Scenes(args)) => scenes_cli::run(&args, cli.common.seed, cli.common.show_progress())?,
+        Some(Command::Scenes(args)) => scenes_cli::run(&args, cli.common.seed(), cli.common.show_progress())?,
         Some(Command::TrainDetector(args)) => {
-            training_cli::run(&args, cli.common.seed, &device, cli.common.show_progress())?;
+            training_cli::run(&args, cli.common.seed(), &device, cli.common.show_progress())?;
         }
         Some(Command::Inspect { store, image }) => {
             let store = FeatureStore::open(store)?;
@@ -178,7 +179,7 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
         (None, None, None) => {
             let scenes = Workspace::locate()?.data("scenes");
             if !scenes.exists() {
-                let config = scenes::ScenesConfig { seed: common.seed, ..Default::default() };
+                let config = scenes::ScenesConfig { seed: common.seed(), ..Default::default() };
                 let summary = scenes::generate(&scenes, &config, false, common.show_progress())?;
                 println!("{}: {summary}", scenes.display());
             } else if scenes.join("scenes.json").is_file() {

@@ -52,7 +52,7 @@ pub enum Error {
     #[error("{0}")]
     Argument(String),
     /// A run folder holds a run made with other settings.
-    #[error("{folder}: this run was made with other settings:\n{differences}\nuse the run's settings, another --output, or --overwrite to start anew", folder = folder.display())]
+    #[error("{folder}: this run was made with other settings:\n{differences}\nuse the run's settings, another --output (with --init {folder}/last to go on from its weights), or --overwrite to start anew", folder = folder.display())]
     OtherSettings {
         /// The run folder.
         folder: PathBuf,
@@ -84,14 +84,14 @@ pub enum Error {
 impl Error {
     /// An I/O error at `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.as_ref().to_path_buf();
-        move |source| Self::Core(lxmert_core::Error::Io { path, source })
+        let of_core = lxmert_core::Error::io(path);
+        move |source| Self::Core(of_core(source))
     }
 
     /// A JSON error at `path`, for `map_err`.
     pub fn json(path: impl AsRef<Path>) -> impl FnOnce(serde_json::Error) -> Self {
-        let path = path.as_ref().to_path_buf();
-        move |source| Self::Core(lxmert_core::Error::Json { path, source })
+        let of_core = lxmert_core::Error::json(path);
+        move |source| Self::Core(of_core(source))
     }
 
     /// An [`Error::Row`].

@@ -6,6 +6,7 @@
 //! | [`data`] | caption files, splits by image, matched and mismatched pairs, batches read ahead |
 //! | [`tasks`] | what is trained: a task's data, model, losses and measures |
 //! | [`optim`] | AdamW, the learning-rate schedule, gradient clipping |
+//! | [`arguments`] | from arguments to settings: which data, which recipe, which folder |
 //! | [`config`] | every knob of a run, with the recipes that a bare command uses |
 //! | [`trainer`] | the training loop, read from top to bottom |
 //! | [`resume`] | the state that lets a killed run go on equal to the bit |
@@ -15,6 +16,7 @@
 //! | [`run_folder`] | what a run writes, and where |
 
 pub mod answering;
+pub mod arguments;
 pub mod ask;
 pub mod config;
 pub mod data;

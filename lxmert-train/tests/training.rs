@@ -200,3 +200,34 @@ fn what_is_missing_is_named_with_what_to_do() {
     command(&data, &run).assert().code(1).stderr(predicate::str::contains("cargo run -p lxmert-extract"));
     command(&data, &run).args(["--epochs", "nine"]).assert().code(2);
 }
+
+/// `--resume --output DIR` takes the run's own settings; what is given beside it must agree with them.
+#[test]
+fn what_is_given_beside_resume_agrees_with_the_run_or_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    common::write_data(&data, 12);
+    let run = folder.path().join("run");
+    command(&data, &run).args(["--seed", "7", "--stop-after", "1"]).assert().code(130);
+    let resume = |flags: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.args(["--resume", "--stop-after", "2", "--quiet", "--threads", "2", "--output"]).arg(&run).args(flags);
+        command.assert()
+    };
+    for (flags, said) in [
+        (["--task", "retrieval"], "--task: the run in"),
+        (["--recipe", "paper-vqa"], "trains matching, not questions; leave --recipe out"),
+        (["--recipe", "photos"], "batch-size: the run has 4, the command says 32"),
+        (["--seed", "8"], "seed: the run has 7, the command says 8"),
+        (["--epochs", "9"], "epochs: the run has 2, the command says 9"),
+        (["--features", "elsewhere"], "no feature store here"),
+        (["--splits", "other.json"], "other.json"),
+        (["--data", "nowhere"], "nowhere"),
+    ] {
+        resume(&flags).code(1).stderr(predicate::str::contains(said));
+    }
+    resume(&["--epochs", "9"]).stderr(predicate::str::contains("--init").and(predicate::str::contains("run/last")));
+    resume(&["--task", "matching", "--seed", "7", "--epochs", "2"]).code(130);
+    assert_eq!(lxmert_train::resume::position(&run.join("state.safetensors")).unwrap().step, 2);
+}

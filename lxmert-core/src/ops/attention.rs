@@ -114,7 +114,8 @@ pub fn probabilities(q: &Tensor, k: &Tensor, options: &AttentionOptions) -> Resu
         }
         None => scores,
     };
-    candle_nn::ops::softmax(&scores, D::Minus1)
+    // Candle takes no maximum of nothing.
+    if scores.elem_count() == 0 { Ok(scores) } else { candle_nn::ops::softmax(&scores, D::Minus1) }
 }
 
 /// Dropout of `probabilities`, times the values, heads merged: `[batch, queries, width]`.

@@ -109,7 +109,11 @@ impl CustomOp3 for BatchNorm {
             let channel = index % channels;
             let scale = self.scale[channel] * weight[channel];
             let shift = bias[channel] - self.mean[channel] * scale;
-            y.iter_mut().zip(x).for_each(|(y, x)| *y = (x * scale + shift).max(least));
+            y.iter_mut().zip(x).for_each(|(y, x)| {
+                let value = x * scale + shift;
+                // NaN stays NaN.
+                *y = if value < least { least } else { value };
+            });
         });
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
@@ -211,6 +215,17 @@ mod tests {
     fn close(a: &Tensor, b: &Tensor) -> Result<()> {
         let distance = (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
         assert!(distance < 2e-5, "{distance}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() -> Result<()> {
+        let x = Tensor::from_vec(vec![f32::NAN, 1.0], (1, 1, 1, 2), &candle_core::Device::Cpu)?;
+        let one = procedural::tensor("one", &[1], 1.0, 1.0, 0)?;
+        for relu in [false, true] {
+            let y = batch_norm(&x, &one, &one, 1e-5, relu)?.y.flatten_all()?.to_vec1::<f32>()?;
+            assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
+        }
         Ok(())
     }
 

@@ -31,6 +31,14 @@ pub(crate) fn pair(first: f32, second: f32) -> f32 {
     f32::from_bits(round(first) | (round(second) << 16))
 }
 
+/// The sum of the products of two pairs.
+#[inline(always)]
+pub(crate) fn products(a: f32, b: f32) -> f32 {
+    let low = |x: f32| f32::from_bits(x.to_bits() << 16);
+    let high = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
+    low(a) * low(b) + high(a) * high(b)
+}
+
 vectorised! {
     /// Neighbours of `values` as pairs; a last one without a neighbour is paired with 0.
     pub(crate) fn pairs(values: &[f32], to: &mut [f32]) {

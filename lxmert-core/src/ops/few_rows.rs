@@ -40,12 +40,12 @@ pub(super) fn multiply(
     threads: Threads,
 ) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
-    let tasks = columns.div_ceil(PER_TASK);
+    let (tile, tasks) = (tile_of(level()), columns.div_ceil(PER_TASK));
     with_scratch([tasks * rows * PER_TASK], |[products]| {
         let task = |(index, products): (usize, &mut [f32])| {
             let first = index * PER_TASK;
             let count = PER_TASK.min(columns - first);
-            dots(products, a.from(0, 0), a.leading(), rows, b.from(first, 0), b.leading(), count, inner);
+            dots(tile, products, a.from(0, 0), a.leading(), rows, b.from(first, 0), b.leading(), count, inner);
         };
         if threads == Threads::Pool {
             products.par_chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
@@ -69,9 +69,21 @@ pub(super) fn multiply(
     finish.apply(out, leading, 0, columns);
 }
 
+/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows of as many values as said, compiled for one kind of machine.
+type Tile = unsafe fn(&[*const f32; ROWS], &[*const f32; WEIGHTS], usize, &mut [[f32; WEIGHTS]; ROWS]);
+
+fn tile_of(level: Level) -> Tile {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512,
+        _ => tile::<Plain>,
+    }
+}
+
 /// `out[row · PER_TASK + weight]`: row `row` of `a` times row `weight` of `w`.
 #[allow(clippy::too_many_arguments)] // two matrices and their sizes
 fn dots(
+    tile: Tile,
     out: &mut [f32],
     a: &[f32],
     a_stride: usize,
@@ -92,14 +104,9 @@ fn dots(
             let w_rows: [*const f32; WEIGHTS] =
                 std::array::from_fn(|j| w[(first_weight + j).min(weights - 1) * w_stride..].as_ptr());
             let mut sums = [[0.0; WEIGHTS]; ROWS];
-            match level() {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice,
-                // and by the assertions each row has `inner` values, a multiple of the lanes.
-                Level::Avx512 => unsafe { avx512(&a_rows, &w_rows, inner, &mut sums) },
-                // SAFETY: as above.
-                _ => unsafe { tile::<Plain>(&a_rows, &w_rows, inner, &mut sums) },
-            }
+            // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice, and by
+            // the assertions each row has `inner` values, a multiple of the lanes.
+            unsafe { tile(&a_rows, &w_rows, inner, &mut sums) };
             for (row, sums) in (first_row..rows).zip(&sums) {
                 let count = WEIGHTS.min(weights - first_weight);
                 out[row * PER_TASK + first_weight..][..count].copy_from_slice(&sums[..count]);
@@ -124,7 +131,7 @@ unsafe fn tile<V: Vector>(
     inner: usize,
     sums: &mut [[f32; WEIGHTS]; ROWS],
 ) {
-    // SAFETY: `k + LANES <= inner`, as `inner` is a multiple of the lanes; `lanes` holds a register's values.
+    // SAFETY: `k + LANES <= inner`, as `inner` is a multiple of the lanes.
     unsafe {
         let mut partial = [[V::splat(0.0); WEIGHTS]; ROWS];
         let mut k = 0;
@@ -140,10 +147,11 @@ unsafe fn tile<V: Vector>(
         }
         for (sums, partial) in sums.iter_mut().zip(partial) {
             for (sum, partial) in sums.iter_mut().zip(partial) {
-                let mut lanes = [0.0f32; LANES];
-                partial.store(lanes.as_mut_ptr());
-                *sum = super::math::sum(&lanes);
+                *sum = partial.sum();
             }
         }
     }
 }
+
+#[cfg(test)]
+mod bounds;

@@ -5,7 +5,7 @@ use super::math::add_scaled;
 use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// Rows of the bias gradient summed by one task; fixed, so that the order of summation does not
@@ -30,7 +30,7 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
     }
     let (out, inner) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
-    let rows = x.elem_count() / inner.max(1);
+    let rows = rows_of(&shape);
     if let Some(last) = shape.last_mut() {
         *last = out;
     }
@@ -47,6 +47,11 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
         }
     };
     product.broadcast_add(bias)?.reshape(shape)
+}
+
+/// Of a `[…, width]` tensor, whose width may be 0.
+fn rows_of(shape: &[usize]) -> usize {
+    shape.iter().rev().skip(1).product()
 }
 
 struct Linear {
@@ -99,7 +104,7 @@ impl CustomOp3 for Linear {
                 bias_layout.dims()
             );
         }
-        let rows = x_layout.shape().elem_count() / in_width.max(1);
+        let rows = rows_of(&shape);
         let (x, weight, bias) =
             (contiguous_f32(x, x_layout)?, contiguous_f32(weight, weight_layout)?, contiguous_f32(bias, bias_layout)?);
         let mut out = Vec::with_capacity(rows * out_width);
@@ -131,7 +136,7 @@ impl CustomOp3 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let (out_width, in_width) = weight.dims2()?;
-        let rows = grad.elem_count() / grad.dim(D::Minus1)?.max(1);
+        let rows = rows_of(grad.dims());
         let (x_held, weight_held, grad_held) = (hold(x), hold(weight), hold(&grad));
         let (xs, weights, grads) = (x_held.values()?, weight_held.values()?, grad_held.values()?);
         let grads_matrix = Matrix::new(grads, rows, out_width);

@@ -19,6 +19,8 @@ mod attention;
 pub mod batch_norm;
 mod bf16;
 pub mod blocks;
+#[cfg(test)]
+mod checked;
 pub mod conv;
 mod dropout;
 mod feature_map;

@@ -32,7 +32,8 @@ impl Packing {
     pub(super) fn of_mask(mask: &[f32], batch: usize, length: usize) -> Option<Self> {
         let (mut starts, mut rows) = (Vec::with_capacity(batch + 1), Vec::with_capacity(mask.len()));
         starts.push(0);
-        for (item, mask) in mask.chunks_exact(length.max(1)).enumerate() {
+        for item in 0..batch {
+            let mask = &mask[item * length..][..length];
             let empty = mask.iter().all(|m| *m == 0.0);
             if mask.iter().any(|m| *m != 0.0 && *m != 1.0) || (!empty && mask[0] == 0.0) {
                 return None;
@@ -40,7 +41,7 @@ impl Packing {
             rows.extend((0..length).filter(|i| empty || mask[*i] == 1.0).map(|i| (item * length + i) as u32));
             starts.push(rows.len());
         }
-        (starts.len() == batch + 1).then(|| Self(Arc::new(Rows { batch, length, starts, rows })))
+        Some(Self(Arc::new(Rows { batch, length, starts, rows })))
     }
 
     /// Items.

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use super::bf16::pair;
+use super::bf16::{pair, products};
 use std::sync::OnceLock;
 
 /// The widest vector instructions found at run time.
@@ -87,6 +87,14 @@ pub(crate) trait Vector: Copy {
     /// One value in every lane.
     unsafe fn broadcast(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// The sum of the lanes, 16 at most: folded in halves.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: no register is wider than the array.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        super::math::sum(&lanes)
+    }
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -162,9 +170,7 @@ impl Vector for Plain {
     }
     #[inline(always)]
     unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
-        let low = |x: f32| f32::from_bits(x.to_bits() << 16);
-        let high = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
-        let products = lanewise!(self, other, |a: f32, b: f32| low(a) * low(b) + high(a) * high(b));
+        let products = lanewise!(self, other, products);
         lanewise!(products, sum, |a: f32, b: f32| a + b)
     }
     #[inline(always)]
@@ -184,6 +190,7 @@ mod x86 {
     macro_rules! register {
         ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $pairs:expr, $store_pairs:expr) => {
             // SAFETY (of every method): the caller answers for the instructions and the pointers, as the trait says.
+            #[allow(clippy::undocumented_unsafe_blocks)]
             impl Vector for $type {
                 const LANES: usize = $lanes;
                 #[inline(always)]

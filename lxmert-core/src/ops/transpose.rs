@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use super::simd::{Level, level};
+use super::simd::{Level, Vector, level};
 
 /// Rows and columns of a block.
 pub(crate) const BLOCK: usize = 16;
@@ -29,11 +29,8 @@ pub(crate) fn transpose_block(from: &[f32], from_stride: usize, to: &mut [f32], 
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn avx512(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
     use std::arch::x86_64::*;
-    let mut rows = [_mm512_setzero_ps(); BLOCK];
-    for (i, row) in rows.iter_mut().enumerate() {
-        // SAFETY: row i of the 16 that the caller vouches for.
-        *row = unsafe { _mm512_maskz_loadu_ps(0xFFFF, from.wrapping_add(i * from_stride)) };
-    }
+    // SAFETY: passed on to the caller.
+    let rows: [__m512; BLOCK] = unsafe { load(from, from_stride) };
     // Quarter q of register 4g + j: rows 4g to 4g + 3 of column 4q + j.
     let mut quads = [_mm512_setzero_ps(); BLOCK];
     for (four, quads) in rows.chunks_exact(4).zip(quads.chunks_exact_mut(4)) {
@@ -60,15 +57,34 @@ unsafe fn avx512(from: *const f32, from_stride: usize, to: *mut f32, to_stride: 
             _mm512_shuffle_f32x4::<0xDD>(even, even2),
             _mm512_shuffle_f32x4::<0xDD>(odd, odd2),
         ];
-        for (quarter, column) in columns.into_iter().enumerate() {
-            // SAFETY: row 4 · quarter + j < 16 of `to`.
-            unsafe { _mm512_storeu_ps(to.wrapping_add((4 * quarter + j) * to_stride), column) };
-        }
+        // SAFETY: passed on to the caller.
+        unsafe { store_every_fourth(columns, j, to, to_stride) };
+    }
+}
+
+/// # Safety
+/// `from` holds 16 rows of 16 values, a register's, at its stride.
+#[inline(always)]
+unsafe fn load<V: Vector>(from: *const f32, stride: usize) -> [V; BLOCK] {
+    // SAFETY: row i < 16 of those that the caller vouches for.
+    std::array::from_fn(|i| unsafe { V::load(from.wrapping_add(i * stride)) })
+}
+
+/// Writes rows `first`, `first + 4`, …
+///
+/// # Safety
+/// `to` holds 16 rows of 16 values at its stride, and `first < 4`.
+#[inline(always)]
+unsafe fn store_every_fourth<V: Vector>(rows: [V; 4], first: usize, to: *mut f32, stride: usize) {
+    for (quarter, row) in rows.into_iter().enumerate() {
+        // SAFETY: row 4 · quarter + first < 16 of those that the caller vouches for.
+        unsafe { row.store(to.wrapping_add((4 * quarter + first) * stride)) };
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::checked::{Checked, Lent, strays};
     use super::*;
 
     #[test]
@@ -78,6 +94,36 @@ mod tests {
         transpose_block(&from, 21, &mut to[1..], 32);
         for (i, j) in (0..BLOCK).flat_map(|i| (0..BLOCK).map(move |j| (i, j))) {
             assert_eq!(to[1 + j * 32 + i], from[i * 21 + j]);
+        }
+    }
+
+    /// With the transpose between them left out, so that every row comes back as it was.
+    #[test]
+    fn rows_are_read_and_written_within_their_slices() {
+        let copy = |from: &[f32], to: &mut [f32], stride: usize, to_stride: usize| {
+            // SAFETY: every address is checked.
+            let rows: [Checked<BLOCK>; BLOCK] = unsafe { load(from.as_ptr(), stride) };
+            for j in 0..4 {
+                let rows = std::array::from_fn(|quarter| rows[4 * quarter + j]);
+                // SAFETY: as above.
+                unsafe { store_every_fourth(rows, j, to.as_mut_ptr(), to_stride) };
+            }
+        };
+        for (stride, to_stride) in [(BLOCK, BLOCK), (BLOCK + 1, BLOCK + 3), (100, 32)] {
+            let from = crate::procedural::values("block", (BLOCK - 1) * stride + BLOCK, -1.0, 1.0, 1);
+            let mut to = vec![0.0; (BLOCK - 1) * to_stride + BLOCK];
+            let lent = Lent::new(&[&from], &[&to]);
+            copy(&from, &mut to, stride, to_stride);
+            drop(lent);
+            for (row, copied) in from.chunks(stride).zip(to.chunks(to_stride)) {
+                assert_eq!(row[..BLOCK], copied[..BLOCK]);
+            }
+            let lent = Lent::new(&[&from[..from.len() - 1]], &[&to]);
+            assert!(strays(|| copy(&from, &mut to, stride, to_stride)));
+            drop(lent);
+            let lent = Lent::new(&[&from], &[&to[..to.len() - 1]]);
+            assert!(strays(|| copy(&from, &mut to, stride, to_stride)));
+            drop(lent);
         }
     }
 }

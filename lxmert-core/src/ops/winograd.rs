@@ -394,3 +394,6 @@ unsafe fn times_a<V: Vector>(m: [V; IN]) -> [V; OUT] {
         ]
     }
 }
+
+#[cfg(test)]
+mod bounds;

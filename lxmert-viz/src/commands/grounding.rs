@@ -26,7 +26,7 @@ pub fn run(cli: &Cli, args: &GroundingArgs, places: Places, device: &Device) -> 
     let output = output_folder(cli, &places);
     ensure!(!is_png(&output), "--output {}: this command writes a table; name a folder", output.display());
     let scorer = Scorer::open(&places.checkpoint, device)?;
-    let data = DataSet::open(places, cli.common.seed)?;
+    let data = DataSet::open(places, cli.common.seed())?;
     let images = data.test_images();
     let cases = match (&args.entities, &data.places.scenes) {
         (Some(folder), _) => {

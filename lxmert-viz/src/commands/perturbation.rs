@@ -21,13 +21,13 @@ pub fn run(cli: &Cli, args: &PerturbationArgs, places: Places, device: &Device) 
     let output = output_folder(cli, &places);
     ensure!(!is_png(&output), "--output {}: this command writes several files; name a folder", output.display());
     let scorer = Scorer::open(&places.checkpoint, device)?;
-    let data = DataSet::open(places, cli.common.seed)?;
+    let data = DataSet::open(places, cli.common.seed())?;
     let (pairs, _) = data.test_pairs();
     let matched: Vec<Example> = pairs.into_iter().filter(|example| example.kind == PairKind::Matched).collect();
     let examples: Vec<Example> = spread(&matched, args.examples).into_iter().cloned().collect();
     let bar = progress_bar(cli.common.show_progress(), examples.len(), "perturbing");
     let found =
-        perturbation::measure(&data, &scorer, &examples, cli.common.seed, |done| bar.set_position(done as u64))?;
+        perturbation::measure(&data, &scorer, &examples, cli.common.seed(), |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     println!("perturbation of {} true captions; score: the share still called a match\n{found}", found.examples);
     let [picture, csv, json] = ["png", "csv", "json"].map(|end| output.join(format!("perturbation.{end}")));

@@ -1,6 +1,6 @@
 //! `lxmert-viz relevancy`: the methods side by side, for a match or for an answer.
 
-use crate::{Cli, DetectorArgs, Found, SubjectArgs, output_file, subject};
+use crate::{Cli, DetectorArgs, Found, SubjectArgs, output_file, subject, subject_image};
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use lxmert_core::features::Regions;
@@ -52,7 +52,7 @@ fn matching(cli: &Cli, args: &RelevancyArgs, places: Places, methods: &[Method],
             (args.detector.find(cli, photo, takes, device)?, text)
         }
         None => {
-            let data = DataSet::open(places, cli.common.seed)?;
+            let data = DataSet::open(places, cli.common.seed())?;
             let (image, regions, text) = subject(&args.subject, &data)?;
             (stored(&data, image, regions)?, text)
         }
@@ -83,8 +83,8 @@ fn answer(
     let found = match &args.photo {
         Some(photo) => args.detector.find(cli, photo, asker.takes(), device)?,
         None => {
-            let data = DataSet::open(places, cli.common.seed)?;
-            let (image, regions, _) = subject(&args.subject, &data)?;
+            let data = DataSet::open(places, cli.common.seed())?;
+            let (image, regions) = subject_image(&args.subject, &data)?;
             stored(&data, image, regions)?
         }
     };

@@ -1,0 +1,218 @@
+//! The kernels at sizes around the edges of their tiles, blocks and registers, and at sizes of 0 and 1: products against
+//! the plain loop, the other operations with their gradients against the plain composition in f64 (the same call: kernels
+//! take f32 alone).
+
+mod common;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use common::gradients::weigh;
+use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask, Matrix, MatrixMut, Threads, Write, gemm};
+use lxmert_core::procedural;
+use proptest::prelude::*;
+
+/// Rows: tiles of 12 and 4, tasks of 144, few rows up to 72.
+fn rows() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..6, 7usize..14, 23usize..26, 71usize..74, 143usize..147]
+}
+
+/// Columns: panels of 32, and 96 rows of weights.
+fn columns() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..4, 15usize..18, 31usize..34, 63usize..66, 95usize..98, 191usize..194]
+}
+
+/// The inner dimension: registers of 16, blocks of 512.
+fn inner() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..3, 15usize..18, 31usize..34, Just(48), 511usize..514, 1023usize..1026]
+}
+
+/// `lines` of `len` values, `gap` NaNs after each but the last.
+fn strided(name: &str, lines: usize, len: usize, gap: usize) -> Vec<f32> {
+    let values = procedural::values(name, lines * len, -1.0, 1.0, 11);
+    let mut data = Vec::with_capacity(lines * (len + gap));
+    for line in values.chunks_exact(len.max(1)) {
+        data.extend_from_slice(line);
+        data.resize(data.len() + gap, f32::NAN);
+    }
+    data.truncate(data.len().saturating_sub(gap));
+    data
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_equal_the_plain_loop(
+        (rows, inner, columns) in (rows(), inner(), columns()), ta: bool, tb: bool, add: bool, pool: bool,
+        gaps in (0usize..3, 0usize..3, 0usize..3), alpha in prop_oneof![Just(1f32), Just(-0.5)],
+    ) {
+        let lines = |rows, columns, transposed| if transposed { (columns, rows) } else { (rows, columns) };
+        let ((a_lines, a_len), (b_lines, b_len)) = (lines(rows, inner, ta), lines(inner, columns, tb));
+        let (a, b) = (strided("a", a_lines, a_len, gaps.0), strided("b", b_lines, b_len, gaps.1));
+        let view = |data, (lines, len, gap), transposed| {
+            let matrix = Matrix::strided(data, lines, len, len + gap);
+            if transposed { matrix.t() } else { matrix }
+        };
+        let (write, before) = if add { (Write::Add, 2.0) } else { (Write::Replace, f32::NAN) };
+        let leading = columns + gaps.2;
+        let mut out: Vec<f32> = (0..rows * leading).map(|i| if i % leading < columns { before } else { 7.0 }).collect();
+        out.truncate(out.len().saturating_sub(gaps.2));
+        gemm(
+            MatrixMut::strided(&mut out, rows, columns, leading),
+            write,
+            alpha,
+            view(&a, (a_lines, a_len, gaps.0), ta),
+            view(&b, (b_lines, b_len, gaps.1), tb),
+            if pool { Threads::Pool } else { Threads::One },
+        );
+        let (a_stride, b_stride) = (a_len + gaps.0, b_len + gaps.1);
+        let a_at = |i: usize, k: usize| f64::from(a[if ta { k * a_stride + i } else { i * a_stride + k }]);
+        let b_at = |k: usize, j: usize| f64::from(b[if tb { j * b_stride + k } else { k * b_stride + j }]);
+        for (place, value) in out.iter().enumerate() {
+            let (i, j) = (place / leading, place % leading);
+            if j >= columns {
+                prop_assert_eq!(*value, 7.0, "written between the rows");
+                continue;
+            }
+            let (mut sum, mut size) = (0.0, 0.0);
+            for k in 0..inner {
+                let term = a_at(i, k) * b_at(k, j);
+                sum += term;
+                size += term.abs();
+            }
+            let expected = f64::from(alpha) * sum + if add { 2.0 } else { 0.0 };
+            let error = (f64::from(*value) - expected).abs();
+            prop_assert!(error < (1e-6 * (1.0 + size)).min(1e-4), "{} at {} {}", error, i, j);
+        }
+    }
+}
+
+fn random(name: &str, shape: &[usize]) -> Tensor {
+    procedural::tensor(name, shape, -1.0, 1.0, 12).unwrap()
+}
+
+/// The largest difference to an f64 tensor, and 0 of nothing.
+fn distance(got: &Tensor, want: &Tensor) -> f64 {
+    assert_eq!(got.dims(), want.dims());
+    if want.elem_count() == 0 {
+        return 0.0;
+    }
+    let d = (got.to_dtype(DType::F64).unwrap() - want).unwrap().abs().unwrap();
+    d.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// Whether values and gradients of `f` at f32 inputs, where the kernels run, are those at f64 ones.
+fn agree(inputs: &[Tensor], bound: f64, f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let run = |dtype| {
+        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let y = f(&tensors).unwrap();
+        let gradients = weigh(&y).unwrap().backward().unwrap();
+        let gradients: Vec<Tensor> =
+            tensors.iter().map(|t| gradients.get(t).cloned().unwrap_or_else(|| t.zeros_like().unwrap())).collect();
+        (y, gradients)
+    };
+    let ((y, gradients), (want, wanted)) = (run(DType::F32), run(DType::F64));
+    assert!(distance(&y, &want) < bound, "values differ by {:e}", distance(&y, &want));
+    for (i, (got, want)) in gradients.iter().zip(&wanted).enumerate() {
+        let size = want.abs().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() / want.elem_count().max(1) as f64;
+        let far = distance(got, want);
+        assert!(far < bound * (1.0 + size), "gradient {i} differs by {far:e}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn linear_layers_equal_the_composition(batch in 0usize..3, rows in rows(), inner in inner(), out in columns()) {
+        let inputs = [random("x", &[batch, rows, inner]), random("w", &[out, inner]), random("b", &[out])];
+        // Sums of as many terms as the largest side, of which each is a quarter on average.
+        let terms = inner.max(out).max(batch * rows) as f64;
+        agree(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
+    }
+
+    #[test]
+    fn layer_norms_equal_the_composition(rows in prop_oneof![0usize..3, 63usize..66, 127usize..130], width in columns()) {
+        prop_assume!(width > 0);
+        let inputs = [random("x", &[rows, width]), random("w", &[width]), random("b", &[width])];
+        // A variance of next to nothing would magnify the rounding that is compared.
+        agree(&inputs, 2e-5, |t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-2));
+    }
+
+    #[test]
+    fn attention_equals_the_composition(
+        batch in 0usize..4, queries in prop_oneof![0usize..6, 11usize..14, 31usize..34],
+        keys in prop_oneof![1usize..6, 15usize..18, 31usize..34], heads in 1usize..4,
+        head_width in prop_oneof![1usize..5, 15usize..18, 31usize..34],
+        masked in proptest::option::of(0u32..1000), dropout in prop_oneof![Just(0f32), Just(0.3)],
+    ) {
+        let width = heads * head_width;
+        let inputs = ["q", "k", "v"].map(|name| random(name, &[batch, if name == "q" { queries } else { keys }, width]));
+        let mask = masked.map(|seed| {
+            let drawn = procedural::values("mask", batch * keys, 0.0, 1.0, u64::from(seed));
+            // Where no key is real, −10,000 on every score leaves f32 three digits of it, and f64 more.
+            let real = drawn.iter().enumerate().map(|(i, v)| if *v < 0.6 || i % keys == 0 { 1f32 } else { 0.0 }).collect();
+            KeyMask::new(&Tensor::from_vec(real, (batch, keys), &Device::Cpu).unwrap()).unwrap()
+        });
+        agree(&inputs, 1e-5, |t| {
+            let rng = DropoutRng::new(1, 2);
+            let options = AttentionOptions { heads, mask: mask.as_ref(), dropout_probability: dropout, rng: Some(&rng) };
+            ops::attention(&t[0], &t[1], &t[2], &options)
+        });
+    }
+
+    #[test]
+    fn batch_norm_equals_the_composition(
+        batch in 1usize..4, channels in 1usize..19, height in 1usize..6, width in 1usize..6, relu: bool,
+    ) {
+        // The ReLU passes all of a channel or nothing: at its corner rounding would choose the gradient.
+        let bias: Vec<f32> = (0..channels).map(|channel| if channel % 2 == 0 { 20.0 } else { -20.0 }).collect();
+        let bias = Tensor::from_vec(bias, channels, &Device::Cpu).unwrap();
+        let inputs = [random("x", &[batch, channels, height, width]), random("w", &[channels]), bias];
+        agree(&inputs, 5e-5, |t| Ok(ops::batch_norm(&t[0], &t[1], &t[2], 0.1, relu)?.y));
+    }
+
+    #[test]
+    fn packing_takes_the_real_rows_and_puts_them_back(
+        lengths in proptest::collection::vec(0usize..6, 0..6), width in 0usize..4, spare in 0usize..2,
+    ) {
+        let (batch, length) = (lengths.len(), lengths.iter().max().map_or(0, |most| most + spare));
+        let real = |row: usize| lengths[row / length] == 0 || row % length < lengths[row / length];
+        let rows: Vec<usize> = (0..batch * length).filter(|row| real(*row)).collect();
+        let mask = (0..batch * length).map(|row| if row % length < lengths[row / length] { 1f32 } else { 0.0 }).collect();
+        let mask = Tensor::from_vec::<_, f32>(mask, (batch, length), &Device::Cpu).unwrap();
+        let mask = KeyMask::new(&mask).unwrap();
+        let packing = mask.packing().expect("sentences begin with real words");
+        prop_assert_eq!(packing.count(), rows.len());
+        let x = random("x", &[batch, length, width]);
+        let flat: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+        let packed = packing.pack(&x).unwrap();
+        let expected: Vec<f32> = rows.iter().flat_map(|row| &flat[row * width..][..width]).copied().collect();
+        prop_assert_eq!(packed.dims(), [rows.len(), width]);
+        prop_assert_eq!(packed.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+        let unpacked = packing.unpack(&packed).unwrap();
+        prop_assert_eq!(unpacked.dims(), [batch, length, width]);
+        let unpacked: Vec<f32> = unpacked.flatten_all().unwrap().to_vec1().unwrap();
+        for (place, value) in unpacked.iter().enumerate() {
+            prop_assert_eq!(*value, if real(place / width) { flat[place] } else { 0.0 });
+        }
+    }
+}
+
+/// Elementwise operations cut their work into tasks of 16,384 values.
+#[test]
+fn elementwise_operations_are_whole_at_the_edges_of_tasks() {
+    for count in [0, 1, 15, 16, 17, 16_383, 16_384, 16_385, 32_769] {
+        let x = [random("x", &[count])];
+        agree(&x, 1e-6, |t| ops::gelu(&t[0]));
+        for probability in [0.0, 0.1, 0.999] {
+            agree(&x, 1e-4, |t| ops::dropout(&t[0], probability, Some(&DropoutRng::new(3, 4))));
+        }
+        // A mask is a function of the element's number alone.
+        let drop = |x: &Tensor| ops::dropout(x, 0.5, Some(&DropoutRng::new(3, 4))).unwrap();
+        let longer = drop(&random("x", &[count + 3])).narrow(0, 0, count).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(drop(&x[0]).to_vec1::<f32>().unwrap(), longer);
+        let square = drop(&x[0].reshape((1, count, 1)).unwrap()).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(square, longer);
+    }
+}
