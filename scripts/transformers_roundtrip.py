@@ -9,7 +9,9 @@
    the same outputs.
 2. Our program saves each again as a folder; `from_pretrained` must find every key and no other, and give the same
    outputs.
-3. `--folder`: checkpoints that lxmert-train wrote are opened by the class that their `architectures` names, and compared.
+3. The same of NLVR2's head over two images, for which transformers has no class: the original's snapshot is opened by our
+   program, what that saves by `LxmertModel`, which must find every key of its own and report the head's alone as unexpected.
+4. `--folder`: checkpoints that lxmert-train wrote are opened by the class that their `architectures` names, and compared.
    Heads that the checkpoint's task does not have are told.
 
 `--base` takes the published size (768 wide, 9/5/5 layers) in place of a small one. Largest difference allowed: 1e-4.
@@ -27,7 +29,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering
+from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
 
 TOLERANCE = 1e-4
 SMALL = dict(
@@ -72,23 +74,23 @@ def make(kind, base, seed, **fields):
     return model.eval()
 
 
-def inputs(config, seed):
+def inputs(config, seed, rows=3):
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, config.vocab_size, (3, 12), generator=generator)
-    mask = torch.ones(3, 12)
+    ids = torch.randint(5, config.vocab_size, (rows, 12), generator=generator)
+    mask = torch.ones(rows, 12)
     mask[1, 8:] = 0
-    low = torch.rand(3, 10, 2, generator=generator) * 0.5
+    low = torch.rand(rows, 10, 2, generator=generator) * 0.5
     return {
         "input_ids": ids * mask.long(),
         "attention_mask": mask,
-        "visual_feats": torch.randn(3, 10, config.visual_feat_dim, generator=generator).abs(),
-        "visual_pos": torch.cat([low, low + torch.rand(3, 10, 2, generator=generator) * 0.5], -1),
+        "visual_feats": torch.randn(rows, 10, config.visual_feat_dim, generator=generator).abs(),
+        "visual_pos": torch.cat([low, low + torch.rand(rows, 10, 2, generator=generator) * 0.5], -1),
     }
 
 
 @torch.no_grad()
 def outputs(model, given):
-    trunk = model.lxmert(**given)
+    trunk = (model if isinstance(model, LxmertModel) else model.lxmert)(**given)
     found = {"language": trunk.language_output, "vision": trunk.vision_output, "pooled": trunk.pooled_output}
     if isinstance(model, LxmertForPreTraining):
         words, matching = model.cls(trunk.language_output, trunk.pooled_output)
@@ -185,9 +187,63 @@ def both_ways(kind, base, executable, **fields):
             shutil.rmtree(saved)
 
 
+def pair_head(weights, pooled):
+    """NLVR2's head (airsplay/lxmert, `nlvr2_model.py`): two rows of `pooled` a statement, side by side."""
+    first, norm, last = (
+        [weights[f"answer_head.logit_fc.{i}.{kind}"] for kind in ("weight", "bias")] for i in (0, 2, 3)
+    )
+    hidden = torch.nn.functional.gelu(torch.nn.functional.linear(pooled.reshape(-1, 2 * pooled.shape[-1]), *first))
+    hidden = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:], *norm, eps=1e-12)
+    return torch.nn.functional.linear(hidden, *last)
+
+
+def check_pairs(place, executable, label):
+    """A folder with NLVR2's head, by transformers' trunk and `pair_head`, against our program."""
+    model, information = LxmertModel.from_pretrained(place, output_loading_info=True)
+    head = {f"answer_head.logit_fc.{i}.{kind}" for i in (0, 2, 3) for kind in ("weight", "bias")}
+    assert unfit(information) == {"unexpected_keys": sorted(head)}, unfit(information)
+    given = inputs(model.config, seed=9, rows=4)
+    theirs = outputs(model.eval(), given)
+    theirs["statements"] = pair_head(load_file(place / "model.safetensors"), theirs["pooled"])
+    with tempfile.TemporaryDirectory() as folder:
+        ours = run(executable, place, given, Path(folder), Path(folder) / "saved")
+    check(label, difference(ours, theirs, given["attention_mask"]))
+    return theirs["statements"]
+
+
+def pairs(base, executable):
+    print(f"NLVR2's head over two images, {'base' if base else 'small'}")
+    model = make(LxmertModel, base, seed=5)
+    width = 2 * model.config.hidden_size
+    generator = torch.Generator().manual_seed(6)
+    shapes = {0: [(width, width), (width,)], 2: [(width,), (width,)], 3: [(2, width), (2,)]}
+    head = {
+        f"answer_head.logit_fc.{i}.{kind}": torch.randn(shape, generator=generator) * width**-0.5 + (i == 2 and kind == "weight")
+        for i, both in shapes.items()
+        for kind, shape in zip(("weight", "bias"), both)
+    }
+    given = inputs(model.config, seed=9, rows=4)
+    theirs = outputs(model, given)
+    theirs["statements"] = pair_head(head, theirs["pooled"])
+    state = {f"lxmert.{name}": tensor for name, tensor in model.state_dict().items()} | head
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        model.config.save_pretrained(folder / "snapshot")
+        place = folder / "snapshot" / "BEST.pth"
+        torch.save(old_names(state, "lxrt_encoder.model.", tied=False), place)
+        ours = run(executable, place, given, folder, folder / "saved")
+        check("opened by us: task snapshot .pth, zip", difference(ours, theirs, given["attention_mask"]))
+        again = check_pairs(folder / "saved", executable, "saved by us, opened by transformers")
+        assert torch.equal(again, theirs["statements"])
+
+
 def trained(place, executable):
     config = json.loads((place / "config.json").read_text())
     name = config["architectures"][0]
+    if name == "LxmertModel":
+        print(f"{place.name}: {name}, and NLVR2's head beside it")
+        check_pairs(place, executable, "outputs language, pooled, statements, vision")
+        return
     model, information = getattr(transformers, name).from_pretrained(place, output_loading_info=True)
     missing = sorted({key.split(".")[0] + "." + key.split(".")[1] for key in information["missing_keys"]})
     print(f"{place.name}: {name}; heads that it lacks: {', '.join(missing) or 'none'}")
@@ -211,6 +267,7 @@ def main():
     if not arguments.base:
         both_ways(LxmertForPreTraining, False, executable, task_qa=False, visual_attr_loss=False)
     both_ways(LxmertForQuestionAnswering, arguments.base, executable, num_qa_labels=3129 if arguments.base else 30)
+    pairs(arguments.base, executable)
     for place in arguments.folder:
         trained(place, executable)
 

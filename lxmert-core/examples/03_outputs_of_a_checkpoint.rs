@@ -9,7 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::checkpoint::{Place, atomic_write, load_weights, names, read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{AnswerModel, Forward, LxmertInputs, MatchingModel, PretrainingModel, init};
+use lxmert_core::model::{
+    AnswerModel, Forward, LxmertInputs, LxmertModel, MatchingModel, PairModel, PretrainingModel, init,
+};
 use lxmert_core::procedural;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -39,6 +41,8 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
         (PretrainingModel::expected(&config)?, "LxmertForPreTraining")
     } else if has("cls.seq_relationship.") {
         (MatchingModel::expected(&config)?, "LxmertForPreTraining")
+    } else if over_two_images(&held, &config) {
+        (PairModel::expected(&config)?, "LxmertModel")
     } else {
         (AnswerModel::expected(&config)?, "LxmertForQuestionAnswering")
     };
@@ -76,6 +80,11 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
         let output = MatchingModel::new(&config, vb)?.forward(&inputs, &Forward::eval())?;
         said.push(("match", output.logits));
         output.trunk
+    } else if over_two_images(&held, &config) {
+        // Rows of the inputs are pairs: a statement with its left image, then with its right one.
+        let model = PairModel::new(&config, vb.clone())?;
+        said.push(("statements", model.forward(&inputs, &Forward::eval())?));
+        LxmertModel::new(&config, vb.pp("lxmert"))?.forward(&inputs, &Forward::eval())?
     } else {
         let output = AnswerModel::new(&config, vb)?.forward(&inputs, &Forward::eval())?;
         said.push(("answers", output.logits));
@@ -98,6 +107,12 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
         save_safetensors(folder.join("model.safetensors"), &weights, &metadata)?;
     }
     Ok(())
+}
+
+/// Whether the head is NLVR2's, which takes the pooled outputs of two images.
+fn over_two_images(held: &BTreeMap<String, Tensor>, config: &LxmertConfig) -> bool {
+    let first = held.get("answer_head.logit_fc.0.weight");
+    first.is_some_and(|layer| layer.dims().last() == Some(&(2 * config.hidden_size)))
 }
 
 /// A small model of random weights, and a sentence of four words with three regions.

@@ -18,7 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A JSON file does not parse or lacks a field.
-    #[error("{path}: not the JSON expected here: {source}", path = path.display())]
+    #[error("{path}: {what}", path = path.display(), what = describe_json(source))]
     Json {
         /// The file.
         path: PathBuf,
@@ -105,11 +105,20 @@ pub enum Error {
     Interrupted,
 }
 
+/// The text of an [`Error::Json`].
+fn describe_json(source: &serde_json::Error) -> String {
+    match (source.is_eof(), source.line(), source.column()) {
+        (true, 1, 0) => "the file is empty; write or fetch it again".into(),
+        (true, ..) => format!("this JSON is cut off ({source}); write or fetch it again"),
+        _ => format!("not the JSON expected here: {source}"),
+    }
+}
+
 impl Error {
     /// An [`Error::Io`] at `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { path, source }
+        move |source| Self::Io { source: crate::nearby::explain(&path, source), path }
     }
 
     /// An [`Error::Json`] at `path`, for `map_err`.

@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod features;
 pub mod model;
+pub mod nearby;
 pub mod ops;
 pub mod procedural;
 pub mod text;

@@ -1,53 +1,13 @@
 //! Where a checkpoint lies: folders, files, and repositories of the hub (a server of its protocol on the loopback
 //! interface; nothing here asks a real host).
 
+mod loopback;
+
+use loopback::serve_texts as serve;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::{Hub, HubOptions, Place};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// Serves these files as `owner/repo` at revisions `main` and `v1`; ends with the test's process.
-fn serve(files: &'static [(&'static str, &'static str)]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            std::thread::spawn(move || answer(&stream.unwrap(), files));
-        }
-    });
-    endpoint
-}
-
-fn answer(mut stream: &TcpStream, files: &[(&str, &str)]) {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let Some(request) = lines.next() else { return };
-    let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    assert!(headers.iter().all(|line| !line.to_ascii_lowercase().starts_with("range:")), "small files come whole");
-    let (method, path) = request.rsplit_once(' ').unwrap().0.split_once(' ').unwrap();
-    let revision = ["main", "v1"].into_iter().find(|revision| path.contains(&format!("/{revision}")));
-    let name = path.strip_prefix("/owner/repo/resolve/").and_then(|rest| rest.split_once('/')).map(|(_, name)| name);
-    let found = revision.and_then(|_| files.iter().position(|(file, _)| Some(*file) == name));
-    let _ = match found {
-        Some(i) => {
-            let content = files[i].1;
-            let body = if method == "HEAD" { "" } else { content };
-            let length = content.len();
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nX-Repo-Commit: {COMMIT}\r\nETag: \"{i:040}\"\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-            )
-        }
-        None if revision.is_some() && path.starts_with("/api/models/owner/repo/revision/") => {
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}")
-        }
-        None => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
-    };
-    let _ = stream.flush();
-}
 
 fn hub(cache: &Path, endpoint: &str) -> Hub {
     let options = HubOptions {
@@ -105,7 +65,7 @@ fn a_repository_without_safetensors_gives_its_bin_file_of_the_revision() {
     let error = Place::on_hub("hf:owner/repo", &hub(other.path(), &none), false).unwrap_err();
     assert!(matches!(error, Error::Hub { .. }), "{error:?}");
     assert!(error.to_string().contains("404"), "{error}");
-    for wrong in ["hf:owner", "hf:owner/repo@", "hf:../repo", "hf:owner/..@v1"] {
+    for wrong in ["hf:owner", "hf:owner@v1", "hf:owner/repo@", "hf:../repo", "hf:owner/..@v1"] {
         let error = Place::on_hub(wrong, &hub(other.path(), &none), false).unwrap_err();
         assert!(matches!(error, Error::Argument(_)), "{wrong}: {error:?}");
     }
@@ -116,15 +76,33 @@ fn a_folder_names_its_weights_and_a_file_is_taken_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let error = Place::find(folder.path()).unwrap_err().to_string();
     assert!(error.contains("model.safetensors") && error.contains("pytorch_model.bin"), "{error}");
+    let snapshot = folder.path().join("Epoch20_LXRT.pth");
+    std::fs::write(&snapshot, "").unwrap();
+    let error = Place::find(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("name the weights file itself, such as") && error.ends_with("Epoch20_LXRT.pth"), "{error}");
     std::fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
     assert_eq!(name(&Place::find(folder.path()).unwrap().weights), "pytorch_model.bin");
     std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
     let place = Place::find(folder.path()).unwrap();
     assert_eq!((name(&place.weights), place.folder.as_path()), ("model.safetensors", folder.path()));
 
-    let file = folder.path().join("EPOCH20_LXRT.pth");
-    std::fs::write(&file, "").unwrap();
-    let place = Place::find(&file).unwrap();
-    assert_eq!((&place.weights, place.folder.as_path()), (&file, folder.path()));
-    assert!(Place::find(folder.path().join("absent")).is_err());
+    let place = Place::find(&snapshot).unwrap();
+    assert_eq!((&place.weights, place.folder.as_path()), (&snapshot, folder.path()));
+    // The folder of a training run stands for its best checkpoint.
+    let runs = tempfile::tempdir().unwrap();
+    let best = runs.path().join("pretrain/best");
+    std::fs::create_dir_all(&best).unwrap();
+    std::fs::write(best.join("model.safetensors"), "").unwrap();
+    assert_eq!(Place::find(runs.path().join("pretrain")).unwrap().folder, best);
+}
+
+#[test]
+fn a_place_that_is_not_there_is_told_with_the_forms_and_with_what_was_meant() {
+    let runs = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(runs.path().join("pretrain")).unwrap();
+    let error = Place::find(runs.path().join("pretrian/best")).unwrap_err().to_string();
+    assert!(error.contains("there is no 'pretrian' in ") && error.contains("did you mean 'pretrain'?"), "{error}");
+    assert!(error.contains("a weights file, or hf:owner/repo[@revision]") && !error.contains("of the hub"), "{error}");
+    let error = Place::find("unc-nlp/lxmert-base-uncased").unwrap_err().to_string();
+    assert!(error.contains("(of the hub: hf:unc-nlp/lxmert-base-uncased)"), "{error}");
 }

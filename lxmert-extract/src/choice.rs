@@ -5,6 +5,7 @@ use crate::detector::{Detector, DetectorConfig};
 use crate::weights;
 use candle_core::Device;
 use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::nearby;
 use lxmert_core::workspace::Workspace;
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -29,7 +30,10 @@ impl std::str::FromStr for DetectorChoice {
             "scenes" => Ok(Self::Scenes),
             "coco" => Ok(Self::Coco),
             folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
-            other => Err(format!("'{other}' is not scenes, coco, or a folder with config.json and model.safetensors")),
+            other => {
+                let missing = nearby::missing(Path::new(other)).map_or_else(String::new, |what| format!(": {what}"));
+                Err(format!("not scenes, coco, or a folder with config.json and model.safetensors{missing}"))
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use lxmert_core::nearby::explain;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -67,9 +68,9 @@ impl DecodedImage {
 pub fn decode_file(path: impl AsRef<Path>) -> Result<DecodedImage> {
     let path = path.as_ref();
     let fault = |reason: String| Error::image(path, reason);
-    let about = std::fs::metadata(path).map_err(|error| fault(error.to_string()))?;
+    let about = std::fs::metadata(path).map_err(|error| fault(explain(path, error).to_string()))?;
     if !about.is_file() {
-        return Err(fault("not a file".into()));
+        return Err(fault("a folder, not an image file".into()));
     }
     if about.len() > MAX_FILE_BYTES {
         return Err(fault(format!("{} bytes, more than {MAX_FILE_BYTES}", about.len())));
@@ -90,14 +91,14 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(undecodable)?;
     let Some(format) = reader.format() else {
         return Err("not a JPEG, PNG, WebP, BMP or GIF image".into());
     };
     if format == image::ImageFormat::Jpeg && is_cut_off_jpeg(bytes) {
         return Err("the JPEG is cut off".into());
     }
-    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let mut decoder = reader.into_decoder().map_err(undecodable)?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 || pixels > MAX_PIXELS {
@@ -105,14 +106,18 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
     }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
-    decoder.set_limits(limits).map_err(|error| error.to_string())?;
+    decoder.set_limits(limits).map_err(undecodable)?;
     // Damaged EXIF data does not spoil the picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
     image.apply_orientation(orientation);
     let (width, height) = (image.width(), image.height());
     let rgb = if image.color().has_alpha() { over_white(&image.into_rgba8()) } else { image.into_rgb8().into_raw() };
     Ok(DecodedImage { width, height, rgb })
+}
+
+fn undecodable(error: impl std::fmt::Display) -> String {
+    format!("cannot be decoded ({error}); it may be cut off or damaged")
 }
 
 fn over_white(rgba: &[u8]) -> Vec<u8> {

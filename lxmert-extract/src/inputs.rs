@@ -1,6 +1,7 @@
 //! Which images to extract: a folder, a list, or what a caption file names.
 
 use crate::{Error, Result};
+use lxmert_core::nearby::explain;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub struct ImageEntry {
 
 /// The images that `path` stands for, in order, each once.
 ///
+/// * An image: itself.
 /// * A folder: every image in it and below, sorted by name; what starts with a dot is left out.
 /// * A caption file (see [`caption_names`]): the images it names, found in `images_folder` or, when
 ///   that is `None`, beside the file or in a folder beside it.
@@ -29,6 +31,9 @@ pub struct ImageEntry {
 pub fn find_images(path: &Path, images_folder: Option<&Path>) -> Result<Vec<ImageEntry>> {
     let entries = if path.is_dir() {
         in_folder(path)?
+    } else if path.is_file() && is_image(path) {
+        let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());
+        vec![ImageEntry { name: name.into_owned(), path: path.to_path_buf() }]
     } else {
         let text = read_text(path)?;
         let beside = path.parent().unwrap_or(Path::new("."));
@@ -54,7 +59,7 @@ pub fn find_images(path: &Path, images_folder: Option<&Path>) -> Result<Vec<Imag
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| Error::input(path, error.to_string()))?;
+    let bytes = std::fs::read(path).map_err(|error| Error::input(path, explain(path, error).to_string()))?;
     // Published caption files hold a few bytes that are not UTF-8, in captions, not in names.
     let text = String::from_utf8_lossy(&bytes);
     Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_string())
@@ -65,14 +70,18 @@ fn in_folder(folder: &Path) -> Result<Vec<ImageEntry>> {
     let mut entries = Vec::new();
     for entry in walkdir::WalkDir::new(folder).follow_links(true).into_iter().filter_entry(|entry| !hidden(entry)) {
         let entry = entry.map_err(|error| Error::input(folder, error.to_string()))?;
-        let ending = entry.path().extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-        if entry.file_type().is_file() && ending.is_some_and(|ending| IMAGE_ENDINGS.contains(&ending.as_str())) {
+        if entry.file_type().is_file() && is_image(entry.path()) {
             let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
             entries.push(ImageEntry { name: slashed(below), path: entry.into_path() });
         }
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
+}
+
+fn is_image(path: &Path) -> bool {
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    ending.is_some_and(|ending| IMAGE_ENDINGS.contains(&ending.as_str()))
 }
 
 fn slashed(path: &Path) -> String {

@@ -85,7 +85,7 @@ enum Import {
 
 #[derive(Args)]
 struct ExtractArgs {
-    /// Folder, list file or caption file of the images
+    /// Folder, list file or caption file of the images, or a single image
     #[arg(long, value_name = "PATH", conflicts_with = "flickr30k")]
     images: Option<PathBuf>,
     /// Only the images that this caption file names
@@ -129,7 +129,8 @@ fn main() -> ExitCode {
                         Some(lxmert_extract::Error::Core(lxmert_core::Error::Interrupted))
                     )
             });
-            eprintln!("error: {error:#}");
+            // Our errors carry their cause in their own text; printing the chain would repeat it.
+            eprintln!("error: {error}");
             ExitCode::from(if interrupted { 130 } else { 1 })
         }
     }

@@ -65,7 +65,7 @@ fn what_is_no_whole_image_is_refused_with_its_reason() {
     assert!(decode(&png[..png.len() / 2]).is_err());
     assert!(decode(b"").unwrap_err().contains("empty"));
     assert!(decode(b"hello, I am text").unwrap_err().contains("not a JPEG"));
-    assert!(decode_file(fixture("")).unwrap_err().to_string().contains("not a file"));
+    assert!(decode_file(fixture("")).unwrap_err().to_string().contains("a folder"));
     assert!(decode_file(fixture("none.jpg")).unwrap_err().to_string().contains("none.jpg"));
 }
 

@@ -1,7 +1,8 @@
 //! Models with an answer head: reading one, starting one from another's weights, and asking it.
 
 use crate::data::answers::AnswerTable;
-use crate::run_folder::{Preprocessing, checkpoint_folder, weights_file};
+use crate::run_folder::{CheckpointFiles, Preprocessing};
+use crate::tasks::TaskKind;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -13,6 +14,9 @@ use lxmert_core::text::WordPiece;
 use lxmert_core::workspace::Workspace;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+
+/// The first layer of an answer head: `[2·hidden, hidden]`.
+const FIRST_LAYER: &str = "answer_head.logit_fc.0.weight";
 
 /// Where the last layer of an answer head lies: a row for each answer.
 const LAST_LAYER: [&str; 2] = ["answer_head.logit_fc.3.weight", "answer_head.logit_fc.3.bias"];
@@ -45,31 +49,32 @@ pub struct Answer {
 }
 
 impl AnswerCheckpoint {
-    /// Reads a checkpoint folder of ours or of the hub, the `best` of a run folder, or `hf:owner/repo`.
+    /// Reads a checkpoint of ours or of the hub; `place`: any form that
+    /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     ///
     /// # Errors
     /// When a file is missing, the weights do not fit the configuration, or nothing says what its answers are.
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let folder = checkpoint_folder(folder, "questions")?;
-        let path = weights_file(&folder)?;
+    pub fn open(place: &Path, device: &Device) -> Result<Self> {
+        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, TaskKind::Questions)?;
+        let path = place.weights;
         let tensors = names::lxmert(&path, read_tensors(&path)?)?;
         let rows = answer_rows(&tensors).ok_or_else(|| {
             Error::file(&path, "has no answer head; name a checkpoint that was trained on questions (--task questions)")
         })?;
-        let config = LxmertConfig { num_qa_labels: rows, ..LxmertConfig::from_file(folder.join("config.json"))? };
-        let answers = table_of(&folder, rows)?;
+        // NLVR2's head, over two pooled outputs, has the names of an answer head.
+        if tensors.get(FIRST_LAYER).is_some_and(|layer| layer.dims().last() != Some(&config.hidden_size)) {
+            let reason =
+                "judges statements about two images and answers no questions; name a checkpoint of --task questions";
+            return Err(Error::file(&path, reason));
+        }
+        let config = LxmertConfig { num_qa_labels: rows, ..config };
+        let answers = table_of(&place.folder, rows)?;
         let weights: HashMap<String, Tensor> = take_weights(&path, tensors, &AnswerModel::expected(&config)?, &[])?
             .into_iter()
             .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
             .collect::<Result<_>>()?;
-        let vocabulary = folder.join("vocab.txt");
-        Ok(Self {
-            model: AnswerModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?,
-            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
-            preprocessing: Preprocessing::of_checkpoint(&folder)?,
-            config,
-            answers,
-        })
+        let model = AnswerModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?;
+        Ok(Self { config, preprocessing, text, answers, model })
     }
 
     /// The `top` best answers to a question about an image's regions, the best first.
@@ -200,7 +205,9 @@ fn published(count: usize, folder: &Path) -> Result<PathBuf> {
     let name = known.ok_or_else(|| {
         Error::file(
             folder,
-            format!("no answers.json here, and no published table has {count} answers, as the head does"),
+            format!(
+                "no answers.json here, and no published table has {count} answers, as the head does; put the list of its answers there"
+            ),
         )
     })?;
     Ok(Workspace::locate()?.data("answers").join(name))

@@ -15,8 +15,9 @@ use std::path::PathBuf;
 /// Answer a question about a photo
 #[derive(Debug, Clone, clap::Args)]
 pub struct AskArgs {
-    /// Checkpoint or run folder of a model trained on questions [default: runs/scenes-questions]
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint of a model trained on questions: a folder, a run folder, a weights file beside its config.json, or
+    /// hf:owner/repo[@revision] [default: runs/scenes-questions]
+    #[arg(long, value_name = "CHECKPOINT")]
     pub checkpoint: Option<PathBuf>,
     /// The photo; with --features, the name of an image in the store
     #[arg(long, value_name = "PHOTO")]

@@ -352,8 +352,8 @@ pub struct RecipeArgs {
     /// Cross-modality layer: lxmert (shared, parallel) or student (separate, sequential)
     #[arg(long, value_parser = parse_cross_layer, value_name = "KIND", help_heading = "Model")]
     pub cross_layer: Option<CrossLayer>,
-    /// Start from this checkpoint: a folder or file of ours, of the hub's or of the original's, or hf:owner/repo; BERT's
-    /// weights start the language encoder
+    /// Start from this checkpoint: a folder, a run folder or a file, of ours, of the hub's or of the original's, or
+    /// hf:owner/repo[@revision]; BERT's weights start the language encoder
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Model")]
     pub init: Option<String>,
     /// Let weights of this name start fresh if the --init checkpoint lacks them (* is any characters); may be repeated

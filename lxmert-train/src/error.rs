@@ -84,14 +84,14 @@ pub enum Error {
 impl Error {
     /// An I/O error at `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.as_ref().to_path_buf();
-        move |source| Self::Core(lxmert_core::Error::Io { path, source })
+        let of_core = lxmert_core::Error::io(path);
+        move |source| Self::Core(of_core(source))
     }
 
     /// A JSON error at `path`, for `map_err`.
     pub fn json(path: impl AsRef<Path>) -> impl FnOnce(serde_json::Error) -> Self {
-        let path = path.as_ref().to_path_buf();
-        move |source| Self::Core(lxmert_core::Error::Json { path, source })
+        let of_core = lxmert_core::Error::json(path);
+        move |source| Self::Core(of_core(source))
     }
 
     /// An [`Error::Row`].

@@ -44,7 +44,8 @@ enum Command {
 
 #[derive(Args)]
 struct EvaluateArgs {
-    /// Checkpoint folder, or a run folder (its best checkpoint is taken)
+    /// Checkpoint: a folder, a run folder (its best is taken), a weights file beside its config.json, or
+    /// hf:owner/repo[@revision]
     checkpoint: PathBuf,
     /// What is measured; for questions and statements --test-file names the files [default for these: the scenes']
     #[arg(long, value_enum, default_value_t = TaskKind::Matching)]
@@ -186,7 +187,7 @@ fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) ->
         allow_missing_images: args.data.allow_missing_images,
     };
     let dataset = Dataset::load(&data, &checkpoint.text, &options)?;
-    checkpoint.check_features(&data, dataset.feature_dim(), &dataset.store.info().detector)?;
+    answering::check_features(&checkpoint.config, &checkpoint.preprocessing, dataset.feature_dim())?;
     let bar = progress::bar(0, "pairs", cli.common.show_progress());
     let batch = usize::from(args.batch_size);
     let test = matching::test(&checkpoint.model, &dataset, batch, args.recall_images, device, &bar)?;

@@ -14,7 +14,6 @@
 //!   state.safetensors      what --resume needs; there only until then
 //! ```
 
-use crate::data::paths::DataPaths;
 use crate::log::jsonl::TestRecord;
 use crate::tasks::{CheckpointParts, TaskKind};
 use crate::{Error, Result};
@@ -231,37 +230,24 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint folder of ours or of the hub, the `best` of a run folder, or `hf:owner/repo`.
+    /// Reads a checkpoint of ours or of the hub; `place`: any form that [`Place::find`] takes.
     ///
     /// # Errors
     /// When a file is missing or the weights do not fit the configuration.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let folder = checkpoint_folder(place, "matching")?;
-        let config = LxmertConfig::from_file(folder.join("config.json"))?;
-        let preprocessing = Preprocessing::of_checkpoint(&folder)?;
-        let vocabulary = folder.join("vocab.txt");
-        let text = if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? };
-        let weights = matching_weights(&weights_file(&folder)?, &config, &[])?;
+        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, TaskKind::Matching)?;
+        let weights = matching_weights(&place.weights, &config, &[]).map_err(|error| {
+            let trained = "matching, retrieval or pretraining";
+            lacking_head(
+                error,
+                "cls.seq_relationship.",
+                &format!("no matching head; name a checkpoint of --task {trained}"),
+            )
+        })?;
         let weights: HashMap<String, Tensor> =
             weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect::<Result<_>>()?;
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?;
         Ok(Self { config, preprocessing, text, model })
-    }
-
-    /// Whether a feature store's vectors fit this model.
-    ///
-    /// # Errors
-    /// When they do not, with both widths and the detectors' names.
-    pub fn check_features(&self, data: &DataPaths, feature_dim: usize, detector: &str) -> Result<()> {
-        if feature_dim == self.config.visual_feat_dim {
-            return Ok(());
-        }
-        Err(Error::Argument(format!(
-            "{}: {feature_dim} numbers per region (detector '{detector}'), but the checkpoint takes {} (detector '{}'); extract features with that detector",
-            data.features.display(),
-            self.config.visual_feat_dim,
-            self.preprocessing.detector
-        )))
     }
 }
 
@@ -273,25 +259,56 @@ pub fn weights_file(place: &Path) -> Result<PathBuf> {
     Ok(Place::find(place)?.weights)
 }
 
-/// The folder of a checkpoint, with its `config.json`: that folder itself, the `best` of a run folder, or what was fetched
-/// of `hf:owner/repo`.
-///
-/// # Errors
-/// When there is none, with the command that makes one for `task`.
-pub fn checkpoint_folder(place: &Path, task: &str) -> Result<PathBuf> {
-    let folder = if place.join("config.json").is_file() {
-        place.to_path_buf()
-    } else if place.to_str().is_some_and(|text| text.starts_with("hf:")) {
-        Place::find(place)?.folder
-    } else {
-        RunFolder::new(place).best()
-    };
-    if folder.join("config.json").is_file() {
-        return Ok(folder);
+/// A checkpoint that stands by itself: weights with a `config.json` beside them, and what else says how it is used.
+#[derive(Debug)]
+pub struct CheckpointFiles {
+    /// Where it lies.
+    pub place: Place,
+    /// The model's configuration.
+    pub config: LxmertConfig,
+    /// How to put data before it.
+    pub preprocessing: Preprocessing,
+    /// Its tokeniser: its own, else the one that ships.
+    pub text: WordPiece,
+}
+
+impl CheckpointFiles {
+    /// Reads all but the weights. `place`: any form that [`Place::find`] takes.
+    ///
+    /// # Errors
+    /// When there is no checkpoint or no `config.json` beside it, with the command that makes one for `task`; when a file
+    /// is damaged.
+    pub fn open(place: &Path, task: TaskKind) -> Result<Self> {
+        let train = format!("train one with `cargo run -p lxmert-train -- --task {task}`");
+        let place = Place::find(place).map_err(|error| match error {
+            lxmert_core::Error::Format { path, reason } => Error::file(path, format!("{reason}; {train}")),
+            other => other.into(),
+        })?;
+        let config = place.folder.join("config.json");
+        if !config.is_file() {
+            let reason = format!("no config.json beside it, which says what model it is; {train}, or put one there");
+            return Err(Error::file(&place.weights, reason));
+        }
+        let vocabulary = place.folder.join("vocab.txt");
+        Ok(Self {
+            config: LxmertConfig::from_file(config)?,
+            preprocessing: Preprocessing::of_checkpoint(&place.folder)?,
+            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
+            place,
+        })
     }
-    let advice =
-        format!("no checkpoint here (no config.json); train one with `cargo run -p lxmert-train -- --task {task}`");
-    Err(Error::file(place, advice))
+}
+
+/// `error` in the words of `reason` where a checkpoint lacks just the head whose weights start with `head`.
+pub fn lacking_head(error: Error, head: &str, reason: &str) -> Error {
+    match error {
+        Error::Core(lxmert_core::Error::Checkpoint { path, missing, misshapen, .. })
+            if misshapen.is_empty() && !missing.is_empty() && missing.iter().all(|name| name.starts_with(head)) =>
+        {
+            Error::file(path, reason)
+        }
+        other => other,
+    }
 }
 
 /// The weights of a matching model out of a checkpoint of any origin, in f32; see [`load_weights`].

@@ -160,15 +160,24 @@ struct Trainer<'a, T> {
     sitting: (f64, Instant),
 }
 
-/// An unfit checkpoint's error, with what to do about what it lacks.
-fn allow_missing(error: Error) -> Error {
-    match &error {
-        Error::Core(lxmert_core::Error::Checkpoint { missing, .. }) if !missing.is_empty() => Error::Argument(format!(
-            "--init {error}; to let what is missing start fresh, name it: --allow-missing '{}'",
-            missing[0]
-        )),
-        _ => error,
-    }
+/// The projection of a region's features: `[hidden, width of the features]`.
+const REGION_WEIGHTS: &str = "lxmert.encoder.visn_fc.visn_fc.weight";
+
+/// An unfit checkpoint's error, with what to do: other features where it takes another width, and leave to start fresh
+/// for what it lacks.
+fn cannot_start(error: Error) -> Error {
+    let Error::Core(lxmert_core::Error::Checkpoint { missing, misshapen, .. }) = &error else { return error };
+    let regions = misshapen.iter().find(|weight| weight.name == REGION_WEIGHTS);
+    let what_to_do = match (regions, missing.first()) {
+        (Some(weight), _) => format!(
+            "it takes regions of {} numbers, the store has {}: use the features of the detector it was trained on",
+            weight.found.last().unwrap_or(&0),
+            weight.expected.last().unwrap_or(&0)
+        ),
+        (None, Some(first)) => format!("to let what is missing start fresh, name it: --allow-missing '{first}'"),
+        (None, None) => "its --preset or its data are others".into(),
+    };
+    Error::Argument(format!("--init {error}; {what_to_do}"))
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -184,7 +193,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         };
         let resumes = folder.state().is_file();
         if let Some(init) = recipe.init.as_ref().filter(|_| !resumes) {
-            for (name, tensor) in task.starting_weights(Path::new(init)).map_err(allow_missing)? {
+            for (name, tensor) in task.starting_weights(Path::new(init)).map_err(cannot_start)? {
                 if let Some(var) = variables.get(&name) {
                     var.set(&tensor.to_device(&job.device)?)?;
                 }

@@ -2,16 +2,23 @@
 //! checkpoint starts another task and answers alone.
 
 mod common;
+#[path = "../../lxmert-core/tests/loopback/mod.rs"]
+mod loopback;
 
 use assert_cmd::Command;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use lxmert_core::checkpoint::{read_tensors, save_safetensors};
+use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::model::PairModel;
+use lxmert_core::procedural;
 use lxmert_train::answering::AnswerCheckpoint;
 use lxmert_train::config::Recipe;
 use lxmert_train::data::paths::{Data, ExamplePaths};
 use lxmert_train::tasks::TaskKind;
 use lxmert_train::trainer::{self, Job, Outcome, Start};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,6 +80,28 @@ fn run(job: &Job) -> lxmert_train::run_folder::Report {
     }
 }
 
+/// The checkpoint of `root/run` named as a repository of the hub: asked, measured and started from. `printed`: what it
+/// answers when it is asked from its folder.
+fn from_the_hub(root: &Path, printed: &str) {
+    let endpoint = loopback::serve_folder(&root.join("run/best"));
+    let command = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.env("HF_ENDPOINT", &endpoint).env("HF_HUB_CACHE", root.join("cache")).env("HF_TOKEN", "hf_test");
+        command.args(arguments).arg("--features").arg(root.join("features")).arg("--quiet").current_dir(root);
+        command.assert()
+    };
+    let question = ["--image", "090", "--question", "What color is it?", "--top", "2"];
+    let asked = command(&[["ask", "--checkpoint", "hf:owner/repo@v1"].as_slice(), &question].concat()).success();
+    assert_eq!(String::from_utf8_lossy(&asked.get_output().stdout), printed);
+    let measured = ["evaluate", "hf:owner/repo", "--task", "questions", "--test-file", "valid.json", "--json"];
+    command(&measured).success().stdout(predicates::str::contains("\"accuracy\""));
+    let files = ["--train-file", "train.json", "--valid-file", "valid.json", "--answers", "answers.json"];
+    let start = ["--task", "questions", "--init", "hf:owner/repo", "--preset", "tiny", "--stop-after", "1"];
+    command(&[start.as_slice(), &files, &["--output", "again"]].concat()).code(130);
+    let wrong = ["ask", "--checkpoint", "hf:owner/other", "--image", "090", "--question", "What color is it?"];
+    command(&wrong).code(1).stderr(predicates::str::contains("hf:owner/other"));
+}
+
 #[test]
 fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
@@ -116,6 +145,7 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     let printed = String::from_utf8(asked("090").success().get_output().stdout.clone()).unwrap();
     assert!(printed.starts_with("blue") && printed.lines().count() == 2, "{printed}");
     asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
+    from_the_hub(root, &printed);
 
     // Measured alone, on other questions, the checkpoint writes the same form of predictions.
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
@@ -189,6 +219,66 @@ fn statements_about_two_images_are_learnt() {
     evaluate.arg("--test-file").arg(root.join("test.json")).arg("--predictions").arg(root.join("again"));
     evaluate.assert().success().stdout(predicates::str::contains("consistency"));
     assert_eq!(std::fs::read_to_string(root.join("again/nlvr2.csv")).unwrap(), predictions);
+}
+
+/// The original's NLVR2 snapshots: `lxrt_encoder.model.bert.*`, and `logit_fc.*` over the width of two pooled outputs.
+#[test]
+fn a_snapshot_of_nlvr2_starts_statements_with_its_head_and_judges_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    common::write_data(root, 12);
+    let config = LxmertConfig { visual_feat_dim: 12, ..LxmertConfig::preset("tiny").unwrap() };
+    let weights: Vec<(String, Tensor)> = PairModel::expected(&config)
+        .unwrap()
+        .into_iter()
+        .map(|(name, shape)| {
+            let tensor = procedural::tensor(&name, &shape, -0.05, 0.05, 0).unwrap();
+            (name, tensor)
+        })
+        .collect();
+    let original = |name: &str| {
+        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        match name.strip_prefix("answer_head.") {
+            Some(head) => head.to_string(),
+            None => name.replacen("lxmert.", "lxrt_encoder.model.bert.", 1),
+        }
+    };
+    let snapshot: Vec<(String, Tensor)> = weights.iter().map(|(name, w)| (original(name), w.clone())).collect();
+    assert!(snapshot.iter().any(|(name, w)| name == "logit_fc.0.weight" && w.dims() == [256, 256]));
+    let place = root.join("BEST.pth");
+    save_safetensors(&place, &snapshot, &BTreeMap::new()).unwrap();
+
+    let statement = |i: usize| {
+        json!({"identifier": format!("a-{i}-0-0"), "uid": format!("{i}"), "img0": format!("{:03}.png", i % 12),
+               "img1": format!("{:03}.png", (i + 5) % 12), "sent": "One is red.", "label": i % 2})
+    };
+    let files = write(&root.join("all.json"), &(0..12).map(statement).collect());
+    let data = ExamplePaths { train: files.clone(), valid: files.clone(), test: files, ..ExamplePaths::default() };
+    let mut job = job(root, TaskKind::Statements, data, "run");
+    // At a rate of 0 what is saved is what it started from.
+    job.recipe = Recipe { init: Some(place.display().to_string()), learning_rate: 0.0, epochs: 1, ..job.recipe };
+    let report = run(&job);
+    let saved = read_tensors(root.join("run/best/model.safetensors")).unwrap();
+    assert_eq!(saved.len(), weights.len());
+    for (name, wanted) in &weights {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&saved[name]), values(wanted), "{name}");
+    }
+    // With a config.json beside it the snapshot is measured as it is.
+    std::fs::write(root.join("config.json"), config.to_json("LxmertModel")).unwrap();
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate.arg("evaluate").arg(&place).args(["--task", "statements", "--json", "--features"]);
+    let measured = evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("all.json")).assert().success();
+    let measured: Value = serde_json::from_slice(&measured.get_output().stdout).unwrap();
+    let loss = report.test.test.get("all", "loss").unwrap();
+    assert!((measured["test"]["all"]["loss"].as_f64().unwrap() - loss).abs() < 1e-6, "{measured} {loss}");
+    let mut ask = Command::cargo_bin("lxmert-train").unwrap();
+    ask.args(["ask", "--image", "000", "--question", "Is it red?", "--features"]).arg(root.join("features"));
+    ask.arg("--checkpoint")
+        .arg(&place)
+        .assert()
+        .code(1)
+        .stderr(predicates::str::contains("statements about two images"));
 }
 
 #[test]

@@ -31,12 +31,13 @@ pub struct Answered {
 const BEST: usize = 5;
 
 impl Asker {
-    /// Opens a checkpoint folder or a run folder of a model trained on questions.
+    /// Opens the checkpoint of a model trained on questions; `place`: any form that
+    /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     ///
     /// # Errors
     /// [`Error::Train`] when a file is missing or damaged, or the checkpoint answers no questions.
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        Ok(Self { checkpoint: AnswerCheckpoint::open(folder, device)?, device: device.clone() })
+    pub fn open(place: &Path, device: &Device) -> Result<Self> {
+        Ok(Self { checkpoint: AnswerCheckpoint::open(place, device)?, device: device.clone() })
     }
 
     /// Length of a region's feature and number of regions that the model was trained on.

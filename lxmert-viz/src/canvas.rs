@@ -5,6 +5,7 @@ use crate::font::Face;
 use crate::palette::{Rgb, WHITE};
 use crate::{Error, Result};
 use image::RgbImage;
+use lxmert_core::checkpoint::atomic_write;
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, Circle, Color, DrawingArea, IntoDrawingArea, PathElement, RGBColor, Rectangle};
 use std::io::Write as _;
@@ -239,7 +240,7 @@ impl Canvas {
     /// Writes the sheet as a PNG file, whole or not at all; folders are made as needed.
     ///
     /// # Errors
-    /// [`Error::Io`] with the path; [`Error::Drawing`] when the encoder fails.
+    /// [`Error::Core`] with the path; [`Error::Drawing`] when the encoder fails.
     pub fn save(&self, path: &Path) -> Result<()> {
         write_whole(path, &self.encode()?)
     }
@@ -248,21 +249,11 @@ impl Canvas {
 /// Writes `bytes` beside `path`, then renames: the file appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Io`] with the path.
+/// [`Error::Core`] with the path.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.part", std::process::id()));
-    let part = folder.join(name);
-    let written = std::fs::File::create(&part)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&part, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&part);
-        Error::Io { path: path.to_path_buf(), source }
-    })
+    Ok(atomic_write(path, |file| file.write_all(bytes))?)
 }
 
 fn rgb(colour: Rgb) -> RGBColor {

@@ -9,7 +9,7 @@ use std::path::Path;
 /// [`Error::Missing`] when there is no such file or it holds no record yet; [`Error::Train`] when it
 /// is damaged.
 pub fn draw(run: &Path, output: &Path) -> Result<()> {
-    let path = if run.is_dir() { run.join("metrics.jsonl") } else { run.to_path_buf() };
+    let path = if run.is_file() { run.to_path_buf() } else { run.join("metrics.jsonl") };
     let missing = |what| Error::Missing {
         what,
         path: path.clone(),

@@ -189,9 +189,14 @@ impl DataSet {
     /// The photo of an image.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// [`Error::Missing`] when it is not there; [`Error::Extract`] when it is no picture.
     pub fn photo(&self, image: &str) -> Result<RgbImage> {
-        photo::read(&self.places.images.join(image))
+        let path = self.places.images.join(image);
+        if !path.exists() {
+            let advice = "name the folder of the photos with --images".into();
+            return Err(Error::Missing { what: "the photo", path, advice });
+        }
+        photo::read(&path)
     }
 }
 

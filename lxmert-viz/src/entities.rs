@@ -128,7 +128,7 @@ pub struct Entities {
 ///
 /// # Errors
 /// [`Error::Missing`] when the folder has not both, or holds none of the images; [`Error::Format`] with the file and
-/// the row when one is not as described above; [`Error::Io`].
+/// the row when one is not as described above; [`Error::Core`].
 pub fn read(folder: &Path, images: &[&str]) -> Result<Entities> {
     let [sentences, annotations] = ["Sentences", "Annotations"].map(|part| folder.join(part));
     let advice = "unpack Flickr30k Entities' annotations.zip and name the folder that holds Sentences and Annotations";

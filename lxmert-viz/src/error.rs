@@ -9,15 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file could not be read or written.
-    #[error("{path}: {source}", path = path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The operating system's answer.
-        source: std::io::Error,
-    },
-    /// Something in the core failed: a checkpoint, a feature store, a tensor operation.
+    /// Something in the core failed: reading or writing a file, a checkpoint, a feature store.
     #[error(transparent)]
     Core(#[from] lxmert_core::Error),
     /// Captions, splits or a run's records.
@@ -59,7 +51,7 @@ pub enum Error {
         reason: String,
     },
     /// Something that an earlier command makes is not there.
-    #[error("{what} is missing: {path}; {advice}", path = path.display())]
+    #[error("{what} is missing: {path}{like}; {advice}", path = path.display(), like = like(path))]
     Missing {
         /// What is missing.
         what: &'static str,
@@ -70,10 +62,15 @@ pub enum Error {
     },
 }
 
+/// What of a path is not there, for the text of [`Error::Missing`].
+fn like(path: &Path) -> String {
+    lxmert_core::nearby::missing(path).map_or_else(String::new, |what| format!(": {what}"))
+}
+
 impl Error {
-    /// An [`Error::Io`] at `path`, for `map_err`.
+    /// An I/O error at `path`, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { path, source }
+        let of_core = lxmert_core::Error::io(path);
+        move |source| Self::Core(of_core(source))
     }
 }

@@ -49,8 +49,9 @@ struct PlacesArgs {
     /// The run: its best/ checkpoint, metrics.jsonl and plots/ [default: runs/scenes]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
     run: Option<PathBuf>,
-    /// The checkpoint: a folder in the hub's layout, or a weight file beside its config.json [default: RUN/best]
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Where things lie")]
+    /// The checkpoint: a folder, a run folder, a weights file beside its config.json, or hf:owner/repo[@revision]
+    /// [default: RUN/best]
+    #[arg(long, global = true, value_name = "CHECKPOINT", help_heading = "Where things lie")]
     checkpoint: Option<PathBuf>,
     /// The feature store [default: data/features/scenes]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
@@ -193,7 +194,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let interrupted = lxmert_core::cli::interrupted();
-            eprintln!("error: {error:#}");
+            // Our errors carry their cause in their own text; printing the chain would repeat it.
+            eprintln!("error: {error}");
             ExitCode::from(if interrupted { 130 } else { 1 })
         }
     }
@@ -286,6 +288,7 @@ fn places(args: &PlacesArgs) -> Result<Places> {
         }
     }
     if let Some(splits) = &args.splits {
+        std::fs::metadata(splits).map_err(lxmert_core::Error::io(splits))?;
         places.splits = Some(splits.clone());
     }
     Ok(places)
@@ -365,8 +368,8 @@ fn explain_photo(cli: &Cli, args: &PairArgs, places: &Places, device: &candle_co
     Ok(())
 }
 
-/// The image, its regions and the sentence that the arguments mean.
-fn subject(chosen: &SubjectArgs, data: &DataSet) -> Result<(String, Regions, String)> {
+/// The image that the arguments mean, and its regions.
+fn subject_image(chosen: &SubjectArgs, data: &DataSet) -> Result<(String, Regions)> {
     let image = match &chosen.image {
         Some(image) => image.clone(),
         None => {
@@ -374,6 +377,12 @@ fn subject(chosen: &SubjectArgs, data: &DataSet) -> Result<(String, Regions, Str
         }
     };
     let regions = data.regions(&image)?;
+    Ok((image, regions))
+}
+
+/// The image, its regions and the sentence that the arguments mean.
+fn subject(chosen: &SubjectArgs, data: &DataSet) -> Result<(String, Regions, String)> {
+    let (image, regions) = subject_image(chosen, data)?;
     let text = match &chosen.text {
         Some(text) => text.clone(),
         None => {

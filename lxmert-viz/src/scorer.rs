@@ -3,13 +3,12 @@
 use crate::relevancy::PairMaps;
 use crate::{Error, Result, maps};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
 use lxmert_core::text::{Encoding, WordPiece};
-use lxmert_train::run_folder::{Preprocessing, matching_weights};
-use std::path::{Path, PathBuf};
+use lxmert_train::run_folder::Checkpoint;
+use std::path::Path;
 
 /// Longest sentence in word pieces; what is longer is cut off and told.
 pub const LONGEST_SENTENCE: usize = 50;
@@ -60,25 +59,15 @@ impl Scored {
 }
 
 impl Scorer {
-    /// Opens a checkpoint folder in the hub's layout (`config.json`, `model.safetensors` or
-    /// `pytorch_model.bin`, `vocab.txt` if it has its own), or a weight file with the `config.json`
-    /// beside it.
+    /// Opens a matching or pre-training checkpoint; `place`: any form that
+    /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     ///
     /// # Errors
-    /// [`Error::Missing`] when there is none; [`Error::Core`] when a file is not what it should be or
-    /// keys are missing, unexpected or misshapen.
-    pub fn open(checkpoint: &Path, device: &Device) -> Result<Self> {
-        let (folder, weights) = locate(checkpoint)?;
-        let config = LxmertConfig::from_file(folder.join("config.json"))?;
-        let vocabulary = match folder.join("vocab.txt") {
-            path if path.is_file() => WordPiece::from_vocab(path)?,
-            _ => WordPiece::bundled()?,
-        };
-        let tensors = matching_weights(&weights, &config, &[])?;
-        let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device);
-        let model = MatchingModel::new(&config, vb)?;
-        let regions = Preprocessing::of_checkpoint(&folder)?.regions;
-        Ok(Self { config, model, vocabulary, regions, device: device.clone() })
+    /// [`Error::Train`] when there is none; [`Error::Core`] when a file is not what it should be or keys are missing,
+    /// unexpected or misshapen.
+    pub fn open(place: &Path, device: &Device) -> Result<Self> {
+        let Checkpoint { config, preprocessing, text, model } = Checkpoint::open(place, device)?;
+        Ok(Self { config, model, vocabulary: text, regions: preprocessing.regions, device: device.clone() })
     }
 
     /// Regions an image that the model was trained on.
@@ -202,25 +191,5 @@ pub fn keep_regions(regions: &Regions, kept: &[usize]) -> Regions {
         scores: kept.iter().filter_map(|&i| regions.scores.get(i).copied()).collect(),
         attributes: None,
         ..*regions
-    }
-}
-
-fn locate(checkpoint: &Path) -> Result<(PathBuf, PathBuf)> {
-    let missing = |what, path: &Path| Error::Missing {
-        what,
-        path: path.to_path_buf(),
-        advice: "train one with `cargo run -p lxmert-train`, or name another with --checkpoint".into(),
-    };
-    if checkpoint.is_file() {
-        let folder = checkpoint.parent().unwrap_or(Path::new(".")).to_path_buf();
-        return Ok((folder, checkpoint.to_path_buf()));
-    }
-    if !checkpoint.is_dir() {
-        return Err(missing("the checkpoint", checkpoint));
-    }
-    let weights = ["model.safetensors", "pytorch_model.bin"].map(|name| checkpoint.join(name));
-    match weights.iter().find(|path| path.is_file()) {
-        Some(path) => Ok((checkpoint.to_path_buf(), path.clone())),
-        None => Err(missing("the checkpoint's weight file", &weights[0])),
     }
 }

@@ -1,6 +1,8 @@
 //! The commands on a small workspace: files appear, are whole, and mistakes are told.
 
 mod common;
+#[path = "../../lxmert-core/tests/loopback/mod.rs"]
+mod loopback;
 
 use assert_cmd::Command;
 use common::{Made, question_checkpoint, workspace};
@@ -101,6 +103,33 @@ fn methods_stand_side_by_side_for_a_match_and_for_an_answer() {
     ask(&["--answer", "two"]).success().stdout(contains("relevancy-00003-two.png"));
     ask(&["--answer", "blue"]).code(1).stderr(contains("no answer 'blue'; it has 3, such as red, two, yes"));
     ask(&["--checkpoint", "runs/scenes"]).code(1).stderr(contains("has no answer head"));
+}
+
+#[test]
+fn a_checkpoint_is_named_by_its_run_its_weights_or_a_repository_of_the_hub() {
+    let made = workspace();
+    let best = made.run().join("best");
+    question_checkpoint(&made.root().join("questions"));
+    let [matching, questions] = [&best, &made.root().join("questions")].map(|folder| loopback::serve_folder(folder));
+    let named = |endpoint: &str, arguments: &[&str]| {
+        let mut command = viz(&made);
+        command.env("HF_ENDPOINT", endpoint).env("HF_HUB_CACHE", made.root().join("cache")).env("HF_TOKEN", "hf_test");
+        command.args(arguments).args(["--image", "00003.png", "-o", "one.png"]).assert()
+    };
+    let said = |checkpoint: &str| {
+        let assert = named(&matching, &["heatmap", "--checkpoint", checkpoint]).success();
+        String::from_utf8(assert.get_output().stdout.clone()).unwrap()
+    };
+    let by_run = said("runs/scenes");
+    assert!(by_run.contains("P(match)"), "{by_run}");
+    for name in ["runs/scenes/best", "runs/scenes/best/model.safetensors", "hf:owner/repo", "hf:owner/repo@v1"] {
+        assert_eq!(said(name), by_run, "{name}");
+    }
+    std::fs::remove_dir_all(made.root().join("cache")).unwrap();
+    let question = ["relevancy", "--question", "What colour is the circle ?", "--checkpoint", "hf:owner/repo"];
+    named(&questions, &question).success().stdout(contains("one.png"));
+    picture(&made.root().join("one.png"));
+    named(&matching, &["heatmap", "--checkpoint", "hf:owner/other"]).code(1).stderr(contains("hf:owner/other"));
 }
 
 #[test]

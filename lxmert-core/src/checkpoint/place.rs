@@ -1,7 +1,7 @@
 //! Where a checkpoint lies: a folder, a file, or a repository of the hub.
 
 use super::{Hub, HubFile, HubOptions};
-use crate::{Error, Result};
+use crate::{Error, Result, nearby};
 use std::path::{Path, PathBuf};
 
 /// What a folder's weights are called, the first that is there.
@@ -9,6 +9,13 @@ pub const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
 /// What may lie beside the weights and is fetched with them.
 const COMPANIONS: [&str; 4] = ["config.json", "vocab.txt", "preprocessor_config.json", "answers.json"];
+
+/// How weights files end, whatever they are called.
+const ENDINGS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
+
+/// The ways to name a checkpoint, for messages.
+const FORMS: &str = "a checkpoint is a folder with model.safetensors or pytorch_model.bin, a training run's folder, \
+                     a weights file, or hf:owner/repo[@revision]";
 
 /// A checkpoint's files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +29,7 @@ pub struct Place {
 impl Place {
     /// The checkpoint at `place`:
     /// - a folder with `model.safetensors` or `pytorch_model.bin`;
+    /// - the folder of a training run, whose `best` is such a folder;
     /// - a weights file of any name;
     /// - `hf:owner/repo[@revision]`, from which one of those two is fetched, with what lies beside it;
     /// - `hf:owner/repo/file[@revision]`, one file of such a repository.
@@ -37,13 +45,34 @@ impl Place {
     }
 
     fn local(place: &Path) -> Result<Self> {
-        if !std::fs::metadata(place).map_err(Error::io(place))?.is_dir() {
+        let about = std::fs::metadata(place).map_err(|error| {
+            let reason = nearby::explain(place, error);
+            // A mere `owner/repo` is how Python names one.
+            let hub = match place.to_str().map(|text| text.split('/').collect::<Vec<_>>()) {
+                Some(parts) if parts.len() == 2 && !parts.contains(&"") && !Path::new(parts[0]).exists() => {
+                    format!(" (of the hub: hf:{})", place.display())
+                }
+                _ => String::new(),
+            };
+            Error::format(place, format!("{reason}{hub}; {FORMS}"))
+        })?;
+        if !about.is_dir() {
             let folder = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return Ok(Self { weights: place.to_path_buf(), folder: folder.to_path_buf() });
         }
-        let weights = WEIGHTS.iter().map(|name| place.join(name)).find(|path| path.is_file());
-        let weights = weights.ok_or_else(|| Error::format(place, format!("no {} here", WEIGHTS.join(" and no "))))?;
-        Ok(Self { weights, folder: place.to_path_buf() })
+        for folder in [place.to_path_buf(), place.join("best")] {
+            if let Some(weights) = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
+                return Ok(Self { weights, folder });
+            }
+        }
+        let files = std::fs::read_dir(place).map_err(Error::io(place))?.flatten().map(|entry| entry.path());
+        let weights =
+            files.filter(|path| path.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known)));
+        let advice = match weights.min() {
+            Some(file) => format!("name the weights file itself, such as {}", file.display()),
+            None => FORMS.into(),
+        };
+        Err(Error::format(place, format!("no {} here; {advice}", WEIGHTS.join(" and no "))))
     }
 
     /// The checkpoint at `hf:owner/repo[@revision]` or `hf:owner/repo/file[@revision]`.
@@ -57,6 +86,11 @@ impl Place {
             Some((path, revision)) => (path, format!("@{revision}")),
             None => (repository, String::new()),
         };
+        if path.split('/').count() < 2 {
+            return Err(Error::Argument(format!(
+                "'hf:{repository}' names no repository; write hf:owner/repo[@revision]"
+            )));
+        }
         let file =
             |name: &str| -> Result<HubFile> { format!("{path}/{name}{revision}").parse().map_err(Error::Argument) };
         if path.split('/').count() > 2 {

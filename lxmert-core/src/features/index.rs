@@ -1,7 +1,7 @@
 //! `index.json`: what a store holds, how it was made, and its shards.
 
 use super::StoreDtype;
-use crate::{Error, Result};
+use crate::{Error, Result, nearby};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
@@ -103,7 +103,8 @@ impl Index {
         let path = folder.join(INDEX_FILE);
         let text = std::fs::read(&path).map_err(|source| {
             if source.kind() == std::io::ErrorKind::NotFound {
-                Error::format(folder, "not a feature store: it has no index.json; make one with lxmert-extract")
+                let missing = nearby::missing(folder).unwrap_or_else(|| "it has no index.json".into());
+                Error::format(folder, format!("not a feature store: {missing}; make one with lxmert-extract"))
             } else {
                 Error::io(&path)(source)
             }

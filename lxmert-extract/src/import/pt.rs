@@ -101,6 +101,7 @@ struct PtFile {
 
 /// The `.pt` files in the folder and below, sorted by the images' names.
 fn find_files(folder: &Path) -> Result<Vec<PtFile>> {
+    std::fs::read_dir(folder).map_err(lxmert_core::Error::io(folder))?;
     let mut files = Vec::new();
     for entry in walkdir::WalkDir::new(folder).follow_links(true) {
         let entry = entry.map_err(|error| Error::input(folder, error.to_string()))?;

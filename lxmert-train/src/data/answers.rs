@@ -47,7 +47,10 @@ impl AnswerTable {
     /// gaps.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let file: TableFile = serde_json::from_str(&text).map_err(|_| {
+        let file: TableFile = serde_json::from_str(&text).map_err(|error| {
+            if !error.is_data() {
+                return Error::json(path)(error);
+            }
             Error::file(
                 path,
                 "no answer table: expected a JSON list of answers, {\"answer\": label, …} or [{\"ans\": answer}, …]",

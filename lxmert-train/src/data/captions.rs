@@ -359,7 +359,7 @@ fn short(line: &str) -> String {
 
 fn sniff(path: &Path, text: &str) -> Result<CaptionFormat> {
     let Some((_, first)) = numbered_lines(text).next() else {
-        return Err(Error::file(path, "is empty"));
+        return Err(Error::file(path, "the file is empty; write or fetch it again"));
     };
     if first.starts_with('{') {
         // Within a caption the quotes would be escaped, so this is a key.

@@ -25,6 +25,8 @@ pub fn for_each_entry<T: DeserializeOwned>(
         reader.deserialize_seq(Entries { row: &mut row, take, entry: PhantomData::<T> }).and_then(|()| reader.end());
     read.map_err(|error| match (error.is_io(), row) {
         (true, _) => Error::io(path)(error.into()),
+        (false, 0) if error.is_eof() => Error::file(path, "the file is empty; write or fetch it again"),
+        (false, row) if error.is_eof() => Error::row(path, row, "the file is cut off here; write or fetch it again"),
         (false, 0) => Error::file(path, format!("expected a JSON list: {error}")),
         (false, row) => Error::row(path, row, error.to_string()),
     })
@@ -93,7 +95,8 @@ mod tests {
         let error = |text| read(text).unwrap_err().to_string();
         assert!(error("[1, 2, \"x\"]").contains("row 3"), "{}", error("[1, 2, \"x\"]"));
         assert!(error("[1, 13]").contains("row 2: 13 brings bad luck"), "{}", error("[1, 13]"));
-        assert!(error("[1, 2").contains("row 3"), "{}", error("[1, 2"));
+        assert!(error("[1, 2").contains("row 3: the file is cut off"), "{}", error("[1, 2"));
+        assert!(error(" \n").contains("the file is empty"), "{}", error(" \n"));
         assert!(error("{}").contains("expected a JSON list"), "{}", error("{}"));
         assert!(read("[1] 2").is_err());
     }

@@ -1,6 +1,7 @@
 //! Where a data set's files lie.
 
 use crate::{Error, Result};
+use lxmert_core::nearby;
 use lxmert_core::workspace::Workspace;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -194,6 +195,9 @@ impl DataPaths {
     /// When the folder holds no caption file.
     pub fn in_folder(folder: &Path, features: Option<&Path>) -> Result<Self> {
         let captions = find_captions(folder).ok_or_else(|| {
+            if let Some(missing) = nearby::missing(folder) {
+                return Error::file(folder, missing);
+            }
             Error::file(folder, "no caption file here (results.csv, captions.txt, results_20130124.token or dataset_*.json); name it with --captions FILE")
         })?;
         let name = folder.file_name().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
@@ -243,7 +247,8 @@ fn check_features(name: &str, features: &Path) -> Result<()> {
         "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
         _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", features.display()),
     };
-    Err(Error::file(features, format!("no feature store here; run `{command}` first")))
+    let missing = nearby::missing(features).map_or_else(String::new, |what| format!(" ({what})"));
+    Err(Error::file(features, format!("no feature store here{missing}; run `{command}` first")))
 }
 
 fn find_captions(folder: &Path) -> Option<PathBuf> {

@@ -102,12 +102,13 @@ impl Splits {
     /// When the file is neither, or names an image in two splits.
     pub fn read(path: &Path, images: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let file: SplitFile = serde_json::from_str(&text).map_err(|e| {
+        let file: SplitFile = serde_json::from_str(&text).map_err(|error| {
+            if !error.is_data() {
+                return Error::json(path)(error);
+            }
             Error::file(
                 path,
-                format!(
-                    "expected {{\"train\": [image names], \"val\": […], \"test\": […]}} or Karpathy's dataset JSON: {e}"
-                ),
+                "expected {\"train\": [image names], \"val\": […], \"test\": […]} or Karpathy's dataset JSON",
             )
         })?;
         let mut entries = Vec::new();

@@ -5,7 +5,7 @@
 
 use super::losses::cross_entropy;
 use super::questions::only_lxmert;
-use super::{BatchLoss, CheckpointParts, Description, Step, Task, something};
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, TaskKind, something};
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::names::NameFinder;
@@ -13,7 +13,7 @@ use crate::data::predictions::{statement_accuracy, write_judgements};
 use crate::data::sentences::Sentences;
 use crate::data::statements::{Statement, Statements};
 use crate::measures::Measures;
-use crate::run_folder::{Preprocessing, checkpoint_folder, weights_file};
+use crate::run_folder::{CheckpointFiles, Preprocessing, lacking_head, weights_file};
 use crate::trainer::Job;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -127,7 +127,8 @@ impl Task for Judging {
         ] {
             something(usable, files, || format!("no statement with a label to {what}"))?;
         }
-        let config = recipe.model(store.info().feature_dim)?;
+        // Answers are for questions; this head has no place in the hub's configuration.
+        let config = LxmertConfig { num_qa_labels: 0, ..recipe.model(store.info().feature_dim)? };
         only_lxmert(&config)?;
         let model = PairModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         let regions = recipe.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
@@ -197,7 +198,7 @@ impl Task for Judging {
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = open_model(folder, &self.config, &self.device)?;
+        let best = open_model(&weights_file(folder)?, &self.config, &self.device)?;
         bar.set_length(self.test.len() as u64);
         let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
         let (measures, judged) = measure(&best, &self.test, place, batch, &self.device, bar)?;
@@ -208,7 +209,8 @@ impl Task for Judging {
     fn checkpoint(&self) -> CheckpointParts {
         CheckpointParts {
             config: self.config.clone(),
-            // No class of transformers has this head; the trunk opens in this one.
+            // No class of transformers has a head over two images. The trunk opens in this one, which finds every key of its
+            // own and reports the head's six, `answer_head.logit_fc.{0,2,3}.{weight,bias}`, as unexpected.
             architecture: "LxmertModel",
             preprocessing: Preprocessing {
                 max_length: self.recipe.max_length,
@@ -229,7 +231,9 @@ impl Task for Judging {
         Description {
             title: "statements about two images".into(),
             pipeline_tag: "visual-question-answering",
-            does: "Says whether a statement about two images is true, from their regions and the statement's words."
+            does: "Says whether a statement about two images is true, from their regions and the statement's words. \
+                   transformers' `LxmertModel` opens the trunk and reports `answer_head.logit_fc.*`, the head over two \
+                   images for which it has no class, as unexpected."
                 .into(),
             data,
             losses: "Cross entropy of false and true.".into(),
@@ -250,29 +254,26 @@ pub struct StatementCheckpoint {
 }
 
 impl StatementCheckpoint {
-    /// Reads a checkpoint folder of ours, or the `best` of a run folder.
+    /// Reads a checkpoint; `place`: any form that [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     ///
     /// # Errors
     /// When a file is missing, or the weights are not such a model's.
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let folder = checkpoint_folder(folder, "statements")?;
-        let config = LxmertConfig::from_file(folder.join("config.json"))?;
-        let vocabulary = folder.join("vocab.txt");
-        Ok(Self {
-            model: open_model(&folder, &config, device)?,
-            preprocessing: Preprocessing::of_checkpoint(&folder)?,
-            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
-            config,
-        })
+    pub fn open(place: &Path, device: &Device) -> Result<Self> {
+        let files = CheckpointFiles::open(place, TaskKind::Statements)?;
+        let CheckpointFiles { place, config, preprocessing, text } = files;
+        let model = open_model(&place.weights, &config, device).map_err(|error| {
+            lacking_head(error, "answer_head.", "no head over two images; name a checkpoint of --task statements")
+        })?;
+        Ok(Self { model, config, preprocessing, text })
     }
 }
 
-/// The model of a checkpoint folder that was trained on statements.
+/// The model whose weights were trained on statements.
 ///
 /// # Errors
 /// When the weights are not there or not this model's.
-pub fn open_model(folder: &Path, config: &LxmertConfig, device: &Device) -> Result<PairModel> {
-    let weights: HashMap<String, Tensor> = load_weights(weights_file(folder)?, &PairModel::expected(config)?, &[])?
+fn open_model(weights: &Path, config: &LxmertConfig, device: &Device) -> Result<PairModel> {
+    let weights: HashMap<String, Tensor> = load_weights(weights, &PairModel::expected(config)?, &[])?
         .into_iter()
         .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
         .collect::<Result<_>>()?;

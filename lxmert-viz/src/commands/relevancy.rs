@@ -1,6 +1,6 @@
 //! `lxmert-viz relevancy`: the methods side by side, for a match or for an answer.
 
-use crate::{Cli, DetectorArgs, Found, SubjectArgs, output_file, subject};
+use crate::{Cli, DetectorArgs, Found, SubjectArgs, output_file, subject, subject_image};
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use lxmert_core::features::Regions;
@@ -84,7 +84,7 @@ fn answer(
         Some(photo) => args.detector.find(cli, photo, asker.takes(), device)?,
         None => {
             let data = DataSet::open(places, cli.common.seed())?;
-            let (image, regions, _) = subject(&args.subject, &data)?;
+            let (image, regions) = subject_image(&args.subject, &data)?;
             stored(&data, image, regions)?
         }
     };

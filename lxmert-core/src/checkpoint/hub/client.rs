@@ -349,7 +349,7 @@ impl Fetch<'_> {
     fn by_hand(&self) -> String {
         let revision = self.file.revision.as_deref().unwrap_or("main");
         format!(
-            "Or download {}/resolve/{revision}/{} and name it with --weights FILE (a model to start from: --init FILE)",
+            "Or download {}/resolve/{revision}/{} and name it with --weights FILE (a model: with --init or --checkpoint)",
             self.page, self.file.file
         )
     }

@@ -1,0 +1,124 @@
+//! What a path that leads nowhere may have meant.
+
+use std::io;
+use std::path::Path;
+
+/// How many names a message gives.
+const NAMES_SHOWN: usize = 3;
+
+/// The operating system's answer about `path` in our words: which part of it is missing and which names in its folder are
+/// like that, or what stands where something else is needed. Other answers stay as they are.
+pub fn explain(path: &Path, error: io::Error) -> io::Error {
+    let what = match error.kind() {
+        io::ErrorKind::NotFound => missing(path),
+        io::ErrorKind::IsADirectory => Some("a folder, where a file is needed".into()),
+        io::ErrorKind::AlreadyExists if path.is_file() => Some("a file, where a folder is needed".into()),
+        io::ErrorKind::NotADirectory => {
+            let file = path.ancestors().find(|part| part.is_file());
+            file.map(|file| format!("{} is a file, where a folder is needed", file.display()))
+        }
+        _ => None,
+    };
+    match what {
+        Some(what) => io::Error::new(error.kind(), what),
+        None => error,
+    }
+}
+
+/// In words, what is missing of a path that leads nowhere, with names like it where there are any; nothing for one that
+/// is there.
+pub fn missing(path: &Path) -> Option<String> {
+    if path.exists() {
+        return None;
+    }
+    let there = path.ancestors().skip(1).find(|folder| folder.as_os_str().is_empty() || folder.exists())?;
+    let first = path.strip_prefix(there).ok()?.components().next()?.as_os_str().to_string_lossy().into_owned();
+    let folder = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let mut text = String::from("no such file or folder");
+    if there.join(&first) != path {
+        text.push_str(&format!(": there is no '{first}' in {}", folder.display()));
+    }
+    let near = names_like(folder, &first);
+    if !near.is_empty() {
+        text.push_str(&format!("; did you mean {}?", near.join(" or ")));
+    }
+    Some(text)
+}
+
+/// Names in `folder` that a few slips of the keyboard away are `name`, the nearest first.
+fn names_like(folder: &Path, name: &str) -> Vec<String> {
+    let wanted = name.to_lowercase();
+    let most = (wanted.chars().count() / 3).max(1);
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut near: Vec<(usize, String)> = names
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let slips = edits(&wanted, &name.to_lowercase());
+            (slips <= most).then(|| (slips, format!("'{name}'")))
+        })
+        .collect();
+    near.sort();
+    near.into_iter().take(NAMES_SHOWN).map(|(_, name)| name).collect()
+}
+
+/// Levenshtein's distance: insertions, deletions and substitutions from `a` to `b`.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_part_is_named_with_names_like_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("runs/pretrain")).unwrap();
+        std::fs::create_dir(folder.path().join("runs/scenes")).unwrap();
+        let said = |path: &str| {
+            let path = folder.path().join(path);
+            explain(&path, std::fs::metadata(&path).unwrap_err()).to_string()
+        };
+        assert_eq!(said("runs/pretrian"), "no such file or folder; did you mean 'pretrain'?");
+        let inner = said("runs/Scene/best");
+        assert!(inner.contains("there is no 'Scene' in ") && inner.ends_with("did you mean 'scenes'?"), "{inner}");
+        assert_eq!(said("runs/entirely-else"), "no such file or folder");
+        assert_eq!(missing(folder.path()), None);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let said = |path: &Path, error: io::Error| explain(path, error).to_string();
+        let inner = file.join("inner");
+        let answer = said(&inner, std::fs::read(&inner).unwrap_err());
+        assert!(answer.ends_with("file is a file, where a folder is needed"), "{answer}");
+        let read = std::fs::read(folder.path()).unwrap_err();
+        assert_eq!(said(folder.path(), read), "a folder, where a file is needed");
+        let made = std::fs::create_dir_all(&file).unwrap_err();
+        assert_eq!(said(&file, made), "a file, where a folder is needed");
+        // Other answers stay as they are.
+        let denied = explain(folder.path(), io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        for (a, b, count) in [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0), ("ab", "ba", 2)] {
+            assert_eq!((edits(a, b), edits(b, a)), (count, count), "{a} {b}");
+        }
+    }
+}
