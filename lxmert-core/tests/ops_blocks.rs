@@ -385,3 +385,10 @@ fn a_weight_learns_the_same_while_the_others_are_frozen() {
     check(&attention, &attend);
     check(&feeding, &feed);
 }
+
+#[test]
+fn other_machines_kernels_pass() {
+    for kernels in ["avx2", "plain"] {
+        common::passes_with(kernels, &["other_machines"]);
+    }
+}

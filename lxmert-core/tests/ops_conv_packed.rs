@@ -1,5 +1,7 @@
 //! The inference path of convolutions against the plain composition.
 
+mod common;
+
 use candle_core::{Device, Tensor};
 use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Residual, conv, pool};
 use lxmert_core::procedural;
@@ -156,5 +158,12 @@ proptest! {
     ) {
         prop_assume!(kernel <= height + 2 * padding && kernel <= width + 2 * padding);
         check(&Case { batch, channels, out, size: (height, width), kernel, stride, padding }, relu, residual);
+    }
+}
+
+#[test]
+fn other_machines_kernels_pass() {
+    for kernels in ["avx2", "plain"] {
+        common::passes_with(kernels, &["other_machines"]);
     }
 }

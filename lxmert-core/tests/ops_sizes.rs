@@ -216,3 +216,10 @@ fn elementwise_operations_are_whole_at_the_edges_of_tasks() {
         assert_eq!(square, longer);
     }
 }
+
+#[test]
+fn other_machines_kernels_pass() {
+    for kernels in ["avx2", "plain"] {
+        common::passes_with(kernels, &["other_machines"]);
+    }
+}

@@ -10,6 +10,7 @@ use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel, MatchingOutput, init};
 use lxmert_core::ops::DropoutRng;
 use lxmert_core::procedural;
+use std::collections::BTreeMap;
 
 /// Width 36 in 3 heads: no multiple of a register anywhere.
 fn config(cross_layer: CrossLayer, dropout: f32) -> LxmertConfig {
@@ -101,6 +102,41 @@ fn packed_rows_give_the_composition_s_values_and_gradients() {
                     let far = difference(got, want);
                     assert!(far <= 1e-4 * (1.0 + size), "{cross_layer:?} {dropout} {words:?} {name}: {far} of {size}");
                 }
+            }
+        }
+    }
+}
+
+/// Kernels cut their work where the sizes say, or where it changes no sum, so that forward and backward give the same bits.
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
+        let (model, varmap) = model(&config(cross_layer, 0.2));
+        // Some 200 rows of words and 100 of regions: several tasks of each kernel.
+        let lengths = |most: usize| (0..32).map(|i| 1 + i * 7 % most).collect::<Vec<usize>>();
+        let inputs = inputs(&lengths(12), &lengths(6));
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let rng = DropoutRng::new(1, 2);
+                let output = model.forward(&inputs, &Forward::train(&rng)).unwrap();
+                let gradients = output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let variables = varmap.data().lock().unwrap();
+                let by_weight: BTreeMap<String, Vec<f32>> = variables
+                    .iter()
+                    .filter_map(|(name, var)| Some((name.clone(), bits(gradients.get(var)?))))
+                    .collect();
+                (bits(&output.logits), by_weight)
+            })
+        };
+        let (logits, by_weight) = run(1);
+        assert!(by_weight.len() > 80, "{} gradients", by_weight.len());
+        for threads in [2, 3] {
+            let (other, others) = run(threads);
+            assert_eq!(logits, other, "{threads} threads");
+            for (name, gradient) in &by_weight {
+                assert!(*gradient == others[name], "{cross_layer:?}, {threads} threads: {name}");
             }
         }
     }

@@ -112,3 +112,11 @@ fn the_language_encoder_equals_candle_transformers_bert() {
     let d = difference(&ours.states.broadcast_mul(&real).unwrap(), &theirs.broadcast_mul(&real).unwrap());
     assert!(d <= 1e-5, "{d:.1e}");
 }
+
+#[test]
+fn other_machines_kernels_and_the_plain_compositions_match_too() {
+    common::passes_with("reference", &["other_machines"]);
+    for kernels in ["avx2", "plain"] {
+        common::passes_with(kernels, &["other_machines", "base"]);
+    }
+}

@@ -3,7 +3,8 @@
 //!
 //! A call takes the fast way when its tensors are f32 on the CPU, and the composition otherwise (CUDA, Metal, other
 //! element types). `LXMERT_KERNELS=reference` in the environment selects the composition everywhere: a result that
-//! changes with it beyond rounding is a fault in a kernel.
+//! changes with it beyond rounding is a fault in a kernel. `LXMERT_KERNELS=avx2` and `LXMERT_KERNELS=plain` run the kernels
+//! as a machine with those instructions alone would.
 //!
 //! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;

@@ -19,10 +19,14 @@ pub(crate) enum Level {
     Avx512,
 }
 
-/// The level of this machine, found once.
+/// The level of this machine, or the lower one that `LXMERT_KERNELS` asks for; found once.
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(detect)
+    *LEVEL.get_or_init(|| match std::env::var("LXMERT_KERNELS").as_deref() {
+        Ok("plain") => Level::Plain,
+        Ok("avx2") => Level::Avx2.min(detect()),
+        _ => detect(),
+    })
 }
 
 #[cfg(target_arch = "x86_64")]

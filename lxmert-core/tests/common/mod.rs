@@ -70,6 +70,21 @@ pub fn weights(manifest: &Manifest, model: Option<&str>) -> VarBuilder<'static> 
     VarBuilder::from_backend(Box::new(Formula(map)), DType::F32, Device::Cpu)
 }
 
+/// Runs this file's tests but those whose names hold one of `skipped`, in a process of its own with `LXMERT_KERNELS=kernels`, which is read once a process.
+pub fn passes_with(kernels: &str, skipped: &[&str]) {
+    if std::env::var_os("LXMERT_KERNELS").is_some() {
+        return; // the child itself, or a whole run that is already about these kernels
+    }
+    let tests = std::env::current_exe().unwrap();
+    let mut child = std::process::Command::new(tests);
+    // Candle's own pool spins, as `CommonArgs::start` says.
+    child.env("LXMERT_KERNELS", kernels).env("CANDLE_NUM_THREADS", "1");
+    child.args(skipped.iter().flat_map(|test| ["--skip", test]));
+    let child = child.output().unwrap();
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && !output.contains(" 0 passed"), "with LXMERT_KERNELS={kernels}:\n{output}");
+}
+
 /// The largest absolute difference.
 pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
