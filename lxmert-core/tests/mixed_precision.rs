@@ -115,7 +115,7 @@ fn gradients_of_the_fused_sub_layers_are_close_to_those_in_f32() {
             if size > 1e-2 {
                 let error = relative(got, want);
                 differing += usize::from(error > 1e-4);
-                assert!(error < 3e-2, "{cross_layer:?} {name}: {error:.1e}");
+                assert!(error < 5e-2, "{cross_layer:?} {name}: {error:.1e}");
             }
         }
         assert!(differing > 10, "rounded in {differing} gradients alone");

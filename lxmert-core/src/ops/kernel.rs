@@ -66,6 +66,9 @@ pub(crate) enum Start<'a> {
     Row(&'a [f32]),
 }
 
+/// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
+const CHAIN: usize = 384;
+
 /// As wide as the widest panel.
 static ZEROS: [f32; 32] = [0.0; 32];
 
@@ -162,8 +165,8 @@ impl Kernel {
                     (values.as_ptr(), 0)
                 }
             };
-            let operands = Operands {
-                inner,
+            let mut operands = Operands {
+                inner: inner.min(CHAIN),
                 a: a_values.as_ptr(),
                 a_strides: (a.row, a.inner),
                 panel: panel.as_ptr(),
@@ -174,6 +177,16 @@ impl Kernel {
             };
             // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
             unsafe { (tile.run)(operands) }
+            let mut done = operands.inner;
+            while done < inner {
+                operands.a = operands.a.wrapping_add(operands.inner * a.inner);
+                operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
+                operands.inner = CHAIN.min(inner - done);
+                (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to what was stored.
+                unsafe { (tile.run)(operands) }
+                done += operands.inner;
+            }
             row += tile.rows;
         }
     }
