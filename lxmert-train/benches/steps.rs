@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
-use lxmert_core::ops::{DropoutRng, Precision};
+use lxmert_core::ops::{self, DropoutRng, Precision};
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -103,7 +103,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
             let run = Forward { pooled_only: pooled, precision, ..Forward::train(&rng) };
             let logits = model.forward(&inputs, &run)?.logits;
             let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
-            let gradients = optimiser.gradients(&loss.backward()?);
+            let gradients = optimiser.gradients(&ops::backward(&loss)?);
             let norm = clip::global_norm(gradients.iter().flatten())?;
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
         })

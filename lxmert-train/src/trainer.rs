@@ -25,6 +25,7 @@ use candle_nn::VarMap;
 use indicatif::ProgressBar;
 use lxmert_core::cli;
 use lxmert_core::model::init;
+use lxmert_core::ops;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -270,7 +271,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             let number = epoch * batch_count as u64 + at as u64;
             let step = Step::new(number, divisor, recipe, &job.device);
             let result = task.loss(batch, &step)?;
-            let gradients = optimiser.gradients(&result.loss.backward()?);
+            let gradients = optimiser.gradients(&ops::backward(&result.loss)?);
             gradient_sums = Some(match gradient_sums.take() {
                 None => gradients,
                 Some(before) => add(before, gradients)?,

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, LxmertInputs, LxmertModel};
-use lxmert_core::ops::Precision;
+use lxmert_core::ops::{self, Precision};
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -86,7 +86,7 @@ fn trajectory(reference: &serde_json::Value, precision: Precision) -> Vec<(f64, 
         let pooled = model.forward(inputs, &Forward::eval().with_precision(precision)).unwrap().pooled;
         let logits = candle_nn::Module::forward(&head, &pooled).unwrap().squeeze(1).unwrap();
         let loss = binary_cross_entropy(&logits, target).unwrap().mean_all().unwrap();
-        let gradients = optimiser.gradients(&loss.backward().unwrap());
+        let gradients = optimiser.gradients(&ops::backward(&loss).unwrap());
         let norm = clip::global_norm(gradients.iter().flatten()).unwrap();
         optimiser.step(&gradients, number("lr"), 1.0).unwrap();
         (f64::from(loss.to_scalar::<f32>().unwrap()), norm)
