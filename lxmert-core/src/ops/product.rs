@@ -258,18 +258,19 @@ impl Block<'_> {
                 };
                 kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
+                // In rows and columns of the tile's own, with the same sums in the same order.
                 with_scratch([rows * panel], |[products]| {
-                    kernel.multiply_into(rows, words, a, weights, Start::Zero, products, panel);
-                    for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
-                        let out = &mut out[start..start + width];
+                    products.fill(0.0);
+                    for (products, out) in products.chunks_exact_mut(panel).zip(out.chunks(self.leading)) {
                         match self.base {
-                            Base::Zero => out.copy_from_slice(&products[..width]),
-                            Base::Out => out.iter_mut().zip(products).for_each(|(out, value)| *out += value),
-                            Base::Bias(bias) => {
-                                let sums = products.iter().zip(&bias[start..]).map(|(value, bias)| value + bias);
-                                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
-                            }
+                            Base::Zero => {}
+                            Base::Out => products[..width].copy_from_slice(&out[start..start + width]),
+                            Base::Bias(bias) => products[..width].copy_from_slice(&bias[start..start + width]),
                         }
+                    }
+                    kernel.multiply_into(rows, words, a, weights, Start::Out, products, panel);
+                    for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
+                        out[start..start + width].copy_from_slice(&products[..width]);
                     }
                 });
             }
