@@ -6,12 +6,13 @@
 //! generator to save: pairs, order and dropout are functions of the seed, the epoch and the step.
 
 use crate::optim::AdamW;
-use crate::tasks::BatchLoss;
+use crate::tasks::{BatchLoss, Part};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::path::Path;
 
 /// Where a run stands.
@@ -52,6 +53,9 @@ pub struct Sums {
     pub examples: usize,
     /// Of each part of the loss: the sum of its batch means, and the batches that had it.
     pub parts: BTreeMap<String, (f64, u64)>,
+    /// Of each part that guesses: right guesses, and guesses.
+    #[serde(default)]
+    pub guesses: BTreeMap<String, (usize, usize)>,
     /// Sum of the gradient norms.
     pub norm: f64,
     /// Optimiser steps.
@@ -65,9 +69,11 @@ impl Sums {
         self.right += batch.right.0;
         self.judged += batch.right.1;
         self.examples += batch.examples;
-        for (name, value) in &batch.parts {
-            let part = self.parts.entry((*name).to_string()).or_default();
-            *part = (part.0 + value, part.1 + 1);
+        for &Part { name, loss, right } in &batch.parts {
+            add(&mut self.parts, name, (loss, 1));
+            if right.1 > 0 {
+                add(&mut self.guesses, name, right);
+            }
         }
     }
 
@@ -77,10 +83,8 @@ impl Sums {
         self.right += step.right;
         self.judged += step.judged;
         self.examples += step.examples;
-        for (name, (sum, batches)) in &step.parts {
-            let part = self.parts.entry(name.clone()).or_default();
-            *part = (part.0 + sum, part.1 + batches);
-        }
+        step.parts.iter().for_each(|(name, sums)| add(&mut self.parts, name, *sums));
+        step.guesses.iter().for_each(|(name, counts)| add(&mut self.guesses, name, *counts));
         self.norm += norm;
         self.steps += 1;
     }
@@ -99,6 +103,21 @@ impl Sums {
     pub fn part_means(&self) -> BTreeMap<String, f64> {
         self.parts.iter().map(|(name, (sum, batches))| (name.clone(), sum / *batches as f64)).collect()
     }
+
+    /// Of each part that guesses, the share of right guesses.
+    pub fn part_accuracies(&self) -> BTreeMap<String, f64> {
+        self.guesses.iter().map(|(name, (right, all))| (name.clone(), *right as f64 / (*all).max(1) as f64)).collect()
+    }
+}
+
+fn add<A: Copy + Default + AddAssign, B: Copy + Default + AddAssign>(
+    sums: &mut BTreeMap<String, (A, B)>,
+    name: &str,
+    (a, b): (A, B),
+) {
+    let sum = sums.entry(name.to_string()).or_default();
+    sum.0 += a;
+    sum.1 += b;
 }
 
 /// The best epoch.
@@ -165,4 +184,32 @@ pub fn position(path: &Path) -> Result<Position> {
     let header: serde_json::Value = serde_json::from_slice(&header).map_err(|_| bad("its header is not JSON"))?;
     let json = header["__metadata__"]["position"].as_str().ok_or_else(|| bad("it says no position"))?;
     serde_json::from_str(json).map_err(|e| bad(&e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn parts_are_means_over_batches_and_their_guesses_are_counted() {
+        let batch = |parts: &[Part]| {
+            let loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+            BatchLoss { loss, examples: 4, sum: 2.0, right: (0, 0), parts: parts.to_vec() }
+        };
+        let (words, regions) =
+            (|loss, right| Part { name: "words", loss, right }, Part { name: "features", loss: 1.0, right: (0, 0) });
+        let (mut step, mut sums) = (Sums::default(), Sums::default());
+        step.add_batch(&batch(&[words(3.0, (1, 4)), regions]));
+        step.add_batch(&batch(&[words(1.0, (2, 2))]));
+        sums.add_step(&step, 1.0);
+        sums.add_step(&Sums::default(), 1.0);
+        assert_eq!(sums.part_means(), BTreeMap::from([("words".into(), 2.0), ("features".into(), 1.0)]));
+        assert_eq!(sums.part_accuracies(), BTreeMap::from([("words".into(), 0.5)]));
+        // A state that was saved before guesses were counted still resumes.
+        let mut old = serde_json::to_value(&sums).unwrap();
+        old.as_object_mut().unwrap().remove("guesses");
+        let old: Sums = serde_json::from_value(old).unwrap();
+        assert_eq!((old.parts, old.guesses.len()), (sums.parts, 0));
+    }
 }

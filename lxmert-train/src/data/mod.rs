@@ -6,6 +6,7 @@
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
 //! | [`questions`], [`question_set`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
+//! | [`image_examples`] | questions or statements of many files, tokenised, with their images found |
 //! | [`predictions`] | prediction files and what the benchmarks count |
 //! | [`names`] | image names of a file in a feature store |
 //! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
@@ -14,6 +15,7 @@
 pub mod answers;
 pub mod batches;
 pub mod captions;
+pub mod image_examples;
 pub mod json_list;
 pub mod names;
 pub mod pairs;
@@ -84,13 +86,28 @@ impl LoadOptions {
     }
 }
 
-impl Dataset {
-    /// Reads captions, splits and hard negatives, opens the store and tokenises every sentence
-    /// once. What was repaired, cut or left out is logged.
+/// Captioned images with their splits and features, before a sentence is tokenised.
+pub struct CaptionedImages {
+    /// The captions, without those of images that have no features.
+    pub captions: Captions,
+    /// The split of each image.
+    pub splits: Splits,
+    /// The feature store, memory-mapped.
+    pub store: FeatureStore,
+    /// Per image of the captions: its number in the store; none where it has no features.
+    pub store_index: Vec<Option<usize>>,
+    /// Per caption: its false, minimally changed sibling.
+    pub hard_negatives: Vec<Option<String>>,
+    /// Names of captioned images without features, whose captions were left out.
+    pub missing: Vec<String>,
+}
+
+impl CaptionedImages {
+    /// Reads captions, splits and hard negatives, and opens the store. What was repaired or left out is logged.
     ///
     /// # Errors
     /// When a file cannot be understood, the store is absent, or too many images have no features.
-    pub fn load(paths: &DataPaths, text: &WordPiece, options: &LoadOptions) -> Result<Self> {
+    pub fn read(paths: &DataPaths, seed: u64, allow_missing_images: bool) -> Result<Self> {
         let mut captions = Captions::read(&paths.captions)?;
         for repair in &captions.repairs {
             log::warn!("{}: {repair}", paths.captions.display());
@@ -106,13 +123,13 @@ impl Dataset {
         };
 
         let (found, missing) = {
-            let found = NameFinder::new(&store).find_all(&captions.images, options.allow_missing_images)?;
+            let found = NameFinder::new(&store).find_all(&captions.images, allow_missing_images)?;
             let without = captions.images.iter().zip(&found).filter(|(_, found)| found.is_none());
             let missing = without.map(|(name, _)| name.clone()).collect();
             (found, missing)
         };
         let splits = {
-            let all = Splits::choose(&captions, paths.splits.as_deref(), options.seed)?;
+            let all = Splits::choose(&captions, paths.splits.as_deref(), seed)?;
             let of = all.of.iter().zip(&found).map(|(split, found)| found.and(*split)).collect();
             Splits { of, source: all.source }
         };
@@ -134,7 +151,18 @@ impl Dataset {
                 )));
             }
         }
+        Ok(Self { captions, splits, store, store_index: found, hard_negatives, missing })
+    }
+}
 
+impl Dataset {
+    /// Reads the captioned images ([`CaptionedImages::read`]) and tokenises every sentence once.
+    ///
+    /// # Errors
+    /// As [`CaptionedImages::read`].
+    pub fn load(paths: &DataPaths, text: &WordPiece, options: &LoadOptions) -> Result<Self> {
+        let CaptionedImages { captions, splits, store, store_index, hard_negatives, missing } =
+            CaptionedImages::read(paths, options.seed, options.allow_missing_images)?;
         let mut truncated = 0;
         let mut encode = |sentence: &str| -> Result<Vec<u32>> {
             let encoding = text.encode(sentence, options.max_length)?;
@@ -148,7 +176,7 @@ impl Dataset {
             log::warn!("{truncated} captions are longer than --max-length {} and were cut", options.max_length);
         }
         let regions = options.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
-        let store_index = found.iter().map(|f| f.unwrap_or(usize::MAX)).collect();
+        let store_index = store_index.into_iter().map(|index| index.unwrap_or(usize::MAX)).collect();
         Ok(Self {
             captions,
             splits,

@@ -3,6 +3,7 @@
 //! A file is a list of `{"uid", "identifier": "dev-850-0-0", "img0", "img1", "sent", "label": 1}`, as LXMERT
 //! distributes it. A statement without `label` (a hidden test split) is one to judge, not to learn from.
 
+use super::image_examples::{ImageExample, ImageExamples};
 use super::json_list::for_each_entry;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -103,6 +104,23 @@ impl Statements {
         Ok(found)
     }
 }
+
+impl ImageExample<2> for Statement {
+    fn read(path: &Path) -> Result<(Vec<String>, Vec<Self>)> {
+        Statements::read(path).map(|file| (file.images, file.statements))
+    }
+
+    fn images(&self) -> [usize; 2] {
+        self.images
+    }
+
+    fn sentence(&self) -> &str {
+        &self.sentence
+    }
+}
+
+/// The statements of one or more files, ready to be put before a model; two rows a statement in a batch.
+pub type StatementSet = ImageExamples<Statement, 2>;
 
 #[cfg(test)]
 mod tests {

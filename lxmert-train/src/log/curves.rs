@@ -239,6 +239,7 @@ mod tests {
                     gradient_norm: 1.0,
                     examples_per_second: 100.0,
                     parts: BTreeMap::new(),
+                    accuracies: BTreeMap::new(),
                 }));
             }
             let x = e as f64 / 10.0;

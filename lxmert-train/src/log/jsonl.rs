@@ -39,6 +39,9 @@ pub struct StepRecord {
     /// The losses that make up the whole, each a mean.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, f64>,
+    /// Of each part that guesses (masked words, objects, …), the share of right guesses, with dropout.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub accuracies: BTreeMap<String, f64>,
 }
 
 /// A finished epoch.
@@ -163,6 +166,7 @@ mod tests {
             gradient_norm: 2.0,
             examples_per_second: 9.5,
             parts: BTreeMap::from([("words".to_string(), 3.5)]),
+            accuracies: BTreeMap::from([("words".to_string(), 0.25)]),
         })
     }
 

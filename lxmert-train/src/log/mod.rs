@@ -55,8 +55,13 @@ impl RunLog {
             gradient_norm: sums.norm / sums.steps.max(1) as f64,
             examples_per_second: examples as f64 / since.elapsed().as_secs_f64(),
             parts: sums.part_means(),
+            accuracies: sums.part_accuracies(),
         };
-        let parts: Vec<(String, f64)> = record.parts.iter().map(|(n, v)| (format!("train/loss_{n}"), *v)).collect();
+        let named = [("loss", &record.parts), ("accuracy", &record.accuracies)];
+        let parts: Vec<(String, f64)> = named
+            .into_iter()
+            .flat_map(|(kind, values)| values.iter().map(move |(name, value)| (format!("train/{kind}_{name}"), *value)))
+            .collect();
         let mut scalars = vec![
             ("train/loss", record.loss),
             ("train/learning_rate", learning_rate),

@@ -5,7 +5,7 @@
 
 use super::losses::binary_cross_entropy;
 use super::masked_words::MaskedWords;
-use super::{BatchLoss, CheckpointParts, Description, Step, Task, alignment};
+use super::{BatchLoss, CheckpointParts, Description, Part, Step, Task, alignment};
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
@@ -139,19 +139,21 @@ impl Task for Matching {
         // What learns beside matching, each a mean over its share of the optimiser step.
         let share = batch.pairs.len() as f64 / step.divisor as f64;
         let guesses = match &words {
-            Some((head, words)) => words.loss(head, &output.trunk.language)?.map(|guesses| guesses.loss),
+            Some((head, words)) => words.loss(head, &output.trunk.language)?,
             None => None,
         };
         let aligned = match self.recipe.alignment > 0.0 {
             true => alignment::loss(&batch.matched(), &batch.inputs, &language.states, &vision.states)?,
             false => None,
         };
+        let guesses = guesses.map(|guesses| (guesses.loss, (guesses.right, guesses.count)));
+        let aligned = aligned.map(|loss| (loss, (0, 0)));
         let mut parts = Vec::new();
         for (name, beside, weight) in
             [("words", guesses, self.recipe.masked_words), ("alignment", aligned, self.recipe.alignment)]
         {
-            if let Some(beside) = beside {
-                parts.push((name, f64::from(beside.to_scalar::<f32>()?)));
+            if let Some((beside, right)) = beside {
+                parts.push(Part { name, loss: f64::from(beside.to_scalar::<f32>()?), right });
                 loss = (loss + (beside * (weight * share))?)?;
             }
         }

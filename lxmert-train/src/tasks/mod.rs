@@ -84,8 +84,19 @@ pub struct BatchLoss {
     pub sum: f64,
     /// Examples that were judged right, and how many were judged.
     pub right: (usize, usize),
-    /// Means over the batch of the losses that make up the whole, by name.
-    pub parts: Vec<(&'static str, f64)>,
+    /// The losses that make up the whole, where there are several.
+    pub parts: Vec<Part>,
+}
+
+/// One of the losses of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    /// Its name.
+    pub name: &'static str,
+    /// Its mean over the batch, before its weight.
+    pub loss: f64,
+    /// Guesses that were right, and how many there were; 0 where it has none to count.
+    pub right: (usize, usize),
 }
 
 /// What is said of the data and the task in the model card.

@@ -65,7 +65,7 @@ impl Task for Answering {
             QuestionSet::read(files, &store, &answers, text, job.allow_missing_images)
         };
         let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
-        let known = |set: &QuestionSet, i: usize| set.questions()[i].scores.is_some();
+        let known = |set: &QuestionSet, i: usize| set.examples()[i].scores.is_some();
         let one = recipe.answer_loss == AnswerLoss::One;
         let learnt: Vec<usize> =
             (0..train.len()).filter(|&i| known(&train, i) && !(one && train.target(i).is_empty())).collect();
@@ -234,7 +234,7 @@ pub fn measure(
             let targets: Vec<&[(u32, f32)]> = questions.iter().map(|&i| set.target(i)).collect();
             let losses = answer_losses(&logits, &targets, AnswerLoss::Scores, device)?.to_vec1::<f32>()?;
             for (question, value) in questions.iter().zip(losses) {
-                if set.questions()[*question].scores.is_some() {
+                if set.examples()[*question].scores.is_some() {
                     loss += f64::from(value);
                     counted += 1;
                 }
@@ -243,7 +243,7 @@ pub fn measure(
             Ok(true)
         },
     )?;
-    let accuracy = answer_accuracy(set.questions(), labels.iter().map(|&label| answers.answer(label).unwrap_or("")));
+    let accuracy = answer_accuracy(set.examples(), labels.iter().map(|&label| answers.answer(label).unwrap_or("")));
     let mut measures = Measures::default();
     measures.set("all", "questions", set.len() as f64);
     if counted > 0 {
@@ -268,10 +268,10 @@ pub fn write_predictions(folder: &Path, answers: &AnswerTable, set: &QuestionSet
         return Ok(());
     }
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let vqa = set.questions().iter().all(|question| matches!(question.id, QuestionId::Number(_)));
+    let vqa = set.examples().iter().all(|question| matches!(question.id, QuestionId::Number(_)));
     let (name, form) = if vqa { ("vqa.json", AnswerFile::Vqa) } else { ("gqa.json", AnswerFile::Gqa) };
     let words = labels.iter().map(|&label| answers.answer(label).unwrap_or(""));
-    write_answers(&folder.join(name), form, set.questions().iter().map(|question| &question.id).zip(words))
+    write_answers(&folder.join(name), form, set.examples().iter().map(|question| &question.id).zip(words))
 }
 
 /// The answer table that a data set names.

@@ -8,10 +8,8 @@ use super::questions::only_lxmert;
 use super::{BatchLoss, CheckpointParts, Description, Step, Task, TaskKind, something};
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
-use crate::data::names::NameFinder;
 use crate::data::predictions::{statement_accuracy, write_judgements};
-use crate::data::sentences::Sentences;
-use crate::data::statements::{Statement, Statements};
+use crate::data::statements::StatementSet;
 use crate::measures::Measures;
 use crate::run_folder::{CheckpointFiles, Preprocessing, lacking_head, weights_file};
 use crate::trainer::Job;
@@ -28,65 +26,12 @@ use lxmert_core::text::WordPiece;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// The statements of one or more files, without those about an image that has no features.
-#[derive(Debug, Default)]
-pub struct StatementSet {
-    statements: Vec<Statement>,
-    store_index: Vec<[usize; 2]>,
-    sentences: Sentences,
+fn labelled(set: &StatementSet) -> Vec<usize> {
+    (0..set.len()).filter(|&index| set.examples()[index].label.is_some()).collect()
 }
 
-impl StatementSet {
-    /// Reads files of statements.
-    ///
-    /// # Errors
-    /// When a file cannot be understood (see [`Statements::read`]), or too many images have no features.
-    pub fn read(
-        files: &[PathBuf],
-        store: &FeatureStore,
-        (text, max_length): (&WordPiece, usize),
-        allow_missing_images: bool,
-    ) -> Result<Self> {
-        let finder = NameFinder::new(store);
-        let mut set = Self::default();
-        for path in files {
-            let Statements { images, statements, .. } = Statements::read(path)?;
-            let found = finder.find_all(&images, allow_missing_images)?;
-            for statement in statements {
-                if let [Some(left), Some(right)] = statement.images.map(|image| found[image]) {
-                    set.store_index.push([left, right]);
-                    set.statements.push(statement);
-                }
-            }
-        }
-        let sentences: Vec<&str> = set.statements.iter().map(|statement| statement.sentence.as_str()).collect();
-        set.sentences.extend(text, &sentences, max_length)?;
-        Ok(set)
-    }
-
-    /// Two rows for each statement: with the left image, then with the right one.
-    fn batch(&self, store: &FeatureStore, regions: usize, indices: &[usize]) -> Result<Batch> {
-        let rows = |&index: &usize| self.store_index[index].map(|image| (image, self.sentences.ids(index)));
-        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>())
-    }
-
-    /// How many statements there are.
-    pub fn len(&self) -> usize {
-        self.statements.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.statements.is_empty()
-    }
-
-    fn labelled(&self) -> Vec<usize> {
-        (0..self.len()).filter(|&index| self.statements[index].label.is_some()).collect()
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        u32::from(self.statements[index].label == Some(true))
-    }
+fn label(set: &StatementSet, index: usize) -> u32 {
+    u32::from(set.examples()[index].label == Some(true))
 }
 
 /// Judging statements.
@@ -120,10 +65,10 @@ impl Task for Judging {
         let text = (text, recipe.max_length);
         let read = |files: &[PathBuf]| StatementSet::read(files, &store, text, job.allow_missing_images);
         let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
-        let learnt = train.labelled();
+        let learnt = labelled(&train);
         for (what, files, usable) in [
             ("train on", &paths.train, !learnt.is_empty()),
-            ("validate on", &paths.valid, !validation.labelled().is_empty()),
+            ("validate on", &paths.valid, !labelled(&validation).is_empty()),
         ] {
             something(usable, files, || format!("no statement with a label to {what}"))?;
         }
@@ -152,7 +97,7 @@ impl Task for Judging {
     }
 
     fn introduction(&self) -> Vec<String> {
-        vec![
+        let mut lines = vec![
             format!(
                 "{} training statements about two images, {} to validate, {} to test",
                 self.learnt.len(),
@@ -160,7 +105,13 @@ impl Task for Judging {
                 self.test.len()
             ),
             format!("{} regions of {} numbers", self.regions, self.store.info().feature_dim),
-        ]
+        ];
+        let cut = self.train.truncated() + self.validation.truncated() + self.test.truncated();
+        if cut > 0 {
+            let longest = self.recipe.max_length;
+            lines.push(format!("{cut} statements are longer than --max-length {longest} and were cut"));
+        }
+        lines
     }
 
     fn batches_per_epoch(&self) -> usize {
@@ -170,7 +121,7 @@ impl Task for Judging {
     fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
         let Recipe { seed, batch_size, .. } = self.recipe;
         let order = batches::shuffled(&self.learnt, seed, epoch);
-        batches::plan(&order, |&index| self.train.sentences.ids(index).len(), batch_size, seed, epoch)
+        batches::plan(&order, |&index| self.train.tokens(index).len(), batch_size, seed, epoch)
     }
 
     fn read(&self, statements: Vec<usize>) -> Result<StatementBatch> {
@@ -179,7 +130,7 @@ impl Task for Judging {
 
     fn loss(&self, batch: StatementBatch, step: &Step) -> Result<BatchLoss> {
         let logits = self.model.forward(&batch.inputs.inputs(step.device)?, &step.forward())?; // [statements, 2]
-        let labels: Vec<u32> = batch.statements.iter().map(|&index| self.train.label(index)).collect();
+        let labels: Vec<u32> = batch.statements.iter().map(|&index| label(&self.train, index)).collect();
         let sum = cross_entropy(&logits, &labels)?.sum_all()?;
         let judged = logits.argmax(1)?.to_vec1::<u32>()?;
         Ok(BatchLoss {
@@ -293,7 +244,7 @@ pub fn measure(
     bar: &ProgressBar,
 ) -> Result<(Measures, Vec<bool>)> {
     let all: Vec<usize> = (0..set.len()).collect();
-    let order = batches::plan_in_order(&all, |&i| set.sentences.ids(i).len(), batch_size);
+    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), batch_size);
     let mut judged = vec![false; set.len()];
     let mut loss = 0.0;
     batches::for_each(
@@ -302,12 +253,12 @@ pub fn measure(
         |(inputs, statements)| {
             check_interrupt()?;
             let logits = model.forward(&inputs.inputs(device)?, &Forward::eval())?;
-            let labels: Vec<u32> = statements.iter().map(|&index| set.label(index)).collect();
+            let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
             let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
             let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
             for ((&index, judgement), value) in statements.iter().zip(judgements).zip(losses) {
                 judged[index] = judgement == 1;
-                if set.statements[index].label.is_some() {
+                if set.examples()[index].label.is_some() {
                     loss += f64::from(value);
                 }
             }
@@ -315,7 +266,7 @@ pub fn measure(
             Ok(true)
         },
     )?;
-    let found = statement_accuracy(&set.statements, judged.iter().copied());
+    let found = statement_accuracy(set.examples(), judged.iter().copied());
     let mut measures = Measures::default();
     measures.set("all", "statements", set.len() as f64);
     if found.accuracy.count > 0 {
@@ -335,6 +286,6 @@ pub fn write_predictions(folder: &Path, set: &StatementSet, judged: &[bool]) -> 
         return Ok(());
     }
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let identifiers = set.statements.iter().map(|statement| statement.identifier.as_str());
+    let identifiers = set.examples().iter().map(|statement| statement.identifier.as_str());
     write_judgements(&folder.join("nlvr2.csv"), identifiers.zip(judged.iter().copied()))
 }

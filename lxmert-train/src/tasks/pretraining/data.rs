@@ -3,12 +3,12 @@
 use super::regions::MaskedRegions;
 use super::{Example, PretrainingBatch};
 use crate::Result;
+use crate::data::CaptionedImages;
 use crate::data::answers::AnswerTable;
 use crate::data::batches::Batch;
 use crate::data::paths::Data;
 use crate::data::pretraining::{Pretraining, ReadOptions};
 use crate::data::splits::Split;
-use crate::data::{Dataset, LoadOptions};
 use crate::trainer::Job;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
@@ -131,7 +131,6 @@ impl Splits {
     /// # Errors
     /// When a file cannot be understood, or too many images have no features.
     pub fn load(job: &Job, text: &WordPiece) -> Result<Self> {
-        let store = FeatureStore::open(job.data.features())?;
         let options = |answers| ReadOptions {
             text,
             max_length: job.recipe.max_length,
@@ -140,16 +139,18 @@ impl Splits {
         };
         match &job.data {
             Data::Examples(paths) => {
+                let store = FeatureStore::open(&paths.features)?;
                 let answers = paths.answers.as_deref().map(AnswerTable::read).transpose()?;
                 let read = |files| Pretraining::read(files, &store, options(answers.as_ref()));
                 let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
                 Ok(Self { store, answers, train, validation, test })
             }
             Data::Captions(paths) => {
-                let dataset = Dataset::load(paths, text, &LoadOptions::of(job))?;
+                let CaptionedImages { captions, splits, store, .. } =
+                    CaptionedImages::read(paths, job.recipe.seed, job.allow_missing_images)?;
                 let read = |split| {
-                    let wanted = dataset.splits.captions(&dataset.captions, split);
-                    Pretraining::from_captions(&dataset.captions, &wanted, &store, options(None))
+                    let wanted = splits.captions(&captions, split);
+                    Pretraining::from_captions(&captions, &wanted, &store, options(None))
                 };
                 let (train, validation, test) = (read(Split::Train)?, read(Split::Val)?, read(Split::Test)?);
                 Ok(Self { answers: None, train, validation, test, store })

@@ -6,7 +6,7 @@ pub mod regions;
 pub mod terms;
 
 use super::masked_words::MaskedWords;
-use super::{BatchLoss, CheckpointParts, Description, Step, Task, alignment};
+use super::{BatchLoss, CheckpointParts, Description, Part, Step, Task, alignment};
 use crate::config::Recipe;
 use crate::data::answers;
 use crate::data::batches::{self, Batch};
@@ -137,7 +137,7 @@ impl Task for Pretraining {
         for term in terms {
             let weight = weights.of(term.name).unwrap_or(self.recipe.alignment);
             let value = f64::from(term.loss.to_scalar::<f32>()?);
-            result.parts.push((term.name, value));
+            result.parts.push(Part { name: term.name, loss: value, right: (term.right, term.guesses) });
             result.sum += weight * value * examples as f64;
             if term.name == "matching" {
                 result.right = (term.right, term.guesses);
