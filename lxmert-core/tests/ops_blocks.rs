@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::gradients::{check_gradients, weigh};
 use lxmert_core::ops::blocks::{AttentionBlock, FeedForwardBlock, Norm, Projections};
-use lxmert_core::ops::{self, Activation, AttentionOptions, DropoutRng, KeyMask};
+use lxmert_core::ops::{self, Activation, AttentionOptions, DropoutRng, KeyMask, Precision};
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
@@ -131,7 +131,14 @@ impl Attention {
             ]),
         };
         let output = w.pair("out.weight", "out.bias");
-        let block = AttentionBlock { projections, heads: self.heads, output, norm: w.norm(), dropout: self.dropout };
+        let block = AttentionBlock {
+            projections,
+            heads: self.heads,
+            output,
+            norm: w.norm(),
+            dropout: self.dropout,
+            precision: Precision::F32,
+        };
         block.forward((x, queries.packing()), (context, keys.packing()), self.rng().as_ref())
     }
 
@@ -187,6 +194,7 @@ fn feed_forward(w: &Weights, x: &Tensor, rows: &Rows, activation: Activation, dr
         second: w.pair("second.weight", "second.bias"),
         norm: w.norm(),
         dropout,
+        precision: Precision::F32,
     };
     block.forward(x, rows.packing(), Some(&DropoutRng::new(7, 8)))
 }

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
+use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::detector::inference::PackedNetwork;
 use std::time::Instant;
@@ -45,20 +46,26 @@ fn main() -> Result<()> {
     let report = |case: &str, seconds: Vec<f64>| {
         println!("{}", serde_json::json!({"case": case, "height": height, "width": width, "seconds": seconds}));
     };
-    if wanted("detector network") {
-        let images = procedural::tensor("images", &[1, 3, height, width], -2.0, 2.0, 1)?;
-        let network = PackedNetwork::new(detector.network())?.context("LXMERT_KERNELS=reference packs nothing")?;
-        report("detector network", time(runs, || Ok(network.forward(&images).map(drop)?))?);
-    }
-    if wanted("whole image") {
-        let image: Tensor = common::photo("coffee.png")?;
-        let run = || {
-            let analysis = detector.analyse(&image)?;
-            let found = detector.detections(&analysis)?;
-            anyhow::ensure!(found.features.dim(0)? >= 36, "fewer than 36 regions");
-            Ok(())
-        };
-        report("whole image", time(runs, run)?);
+    for (suffix, precision) in [("", Precision::F32), (", bf16", Precision::Bf16)] {
+        let name = format!("detector network{suffix}");
+        if wanted(&name) {
+            let images = procedural::tensor("images", &[1, 3, height, width], -2.0, 2.0, 1)?;
+            let network = PackedNetwork::new(detector.network(), precision)?;
+            let network = network.context("LXMERT_KERNELS=reference packs nothing")?;
+            report(&name, time(runs, || Ok(network.forward(&images).map(drop)?))?);
+        }
+        let name = format!("whole image{suffix}");
+        if wanted(&name) {
+            let detector = detector.clone().with_precision(precision)?;
+            let image: Tensor = common::photo("coffee.png")?;
+            let run = || {
+                let analysis = detector.analyse(&image)?;
+                let found = detector.detections(&analysis)?;
+                anyhow::ensure!(found.features.dim(0)? >= 36, "fewer than 36 regions");
+                Ok(())
+            };
+            report(&name, time(runs, run)?);
+        }
     }
     Ok(())
 }

@@ -2,12 +2,14 @@
 
 mod common;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::detector::config::{Block, FpnConfig, ResNetConfig};
 use lxmert_extract::detector::inference::PackedNetwork;
+use lxmert_extract::detector::rpn::LevelPrediction;
 use lxmert_extract::detector::{DetectorConfig, Network, NormMode, expected_tensors};
 use std::collections::HashMap;
 
@@ -54,7 +56,7 @@ fn levels_and_predictions_are_the_network_s() -> Result<()> {
     // Widths that are and are not multiples of a vector register; levels of odd sizes.
     for (block, width) in [(Block::Bottleneck, 16), (Block::Bottleneck, 6), (Block::Basic, 8)] {
         let network = network(&config(block, width))?;
-        let Some(packed) = PackedNetwork::new(&network)? else {
+        let Some(packed) = PackedNetwork::new(&network, Precision::F32)? else {
             assert!(lxmert_core::ops::use_reference(), "f32 on the CPU is packed");
             continue;
         };
@@ -72,5 +74,45 @@ fn levels_and_predictions_are_the_network_s() -> Result<()> {
             assert_close(&prediction.deltas, &expected.deltas)?;
         }
     }
+    Ok(())
+}
+
+/// Norm of the difference over norm.
+fn relative(got: &Tensor, expected: &Tensor) -> Result<f32> {
+    let square = |t: &Tensor| -> Result<f32> { Ok(t.sqr()?.sum_all()?.to_scalar::<f32>()?) };
+    Ok((square(&(got - expected)?)? / square(expected)?).sqrt())
+}
+
+#[test]
+fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
+    if lxmert_core::ops::use_reference() {
+        return Ok(());
+    }
+    // The reference's network of full size, on an image of few pixels.
+    let detector = common::reference_detector(0)?;
+    let images = procedural::tensor("images", &[1, 3, 160, 224], -2.0, 2.0, 1)?;
+    let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| -> Result<_> {
+        let packed = PackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is packed")?;
+        let (levels, predictions) = packed.forward(&images)?;
+        let boxes: Vec<[f32; 4]> = (0..12).map(|i| [i as f32 * 9.0, 10.0, i as f32 * 12.0 + 60.0, 140.0]).collect();
+        let features = packed.features(&levels[..4], &[boxes], (160, 224))?;
+        Ok((levels, predictions, features))
+    });
+    let (exact, rounded) = (exact?, rounded?);
+    let mut errors = vec![relative(&rounded.2, &exact.2)?];
+    for (rounded, exact) in rounded.0.iter().zip(&exact.0) {
+        errors.push(relative(rounded, exact)?);
+    }
+    // Of all levels together, as proposals are ranked: the coarsest has 18 logits here.
+    let all = |of: &dyn Fn(&LevelPrediction) -> Result<Tensor>, predictions: &[LevelPrediction]| -> Result<Tensor> {
+        Ok(Tensor::cat(&predictions.iter().map(of).collect::<Result<Vec<_>>>()?, 0)?)
+    };
+    let logits = |p: &LevelPrediction| -> Result<Tensor> { Ok(p.logits.flatten_all()?) };
+    let deltas = |p: &LevelPrediction| -> Result<Tensor> { Ok(p.deltas.flatten_all()?) };
+    errors.push(relative(&all(&logits, &rounded.1)?, &all(&logits, &exact.1)?)?);
+    errors.push(relative(&all(&deltas, &rounded.1)?, &all(&deltas, &exact.1)?)?);
+    println!("{errors:.4?}");
+    // Rounded, but not by much.
+    assert!(errors.iter().all(|e| *e < 2e-2 && *e > 1e-4), "{errors:?}");
     Ok(())
 }

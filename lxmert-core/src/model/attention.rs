@@ -63,6 +63,7 @@ impl MultiHead {
             output: output.weights(),
             norm: norm.norm(),
             dropout: [self.dropout, dropout],
+            precision: run.precision,
         };
         block.forward(x, context, run.rng)
     }
@@ -75,7 +76,7 @@ impl MultiHead {
         mask: Option<&KeyMask>,
         run: &Forward,
     ) -> Result<(Tensor, Option<AttentionMap>)> {
-        let (q, k, v) = (self.query.forward(x)?, self.key.forward(context)?, self.value.forward(context)?);
+        let (q, k, v) = (self.query.run(x, run)?, self.key.run(context, run)?, self.value.run(context, run)?);
         let options = AttentionOptions { heads: self.heads, mask, dropout_probability: self.dropout, rng: run.rng };
         if run.capture == Capture::None {
             return Ok((ops::attention(&q, &k, &v, &options)?, None));

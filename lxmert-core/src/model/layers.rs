@@ -27,6 +27,11 @@ impl Linear {
         ops::linear(x, &self.weight, &self.bias)
     }
 
+    /// As [`forward`](Self::forward), with the precision of a pass.
+    pub(crate) fn run(&self, x: &Tensor, run: &Forward) -> Result<Tensor> {
+        ops::linear_with(x, &self.weight, &self.bias, run.precision)
+    }
+
     pub(crate) fn weights(&self) -> Weights<'_> {
         (&self.weight, &self.bias)
     }
@@ -82,7 +87,7 @@ impl Output {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, residual: &Tensor, run: &Forward) -> Result<Tensor> {
-        let x = ops::dropout(&self.dense.forward(x)?, self.dropout, run.rng)?;
+        let x = ops::dropout(&self.dense.run(x, run)?, self.dropout, run.rng)?;
         self.layer_norm.forward(&(x + residual)?)
     }
 }
@@ -106,7 +111,7 @@ impl FeedForward {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, run: &Forward) -> Result<Tensor> {
-        let inner = activate(self.activation, &self.intermediate.forward(x)?)?;
+        let inner = activate(self.activation, &self.intermediate.run(x, run)?)?;
         self.output.forward(&inner, x, run)
     }
 
@@ -124,6 +129,7 @@ impl FeedForward {
             second: dense.weights(),
             norm: layer_norm.norm(),
             dropout: [0.0, *dropout],
+            precision: run.precision,
         };
         block.forward(x, packing, run.rng)
     }

@@ -23,7 +23,7 @@ pub use heads::{
 };
 pub use matching::{MatchingModel, MatchingOutput};
 
-use crate::ops::DropoutRng;
+use crate::ops::{DropoutRng, Precision};
 use candle_core::{Tensor, Var};
 
 /// One batch of images and sentences.
@@ -110,6 +110,9 @@ pub struct Forward<'a> {
     /// stream than its first word, and nothing of the vision stream: `language` is `[batch, 1, hidden]`, `vision`
     /// `[batch, 0, hidden]`. Without effect where the fast kernels do not apply.
     pub pooled_only: bool,
+    /// What the products of the encoders' layers (projections and feed-forward, forward and backward) round their operands to;
+    /// embeddings, attention proper, norms, pooler and heads are f32. The weights themselves stay as they are.
+    pub precision: Precision,
 }
 
 impl<'a> Forward<'a> {
@@ -122,6 +125,12 @@ impl<'a> Forward<'a> {
     #[must_use]
     pub fn pooled_only(self) -> Self {
         Self { pooled_only: true, ..self }
+    }
+
+    /// The same pass with another precision.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// With dropout.

@@ -43,7 +43,7 @@ impl TorchAttention {
         run: &Forward,
     ) -> Result<(Tensor, Option<AttentionMap>)> {
         let (x, map) = self.attention.forward(x, context, mask, run)?;
-        Ok((self.out.forward(&x)?, map))
+        Ok((self.out.run(&x, run)?, map))
     }
 
     /// Packed rows, with dropout, residual and `norm` after.
@@ -94,6 +94,7 @@ impl EncoderLayer for TorchEncoderLayer {
             second: self.second.weights(),
             norm: self.norms[1].norm(),
             dropout: [self.dropout; 2],
+            precision: run.precision,
         };
         block.forward(&x, packing, run.rng)
     }
@@ -101,8 +102,8 @@ impl EncoderLayer for TorchEncoderLayer {
     fn forward(&self, x: &Tensor, mask: Option<&KeyMask>, run: &Forward) -> Result<(Tensor, Option<AttentionMap>)> {
         let (attended, map) = self.attention.forward(x, x, mask, run)?;
         let x = self.norms[0].forward(&(x + ops::dropout(&attended, self.dropout, run.rng)?)?)?;
-        let inner = ops::dropout(&self.first.forward(&x)?.relu()?, self.dropout, run.rng)?;
-        let fed = ops::dropout(&self.second.forward(&inner)?, self.dropout, run.rng)?;
+        let inner = ops::dropout(&self.first.run(&x, run)?.relu()?, self.dropout, run.rng)?;
+        let fed = ops::dropout(&self.second.run(&inner, run)?, self.dropout, run.rng)?;
         Ok((self.norms[1].forward(&(x + fed)?)?, map))
     }
 }
@@ -140,7 +141,7 @@ impl CrossHalf {
     ) -> Result<(Tensor, Option<AttentionMap>)> {
         let (attended, map) = self.attention.forward(x, other, mask, run)?;
         let x = self.norms[0].forward(&(x + attended)?)?;
-        let fed = self.second.forward(&ops::gelu(&self.first.forward(&x)?)?)?;
+        let fed = self.second.run(&ops::gelu(&self.first.run(&x, run)?)?, run)?;
         Ok((self.norms[1].forward(&(x + fed)?)?, map))
     }
 
@@ -153,6 +154,7 @@ impl CrossHalf {
             second: self.second.weights(),
             norm: self.norms[1].norm(),
             dropout: [0.0; 2],
+            precision: run.precision,
         };
         block.forward(&attended, x.1, run.rng)
     }

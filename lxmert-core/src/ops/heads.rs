@@ -1,6 +1,7 @@
 //! One image-sentence pair's attention by the tile kernel, head after head: scores, softmax, dropout and the weighted sum
 //! never leave the cache; the backward recomputes the probabilities.
 
+use super::bf16::Precision;
 use super::dropout::Mask;
 use super::kernel::{Kernel, Left, Start};
 use super::math::{dot, exp, sum};
@@ -58,7 +59,7 @@ struct Tiles {
 
 impl Tiles {
     fn new(pair: &Pair) -> Self {
-        let kernel = Kernel::new();
+        let kernel = Kernel::new(Precision::F32);
         let d = pair.width / pair.heads;
         Self {
             d,

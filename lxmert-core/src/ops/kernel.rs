@@ -7,12 +7,14 @@
 
 #![allow(unsafe_code)]
 
-use super::simd::{Level, Plain, Vector, level, vectorised};
+use super::bf16::{self, Precision};
+use super::simd::{Level, Plain, Vector, has_bf16, level, vectorised};
 
 /// The product of a tile, compiled for one kind of machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernel {
     level: Level,
+    precision: Precision,
     /// Columns of a tile: the width of a panel.
     pub columns: usize,
     /// Rows of a large tile, which keeps as many sums in registers as there are, and of a small one for what is left.
@@ -24,6 +26,12 @@ pub(crate) struct Kernel {
 struct Tile {
     rows: usize,
     run: unsafe fn(Operands),
+}
+
+impl Tile {
+    fn new(rows: usize, run: unsafe fn(Operands)) -> Self {
+        Self { rows, run }
+    }
 }
 
 /// Where a tile's operands lie.
@@ -58,25 +66,49 @@ pub(crate) enum Start<'a> {
     Row(&'a [f32]),
 }
 
+/// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
+const CHAIN: usize = 384;
+
 /// As wide as the widest panel.
 static ZEROS: [f32; 32] = [0.0; 32];
 
 impl Kernel {
-    /// The one for this machine.
-    pub fn new() -> Self {
-        Self::of(level())
+    /// The one for this machine and operands of `precision`.
+    pub fn new(precision: Precision) -> Self {
+        // Without the instruction of AVX-512 for pairs AVX2 unpacks them as well.
+        let level = if precision == Precision::Bf16 && !has_bf16() { level().min(Level::Avx2) } else { level() };
+        Self::of(level, precision)
     }
 
-    fn of(level: Level) -> Self {
-        let tile = |rows, run| Tile { rows, run };
-        match level {
+    fn of(level: Level, precision: Precision) -> Self {
+        let pairs = precision == Precision::Bf16;
+        let (columns, large, small): (usize, Tile, Tile) = match level {
             // 24 of 32 registers hold sums.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => Self { level, columns: 32, large: tile(12, avx512::<12>), small: tile(4, avx512::<4>) },
+            Level::Avx512 if pairs => (32, Tile::new(12, avx512_pairs::<12>), Tile::new(4, avx512_pairs::<4>)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => (32, Tile::new(12, avx512::<12>), Tile::new(4, avx512::<4>)),
             // 12 of 16 registers hold sums.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => Self { level, columns: 16, large: tile(6, avx2::<6>), small: tile(2, avx2::<2>) },
-            _ => Self { level: Level::Plain, columns: 8, large: tile(4, plain::<4>), small: tile(2, plain::<2>) },
+            Level::Avx2 if pairs => (16, Tile::new(6, avx2::<6, true>), Tile::new(2, avx2::<2, true>)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => (16, Tile::new(6, avx2::<6, false>), Tile::new(2, avx2::<2, false>)),
+            _ if pairs => (8, Tile::new(4, plain::<4, true>), Tile::new(2, plain::<2, true>)),
+            _ => (8, Tile::new(4, plain::<4, false>), Tile::new(2, plain::<2, false>)),
+        };
+        Self { level, precision, columns, large, small }
+    }
+
+    /// What its operands are.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Words of an operand with `inner` values: pairs of bf16 share one.
+    pub fn words(&self, inner: usize) -> usize {
+        match self.precision {
+            Precision::F32 => inner,
+            Precision::Bf16 => inner.div_ceil(2),
         }
     }
 
@@ -133,8 +165,8 @@ impl Kernel {
                     (values.as_ptr(), 0)
                 }
             };
-            let operands = Operands {
-                inner,
+            let mut operands = Operands {
+                inner: inner.min(CHAIN),
                 a: a_values.as_ptr(),
                 a_strides: (a.row, a.inner),
                 panel: panel.as_ptr(),
@@ -145,16 +177,31 @@ impl Kernel {
             };
             // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
             unsafe { (tile.run)(operands) }
+            let mut done = operands.inner;
+            while done < inner {
+                operands.a = operands.a.wrapping_add(operands.inner * a.inner);
+                operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
+                operands.inner = CHAIN.min(inner - done);
+                (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to what was stored.
+                unsafe { (tile.run)(operands) }
+                done += operands.inner;
+            }
             row += tile.rows;
         }
     }
 
     /// Panels of the matrix whose element (inner, column) is `at(inner, column)`, one after another.
     pub fn pack(&self, inner: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-        let mut packed = Vec::with_capacity(columns.next_multiple_of(self.columns) * inner);
+        let words = self.words(inner);
+        let at = |k: usize, j: usize| if k < inner && j < columns { at(k, j) } else { 0.0 };
+        let mut packed = Vec::with_capacity(columns.next_multiple_of(self.columns) * words);
         for first in (0..columns).step_by(self.columns) {
-            for k in 0..inner {
-                packed.extend((first..first + self.columns).map(|j| if j < columns { at(k, j) } else { 0.0 }));
+            for word in 0..words {
+                packed.extend((first..first + self.columns).map(|j| match self.precision {
+                    Precision::F32 => at(word, j),
+                    Precision::Bf16 => bf16::pair(at(2 * word, j), at(2 * word + 1, j)),
+                }));
             }
         }
         packed
@@ -165,26 +212,35 @@ impl Kernel {
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn avx512<const ROWS: usize>(operands: Operands) {
     // SAFETY: passed on to the caller, which has checked the lengths.
-    unsafe { multiply::<std::arch::x86_64::__m512, ROWS>(operands) }
+    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, false>(operands) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+unsafe fn avx512_pairs<const ROWS: usize>(operands: Operands) {
+    // SAFETY: passed on to the caller, which has checked the lengths.
+    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, true>(operands) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const ROWS: usize>(operands: Operands) {
+unsafe fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     // SAFETY: as above.
-    unsafe { multiply::<std::arch::x86_64::__m256, ROWS>(operands) }
+    unsafe { multiply::<std::arch::x86_64::__m256, ROWS, PAIRS>(operands) }
 }
 
-unsafe fn plain<const ROWS: usize>(operands: Operands) {
+unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     // SAFETY: as above.
-    unsafe { multiply::<Plain, ROWS>(operands) }
+    unsafe { multiply::<Plain, ROWS, PAIRS>(operands) }
 }
 
+/// With `PAIRS` a word of either side is two values of bf16.
+///
 /// # Safety
-/// `a` holds `ROWS` rows of `inner` values at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
+/// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
 /// rows of two registers at their strides.
 #[inline(always)]
-unsafe fn multiply<V: Vector, const ROWS: usize>(operands: Operands) {
+unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
     // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
     // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
@@ -196,8 +252,10 @@ unsafe fn multiply<V: Vector, const ROWS: usize>(operands: Operands) {
             let mut row = a;
             for sum in &mut sums {
                 let value = V::broadcast(row);
-                sum[0] = value.mul_add(left, sum[0]);
-                sum[1] = value.mul_add(right, sum[1]);
+                *sum = match PAIRS {
+                    false => [value.mul_add(left, sum[0]), value.mul_add(right, sum[1])],
+                    true => [value.mul_add_pairs(left, sum[0]), value.mul_add_pairs(right, sum[1])],
+                };
                 row = row.wrapping_add(a_strides.0);
             }
             a = a.wrapping_add(a_strides.1);
@@ -270,25 +328,43 @@ mod tests {
 
     #[test]
     fn every_kernel_of_this_machine_multiplies() {
-        for kernel in [Level::Plain, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= level()).map(Kernel::of) {
-            let (rows, columns) = (kernel.large.rows + 2 * kernel.small.rows, kernel.columns);
-            for inner in [0, 1, 7, 64] {
-                let stride = inner + 3;
-                let a = crate::procedural::values("a", rows * stride, -1.0, 1.0, 1);
-                let b = crate::procedural::values("b", inner * (columns + 5), -1.0, 1.0, 2);
-                let at = |k: usize, j: usize| b[k * (columns + 5) + j];
-                let packed = kernel.pack(inner, columns + 5, at);
-                for (panel, packed) in packed.chunks(inner.max(1) * columns).enumerate() {
-                    let mut out = vec![f32::NAN; rows * columns];
-                    kernel.multiply(rows, inner, &a, stride, packed, &mut out);
-                    for (place, value) in out.iter().enumerate() {
-                        let (row, column) = (place / columns, panel * columns + place % columns);
-                        let expected: f32 = match column < columns + 5 {
-                            true => (0..inner).map(|k| a[row * stride + k] * at(k, column)).sum(),
-                            false => 0.0,
-                        };
-                        assert!((value - expected).abs() < 1e-5, "{row} {column}: {value} {expected}");
-                    }
+        let levels = [Level::Plain, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= level());
+        for kernel in levels.clone().map(|l| Kernel::of(l, Precision::F32)) {
+            check(&kernel);
+        }
+        for kernel in levels.filter(|l| *l < Level::Avx512 || has_bf16()).map(|l| Kernel::of(l, Precision::Bf16)) {
+            check(&kernel);
+        }
+    }
+
+    fn check(kernel: &Kernel) {
+        let (rows, columns) = (kernel.large.rows + 2 * kernel.small.rows, kernel.columns);
+        for inner in [0, 1, 7, 64] {
+            let words = kernel.words(inner);
+            let stride = words + 3;
+            let bf16 = kernel.precision() == Precision::Bf16;
+            let rounded = |x: f32| if bf16 { half::bf16::from_f32(x).to_f32() } else { x };
+            let values = crate::procedural::values("a", rows * inner, -1.0, 1.0, 1);
+            let b = crate::procedural::values("b", inner * (columns + 5), -1.0, 1.0, 2);
+            let mut a = vec![0.0; rows * stride];
+            for (from, to) in values.chunks(inner.max(1)).zip(a.chunks_mut(stride)) {
+                match bf16 {
+                    true => bf16::pairs(from, to),
+                    false => to[..inner].copy_from_slice(from),
+                }
+            }
+            let at = |k: usize, j: usize| b[k * (columns + 5) + j];
+            let packed = kernel.pack(inner, columns + 5, at);
+            for (panel, packed) in packed.chunks(words.max(1) * columns).enumerate() {
+                let mut out = vec![f32::NAN; rows * columns];
+                kernel.multiply(rows, words, &a, stride, packed, &mut out);
+                for (place, value) in out.iter().enumerate() {
+                    let (row, column) = (place / columns, panel * columns + place % columns);
+                    let expected: f32 = match column < columns + 5 {
+                        true => (0..inner).map(|k| rounded(values[row * inner + k]) * rounded(at(k, column))).sum(),
+                        false => 0.0,
+                    };
+                    assert!((value - expected).abs() < 1e-5, "{kernel:?} {row} {column}: {value} {expected}");
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! `x Wᵀ + b` with the bias added in the product's own output, and its gradient.
 
+use super::bf16::Precision;
 use super::math::add_scaled;
-use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// Rows of the bias gradient summed by one task; fixed, so that the order of summation does not
@@ -16,8 +17,16 @@ const ROWS_PER_TASK: usize = 256;
 /// # Errors
 /// When the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    linear_with(x, weight, bias, Precision::F32)
+}
+
+/// As [`linear`], `x` and `weight`, and in the backward the gradient, rounded to `precision` for the products.
+///
+/// # Errors
+/// As there.
+pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
     if use_fast(&[x, weight, bias]) {
-        return x.contiguous()?.apply_op3(weight, bias, Linear);
+        return x.contiguous()?.apply_op3(weight, bias, Linear { precision });
     }
     let (out, inner) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
@@ -25,7 +34,19 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if let Some(last) = shape.last_mut() {
         *last = out;
     }
-    x.reshape((rows, inner))?.matmul(&weight.t()?)?.broadcast_add(bias)?.reshape(shape)
+    let x = x.reshape((rows, inner))?;
+    let product = match precision {
+        Precision::F32 => x.matmul(&weight.t()?)?,
+        // On the CPU the rounded values are multiplied as f32, which is exact; elsewhere as bf16, the sums rounded too.
+        Precision::Bf16 => {
+            let factor = |t: &Tensor| match t.device().is_cpu() {
+                true => t.to_dtype(DType::BF16)?.to_dtype(t.dtype()),
+                false => t.to_dtype(DType::BF16),
+            };
+            factor(&x)?.matmul(&factor(&weight.t()?)?)?.to_dtype(bias.dtype())?
+        }
+    };
+    product.broadcast_add(bias)?.reshape(shape)
 }
 
 /// Of a `[…, width]` tensor, whose width may be 0.
@@ -33,7 +54,9 @@ fn rows_of(shape: &[usize]) -> usize {
     shape.iter().rev().skip(1).product()
 }
 
-struct Linear;
+struct Linear {
+    precision: Precision,
+}
 
 vectorised! {
     fn sum_rows(sum: &mut [f32], rows: &[f32]) {
@@ -88,12 +111,13 @@ impl CustomOp3 for Linear {
         for _ in 0..rows {
             out.extend_from_slice(bias);
         }
-        gemm(
+        gemm_with(
             MatrixMut::new(&mut out, rows, out_width),
             Write::Add,
             1.0,
             Matrix::new(x, rows, in_width),
             Matrix::new(weight, out_width, in_width).t(),
+            self.precision,
             Threads::Pool,
         );
         if let Some(last) = shape.last_mut() {
@@ -117,21 +141,23 @@ impl CustomOp3 for Linear {
         let (xs, weights, grads) = (x_held.values()?, weight_held.values()?, grad_held.values()?);
         let grads_matrix = Matrix::new(grads, rows, out_width);
         let mut dx = vec![0.0f32; xs.len()];
-        gemm(
+        gemm_with(
             MatrixMut::new(&mut dx, rows, in_width),
             Write::Replace,
             1.0,
             grads_matrix,
             Matrix::new(weights, out_width, in_width),
+            self.precision,
             Threads::Pool,
         );
         let mut dw = vec![0.0f32; weights.len()];
-        gemm(
+        gemm_with(
             MatrixMut::new(&mut dw, out_width, in_width),
             Write::Replace,
             1.0,
             grads_matrix.t(),
             Matrix::new(xs, rows, in_width),
+            self.precision,
             Threads::Pool,
         );
         let mut db = vec![0.0f32; out_width];

@@ -16,6 +16,7 @@
 
 #![allow(unsafe_code)]
 
+use super::bf16::Precision;
 use super::finish::Finish;
 use super::product::{self, Base};
 use super::transpose::{BLOCK, transpose_block};
@@ -176,6 +177,20 @@ pub enum Threads {
 /// # Panics
 /// When the shapes do not fit each other: the callers are kernels, which have checked their tensors.
 pub fn gemm(out: MatrixMut, write: Write, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+    gemm_with(out, write, alpha, a, b, Precision::F32, threads);
+}
+
+/// As [`gemm`], both sides rounded to `precision` where that is faster: not in products so small or with so few rows that
+/// they are not packed.
+pub(crate) fn gemm_with(
+    out: MatrixMut,
+    write: Write,
+    alpha: f32,
+    a: Matrix,
+    b: Matrix,
+    precision: Precision,
+    threads: Threads,
+) {
     let (rows, inner) = a.shape();
     let (inner_b, columns) = b.shape();
     assert!(
@@ -195,7 +210,7 @@ pub fn gemm(out: MatrixMut, write: Write, alpha: f32, a: Matrix, b: Matrix, thre
     }
     if product::applies(rows, inner, columns) {
         let base = if write == Write::Add { Base::Out } else { Base::Zero };
-        return product::multiply(out.data, out.leading, base, alpha, a, b, Finish::Nothing, threads);
+        return product::multiply(out.data, out.leading, base, alpha, a, b, Finish::Nothing, precision, threads);
     }
     let parallelism = match threads {
         Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),

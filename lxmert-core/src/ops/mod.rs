@@ -13,10 +13,12 @@
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
 //! - [`roi_align()`]: torchvision's RoIAlign;
-//! - [`PackedConv2d`] on [`FeatureMap`]s: the inference path of convolutions, channels last.
+//! - [`PackedConv2d`], [`PackedLinear`] and [`roi_align_levels`] on [`FeatureMap`]s: the inference path of a detector, channels
+//!   last, in f32 or with products of bf16 ([`Precision`]).
 
 mod attention;
 pub mod batch_norm;
+mod bf16;
 pub mod blocks;
 #[cfg(test)]
 mod checked;
@@ -34,6 +36,7 @@ mod linear;
 mod math;
 pub mod matmul;
 mod packed;
+mod packed_linear;
 mod packing;
 pub mod pool;
 mod product;
@@ -47,18 +50,20 @@ pub use attention::{
     AttentionOptions, KeyMask, attention, probabilities as attention_probabilities, weigh as attention_weigh,
 };
 pub use batch_norm::batch_norm;
+pub use bf16::Precision;
 pub use conv::conv2d;
 pub use dropout::{DropoutRng, dropout};
 pub use feature_map::{BufferPool, FeatureMap, Residual};
 pub use finish::Activation;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_with};
 pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
 pub use packed::PackedConv2d;
+pub use packed_linear::PackedLinear;
 pub use packing::Packing;
 pub use pool::max_pool2d;
-pub use roi_align::{RoiAlign, roi_align};
+pub use roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
 use std::ops::Deref;

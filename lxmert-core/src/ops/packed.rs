@@ -4,6 +4,7 @@
 //! With channels last a window's row is contiguous, so that a convolution is a product whose left side is gathered by
 //! plain copies (a 1×1 convolution has nothing to gather). 3×3 convolutions with stride 1 go through `winograd.rs`.
 
+use super::bf16::{Precision, pairs};
 use super::feature_map::{FeatureMap, Residual, ResidualRows};
 use super::geometry::Windows;
 use super::kernel::{Columns, Kernel, balanced, finish};
@@ -45,7 +46,22 @@ impl PackedConv2d {
     /// # Errors
     /// When the tensors are of another kind or do not fit each other.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize, relu: bool) -> Result<Self> {
-        Self::with_kernel(weight, bias, stride, padding, relu, Kernel::new())
+        Self::with_precision(weight, bias, stride, padding, relu, Precision::F32)
+    }
+
+    /// As [`new`](Self::new), weights and inputs rounded to `precision`; bias, residual and sums are not.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_precision(
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: usize,
+        relu: bool,
+        precision: Precision,
+    ) -> Result<Self> {
+        Self::with_kernel(weight, bias, stride, padding, relu, Kernel::new(precision))
     }
 
     fn with_kernel(
@@ -78,6 +94,11 @@ impl PackedConv2d {
             }
         })?;
         Ok(Self { method, bias, channels, out_channels, kernel_size: (height, width), stride, padding, relu })
+    }
+
+    /// Channels that leave.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
     }
 
     /// `x` convolved, plus bias and `residual`, then ReLU if there is one. The result lies in `x`'s pool.
@@ -116,19 +137,28 @@ impl PackedConv2d {
         out: &mut [f32],
     ) {
         let (inner, panel, out_channels) = (windows.window_len(), kernel.columns, self.out_channels);
+        let words = kernel.words(inner);
         // Rows a power of two apart would fall into the same sets of the cache.
-        let stride = inner.next_multiple_of(16) + 16;
+        let stride = words.next_multiple_of(16) + 16;
         let most = (GATHERED / stride).min(MOST_ROWS);
         let per_task = balanced(out.len() / out_channels, kernel.large_rows(), most);
         out.par_chunks_mut(per_task * out_channels).enumerate().for_each(|(task, out)| {
             let (first, count) = (task * per_task, out.len() / out_channels);
             let rows = kernel.round_rows(count);
-            with_scratch([rows * stride, rows * panel], |[gathered, products]| {
+            with_scratch([rows * stride, rows * panel, inner], |[gathered, products, window]| {
                 for (row, to) in gathered.chunks_exact_mut(stride).take(count).enumerate() {
-                    gather(x, windows, first + row, &mut to[..inner]);
+                    match (kernel.precision(), pixel(x, windows, first + row)) {
+                        (Precision::F32, Some(values)) => to[..inner].copy_from_slice(values),
+                        (Precision::F32, None) => gather(x, windows, first + row, &mut to[..inner]),
+                        (Precision::Bf16, Some(values)) => pairs(values, to),
+                        (Precision::Bf16, None) => {
+                            gather(x, windows, first + row, window);
+                            pairs(window, to);
+                        }
+                    }
                 }
-                for (index, weights) in packed.chunks_exact(inner * panel).enumerate() {
-                    kernel.multiply(rows, inner, gathered, stride, weights, products);
+                for (index, weights) in packed.chunks_exact(words * panel).enumerate() {
+                    kernel.multiply(rows, words, gathered, stride, weights, products);
                     let start = index * panel;
                     let columns = Columns { leading: out_channels, start, width: panel.min(out_channels - start) };
                     let bias = &self.bias[start..];
@@ -158,13 +188,14 @@ fn place(windows: &Windows, pixel: usize) -> (usize, usize, usize) {
     (image, pixel / windows.out_width, pixel % windows.out_width)
 }
 
+/// The window of an output pixel, where it is no more than one of the input.
+fn pixel<'a>(x: &'a FeatureMap, windows: &Windows, pixel: usize) -> Option<&'a [f32]> {
+    windows.is_identity().then(|| &x.values()[pixel * windows.channels..][..windows.channels])
+}
+
 /// Copies the window of an output pixel: kernel rows, kernel columns, channels fastest; the padding is 0.
 fn gather(x: &FeatureMap, windows: &Windows, pixel: usize, to: &mut [f32]) {
     let channels = windows.channels;
-    if windows.is_identity() {
-        to.copy_from_slice(&x.values()[pixel * channels..][..channels]);
-        return;
-    }
     let (image, out_y, out_x) = place(windows, pixel);
     let image = &x.values()[image * windows.in_len()..][..windows.in_len()];
     let kernel_width = windows.kernel.1;

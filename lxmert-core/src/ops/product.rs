@@ -1,6 +1,7 @@
 //! Large products by the tile kernel: the right side is packed into panels a block of the inner dimension at a time; the
 //! left side is read as it lies where it can be, task by task, each task a run of rows of the output.
 
+use super::bf16::{self, Precision};
 use super::few_rows;
 use super::finish::Finish;
 use super::kernel::{Kernel, Left, Start, balanced};
@@ -8,8 +9,8 @@ use super::matmul::{Matrix, Threads};
 use super::scratch::with_scratch;
 use rayon::prelude::*;
 
-/// Inner dimension of a block: a task's rows of it stay in the second-level cache.
-const INNER: usize = 512;
+/// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
+const INNER: usize = 768;
 /// Rows of a task at most.
 const MOST_ROWS: usize = 144;
 
@@ -28,7 +29,72 @@ pub(super) fn applies(rows: usize, inner: usize, columns: usize) -> bool {
     rows >= 8 && columns >= 32 && inner >= 32
 }
 
-/// `out = finish(base + alpha · a · b)` of matrices that fit each other and are not empty. Rows of `out` begin `leading` apart.
+/// A product's right side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Right<'a> {
+    /// Rounded to this precision on the way to its panels.
+    Matrix(Matrix<'a>, Precision),
+    Packed(&'a Packed),
+}
+
+/// A right side that was packed before, for a kernel.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    kernel: Kernel,
+    /// The panels of each block of the inner dimension.
+    values: Vec<f32>,
+    inner: usize,
+    columns: usize,
+}
+
+impl Packed {
+    pub fn new(matrix: Matrix, kernel: Kernel) -> Self {
+        let (inner, columns) = matrix.shape();
+        let step = step(&kernel, inner);
+        let mut values = vec![0.0; columns.div_ceil(kernel.columns) * kernel.columns * kernel.words(inner)];
+        let mut rest = values.as_mut_slice();
+        for first in (0..inner).step_by(step) {
+            let depth = step.min(inner - first);
+            let (block, after) = rest.split_at_mut(columns.div_ceil(kernel.columns) * panel_len(&kernel, depth));
+            pack(&kernel, &matrix, first, depth, block, true);
+            rest = after;
+        }
+        Self { kernel, values, inner, columns }
+    }
+
+    /// Inner dimension and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.inner, self.columns)
+    }
+}
+
+/// Inner dimension of the blocks, as equal as can be, with no pair across two.
+fn step(kernel: &Kernel, inner: usize) -> usize {
+    let words = kernel.words(inner);
+    words.div_ceil(words.div_ceil(INNER)) * if kernel.precision() == Precision::Bf16 { 2 } else { 1 }
+}
+
+fn panel_len(kernel: &Kernel, depth: usize) -> usize {
+    kernel.words(depth) * kernel.columns
+}
+
+/// The panels of a block of the inner dimension.
+fn pack(kernel: &Kernel, b: &Matrix, first: usize, depth: usize, packed: &mut [f32], parallel: bool) {
+    let copy = |(index, panel): (usize, &mut [f32])| match kernel.precision() {
+        Precision::F32 => b.copy_panel(first, index, kernel.columns, panel),
+        Precision::Bf16 => bf16::copy_panel(b, first..first + depth, index, kernel.columns, panel),
+    };
+    let panel_len = panel_len(kernel, depth);
+    if parallel {
+        packed.par_chunks_exact_mut(panel_len).enumerate().for_each(copy);
+    } else {
+        packed.chunks_exact_mut(panel_len).enumerate().for_each(copy);
+    }
+}
+
+/// `out = finish(base + alpha · a · b)` of matrices that fit each other and are not empty, both rounded to `precision`. Rows of
+/// `out` begin `leading` apart. A product of few rows waits for memory, so it takes the values as they are; so does one with
+/// an `alpha`.
 #[allow(clippy::too_many_arguments)] // a product has these
 pub(crate) fn multiply(
     out: &mut [f32],
@@ -38,16 +104,36 @@ pub(crate) fn multiply(
     a: Matrix,
     b: Matrix,
     finish: Finish,
+    precision: Precision,
     threads: Threads,
 ) {
-    let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
-    let out = &mut out[..(rows - 1) * leading + columns];
     if few_rows::applies(&a, &b) && alpha == 1.0 {
+        let out = &mut out[..(a.shape().0 - 1) * leading + b.shape().1];
         return few_rows::multiply(out, leading, base, a, b, finish, threads);
     }
-    let kernel = Kernel::new();
-    // Blocks as equal as can be.
-    let step = inner.div_ceil(inner.div_ceil(INNER));
+    let precision = if alpha == 1.0 { precision } else { Precision::F32 };
+    multiply_right(out, leading, base, alpha, a, Right::Matrix(b, precision), finish, threads);
+}
+
+/// As [`multiply`], by the tile kernel alone; `alpha` must be 1 but for f32.
+#[allow(clippy::too_many_arguments)] // as above
+pub(crate) fn multiply_right(
+    out: &mut [f32],
+    leading: usize,
+    base: Base,
+    alpha: f32,
+    a: Matrix,
+    b: Right,
+    finish: Finish,
+    threads: Threads,
+) {
+    let (rows, inner) = a.shape();
+    let (kernel, columns) = match b {
+        Right::Matrix(b, precision) => (Kernel::new(precision), b.shape().1),
+        Right::Packed(b) => (b.kernel, b.columns),
+    };
+    let out = &mut out[..(rows - 1) * leading + columns];
+    let step = step(&kernel, inner);
     let panels = columns.div_ceil(kernel.columns);
     let parallel = threads == Threads::Pool && rayon::current_num_threads() > 1;
     let per_task = match parallel {
@@ -55,37 +141,45 @@ pub(crate) fn multiply(
         false => MOST_ROWS.next_multiple_of(kernel.large_rows()),
     };
     let mut finishes = finish.split(per_task, leading, rows.div_ceil(per_task));
-    with_scratch([panels * step * kernel.columns], |[packed]| {
-        for first in (0..inner).step_by(step) {
-            let depth = step.min(inner - first);
-            let packed = &mut packed[..panels * depth * kernel.columns];
-            let pack = |(index, panel): (usize, &mut [f32])| b.copy_panel(first, index, kernel.columns, panel);
-            if parallel {
-                packed.par_chunks_exact_mut(depth * kernel.columns).enumerate().for_each(pack);
-            } else {
-                packed.chunks_exact_mut(depth * kernel.columns).enumerate().for_each(pack);
+    let mut run = |packed: &[f32], first: usize, depth: usize| {
+        let block = Block {
+            kernel: &kernel,
+            packed,
+            first,
+            depth,
+            columns,
+            leading,
+            base: if first == 0 { base } else { Base::Out },
+            alpha,
+            last: first + depth == inner,
+        };
+        let task = |(index, (out, finish)): (usize, (&mut [f32], &mut Finish))| {
+            block.run(a, index * per_task, out, finish);
+        };
+        if parallel {
+            out.par_chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
+        } else {
+            out.chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
+        }
+    };
+    let blocks = (0..inner).step_by(step).map(|first| (first, step.min(inner - first)));
+    match b {
+        Right::Matrix(b, _) => with_scratch([panels * panel_len(&kernel, step)], |[packed]| {
+            for (first, depth) in blocks {
+                let packed = &mut packed[..panels * panel_len(&kernel, depth)];
+                pack(&kernel, &b, first, depth, packed, parallel);
+                run(packed, first, depth);
             }
-            let block = Block {
-                kernel: &kernel,
-                packed,
-                first,
-                depth,
-                columns,
-                leading,
-                base: if first == 0 { base } else { Base::Out },
-                alpha,
-                last: first + depth == inner,
-            };
-            let task = |(index, (out, finish)): (usize, (&mut [f32], &mut Finish))| {
-                block.run(a, index * per_task, out, finish);
-            };
-            if parallel {
-                out.par_chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
-            } else {
-                out.chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
+        }),
+        Right::Packed(b) => {
+            let mut rest = b.values.as_slice();
+            for (first, depth) in blocks {
+                let (packed, after) = rest.split_at(panels * panel_len(&kernel, depth));
+                run(packed, first, depth);
+                rest = after;
             }
         }
-    });
+    }
 }
 
 /// A block of the inner dimension with its packed panels.
@@ -109,35 +203,51 @@ impl Block<'_> {
         let count = (out.len() - self.columns) / self.leading + 1;
         let rows = kernel.round_rows(count);
         // Rows a large power of two apart fall into the same sets of the cache.
-        let in_place = !a.is_transposed() && self.alpha == 1.0 && rows == count && !a.leading().is_multiple_of(512);
+        let plain = kernel.precision() == Precision::F32;
+        let in_place =
+            plain && !a.is_transposed() && self.alpha == 1.0 && rows == count && !a.leading().is_multiple_of(512);
         if in_place {
             let left = Left { values: a.from(first_row, self.first), row: a.leading(), inner: 1 };
             return self.panels(left, count, out, finish);
         }
         // A transposed left side is copied as it lies, row `k` of the inner dimension after row.
-        let stride = if a.is_transposed() { rows } else { self.depth.next_multiple_of(16) } + 16;
-        let lines = if a.is_transposed() { self.depth } else { rows };
+        let words = kernel.words(self.depth);
+        let stride = if a.is_transposed() { rows } else { words.next_multiple_of(16) } + 16;
+        let lines = if a.is_transposed() { words } else { rows };
         with_scratch([lines * stride], |[gathered]| {
-            let (from, used) = if a.is_transposed() { (self.first, self.depth) } else { (first_row, count) };
-            for (line, to) in gathered.chunks_exact_mut(stride).take(used).enumerate() {
-                let values = match a.is_transposed() {
-                    true => &a.from(from + line, first_row)[..count],
-                    false => &a.from(from + line, self.first)[..self.depth],
-                };
-                to[..values.len()].copy_from_slice(values);
-                if self.alpha != 1.0 {
-                    to[..values.len()].iter_mut().for_each(|value| *value *= self.alpha);
-                }
+            let lines = gathered.chunks_exact_mut(stride);
+            match (plain, a.is_transposed()) {
+                (true, true) => lines.enumerate().for_each(|(line, to)| {
+                    self.copy(&a.from(self.first + line, first_row)[..count], to);
+                }),
+                (true, false) => lines.take(count).enumerate().for_each(|(line, to)| {
+                    self.copy(&a.from(first_row + line, self.first)[..self.depth], to);
+                }),
+                (false, true) => lines.enumerate().for_each(|(line, to)| {
+                    let lines = self.first + 2 * line..self.first + self.depth;
+                    bf16::interleave_lines(&a, lines, first_row..first_row + count, to);
+                }),
+                (false, false) => lines.take(count).enumerate().for_each(|(line, to)| {
+                    bf16::pairs(&a.from(first_row + line, self.first)[..self.depth], to);
+                }),
             }
             let (row, inner) = if a.is_transposed() { (1, stride) } else { (stride, 1) };
             self.panels(Left { values: gathered, row, inner }, count, out, finish);
         });
     }
 
+    fn copy(&self, from: &[f32], to: &mut [f32]) {
+        let to = &mut to[..from.len()];
+        to.copy_from_slice(from);
+        if self.alpha != 1.0 {
+            to.iter_mut().for_each(|value| *value *= self.alpha);
+        }
+    }
+
     fn panels(&self, a: Left, count: usize, out: &mut [f32], finish: &mut Finish) {
         let (kernel, panel) = (self.kernel, self.kernel.columns);
-        let rows = kernel.round_rows(count);
-        for (index, weights) in self.packed.chunks_exact(self.depth * panel).enumerate() {
+        let (rows, words) = (kernel.round_rows(count), kernel.words(self.depth));
+        for (index, weights) in self.packed.chunks_exact(words * panel).enumerate() {
             let start = index * panel;
             let width = panel.min(self.columns - start);
             if rows == count && width == panel {
@@ -146,10 +256,10 @@ impl Block<'_> {
                     Base::Out => Start::Out,
                     Base::Bias(bias) => Start::Row(&bias[start..]),
                 };
-                kernel.multiply_into(rows, self.depth, a, weights, base, &mut out[start..], self.leading);
+                kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
                 with_scratch([rows * panel], |[products]| {
-                    kernel.multiply_into(rows, self.depth, a, weights, Start::Zero, products, panel);
+                    kernel.multiply_into(rows, words, a, weights, Start::Zero, products, panel);
                     for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
                         let out = &mut out[start..start + width];
                         match self.base {
@@ -165,6 +275,52 @@ impl Block<'_> {
             }
             if self.last {
                 finish.apply(out, self.leading, start, width);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The product of rounded operands, in f64.
+    fn expected(a: &[f32], b: &[f32], (rows, inner, columns): (usize, usize, usize)) -> Vec<f64> {
+        let rounded = |x: f32| half::bf16::from_f32(x).to_f64();
+        let term = |i: usize, k: usize| rounded(a[i / columns * inner + k]) * rounded(b[k * columns + i % columns]);
+        (0..rows * columns).map(|i| (0..inner).map(|k| term(i, k)).sum()).collect()
+    }
+
+    fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+        (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect()
+    }
+
+    #[test]
+    fn products_in_bf16_are_those_of_rounded_operands() {
+        for sizes in [(8, 32, 32), (97, 33, 71), (150, 1, 40), (30, 1031, 64), (200, 2050, 33)] {
+            let (rows, inner, columns) = sizes;
+            let a = crate::procedural::values("a", rows * inner, -1.0, 1.0, 1);
+            let b = crate::procedural::values("b", inner * columns, -1.0, 1.0, 2);
+            let bias = crate::procedural::values("bias", columns, -1.0, 1.0, 3);
+            let expected = expected(&a, &b, sizes);
+            let (a_columns, b_columns) = (transposed(&a, rows, inner), transposed(&b, inner, columns));
+            for (a, b) in [
+                (Matrix::new(&a, rows, inner), Matrix::new(&b, inner, columns)),
+                (Matrix::new(&a_columns, inner, rows).t(), Matrix::new(&b, inner, columns)),
+                (Matrix::new(&a, rows, inner), Matrix::new(&b_columns, columns, inner).t()),
+            ] {
+                // What `few_rows` takes is not rounded.
+                let rounded = !few_rows::applies(&a, &b);
+                for threads in [Threads::One, Threads::Pool] {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    let base = Base::Bias(&bias);
+                    multiply(&mut out, columns, base, 1.0, a, b, Finish::Nothing, Precision::Bf16, threads);
+                    for (i, (value, sum)) in out.iter().zip(&expected).enumerate() {
+                        let error = (f64::from(value - bias[i % columns]) - sum).abs();
+                        let bound = if rounded { 2e-6 } else { 2f64.powi(-7) } * (inner as f64).max(8.0);
+                        assert!(error < bound, "{sizes:?} at {i}: {value} {sum}");
+                    }
+                }
             }
         }
     }

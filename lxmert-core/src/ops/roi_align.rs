@@ -3,8 +3,9 @@
 //! The kernel works on channels-last features, where a sample point's four neighbours are four rows of `channels`
 //! consecutive values: all arithmetic on positions is done once a region, and the inner loops run along channels.
 
+use super::feature_map::{BufferPool, FeatureMap};
 use super::simd::vectorised;
-use super::{contiguous_f32, use_fast, with_f32};
+use super::{contiguous_f32, hold, use_fast, with_f32};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -39,6 +40,58 @@ pub fn roi_align(features: &Tensor, rois: &Tensor, options: RoiAlign) -> Result<
     }
     let samples = regions.par_iter().map(|region| Samples::new(region, (height, width), &options)).collect();
     channels_last.apply_op1(RoiAlignOp { samples, options })
+}
+
+/// A region and the level of a pyramid that it is pooled from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LevelRegion {
+    /// Index of the level.
+    pub level: usize,
+    /// Index in the batch.
+    pub image: usize,
+    /// x0 y0 x1 y1, in the unit of the level's options.
+    pub xyxy: [f32; 4],
+}
+
+/// [`roi_align`] of regions from several levels, for inference: channels last, in the regions' order, each written where it
+/// belongs. `levels`: `[batch, channels, height, width]`, f32 on the CPU, best with channels last in memory; the options'
+/// output sizes must be equal. Gives `[regions, output_size, output_size, channels]`.
+///
+/// # Errors
+/// When a level or an image does not exist, the levels differ in channels, or a tensor is of another kind.
+pub fn roi_align_levels(
+    levels: &[(&Tensor, RoiAlign)],
+    regions: &[LevelRegion],
+    pool: &BufferPool,
+) -> Result<FeatureMap> {
+    let Some((first, options)) = levels.first() else { bail!("regions of a pyramid without levels") };
+    let (channels, size) = (first.dim(1)?, options.output_size);
+    if levels.iter().any(|(level, options)| level.dims().get(1) != Some(&channels) || options.output_size != size) {
+        bail!("the levels of a pyramid differ in channels or in their regions' size");
+    }
+    let places = regions.iter().map(|region| match levels.get(region.level) {
+        Some((level, options)) if region.image < level.dim(0)? && level.elem_count() > 0 => {
+            Ok((Region { image: region.image, xyxy: region.xyxy }, (level.dim(2)?, level.dim(3)?), *options))
+        }
+        _ => bail!("a region of level {} and image {}: there is none", region.level, region.image),
+    });
+    let places = places.collect::<Result<Vec<_>>>()?;
+    let tensors = levels.iter().map(|(level, _)| to_channels_last(level)).collect::<Result<Vec<_>>>()?;
+    let held: Vec<_> = tensors.iter().map(hold).collect();
+    let values = held.iter().map(|held| held.values()).collect::<Result<Vec<_>>>()?;
+    let mut out = FeatureMap::unwritten([regions.len(), size, size, channels], pool);
+    if out.values().is_empty() {
+        return Ok(out);
+    }
+    let rows = out.values_mut().par_chunks_exact_mut(size * size * channels).zip(regions).zip(&places);
+    rows.for_each(|((out, region), (place, sides, options))| {
+        let features = values[region.level];
+        out.fill(0.0);
+        Samples::new(place, *sides, options).for_each(*sides, size, |bin, row, weight| {
+            add_scaled(&mut out[bin * channels..][..channels], &features[row * channels..][..channels], weight);
+        });
+    });
+    Ok(out)
 }
 
 /// The plain composition that [`roi_align`] equals: for each sample point and neighbour, the features' rows picked by

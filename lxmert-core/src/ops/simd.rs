@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+use super::bf16::{pair, products};
 use std::sync::OnceLock;
 
 /// The widest vector instructions found at run time.
@@ -103,6 +104,22 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self · other + sum`, fused where the machine can.
     unsafe fn mul_add(self, other: Self, sum: Self) -> Self;
+    /// `sum` plus the products of two pairs of bf16 in each lane, which `self` and `other` hold.
+    unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self;
+    /// The values rounded to bf16, one after another; valid for `LANES / 2` words.
+    unsafe fn store_pairs(self, to: *mut f32);
+}
+
+/// Whether the machine multiplies pairs of bf16 in one instruction.
+pub(crate) fn has_bf16() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        let found = level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        let found = false;
+        found
+    })
 }
 
 /// Four values: SSE2 or NEON by way of the compiler, or plain numbers where there is neither.
@@ -155,15 +172,27 @@ impl Vector for Plain {
         // SAFETY: plain arithmetic. Not fused: without FMA that would be a library call.
         unsafe { self.mul(other).add(sum) }
     }
+    #[inline(always)]
+    unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
+        let products = lanewise!(self, other, products);
+        lanewise!(products, sum, |a: f32, b: f32| a + b)
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(self, to: *mut f32) {
+        let [a, b, c, d] = self.0;
+        // SAFETY: valid for two words.
+        unsafe { to.cast::<[f32; 2]>().write([pair(a, b), pair(c, d)]) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Vector;
+    use crate::ops::bf16::pair;
     use std::arch::x86_64::*;
 
     macro_rules! register {
-        ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident) => {
+        ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $pairs:expr, $store_pairs:expr) => {
             // SAFETY (of every method): the caller answers for the instructions and the pointers, as the trait says.
             #[allow(clippy::undocumented_unsafe_blocks)]
             impl Vector for $type {
@@ -201,6 +230,14 @@ mod x86 {
                 unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
                     unsafe { $fma(self, other, sum) }
                 }
+                #[inline(always)]
+                unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
+                    unsafe { ($pairs)(self, other, sum) }
+                }
+                #[inline(always)]
+                unsafe fn store_pairs(self, to: *mut f32) {
+                    unsafe { ($store_pairs)(self, to) }
+                }
             }
         };
     }
@@ -216,7 +253,16 @@ mod x86 {
         _mm512_add_ps,
         _mm512_sub_ps,
         _mm512_mul_ps,
-        _mm512_fmadd_ps
+        _mm512_fmadd_ps,
+        // A bit cast: registers have no type of their own.
+        |a, b, sum| {
+            let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+        },
+        |x, to: *mut f32| _mm256_storeu_si256(
+            to.cast(),
+            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))
+        )
     );
     register!(
         __m256,
@@ -228,6 +274,17 @@ mod x86 {
         _mm256_add_ps,
         _mm256_sub_ps,
         _mm256_mul_ps,
-        _mm256_fmadd_ps
+        _mm256_fmadd_ps,
+        |a, b, sum| {
+            let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
+            let high = |x| _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0xFFFF_0000u32 as i32)));
+            _mm256_fmadd_ps(high(a), high(b), _mm256_fmadd_ps(low(a), low(b), sum))
+        },
+        |x, to: *mut f32| {
+            let mut values = [0.0f32; 8];
+            _mm256_storeu_ps(values.as_mut_ptr(), x);
+            let [a, b, c, d, e, f, g, h] = values;
+            to.cast::<[f32; 4]>().write([pair(a, b), pair(c, d), pair(e, f), pair(g, h)]);
+        }
     );
 }

@@ -12,6 +12,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Result;
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::features::Attributes;
+use lxmert_core::ops::Precision;
 use std::sync::Arc;
 
 /// A Faster R-CNN with its weights.
@@ -104,8 +105,19 @@ impl Detector {
         config.validate()?;
         let device = vb.device().clone();
         let network = Network::new(config, NormMode::Folded, vb)?;
-        let packed = PackedNetwork::new(&network)?.map(Arc::new);
+        let packed = PackedNetwork::new(&network, Precision::F32)?.map(Arc::new);
         Ok(Self { config: config.clone(), network, packed, device })
+    }
+
+    /// The same detector with weights and inputs of its products rounded to `precision`, where the packed path applies (on
+    /// the CPU); elsewhere nothing changes. With bf16, levels and features lie within 2 % of the f32 ones (norm of the
+    /// difference over norm).
+    ///
+    /// # Errors
+    /// When the weights do not fit each other.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        let packed = PackedNetwork::new(&self.network, precision)?.map(Arc::new);
+        Ok(Self { packed, ..self })
     }
 
     /// Its configuration.
@@ -169,9 +181,12 @@ impl Detector {
             let size = self.config.roi_heads.representation_size;
             return Ok(Tensor::zeros((0, size), candle_core::DType::F32, &self.device)?);
         }
+        let (levels, boxes) = (&levels[..self.config.fpn.stages.len()], [boxes.to_vec()]);
+        if let Some(packed) = &self.packed {
+            return Ok(packed.features(levels, &boxes, input.padded_size)?);
+        }
         let heads = &self.network.roi_heads;
-        let pooled =
-            heads.pooler.forward(&levels[..self.config.fpn.stages.len()], &[boxes.to_vec()], input.padded_size)?;
+        let pooled = heads.pooler.forward(levels, &boxes, input.padded_size)?;
         Ok(heads.features(&pooled.to_device(&self.device)?)?)
     }
 

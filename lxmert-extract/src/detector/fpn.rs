@@ -5,7 +5,7 @@ use super::config::{FpnConfig, ResNetConfig};
 use super::layers::{ConvBlock, ConvShape};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use lxmert_core::ops::PackedConv2d;
+use lxmert_core::ops::{PackedConv2d, Precision};
 
 /// The pyramid's convolutions.
 #[derive(Debug, Clone)]
@@ -48,9 +48,10 @@ impl FeaturePyramid {
 
     /// Laterals with the stages they read, outputs, and whether there is a pooled level, for the packed path.
     #[allow(clippy::type_complexity)]
-    pub(super) fn pack(&self) -> Result<(Vec<(usize, PackedConv2d)>, Vec<PackedConv2d>, bool)> {
-        let laterals = self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None)?)));
-        let outputs = self.outputs.iter().map(|output| output.pack(None));
+    pub(super) fn pack(&self, precision: Precision) -> Result<(Vec<(usize, PackedConv2d)>, Vec<PackedConv2d>, bool)> {
+        let laterals =
+            self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None, precision)?)));
+        let outputs = self.outputs.iter().map(|output| output.pack(None, precision));
         Ok((laterals.collect::<Result<_>>()?, outputs.collect::<Result<_>>()?, self.pool_level))
     }
 

@@ -1,14 +1,16 @@
-//! Body, pyramid and proposal head for inference on the CPU: the same network as [`Network`]'s, over convolutions with
-//! packed weights and channels-last maps (`lxmert_core::ops::PackedConv2d`).
+//! Body, pyramid, proposal head and region features for inference on the CPU: the same network as [`Network`]'s, over layers
+//! with packed weights and channels-last maps (`lxmert_core::ops::PackedConv2d`).
 //!
 //! Additions and ReLUs happen inside the convolutions: a block's input is the residual of its last convolution, a
 //! coarser level that of a lateral one. `LXMERT_KERNELS=reference` goes through [`Network`] instead; the parity tests
 //! hold either way.
 
 use super::Network;
+use super::roi_heads::RoiPooler;
 use super::rpn::LevelPrediction;
 use candle_core::{Result, Tensor};
-use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Residual, use_reference};
+use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, PackedLinear, Precision, Residual, use_reference};
 
 /// The convolutional part of a detector with packed weights.
 #[derive(Debug)]
@@ -23,6 +25,9 @@ pub struct PackedNetwork {
     /// Logits and deltas in one.
     rpn_predictor: PackedConv2d,
     anchors_per_cell: usize,
+    pooler: RoiPooler,
+    /// The linear layers of the heads on regions.
+    head: [PackedLinear; 2],
     pool: BufferPool,
 }
 
@@ -51,18 +56,21 @@ impl PackedBlock {
 }
 
 impl PackedNetwork {
-    /// Packs the weights of `network`, or gives nothing where the packed path does not apply: on another device than the
+    /// Packs the weights of `network` for products of `precision`, or gives nothing where the packed path does not apply: on another device than the
     /// CPU, in another type than f32, with batch norms that are not folded, or with `LXMERT_KERNELS=reference`.
     ///
     /// # Errors
     /// When the weights do not fit each other.
-    pub fn new(network: &Network) -> Result<Option<Self>> {
+    pub fn new(network: &Network, precision: Precision) -> Result<Option<Self>> {
         if use_reference() || !network.body.is_packable() {
             return Ok(None);
         }
-        let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.pack()?;
-        let (stem, stages) = network.body.pack()?;
-        let (laterals, outputs, pool_level) = network.fpn.pack()?;
+        let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.pack(precision)?;
+        let (stem, stages) = network.body.pack(precision)?;
+        let (laterals, outputs, pool_level) = network.fpn.pack(precision)?;
+        let channels = outputs.last().map_or(0, PackedConv2d::out_channels);
+        let head = network.roi_heads.pack(channels, precision)?;
+        let pooler = network.roi_heads.pooler.clone();
         let pool = BufferPool::new();
         Ok(Some(Self {
             stem,
@@ -73,6 +81,8 @@ impl PackedNetwork {
             rpn_hidden,
             rpn_predictor,
             anchors_per_cell,
+            pooler,
+            head,
             pool,
         }))
     }
@@ -86,6 +96,19 @@ impl PackedNetwork {
         let levels = self.levels(&self.stages(images)?)?;
         let predictions = levels.iter().map(|level| self.predict(level)).collect::<Result<_>>()?;
         Ok((levels.into_iter().map(FeatureMap::into_tensor).collect::<Result<_>>()?, predictions))
+    }
+
+    /// Region features, as [`RoiHeads::features`](super::roi_heads::RoiHeads::features) of the pooled `boxes` of each image (in
+    /// pixels of the resized image): `[boxes of all images, representation_size]`. `levels` without the pooled one.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn features(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
+        let pooled = self.pooler.packed(levels, boxes, padded_size, &self.pool)?;
+        let [fc6, fc7] = &self.head;
+        let inner = fc6.forward(&pooled)?;
+        drop(pooled);
+        fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
     }
 
     fn stages(&self, images: &Tensor) -> Result<Vec<FeatureMap>> {

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, Linear, Module, VarBuilder};
-use lxmert_core::ops::{PackedConv2d, batch_norm, conv2d};
+use lxmert_core::ops::{PackedConv2d, Precision, batch_norm, conv2d};
 
 /// What becomes of a batch norm when a network is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,19 +86,25 @@ impl ConvBlock {
         self.norm.is_none() && self.weight.device().is_cpu() && self.weight.dtype() == DType::F32
     }
 
+    /// Whether the packed path goes through Winograd's transforms.
+    pub(super) fn is_winograd(&self) -> bool {
+        self.stride == 1 && self.weight.dims()[2..] == [3, 3]
+    }
+
     /// For the packed path, with its own ReLU or, where a residual is added first, the caller's choice.
-    pub(super) fn pack(&self, relu: Option<bool>) -> Result<PackedConv2d> {
-        PackedConv2d::new(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu.unwrap_or(self.relu))
+    pub(super) fn pack(&self, relu: Option<bool>, precision: Precision) -> Result<PackedConv2d> {
+        let relu = relu.unwrap_or(self.relu);
+        PackedConv2d::with_precision(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu, precision)
     }
 
     /// The outputs of two convolutions over the same input, one after the other, without ReLU.
-    pub(super) fn pack_both(&self, other: &Self) -> Result<PackedConv2d> {
+    pub(super) fn pack_both(&self, other: &Self, precision: Precision) -> Result<PackedConv2d> {
         let bias = match (&self.bias, &other.bias) {
             (Some(a), Some(b)) => Some(Tensor::cat(&[a, b], 0)?),
             _ => None,
         };
         let weight = Tensor::cat(&[&self.weight, &other.weight], 0)?;
-        PackedConv2d::new(&weight, bias.as_ref(), self.stride, self.padding, false)
+        PackedConv2d::with_precision(&weight, bias.as_ref(), self.stride, self.padding, false, precision)
     }
 
     /// `x`: `[batch, inputs, height, width]`; the result's sides are `ceil(side / stride)`.

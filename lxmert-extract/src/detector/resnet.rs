@@ -6,7 +6,7 @@ use super::inference::PackedBlock;
 use super::layers::{ConvBlock, ConvShape, NormMode};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::ops::{PackedConv2d, max_pool2d};
+use lxmert_core::ops::{PackedConv2d, Precision, max_pool2d};
 
 /// The residual network without its classifier.
 #[derive(Debug, Clone)]
@@ -82,18 +82,22 @@ impl ResNet {
     }
 
     /// Stem and stages for the packed path.
-    pub(super) fn pack(&self) -> Result<(PackedConv2d, Vec<Vec<PackedBlock>>)> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PackedConv2d, Vec<Vec<PackedBlock>>)> {
         let block = |block: &ResidualBlock| {
             let count = block.convolutions.len();
-            // The block's last ReLU comes after the addition, which the last convolution does.
-            let pack = |(i, conv): (usize, &ConvBlock)| conv.pack((i + 1 == count).then_some(true));
+            let pack = |(i, conv): (usize, &ConvBlock)| {
+                // Winograd's transforms multiply the rounding to bf16 by four, and the errors of the blocks add up.
+                let precision = if conv.is_winograd() { Precision::F32 } else { precision };
+                // The block's last ReLU comes after the addition, which the last convolution does.
+                conv.pack((i + 1 == count).then_some(true), precision)
+            };
             Ok(PackedBlock {
                 convolutions: block.convolutions.iter().enumerate().map(pack).collect::<Result<_>>()?,
-                projection: block.projection.as_ref().map(|projection| projection.pack(None)).transpose()?,
+                projection: block.projection.as_ref().map(|p| p.pack(None, precision)).transpose()?,
             })
         };
         let stage = |blocks: &Vec<ResidualBlock>| blocks.iter().map(block).collect::<Result<_>>();
-        Ok((self.stem.pack(None)?, self.stages.iter().map(stage).collect::<Result<_>>()?))
+        Ok((self.stem.pack(None, precision)?, self.stages.iter().map(stage).collect::<Result<_>>()?))
     }
 
     /// Weights `conv1`, `bn1`, `layer1.0.conv1` … under `vb`.

@@ -6,7 +6,9 @@ use super::layers::{apply, linear};
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
-use lxmert_core::ops::{RoiAlign, roi_align};
+use lxmert_core::ops::{
+    BufferPool, FeatureMap, LevelRegion, PackedLinear, Precision, RoiAlign, roi_align, roi_align_levels,
+};
 
 /// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1).
 #[derive(Debug, Clone)]
@@ -38,6 +40,48 @@ impl RoiPooler {
     /// When the shapes do not fit.
     pub fn forward(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
         let channels = levels[0].dim(1)?;
+        let assigned = self.assign(levels, boxes, padded_size)?;
+        let total = assigned.regions.len();
+        if total == 0 {
+            return Tensor::zeros((0, channels, self.pool_size, self.pool_size), levels[0].dtype(), levels[0].device());
+        }
+        let mut pooled = Vec::new();
+        let mut place = vec![0u32; total]; // where each box's result lies in `pooled`
+        let mut done = 0;
+        for (index, (level, options)) in levels.iter().zip(&assigned.options).enumerate() {
+            let mut rois = Vec::new();
+            for (place, region) in place.iter_mut().zip(&assigned.regions).filter(|(_, region)| region.level == index) {
+                rois.push(region.image as f32);
+                rois.extend(region.xyxy);
+                *place = done;
+                done += 1;
+            }
+            if !rois.is_empty() {
+                let rois = Tensor::new(rois, level.device())?.reshape(((), 5))?;
+                pooled.push(roi_align(level, &rois, *options)?);
+            }
+        }
+        let pooled = Tensor::cat(&pooled, 0)?;
+        if place.iter().enumerate().all(|(i, p)| i == *p as usize) {
+            return Ok(pooled);
+        }
+        pooled.index_select(&Tensor::from_vec(place, total, pooled.device())?, 0)
+    }
+
+    /// The same for inference on the CPU, channels last.
+    pub(super) fn packed(
+        &self,
+        levels: &[Tensor],
+        boxes: &[Vec<BoxXyxy>],
+        padded_size: (usize, usize),
+        pool: &BufferPool,
+    ) -> Result<FeatureMap> {
+        let assigned = self.assign(levels, boxes, padded_size)?;
+        let levels: Vec<(&Tensor, RoiAlign)> = levels.iter().zip(assigned.options).collect();
+        roi_align_levels(&levels, &assigned.regions, pool)
+    }
+
+    fn assign(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Assigned> {
         let scales = levels
             .iter()
             .map(|level| Ok((level.dim(2)? as f32 / padded_size.0 as f32).log2().round()))
@@ -48,41 +92,22 @@ impl RoiPooler {
             // A box without area has level -∞, which the clamp makes the finest.
             ((level - finest).max(0.0) as usize).min(levels.len() - 1)
         };
-        let total = boxes.iter().map(Vec::len).sum();
-        if total == 0 {
-            return Tensor::zeros((0, channels, self.pool_size, self.pool_size), levels[0].dtype(), levels[0].device());
-        }
-        let all: Vec<(usize, &BoxXyxy)> =
-            boxes.iter().enumerate().flat_map(|(image, boxes)| boxes.iter().map(move |b| (image, b))).collect();
-        let mut pooled = Vec::new();
-        let mut place = vec![0u32; total]; // where each box's result lies in `pooled`
-        let mut done = 0;
-        for (level_index, level) in levels.iter().enumerate() {
-            let mut rois = Vec::new();
-            for (i, (image, b)) in all.iter().enumerate() {
-                if level_of(b) == level_index {
-                    rois.extend([*image as f32, b[0], b[1], b[2], b[3]]);
-                    place[i] = done;
-                    done += 1;
-                }
-            }
-            if !rois.is_empty() {
-                let options = RoiAlign {
-                    spatial_scale: scales[level_index].exp2(),
-                    output_size: self.pool_size,
-                    sampling_ratio: self.sampling_ratio,
-                    aligned: false,
-                };
-                let rois = Tensor::new(rois, level.device())?.reshape(((), 5))?;
-                pooled.push(roi_align(level, &rois, options)?);
-            }
-        }
-        let pooled = Tensor::cat(&pooled, 0)?;
-        if place.iter().enumerate().all(|(i, p)| i == *p as usize) {
-            return Ok(pooled);
-        }
-        pooled.index_select(&Tensor::from_vec(place, total, pooled.device())?, 0)
+        let options = scales.iter().map(|scale| RoiAlign {
+            spatial_scale: scale.exp2(),
+            output_size: self.pool_size,
+            sampling_ratio: self.sampling_ratio,
+            aligned: false,
+        });
+        let region = |(image, b): (usize, &BoxXyxy)| LevelRegion { level: level_of(b), image, xyxy: *b };
+        let all = boxes.iter().enumerate().flat_map(|(image, boxes)| boxes.iter().map(move |b| (image, b)));
+        Ok(Assigned { options: options.collect(), regions: all.map(region).collect() })
     }
+}
+
+/// How each level is sampled, and which level each box is pooled from.
+struct Assigned {
+    options: Vec<RoiAlign>,
+    regions: Vec<LevelRegion>,
 }
 
 /// The heads' weights.
@@ -137,6 +162,17 @@ impl RoiHeads {
     pub fn features(&self, pooled: &Tensor) -> Result<Tensor> {
         let x = apply(&self.fc6, &pooled.flatten_from(1)?)?.relu()?;
         apply(&self.fc7, &x)?.relu()
+    }
+
+    /// The two linear layers for the packed path, whose regions lie channels last.
+    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<[PackedLinear; 2]> {
+        let (out, inner) = self.fc6.weight().dims2()?;
+        let bins = inner / channels;
+        let fc6 = self.fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
+        Ok([
+            PackedLinear::new(&fc6, self.fc6.bias(), true, precision)?,
+            PackedLinear::new(self.fc7.weight(), self.fc7.bias(), true, precision)?,
+        ])
     }
 
     /// `features`: `[regions, representation_size]`.

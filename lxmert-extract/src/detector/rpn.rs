@@ -9,7 +9,7 @@ use super::nms::batched_nms;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use lxmert_core::boxes::BoxXyxy;
-use lxmert_core::ops::PackedConv2d;
+use lxmert_core::ops::{PackedConv2d, Precision};
 
 /// A 3×3 convolution with ReLU, then 1×1 objectness logits and box deltas; shared by all levels.
 #[derive(Debug, Clone)]
@@ -63,8 +63,9 @@ impl RpnHead {
     }
 
     /// The hidden convolution, logits and deltas as one, and the anchors of a cell, for the packed path.
-    pub(super) fn pack(&self) -> Result<(PackedConv2d, PackedConv2d, usize)> {
-        Ok((self.convolution.pack(None)?, self.logits.pack_both(&self.deltas)?, self.logits.outputs()))
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PackedConv2d, PackedConv2d, usize)> {
+        let predictor = self.logits.pack_both(&self.deltas, precision)?;
+        Ok((self.convolution.pack(None, precision)?, predictor, self.logits.outputs()))
     }
 
     /// `levels`: the pyramid, each `[batch, channels, rows, columns]`.

@@ -1,6 +1,7 @@
 //! The attention sub-layer: `norm(x + dropout(attention(x, context) Wₒᵀ + bₒ))`.
 
 use super::super::attention::HeadsLayout;
+use super::super::bf16::Precision;
 use super::super::dropout::{DropoutRng, Mask};
 use super::super::finish::{Finish, RowDropout};
 use super::super::matmul::Write;
@@ -35,6 +36,8 @@ pub struct AttentionBlock<'a> {
     pub norm: Norm<'a>,
     /// Dropout of the probabilities, and of the output before the residual.
     pub dropout: [f32; 2],
+    /// What the products with weights round their operands to.
+    pub precision: Precision,
 }
 
 impl AttentionBlock<'_> {
@@ -95,6 +98,7 @@ impl AttentionBlock<'_> {
             itself: x.id() == context.id(),
             mask: mask(self.dropout[1]),
             eps: self.norm.eps,
+            precision: self.precision,
             layout,
             parameters,
             saved: Mutex::new(Saved::default()),
@@ -110,6 +114,7 @@ struct Attention {
     itself: bool,
     mask: Option<Mask>,
     eps: f64,
+    precision: Precision,
     layout: HeadsLayout,
     parameters: Parameters,
     saved: Mutex<Saved>,
@@ -146,7 +151,14 @@ impl Attention {
         let (index, third) = self.place(part);
         let (w, b) = (self.parameters.hold(index), self.parameters.hold(index + 1));
         let size = hidden * hidden;
-        linear(out, x, &w.values()?[third * size..][..size], &b.values()?[third * hidden..][..hidden], Finish::Nothing);
+        linear(
+            out,
+            x,
+            &w.values()?[third * size..][..size],
+            &b.values()?[third * hidden..][..hidden],
+            Finish::Nothing,
+            self.precision,
+        );
         Ok(())
     }
 
@@ -163,9 +175,15 @@ impl Attention {
         let (index, third) = self.place(part);
         let size = hidden * hidden;
         let w = self.parameters.hold(index);
-        linear_dx(dx, Write::Add, grad, &w.values()?[third * size..][..size], hidden, Finish::Nothing);
+        linear_dx(dx, Write::Add, grad, &w.values()?[third * size..][..size], hidden, Finish::Nothing, self.precision);
         let (dw, db) = weights.split_at_mut(index + 1);
-        linear_dw(&mut dw[index][third * size..][..size], &mut db[0][third * hidden..][..hidden], grad, x);
+        linear_dw(
+            &mut dw[index][third * size..][..size],
+            &mut db[0][third * hidden..][..hidden],
+            grad,
+            x,
+            self.precision,
+        );
         Ok(())
     }
 }
@@ -196,7 +214,7 @@ impl CustomOp3 for Attention {
             self.project(2, context, v)?;
             attended.fill(0.0);
             self.layout.forward(attended, q, k, v, None);
-            linear(&mut out, attended, w, b, Finish::Nothing);
+            linear(&mut out, attended, w, b, Finish::Nothing, self.precision);
             Ok(norm::forward(&mut out, x, weight, bias, self.eps, self.dropout(), self.keep))
         };
         if self.keep {
@@ -244,9 +262,9 @@ impl CustomOp3 for Attention {
         let norms = with_scratch(sizes, |[dropped, dattended, dq, dk, dv]| -> Result<_> {
             let norms = norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout);
             let dout = if dropout.is_some() { &*dropped } else { dx.as_slice() };
-            linear_dx(dattended, Write::Replace, dout, w, hidden, Finish::Nothing);
+            linear_dx(dattended, Write::Replace, dout, w, hidden, Finish::Nothing, self.precision);
             let (dw, db) = weights.split_at_mut(output + 1);
-            linear_dw(&mut dw[output], &mut db[0], dout, &saved.attended);
+            linear_dw(&mut dw[output], &mut db[0], dout, &saved.attended, self.precision);
             for values in [&mut *dq, &mut *dk, &mut *dv] {
                 values.fill(0.0);
             }

@@ -1,5 +1,6 @@
 //! The feed-forward sub-layer: `norm(x + dropout(dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂))`.
 
+use super::super::bf16::Precision;
 use super::super::dropout::{DropoutRng, Mask};
 use super::super::finish::{Activation, Finish, RowDropout};
 use super::super::matmul::Write;
@@ -25,6 +26,8 @@ pub struct FeedForwardBlock<'a> {
     pub norm: Norm<'a>,
     /// Dropout of the inner values, and of the output before the residual.
     pub dropout: [f32; 2],
+    /// What the products with weights round their operands to.
+    pub precision: Precision,
 }
 
 impl FeedForwardBlock<'_> {
@@ -53,6 +56,7 @@ impl FeedForwardBlock<'_> {
             masks: [mask(self.dropout[0]), mask(self.dropout[1])],
             activation: self.activation,
             eps: self.norm.eps,
+            precision: self.precision,
             packing: packing.clone(),
             parameters,
             saved: Mutex::new(Saved::default()),
@@ -66,6 +70,7 @@ struct FeedForward {
     masks: [Option<Mask>; 2],
     activation: Activation,
     eps: f64,
+    precision: Precision,
     packing: Packing,
     parameters: Parameters,
     saved: Mutex<Saved>,
@@ -101,8 +106,15 @@ impl CustomOp2 for FeedForward {
         let mut saved = Saved::default();
         let mut run = |inner: &mut [f32], derivative: Option<&mut [f32]>| {
             let dropout = self.dropout(0, inner_width);
-            linear(inner, x, w1, b1, Finish::Activate { activation: self.activation, dropout, derivative });
-            linear(&mut out, inner, w2, b2, Finish::Nothing);
+            linear(
+                inner,
+                x,
+                w1,
+                b1,
+                Finish::Activate { activation: self.activation, dropout, derivative },
+                self.precision,
+            );
+            linear(&mut out, inner, w2, b2, Finish::Nothing, self.precision);
             norm::forward(&mut out, x, weight, bias, self.eps, self.dropout(1, hidden), self.keep)
         };
         if self.keep {
@@ -135,10 +147,10 @@ impl CustomOp2 for FeedForward {
         let (dweight, dbias) = with_scratch([dropped_len, saved.inner.len()], |[dropped, dinner]| {
             let norms = norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout);
             let dout = if dropout.is_some() { &*dropped } else { dx.as_slice() };
-            linear_dw(&mut dw2, &mut db2, dout, &saved.inner);
-            linear_dx(dinner, Write::Replace, dout, w2, hidden, Finish::Times(&saved.derivatives));
-            linear_dw(&mut dw1, &mut db1, dinner, xs);
-            linear_dx(&mut dx, Write::Add, dinner, w1, inner_width, Finish::Nothing);
+            linear_dw(&mut dw2, &mut db2, dout, &saved.inner, self.precision);
+            linear_dx(dinner, Write::Replace, dout, w2, hidden, Finish::Times(&saved.derivatives), self.precision);
+            linear_dw(&mut dw1, &mut db1, dinner, xs, self.precision);
+            linear_dx(&mut dx, Write::Add, dinner, w1, inner_width, Finish::Nothing, self.precision);
             norms
         });
         for (index, gradient) in [dw1, db1, dw2, db2, dweight, dbias].into_iter().enumerate() {

@@ -14,8 +14,9 @@ pub use attention::{AttentionBlock, Projections};
 pub use feed_forward::FeedForwardBlock;
 pub use norm::Norm;
 
+use super::bf16::Precision;
 use super::finish::Finish;
-use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
 use super::product::{self, Base};
 
 /// Whether these operations apply to rows `x`.
@@ -30,30 +31,38 @@ pub type Weights<'a> = (&'a candle_core::Tensor, &'a candle_core::Tensor);
 const ROWS_PER_TASK: usize = 64;
 
 /// `out = finish(x wᵀ + bias)`; `x`: `[rows, in]`, `w`: `[out, in]`.
-fn linear(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], finish: Finish) {
+fn linear(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], finish: Finish, precision: Precision) {
     let width = bias.len();
     let (rows, inner) = (out.len() / width, w.len() / width);
     if rows > 0 {
         let (x, w) = (Matrix::new(x, rows, inner), Matrix::new(w, width, inner).t());
-        product::multiply(out, width, Base::Bias(bias), 1.0, x, w, finish, Threads::Pool);
+        product::multiply(out, width, Base::Bias(bias), 1.0, x, w, finish, precision, Threads::Pool);
     }
 }
 
 /// `dx = [dx +] grad w`, then `finish`.
-fn linear_dx(dx: &mut [f32], write: Write, grad: &[f32], w: &[f32], width: usize, finish: Finish) {
+fn linear_dx(
+    dx: &mut [f32],
+    write: Write,
+    grad: &[f32],
+    w: &[f32],
+    width: usize,
+    finish: Finish,
+    precision: Precision,
+) {
     let (rows, inner) = (grad.len() / width, w.len() / width);
     if rows > 0 {
         let base = if write == Write::Add { Base::Out } else { Base::Zero };
         let (grad, w) = (Matrix::new(grad, rows, width), Matrix::new(w, width, inner));
-        product::multiply(dx, inner, base, 1.0, grad, w, finish, Threads::Pool);
+        product::multiply(dx, inner, base, 1.0, grad, w, finish, precision, Threads::Pool);
     }
 }
 
 /// `dw = gradᵀ x` and `db`, the sum of `grad`'s rows.
-fn linear_dw(dw: &mut [f32], db: &mut [f32], grad: &[f32], x: &[f32]) {
+fn linear_dw(dw: &mut [f32], db: &mut [f32], grad: &[f32], x: &[f32], precision: Precision) {
     let width = db.len();
     let (rows, inner) = (grad.len() / width, dw.len() / width);
     let (out, x) = (MatrixMut::new(dw, width, inner), Matrix::new(x, rows, inner));
-    gemm(out, Write::Replace, 1.0, Matrix::new(grad, rows, width).t(), x, Threads::Pool);
+    gemm_with(out, Write::Replace, 1.0, Matrix::new(grad, rows, width).t(), x, precision, Threads::Pool);
     super::linear::sum_rows_in_tasks(db, grad);
 }

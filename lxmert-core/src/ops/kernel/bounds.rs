@@ -5,26 +5,29 @@ use super::*;
 use crate::procedural;
 use proptest::prelude::*;
 
-unsafe fn checked<const LANES: usize, const ROWS: usize>(operands: Operands) {
+unsafe fn checked<const LANES: usize, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     // SAFETY: every address is checked.
-    unsafe { multiply::<Checked<LANES>, ROWS>(operands) }
+    unsafe { multiply::<Checked<LANES>, ROWS, PAIRS>(operands) }
 }
 
 /// As [`Kernel::of`] has them.
-fn kernels() -> [Kernel; 3] {
-    let tile = |rows, run| Tile { rows, run };
-    let (large, small) = (tile(4, checked::<4, 4>), tile(2, checked::<4, 2>));
-    let plain = Kernel { level: Level::Plain, columns: 8, large, small };
-    let (large, small) = (tile(6, checked::<8, 6>), tile(2, checked::<8, 2>));
-    let avx2 = Kernel { level: Level::Avx2, columns: 16, large, small };
-    let (large, small) = (tile(12, checked::<16, 12>), tile(4, checked::<16, 4>));
-    [plain, avx2, Kernel { level: Level::Avx512, columns: 32, large, small }]
+fn kernels() -> [Kernel; 6] {
+    let kernel = |level, precision, columns, large, small| Kernel { level, precision, columns, large, small };
+    let (f32, bf16) = (Precision::F32, Precision::Bf16);
+    [
+        kernel(Level::Plain, f32, 8, Tile::new(4, checked::<4, 4, false>), Tile::new(2, checked::<4, 2, false>)),
+        kernel(Level::Plain, bf16, 8, Tile::new(4, checked::<4, 4, true>), Tile::new(2, checked::<4, 2, true>)),
+        kernel(Level::Avx2, f32, 16, Tile::new(6, checked::<8, 6, false>), Tile::new(2, checked::<8, 2, false>)),
+        kernel(Level::Avx2, bf16, 16, Tile::new(6, checked::<8, 6, true>), Tile::new(2, checked::<8, 2, true>)),
+        kernel(Level::Avx512, f32, 32, Tile::new(12, checked::<16, 12, false>), Tile::new(4, checked::<16, 4, false>)),
+        kernel(Level::Avx512, bf16, 32, Tile::new(12, checked::<16, 12, true>), Tile::new(4, checked::<16, 4, true>)),
+    ]
 }
 
 #[test]
 fn the_checked_tiles_are_those_that_run() {
     for kernel in kernels() {
-        let real = Kernel::of(kernel.level);
+        let real = Kernel::of(kernel.level, kernel.precision);
         let sizes = |kernel: &Kernel| (kernel.columns, kernel.large.rows, kernel.small.rows);
         if cfg!(target_arch = "x86_64") || kernel.level == Level::Plain {
             assert_eq!(sizes(&kernel), sizes(&real));
@@ -52,13 +55,18 @@ impl Case {
         let out_stride = kernel.columns + gaps.1;
         let (last_row, last_inner) = (rows.saturating_sub(1), inner.saturating_sub(1));
         let values = |name, count| procedural::values(name, count, -1.0, 1.0, 3);
+        // A word is a value, or a pair.
+        let words = |name, count| match kernel.precision {
+            Precision::F32 => values(name, count),
+            Precision::Bf16 => values(name, count).into_iter().map(|x| bf16::pair(x, 0.3 - x)).collect(),
+        };
         let out_len = if rows > 0 { last_row * out_stride + kernel.columns } else { 0 };
         Self {
             rows,
             inner,
-            a: values("a", last_row * strides.0 + last_inner * strides.1 + 1),
+            a: words("a", last_row * strides.0 + last_inner * strides.1 + 1),
             strides,
-            panel: values("panel", inner * kernel.columns),
+            panel: words("panel", inner * kernel.columns),
             row: values("row", kernel.columns),
             out: values("out", out_len),
             out_stride,
@@ -93,8 +101,11 @@ proptest! {
                     continue;
                 }
                 let terms = (0..inner).map(|k| {
-                    let a = case.a[i * case.strides.0 + k * case.strides.1];
-                    f64::from(a) * f64::from(case.panel[k * kernel.columns + j])
+                    let (a, b) = (case.a[i * case.strides.0 + k * case.strides.1], case.panel[k * kernel.columns + j]);
+                    match kernel.precision {
+                        Precision::F32 => f64::from(a) * f64::from(b),
+                        Precision::Bf16 => f64::from(bf16::products(a, b)),
+                    }
                 });
                 let first = match start {
                     Start::Zero => 0.0,

@@ -1,0 +1,132 @@
+//! Operands of products in bf16, two values to a word of 32 bits, so that a word takes the place of an f32 in matrices,
+//! panels and scratch memory. Sums stay f32.
+
+use super::matmul::Matrix;
+use super::simd::vectorised;
+use super::transpose::{BLOCK, transpose_block};
+use std::ops::Range;
+
+/// What the operands of products are rounded to; sums, and all that is not a product, are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 24 bits of precision: nothing is rounded.
+    #[default]
+    F32,
+    /// 8 bits of precision, the range of f32.
+    Bf16,
+}
+
+/// The nearest bf16, ties to even; NaN stays NaN.
+#[inline(always)]
+fn round(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
+    // A NaN's bits may overflow; it is made quiet instead.
+    (if value.is_nan() { bits | 0x40_0000 } else { rounded }) >> 16
+}
+
+/// Two values as one word, the first in the lower half.
+#[inline(always)]
+pub(crate) fn pair(first: f32, second: f32) -> f32 {
+    f32::from_bits(round(first) | (round(second) << 16))
+}
+
+/// The sum of the products of two pairs.
+#[inline(always)]
+pub(crate) fn products(a: f32, b: f32) -> f32 {
+    let low = |x: f32| f32::from_bits(x.to_bits() << 16);
+    let high = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
+    low(a) * low(b) + high(a) * high(b)
+}
+
+vectorised! {
+    /// Neighbours of `values` as pairs; a last one without a neighbour is paired with 0.
+    pub(crate) fn pairs(values: &[f32], to: &mut [f32]) {
+        let whole = values.len() / 2;
+        let (values, rest) = values.as_chunks::<2>();
+        for (to, [first, second]) in to[..whole].iter_mut().zip(values) {
+            *to = pair(*first, *second);
+        }
+        if let [last] = rest {
+            to[whole] = pair(*last, 0.0);
+        }
+    }
+}
+
+vectorised! {
+    /// Pairs of the values at the same place of two rows.
+    pub(crate) fn interleave(first: &[f32], second: &[f32], to: &mut [f32]) {
+        for (to, (first, second)) in to.iter_mut().zip(first.iter().zip(second)) {
+            *to = pair(*first, *second);
+        }
+    }
+}
+
+/// Pairs of a matrix's first two of `lines` (of the last one and 0), lines as stored, at `places` of them.
+pub(crate) fn interleave_lines(matrix: &Matrix, lines: Range<usize>, places: Range<usize>, to: &mut [f32]) {
+    const ZEROS: [f32; 256] = [0.0; 256];
+    let first = &matrix.from(lines.start, places.start)[..places.len()];
+    if lines.len() > 1 {
+        return interleave(first, &matrix.from(lines.start + 1, places.start)[..places.len()], to);
+    }
+    for (first, to) in first.chunks(ZEROS.len()).zip(to.chunks_mut(ZEROS.len())) {
+        interleave(first, &ZEROS, to);
+    }
+}
+
+/// As [`Matrix::copy_panel`] of the rows `rows`, in pairs.
+pub(crate) fn copy_panel(matrix: &Matrix, rows: Range<usize>, index: usize, width: usize, panel: &mut [f32]) {
+    let start = index * width;
+    let count = width.min(matrix.shape().1 - start);
+    if count < width {
+        panel.fill(0.0);
+    }
+    if !matrix.is_transposed() {
+        for (word, to) in panel.chunks_exact_mut(width).enumerate() {
+            interleave_lines(matrix, rows.start + 2 * word..rows.end, start..start + count, &mut to[..count]);
+        }
+        return;
+    }
+    let (blocks, whole) = (count / BLOCK * BLOCK, rows.len() / (2 * BLOCK) * BLOCK);
+    let mut words = [0.0f32; BLOCK * BLOCK];
+    for word in (0..whole).step_by(BLOCK) {
+        for column in (0..blocks).step_by(BLOCK) {
+            for (line, words) in words.chunks_exact_mut(BLOCK).enumerate() {
+                pairs(&matrix.from(start + column + line, rows.start + 2 * word)[..2 * BLOCK], words);
+            }
+            transpose_block(&words, BLOCK, &mut panel[word * width + column..], width);
+        }
+    }
+    // What fills no block.
+    for column in 0..count {
+        let line = &matrix.from(start + column, rows.start)[..rows.len()];
+        let first = if column < blocks { whole } else { 0 };
+        for (word, values) in line.chunks(2).enumerate().skip(first) {
+            panel[word * width + column] = pair(values[0], values.get(1).copied().unwrap_or(0.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn values_are_rounded_to_the_nearest() {
+        let mut values = crate::procedural::values("bf16", 1001, -3.0, 3.0, 1);
+        values.extend([0.0, -0.0, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0 + 1.0 / 256.0, 1e-40]);
+        values.push(f32::from_bits(0x7FFF_FFFF));
+        let mut words = vec![0.0f32; values.len() / 2];
+        pairs(&values, &mut words);
+        let halves = words.iter().flat_map(|word| [word.to_bits() as u16, (word.to_bits() >> 16) as u16]);
+        for (value, half) in values.iter().zip(halves) {
+            let expected = bf16::from_f32(*value);
+            let half = bf16::from_bits(half);
+            assert!(half == expected || (half.is_nan() && value.is_nan()), "{value}: {half} {expected}");
+        }
+        let mut words = [0.0f32; 2];
+        pairs(&values[..3], &mut words);
+        assert_eq!(words[1].to_bits(), u32::from(bf16::from_f32(values[2]).to_bits()));
+    }
+}
