@@ -258,18 +258,20 @@ impl Block<'_> {
                 };
                 kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
+                // The base goes in first as above, so that no value depends on which rows share its task: long sums are rounded
+                // part after part.
                 with_scratch([rows * panel], |[products]| {
-                    kernel.multiply_into(rows, words, a, weights, Start::Zero, products, panel);
-                    for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
-                        let out = &mut out[start..start + width];
+                    for (out, products) in out.chunks(self.leading).zip(products.chunks_exact_mut(panel)) {
                         match self.base {
-                            Base::Zero => out.copy_from_slice(&products[..width]),
-                            Base::Out => out.iter_mut().zip(products).for_each(|(out, value)| *out += value),
-                            Base::Bias(bias) => {
-                                let sums = products.iter().zip(&bias[start..]).map(|(value, bias)| value + bias);
-                                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
-                            }
+                            Base::Zero => {}
+                            Base::Out => products[..width].copy_from_slice(&out[start..start + width]),
+                            Base::Bias(bias) => products[..width].copy_from_slice(&bias[start..start + width]),
                         }
+                    }
+                    let base = if matches!(self.base, Base::Zero) { Start::Zero } else { Start::Out };
+                    kernel.multiply_into(rows, words, a, weights, base, products, panel);
+                    for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
+                        out[start..start + width].copy_from_slice(&products[..width]);
                     }
                 });
             }
