@@ -308,6 +308,11 @@ impl Recipe {
         AdamWConfig { weight_decay: self.weight_decay, ..base }
     }
 
+    /// How many of the `stored` regions of an image are used, best first.
+    pub fn regions_of(&self, stored: usize) -> usize {
+        self.regions.map_or(stored, |count| count.min(stored))
+    }
+
     /// Examples per batch without gradients, which need no room for them.
     pub fn evaluation_batch(&self) -> usize {
         self.batch_size.max(64)

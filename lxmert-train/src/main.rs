@@ -178,6 +178,7 @@ fn run_evaluate(args: &EvaluateArgs, cli: &Cli, device: &candle_core::Device) ->
             "--task pretraining: its losses are measured at the end of its own run (report.json); measure the checkpoint by --task matching"
         ),
     }
+    anyhow::ensure!(args.predictions.is_none(), "--predictions: only --task questions and statements have a server");
     let checkpoint = Checkpoint::open(&args.checkpoint, device)?;
     let (data, _) = args.data.captioned()?;
     let options = LoadOptions {

@@ -14,6 +14,7 @@
 //!   state.safetensors      what --resume needs; there only until then
 //! ```
 
+use crate::config::Recipe;
 use crate::log::jsonl::TestRecord;
 use crate::tasks::{CheckpointParts, TaskKind};
 use crate::{Error, Result};
@@ -21,6 +22,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::checkpoint::{Place, atomic_write, load_weights, save_safetensors};
 use lxmert_core::config::LxmertConfig;
+use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{MatchingModel, PretrainingModel};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
@@ -156,6 +158,13 @@ pub struct Preprocessing {
 }
 
 impl Preprocessing {
+    /// What a run with this recipe on this store's features does.
+    pub fn of_run(recipe: &Recipe, store: &FeatureStore) -> Self {
+        let info = store.info();
+        let regions = recipe.regions_of(info.regions);
+        Self { max_length: recipe.max_length, regions, detector: info.detector.clone() }
+    }
+
     /// What a checkpoint folder says of itself; the hub's checkpoints do not say, and these are the
     /// numbers they were trained with.
     ///

@@ -23,6 +23,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor, Var};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
+use lxmert_core::checkpoint::Misshapen;
 use lxmert_core::cli;
 use lxmert_core::model::init;
 use lxmert_core::ops;
@@ -170,7 +171,9 @@ const REGION_WEIGHTS: &str = "lxmert.encoder.visn_fc.visn_fc.weight";
 /// for what it lacks.
 fn cannot_start(error: Error) -> Error {
     let Error::Core(lxmert_core::Error::Checkpoint { missing, misshapen, .. }) = &error else { return error };
-    let regions = misshapen.iter().find(|weight| weight.name == REGION_WEIGHTS);
+    let of_another_width =
+        |weight: &&Misshapen| weight.name == REGION_WEIGHTS && weight.found.last() != weight.expected.last();
+    let regions = misshapen.iter().find(of_another_width);
     let what_to_do = match (regions, missing.first()) {
         (Some(weight), _) => format!(
             "it takes regions of {} numbers, the store has {}: use the features of the detector it was trained on",
@@ -178,7 +181,8 @@ fn cannot_start(error: Error) -> Error {
             weight.expected.last().unwrap_or(&0)
         ),
         (None, Some(first)) => format!("to let what is missing start fresh, name it: --allow-missing '{first}'"),
-        (None, None) => "its --preset or its data are others".into(),
+        (None, None) if !misshapen.is_empty() => "it is of another --preset, or of other classes".into(),
+        (None, None) => "it is of another network".into(),
     };
     Error::Argument(format!("--init {error}; {what_to_do}"))
 }
@@ -461,6 +465,21 @@ fn save_state(
 mod tests {
     use super::*;
     use crate::optim::AdamWConfig;
+
+    #[test]
+    fn a_checkpoint_that_does_not_fit_says_what_to_do() {
+        let said = |missing: &[&str], found: &[usize]| {
+            let regions = Misshapen { name: REGION_WEIGHTS.into(), expected: vec![128, 256], found: found.to_vec() };
+            let misshapen = if found == [128, 256] { Vec::new() } else { vec![regions] };
+            let missing = missing.iter().map(ToString::to_string).collect();
+            let (path, unexpected) = ("x".into(), vec!["surprise".into()]);
+            cannot_start(lxmert_core::Error::Checkpoint { path, missing, unexpected, misshapen }.into()).to_string()
+        };
+        assert!(said(&[], &[128, 2048]).contains("it takes regions of 2048 numbers, the store has 256"));
+        assert!(said(&[], &[768, 256]).ends_with("of another --preset, or of other classes"));
+        assert!(said(&["a", "b"], &[128, 256]).ends_with("--allow-missing 'a'"));
+        assert!(said(&[], &[128, 256]).ends_with("it is of another network"));
+    }
 
     #[test]
     fn only_the_position_and_segment_tables_have_a_frozen_row() {

@@ -271,6 +271,9 @@ fn predictions(data: &DataSet, scorer: &Scorer, options: &GalleryOptions, galler
         wrong.extend(both.into_iter().filter(|(e, p)| !right(&(e, p))));
     }
     wrong.sort_by(|a, b| (b.1 - 0.5).abs().total_cmp(&(a.1 - 0.5).abs()));
+    // A true caption is in both sets.
+    let mut seen = HashSet::new();
+    wrong.retain(|(example, _)| seen.insert((example.image.clone(), example.text.clone())));
     wrong.truncate(12);
     if !wrong.is_empty() {
         let shown: Vec<&(Example, f32)> = wrong.iter().collect();

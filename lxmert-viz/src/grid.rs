@@ -3,8 +3,8 @@
 
 use crate::canvas::{Align, Canvas, Rect};
 use crate::font::Face;
-use crate::overlay::fit_photo;
 use crate::palette::{GREY, INK, LINE, PANEL, RIGHT, Rgb, WHITE, WRONG};
+use crate::sheet::{Heading, MARGIN, fit_photo};
 use crate::{Error, Result};
 use image::RgbImage;
 
@@ -41,13 +41,10 @@ pub struct PredictionPicture {
     pub across: usize,
 }
 
-const TITLE: Face = Face::bold(18.0);
-const SUBTITLE: Face = Face::regular(13.0);
 const NUMBER: Face = Face::bold(14.0);
 const TRUTH: Face = Face::regular(12.5);
 const SENTENCE: Face = Face::regular(13.0);
 const SIGN: Face = Face::bold(17.0);
-const MARGIN: i32 = 24;
 const GAP: i32 = 18;
 const CARD: (i32, i32) = (284, 348);
 const PHOTO: (i32, i32) = (276, 200);
@@ -75,9 +72,11 @@ impl PredictionPicture {
     }
 
     fn head_height(&self, width: i32) -> i32 {
-        let title = TITLE.wrap(&self.title, width - 2 * MARGIN, 2).len() as i32;
-        let subtitle = SUBTITLE.wrap(&self.subtitle, width - 2 * MARGIN, 3).len() as i32;
-        MARGIN + title * TITLE.line_height() + subtitle * SUBTITLE.line_height() + 46
+        self.heading(width).bottom() + 34
+    }
+
+    fn heading(&self, width: i32) -> Heading {
+        Heading::new(&self.title, &self.subtitle, width)
     }
 
     /// Draws the picture.
@@ -90,16 +89,9 @@ impl PredictionPicture {
         }
         let (places, (width, height)) = self.layout();
         let mut sheet = Canvas::new(width as u32, height as u32)?;
-        let mut y = MARGIN - 4;
-        for line in TITLE.wrap(&self.title, width - 2 * MARGIN, 2) {
-            y += TITLE.line_height();
-            sheet.text((MARGIN, y - 6), Align::Left, TITLE, INK, &line)?;
-        }
-        for line in SUBTITLE.wrap(&self.subtitle, width - 2 * MARGIN, 3) {
-            y += SUBTITLE.line_height();
-            sheet.text((MARGIN, y), Align::Left, SUBTITLE, GREY, &line)?;
-        }
-        y += 28;
+        let heading = self.heading(width);
+        heading.draw(&mut sheet)?;
+        let y = heading.bottom() + 12;
         let mut x = MARGIN;
         for (right, meaning) in [(true, "right"), (false, "wrong")] {
             sign(&mut sheet, (x + 9, y - 5), right)?;

@@ -4,7 +4,8 @@
 use crate::canvas::{Align, Canvas, Rect};
 use crate::font::Face;
 use crate::legend::Scale;
-use crate::palette::{ColourScale, GREY, INK, LINE};
+use crate::palette::{ColourScale, INK, LINE};
+use crate::sheet::{Heading, MARGIN};
 use crate::{Error, Result};
 
 /// One head's map.
@@ -36,11 +37,8 @@ pub struct HeadsPicture {
     pub colours: ColourScale,
 }
 
-const TITLE: Face = Face::bold(18.0);
-const SUBTITLE: Face = Face::regular(13.0);
 const PANEL_TITLE: Face = Face::bold(12.5);
 const NAMES: Face = Face::regular(11.0);
-const MARGIN: i32 = 24;
 const GAP: i32 = 16;
 const LONGEST_NAME: i32 = 120;
 
@@ -54,8 +52,7 @@ pub struct Layout {
     /// A cell's width and height.
     pub cell: (i32, i32),
     bar: Rect,
-    title: Vec<String>,
-    subtitle: Vec<String>,
+    heading: Heading,
     rows: Vec<String>,
     columns: Vec<String>,
 }
@@ -94,12 +91,8 @@ impl HeadsPicture {
         let scale = self.scale();
         let panels_width = names_left + across * table_width + (across - 1) * GAP;
         let width = (2 * MARGIN + panels_width + 28 + scale.upright_width("attention")).max(620);
-        let title = TITLE.wrap(&self.title, width - 2 * MARGIN, 2);
-        let subtitle = SUBTITLE.wrap(&self.subtitle, width - 2 * MARGIN, 3);
-        let head = MARGIN
-            + title.len() as i32 * TITLE.line_height()
-            + subtitle.len() as i32 * SUBTITLE.line_height()
-            + if subtitle.is_empty() { 4 } else { 12 };
+        let heading = Heading::new(&self.title, &self.subtitle, width);
+        let head = heading.bottom();
         let line = PANEL_TITLE.line_height() + 4 + table_height + names_below + GAP;
         let tables: Vec<Rect> = (0..self.panels.len() as i32)
             .map(|i| {
@@ -112,7 +105,7 @@ impl HeadsPicture {
         let bar = Rect::sized(MARGIN + panels_width + 28, bar_top, 16, (down * line - GAP).clamp(120, 260) - 20);
         let height = (head + down * line).max(bar.y1 + GAP) + MARGIN - GAP;
         let cell = (cell_width, cell_height);
-        Ok(Layout { size: (width, height), tables, cell, bar, title, subtitle, rows: row_names, columns: column_names })
+        Ok(Layout { size: (width, height), tables, cell, bar, heading, rows: row_names, columns: column_names })
     }
 
     /// Draws the picture.
@@ -123,15 +116,7 @@ impl HeadsPicture {
         let layout = self.layout()?;
         let scale = self.scale();
         let mut sheet = Canvas::new(layout.size.0 as u32, layout.size.1 as u32)?;
-        let mut y = MARGIN - 4;
-        for line in &layout.title {
-            y += TITLE.line_height();
-            sheet.text((MARGIN, y - 6), Align::Left, TITLE, INK, line)?;
-        }
-        for line in &layout.subtitle {
-            y += SUBTITLE.line_height();
-            sheet.text((MARGIN, y), Align::Left, SUBTITLE, GREY, line)?;
-        }
+        layout.heading.draw(&mut sheet)?;
         let (cell_width, cell_height) = layout.cell;
         let widest = layout.columns.iter().map(|name| NAMES.width(name)).max().unwrap_or(0);
         // Level names where one in at most three fits, else turned ones.

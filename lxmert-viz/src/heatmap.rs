@@ -5,6 +5,7 @@ use crate::canvas::{Align, Canvas, Rect};
 use crate::font::Face;
 use crate::legend::Scale;
 use crate::palette::{ColourScale, GREY, INK, LINE, MARK, ink_on};
+use crate::sheet::{Heading, MARGIN};
 use crate::{Error, Result};
 
 /// Numbers with names, ready to draw.
@@ -33,11 +34,8 @@ pub struct AttentionPicture {
     pub mark_columns: bool,
 }
 
-const TITLE: Face = Face::bold(18.0);
-const SUBTITLE: Face = Face::regular(13.0);
 const NAMES: Face = Face::regular(13.0);
 const CELL_NUMBER: Face = Face::regular(10.5);
-const MARGIN: i32 = 24;
 /// The longest name of a row or column, in pixels.
 const LONGEST_NAME: i32 = 190;
 
@@ -52,8 +50,7 @@ pub struct Layout {
     pub cell: (i32, i32),
     /// The colour bar.
     pub bar: Rect,
-    title: Vec<String>,
-    subtitle: Vec<String>,
+    heading: Heading,
     rows: Vec<String>,
     columns: Vec<String>,
     /// Whether the columns' names fit over them without being turned.
@@ -105,12 +102,8 @@ impl AttentionPicture {
         let table_width = cell_width * columns.len() as i32;
         let bar_title = "attention weight";
         let width = (left + table_width + 32 + scale.upright_width(bar_title) + MARGIN).max(620);
-        let title = TITLE.wrap(&self.title, width - 2 * MARGIN, 3);
-        let subtitle = SUBTITLE.wrap(&self.subtitle, width - 2 * MARGIN, 4);
-        let head = MARGIN
-            + title.len() as i32 * TITLE.line_height()
-            + subtitle.len() as i32 * SUBTITLE.line_height()
-            + if subtitle.is_empty() { 8 } else { 16 };
+        let heading = Heading::new(&self.title, &self.subtitle, width);
+        let head = heading.bottom() + 4;
         let level_names = widest(&columns) + 6 <= cell_width;
         let names_above = if level_names { 0 } else { widest(&columns) };
         let top = head + names_above.max(2 * NAMES.line_height()) + 8;
@@ -119,7 +112,7 @@ impl AttentionPicture {
         let bar = Rect::sized(table.x1 + 32, top, 16, bar_height);
         let height = table.y1.max(bar.y1 + 8) + MARGIN;
         let (size, cell) = ((width, height), (cell_width, cell_height));
-        Ok(Layout { size, table, cell, bar, title, subtitle, rows, columns, level_names })
+        Ok(Layout { size, table, cell, bar, heading, rows, columns, level_names })
     }
 
     fn corner_across(&self) -> String {
@@ -138,15 +131,7 @@ impl AttentionPicture {
         let layout = self.layout()?;
         let scale = self.scale();
         let mut sheet = Canvas::new(layout.size.0 as u32, layout.size.1 as u32)?;
-        let mut y = MARGIN - 4;
-        for line in &layout.title {
-            y += TITLE.line_height();
-            sheet.text((MARGIN, y - 6), Align::Left, TITLE, INK, line)?;
-        }
-        for line in &layout.subtitle {
-            y += SUBTITLE.line_height();
-            sheet.text((MARGIN, y), Align::Left, SUBTITLE, GREY, line)?;
-        }
+        layout.heading.draw(&mut sheet)?;
         let Layout { table, cell: (cell_width, cell_height), .. } = layout;
         let corner = (table.x0 - 10, table.y0 - 8);
         sheet.text((corner.0, corner.1 - NAMES.line_height()), Align::Right, NAMES, GREY, &self.corner_across())?;

@@ -436,3 +436,23 @@ fn every_map(e: &Explained) -> lxmert_viz::Result<Vec<MapChoice>> {
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// clap would read a subcommand's argument as the global one of the same name, and panic where their types differ.
+    #[test]
+    fn no_subcommand_takes_the_name_of_a_global_argument() {
+        let command = Cli::command();
+        let global: Vec<_> =
+            command.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id()).collect();
+        assert!(global.iter().any(|id| id.as_str() == "captions"));
+        for sub in command.get_subcommands() {
+            let clash = sub.get_arguments().find(|arg| global.contains(&arg.get_id()));
+            assert!(clash.is_none(), "{}: {:?}", sub.get_name(), clash.map(clap::Arg::get_id));
+        }
+        command.debug_assert();
+    }
+}

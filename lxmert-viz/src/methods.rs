@@ -3,10 +3,9 @@
 
 use crate::canvas::{Align, Canvas, Rect};
 use crate::font::Face;
-use crate::labels::{Label, place};
 use crate::legend::Scale;
-use crate::overlay::{box_px, fit_photo};
 use crate::palette::{ColourScale, GREY, INK, LINE, Rgb, ink_on, mix};
+use crate::sheet::{Heading, MARGIN, NamedBox, SUBTITLE, box_px, fit_photo, name_boxes, outline_boxes};
 use crate::{Error, Result};
 use image::{Rgb as Pixel, RgbImage};
 use lxmert_core::boxes::BoxXyxy;
@@ -45,12 +44,8 @@ pub struct MethodsPicture {
     pub colours: ColourScale,
 }
 
-const TITLE: Face = Face::bold(18.0);
-const SUBTITLE: Face = Face::regular(13.0);
 const PANEL_TITLE: Face = Face::bold(15.0);
 const WORDS: Face = Face::regular(15.0);
-const NAMES: Face = Face::bold(12.0);
-const MARGIN: i32 = 24;
 const GAP: i32 = 28;
 const WORD_LINE: i32 = 30;
 /// A panel's photo when there are several, and when there is one.
@@ -89,36 +84,29 @@ impl MethodsPicture {
         let (photo_width, photo_height) = (photo.width() as i32, photo.height() as i32);
         let column = photo_width.max(300);
         let width = (2 * MARGIN + across * column + (across - 1) * GAP).max(660);
-        let title = TITLE.wrap(&self.title, width - 2 * MARGIN, 2);
-        let subtitle = SUBTITLE.wrap(&self.subtitle, width - 2 * MARGIN, 3);
+        let heading = Heading::new(&self.title, &self.subtitle, width);
         let bar = Rect::sized(MARGIN, 0, 320.min(width - 2 * MARGIN), 14);
-        let text_bottom = MARGIN
-            + title.len() as i32 * TITLE.line_height()
-            + subtitle.len() as i32 * SUBTITLE.line_height()
-            + if subtitle.is_empty() { 4 } else { 8 };
-        let head = text_bottom + 24 + bar.height() + 20 + GAP;
+        let bar = bar.moved(0, heading.bottom() + 20);
+        let head = bar.y1 + 20 + GAP;
         let (places, words_height) = flow(&self.words, column);
         let photo_top = PANEL_TITLE.line_height() + SUBTITLE.line_height() + 8;
         let panel_height = photo_top + photo_height + 14 + words_height + GAP;
         let down = (self.panels.len() as i32 + across - 1) / across;
         let mut sheet = Canvas::new(width as u32, (head + down * panel_height + MARGIN - GAP) as u32)?;
-        let mut y = MARGIN - 4;
-        for line in &title {
-            y += TITLE.line_height();
-            sheet.text((MARGIN, y - 6), Align::Left, TITLE, INK, line)?;
-        }
-        for line in &subtitle {
-            y += SUBTITLE.line_height();
-            sheet.text((MARGIN, y), Align::Left, SUBTITLE, GREY, line)?;
-        }
+        heading.draw(&mut sheet)?;
         let scale = Scale::up_to(1.0, self.colours);
         let legend = "relevance, of words and of regions apart: share of the method's largest";
-        scale.draw_level(&mut sheet, bar.moved(0, text_bottom + 24), legend)?;
+        scale.draw_level(&mut sheet, bar, legend)?;
         for (i, panel) in self.panels.iter().enumerate() {
             let (x, y) = (MARGIN + i as i32 % across * (column + GAP), head + i as i32 / across * panel_height);
             sheet.text((x, y + 14), Align::Left, PANEL_TITLE, INK, &panel.title)?;
-            let nothing = panel.regions.iter().all(|weight| *weight <= 0.0 || weight.is_nan());
-            let note = if nothing { format!("{}; no region above zero", panel.note) } else { panel.note.clone() };
+            let none = |weights: &[f32]| weights.iter().all(|weight| *weight <= 0.0 || weight.is_nan());
+            let note = match (none(&panel.regions), none(&panel.words)) {
+                (false, false) => panel.note.clone(),
+                (true, false) => format!("{}; no region above zero", panel.note),
+                (false, true) => format!("{}; no word above zero", panel.note),
+                (true, true) => format!("{}; nothing above zero", panel.note),
+            };
             let note = SUBTITLE.fit(&note, column);
             sheet.text((x, y + 16 + SUBTITLE.line_height()), Align::Left, SUBTITLE, GREY, &note)?;
             let frame = Rect::sized(x, y + photo_top, photo_width, photo_height);
@@ -140,23 +128,11 @@ impl MethodsPicture {
         let mut order: Vec<usize> = (0..shares.len()).filter(|i| shares[*i] > 0.0).collect();
         order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
         order.truncate(NAMED);
-        for i in order.iter().rev() {
-            sheet.frame(boxes[*i].grown(1), INK, 4)?;
-            sheet.frame(boxes[*i], self.colours.at(shares[*i]), 2)?;
-        }
-        let tag = |i: usize| NAMES.fit(&self.names[i], frame.width() / 3);
-        let labels: Vec<Label> = order
-            .iter()
-            .map(|&i| Label { width: NAMES.width(&tag(i)) + 10, height: NAMES.line_height() + 2, target: boxes[i] })
+        let named: Vec<NamedBox> = (order.iter())
+            .map(|&i| NamedBox { rect: boxes[i], name: &self.names[i], colour: self.colours.at(shares[i]) })
             .collect();
-        for (&i, rect) in order.iter().zip(place(&labels, frame, &[], 2)) {
-            let Some(rect) = rect else { continue };
-            let colour = self.colours.at(shares[i]);
-            sheet.fill(rect.grown(1), INK, 1.0)?;
-            sheet.fill(rect, colour, 1.0)?;
-            let base = rect.y0 + (rect.height() + NAMES.cap_height() as i32) / 2;
-            sheet.text((rect.x0 + 5, base), Align::Left, NAMES, ink_on(colour), &tag(i))?;
-        }
+        outline_boxes(sheet, &named, 2)?;
+        name_boxes(sheet, &named, frame)?;
         sheet.frame(frame.grown(1), LINE, 1)
     }
 }

@@ -3,13 +3,12 @@
 
 use crate::canvas::{Align, Canvas, Rect};
 use crate::font::Face;
-use crate::labels::{Label, place};
 use crate::legend::Scale;
-use crate::palette::{ColourScale, GREY, INK, LINE, MARK, PANEL, WHITE, ink_on, mix};
+use crate::palette::{ColourScale, GREY, INK, LINE, MARK, PANEL, WHITE, mix};
+use crate::sheet::{Heading, MARGIN, NamedBox, box_px, fit_photo, name_boxes, outline_boxes};
 use crate::{Error, Result};
 use image::RgbImage;
-use image::imageops::FilterType;
-use lxmert_core::boxes::{BoxXyxy, to_pixels};
+use lxmert_core::boxes::BoxXyxy;
 
 /// A word of the sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,13 +46,9 @@ pub struct OverlayPicture {
     pub colours: ColourScale,
 }
 
-const TITLE: Face = Face::bold(18.0);
-const SUBTITLE: Face = Face::regular(13.0);
-const NAMES: Face = Face::bold(12.5);
 const LIST: Face = Face::regular(13.0);
 const CAPTION: Face = Face::regular(17.0);
 const CAPTION_MARKED: Face = Face::bold(17.0);
-const MARGIN: i32 = 24;
 const SIDE: i32 = 290;
 /// The room for the photo: small photos are enlarged to it, so that labels stay legible.
 const PHOTO_ROOM: (u32, u32) = (860, 640);
@@ -87,12 +82,8 @@ impl OverlayPicture {
         let photo = fit_photo(&self.photo, PHOTO_ROOM);
         let (photo_width, photo_height) = (photo.width() as i32, photo.height() as i32);
         let width = (2 * MARGIN + photo_width + 28 + SIDE).max(700);
-        let title = TITLE.wrap(&self.title, width - 2 * MARGIN, 2);
-        let subtitle = SUBTITLE.wrap(&self.subtitle, width - 2 * MARGIN, 2);
-        let head = MARGIN
-            + title.len() as i32 * TITLE.line_height()
-            + subtitle.len() as i32 * SUBTITLE.line_height()
-            + if subtitle.is_empty() { 0 } else { 12 };
+        let heading = Heading::new(&self.title, &self.subtitle, width);
+        let head = heading.bottom();
         let frame = Rect::sized(MARGIN, head, photo_width, photo_height);
         let strongest = self.strongest();
         let side =
@@ -100,15 +91,7 @@ impl OverlayPicture {
         let (caption, caption_height) = flow(&self.caption, width - 2 * MARGIN);
         let caption_top = frame.y1.max(side.y1) + 14;
         let mut sheet = Canvas::new(width as u32, (caption_top + caption_height + MARGIN) as u32)?;
-        let mut y = MARGIN - 4;
-        for line in &title {
-            y += TITLE.line_height();
-            sheet.text((MARGIN, y - 6), Align::Left, TITLE, INK, line)?;
-        }
-        for line in &subtitle {
-            y += SUBTITLE.line_height();
-            sheet.text((MARGIN, y), Align::Left, SUBTITLE, GREY, line)?;
-        }
+        heading.draw(&mut sheet)?;
         self.draw_photo(&mut sheet, &photo, frame, &strongest)?;
         self.draw_side(&mut sheet, side, &strongest)?;
         for (word, (x, y)) in self.caption.iter().zip(caption) {
@@ -148,39 +131,15 @@ impl OverlayPicture {
             let strength = scale.position(self.weights[*i]).clamp(0.0, 1.0);
             sheet.fill(boxes[*i], scale.colour(self.weights[*i]), f64::from(0.12 + 0.38 * strength))?;
         }
-        for i in strongest.iter().rev() {
-            sheet.frame(boxes[*i].grown(1), INK, 5)?;
-            sheet.frame(boxes[*i], scale.colour(self.weights[*i]), 3)?;
-        }
+        let named: Vec<NamedBox> = (strongest.iter())
+            .map(|&i| NamedBox { rect: boxes[i], name: &self.names[i], colour: scale.colour(self.weights[i]) })
+            .collect();
+        outline_boxes(sheet, &named, 3)?;
         if let Some(truth) = &self.truth_normalised {
             dashed(sheet, box_px(truth, frame).grown(-6))?;
         }
-        let labels: Vec<Label> = strongest
-            .iter()
-            .map(|i| Label {
-                width: NAMES.width(&self.tag(*i, frame)) + 10,
-                height: NAMES.line_height() + 3,
-                target: boxes[*i],
-            })
-            .collect();
-        for (i, rect) in strongest.iter().zip(place(&labels, frame, &[], 2)) {
-            let Some(rect) = rect else { continue };
-            let colour = scale.colour(self.weights[*i]);
-            if !rect.grown(3).overlaps(&boxes[*i]) {
-                let (from, to) = (centre(rect), centre(boxes[*i]));
-                sheet.line(&[from, to], INK, 3)?;
-                sheet.line(&[from, to], colour, 1)?;
-            }
-            sheet.fill(rect.grown(1), INK, 1.0)?;
-            sheet.fill(rect, colour, 1.0)?;
-            let base = rect.y0 + (rect.height() + NAMES.cap_height() as i32) / 2;
-            sheet.text((rect.x0 + 5, base), Align::Left, NAMES, ink_on(colour), &self.tag(*i, frame))?;
-        }
+        name_boxes(sheet, &named, frame)?;
         sheet.frame(frame.grown(1), LINE, 1)
-    }
-
-    fn tag(&self, region: usize, frame: Rect) -> String {
-        NAMES.fit(&self.names[region], frame.width() / 3)
     }
 
     fn side_height(&self, regions: usize) -> i32 {
@@ -227,27 +186,6 @@ impl OverlayPicture {
         }
         Ok(())
     }
-}
-
-/// `photo` scaled to fill as much of `room` as its shape allows; enlarged smoothly, reduced without
-/// aliasing.
-pub fn fit_photo(photo: &RgbImage, room: (u32, u32)) -> RgbImage {
-    let (width, height) = (photo.width().max(1) as f32, photo.height().max(1) as f32);
-    let scale = (room.0 as f32 / width).min(room.1 as f32 / height);
-    let size = |side: f32, most: u32| ((side * scale).round() as u32).clamp(1, most);
-    let filter = if scale > 1.0 { FilterType::CatmullRom } else { FilterType::Triangle };
-    image::imageops::resize(photo, size(width, room.0), size(height, room.1), filter)
-}
-
-/// A normalised box in the pixels of `frame`, clamped to it and never empty.
-pub(crate) fn box_px(normalised: &BoxXyxy, frame: Rect) -> Rect {
-    let clamped = normalised.map(|v| if v.is_nan() { 0.0 } else { v.clamp(0.0, 1.0) });
-    let [x0, y0, x1, y1] = to_pixels(&clamped, frame.width() as f32, frame.height() as f32).map(|v| v.round() as i32);
-    Rect { x0, y0, x1: x1.max(x0 + 1), y1: y1.max(y0 + 1) }.moved(frame.x0, frame.y0)
-}
-
-fn centre(rect: Rect) -> (i32, i32) {
-    ((rect.x0 + rect.x1) / 2, (rect.y0 + rect.y1) / 2)
 }
 
 fn dashed(sheet: &mut Canvas, rect: Rect) -> Result<()> {
@@ -331,7 +269,7 @@ mod tests {
         let sheet = picture.draw().unwrap();
         let photo = fit_photo(&picture.photo, PHOTO_ROOM);
         assert_eq!((photo.width(), photo.height()), (853, 640));
-        let head = MARGIN + TITLE.line_height() + SUBTITLE.line_height() + 12;
+        let head = Heading::new(&picture.title, &picture.subtitle, 1195).bottom();
         let at = |x: f32, y: f32| sheet.pixel(MARGIN + (x * 853.0) as i32, head + (y * 640.0) as i32).unwrap();
         let (strong, weak, bare) = (at(0.25, 0.4), at(0.7, 0.8), at(0.05, 0.9));
         let change = |c: [u8; 3]| (0..3).map(|i| c[i].abs_diff(bare[i]) as u32).sum::<u32>();

@@ -7,8 +7,8 @@
 //! the model says "no match" all the more, the less it sees, so nothing could fall.
 //!
 //! What is removed is dropped from the sequence, not zeroed. Words keep their order and move up, `[CLS]` and `[SEP]`
-//! stay. One region always stays, since the model does not run on none; at the last step all methods would meet
-//! there anyway. Equal weights go in random order, so that a method without an opinion counts as chance.
+//! stay. At the last step nothing of the image or of the sentence is left, and all methods meet: words that attend to no
+//! region take zeros from them, as in the reference (the softmax of an empty row times no values). Equal weights go in random order, so that a method without an opinion counts as chance.
 
 use crate::dataset::{DataSet, Example};
 use crate::relevancy::{Method, Relevance};
@@ -239,17 +239,23 @@ impl Variants {
     }
 
     fn score(&self, scorer: &Scorer, regions: &Regions, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut logits = Vec::with_capacity(self.kept.len());
-        for chunk in self.kept.chunks(BATCH) {
+        let mut logits = vec![0.0; self.kept.len()];
+        let all = 0..self.kept.len();
+        // Images without regions do not go into a batch with others.
+        let (bare, others): (Vec<usize>, Vec<usize>) =
+            all.partition(|&i| matches!(&self.kept[i], (Side::Regions, kept) if kept.is_empty()));
+        for chunk in bare.chunks(BATCH).chain(others.chunks(BATCH)) {
             let cut: Vec<(Regions, Vec<u32>)> = chunk
                 .iter()
-                .map(|(side, kept)| match side {
-                    Side::Regions => (keep_regions(regions, kept), ids.to_vec()),
-                    Side::Words => (regions.clone(), kept.iter().map(|&i| ids[i]).collect()),
+                .map(|&i| match &self.kept[i] {
+                    (Side::Regions, kept) => (keep_regions(regions, kept), ids.to_vec()),
+                    (Side::Words, kept) => (regions.clone(), kept.iter().map(|&i| ids[i]).collect()),
                 })
                 .collect();
             let rows: Vec<(&Regions, &[u32])> = cut.iter().map(|(regions, ids)| (regions, ids.as_slice())).collect();
-            logits.extend(scorer.logits(&rows)?);
+            for (&i, logit) in chunk.iter().zip(scorer.logits(&rows)?) {
+                logits[i] = logit;
+            }
         }
         Ok(logits)
     }
@@ -271,10 +277,10 @@ fn number_kept(count: usize, step: f64) -> usize {
     ((1.0 - step) * count as f64 + 1e-9) as usize
 }
 
-/// The regions left when `step` of them is removed, in their order; at least one.
+/// The regions left when `step` of them is removed, in their order.
 pub fn kept_regions(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec<usize> {
     let mut kept = ranked(weights, ties, order);
-    kept.truncate(number_kept(weights.len(), step).max(1));
+    kept.truncate(number_kept(weights.len(), step));
     kept.sort_unstable();
     kept
 }
@@ -317,8 +323,8 @@ mod tests {
         assert_eq!(kept_regions(&weights, &TIES, Order::Positive, 0.5), [0, 2]);
         assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 0.5), [1, 3]);
         assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 0.0), [0, 1, 2, 3]);
-        assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 1.0), [1], "one region always stays");
-        assert_eq!(kept_regions(&weights, &TIES, Order::Positive, 0.95), [0]);
+        assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 0.75), [1]);
+        assert!(kept_regions(&weights, &TIES, Order::Negative, 1.0).is_empty());
     }
 
     #[test]

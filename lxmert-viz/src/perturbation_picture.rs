@@ -5,12 +5,10 @@ use crate::canvas::{Align, Canvas, Rect};
 use crate::font::Face;
 use crate::palette::{GREY, INK, LINE, LINES, Rgb};
 use crate::perturbation::{Order, Perturbation, STEPS, Side, TESTS, ranking_name, rankings};
+use crate::sheet::{Heading, MARGIN};
 
-const TITLE: Face = Face::bold(18.0);
-const SUBTITLE: Face = Face::regular(13.0);
 const PANEL_TITLE: Face = Face::bold(14.0);
 const TEXT: Face = Face::regular(12.5);
-const MARGIN: i32 = 24;
 const PLOT: (i32, i32) = (400, 270);
 /// Room left of a plot for its numbers, right of it for its list of lines, and below it for its axis.
 const LEFT: i32 = 44;
@@ -23,20 +21,16 @@ const PANEL: (i32, i32) = (LEFT + PLOT.0 + RIGHT, 36 + PLOT.1 + BELOW);
 /// # Errors
 /// [`crate::Error::Drawing`].
 pub fn draw(found: &Perturbation, name: &str) -> Result<Canvas> {
-    let head = MARGIN + TITLE.line_height() + 2 * SUBTITLE.line_height() + 20;
-    let mut sheet = Canvas::new((2 * MARGIN + 2 * PANEL.0 + 16) as u32, (head + 2 * PANEL.1 + MARGIN) as u32)?;
-    let mut y = MARGIN - 4 + TITLE.line_height();
-    sheet.text((MARGIN, y - 6), Align::Left, TITLE, INK, "What goes when the relevant goes: perturbation test")?;
-    for line in [
-        format!(
-            "{} true captions of the test images of {name}; the share that the model still calls a match",
-            found.examples
-        ),
-        "against the fraction removed; beside each line its area ± standard error, the best first".to_string(),
-    ] {
-        y += SUBTITLE.line_height();
-        sheet.text((MARGIN, y), Align::Left, SUBTITLE, GREY, &line)?;
-    }
+    let width = 2 * MARGIN + 2 * PANEL.0 + 16;
+    let reading = format!(
+        "{} true captions of the test images of {name}; the share that the model still calls a match against the fraction \
+         removed; beside each line its area ± standard error, the best first",
+        found.examples
+    );
+    let heading = Heading::new("What goes when the relevant goes: perturbation test", &reading, width);
+    let head = heading.bottom() + 8;
+    let mut sheet = Canvas::new(width as u32, (head + 2 * PANEL.1 + MARGIN) as u32)?;
+    heading.draw(&mut sheet)?;
     for (i, test) in TESTS.into_iter().enumerate() {
         let (x, y) = (MARGIN + (i as i32 % 2) * (PANEL.0 + 16), head + (i as i32 / 2) * PANEL.1);
         panel(&mut sheet, found, test, Rect::sized(x + LEFT, y + 36, PLOT.0, PLOT.1))?;

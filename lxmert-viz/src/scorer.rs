@@ -124,15 +124,16 @@ impl Scorer {
         Ok(encoding)
     }
 
-    /// The match logits of encoded pairs, in one batch, without maps.
+    /// The match logits of encoded pairs, in one batch, without maps. Images without regions, of which the words take
+    /// zeros as from an attention over nothing, are a batch of their own.
     ///
     /// # Errors
-    /// As [`Scorer::score`].
+    /// As [`Scorer::score`]; also when some images have regions and others none.
     pub fn logits(&self, pairs: &[(&Regions, &[u32])]) -> Result<Vec<f32>> {
         if pairs.is_empty() {
             return Ok(Vec::new());
         }
-        let inputs = batch(pairs, self.config.visual_feat_dim, &self.device)?;
+        let inputs = padded(pairs, self.config.visual_feat_dim, &self.device)?;
         Ok(self.model.forward(&inputs, &Forward::eval())?.logits.to_dtype(DType::F32)?.to_vec1()?)
     }
 }
@@ -142,6 +143,14 @@ impl Scorer {
 /// # Errors
 /// [`Error::Argument`] when features have another length or an image has no region.
 pub fn batch(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+    if pairs.iter().any(|(regions, _)| regions.boxes.is_empty()) {
+        return Err(Error::Argument("an image without regions: nothing to attend to".into()));
+    }
+    padded(pairs, width, device)
+}
+
+/// [`batch`], but none of the images may have a region: an attention over nothing gives zeros.
+fn padded(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
     for (regions, _) in pairs {
         if regions.feature_dim != width {
             return Err(Error::Argument(format!(
@@ -150,9 +159,9 @@ pub fn batch(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Res
                 regions.feature_dim
             )));
         }
-        if regions.boxes.is_empty() {
-            return Err(Error::Argument("an image without regions: nothing to attend to".into()));
-        }
+    }
+    if pairs.iter().any(|(regions, _)| regions.boxes.is_empty() != pairs[0].0.boxes.is_empty()) {
+        return Err(Error::Argument("an image without regions beside others that have some".into()));
     }
     let rows = pairs.len();
     let length = pairs.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);

@@ -98,9 +98,9 @@ fn methods_stand_side_by_side_for_a_match_and_for_an_answer() {
     };
     let top = String::from_utf8(ask(&[]).success().get_output().stdout.clone()).unwrap();
     let best = top.lines().nth(1).and_then(|line| line.split_whitespace().last()).unwrap();
-    picture(&questions.join(format!("plots/relevancy-00003-{best}.png")));
+    picture(&questions.join(format!("plots/relevancy-00003-what-colour-is-the-circle-{best}.png")));
     assert_eq!(top.lines().count(), 5, "the question, three answers, the picture: {top}");
-    ask(&["--answer", "two"]).success().stdout(contains("relevancy-00003-two.png"));
+    ask(&["--answer", "two"]).success().stdout(contains("relevancy-00003-what-colour-is-the-circle-two.png"));
     ask(&["--answer", "blue"]).code(1).stderr(contains("no answer 'blue'; it has 3, such as red, two, yes"));
     ask(&["--checkpoint", "runs/scenes"]).code(1).stderr(contains("has no answer head"));
 }
@@ -193,6 +193,7 @@ fn grounding_counts_by_type_of_phrase_on_scenes_and_on_entities() {
     assert_eq!(row(&text, "other")[1], "1");
     // The box is the whole picture, so every centre lies in it.
     assert!(row(&text, "other")[2..].join(" ").ends_with("100.0 % 100.0 %"), "{text}");
+    viz(&made).args(["grounding", "--examples", "2"]).assert().success().stdout(contains("in 2 captions"));
     viz(&made).args(["grounding", "--entities", "data"]).assert().code(1).stderr(contains("annotations.zip"));
 }
 

@@ -3,7 +3,7 @@
     python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD] [--scaling]
 
 Builds our benches with cargo, then in each round runs ours and the peers' script of every row; prints medians over all rounds,
-and ratios. `--scaling` prints how our side grows with threads, batch and image size instead.
+and ratios. `--scaling` prints how our side grows with threads, batch and image size instead: a few minutes.
 """
 import argparse, collections, datetime, json, os, pathlib, platform, statistics, subprocess, sys
 
@@ -79,21 +79,24 @@ def table(a):
 
 def scaling(a):
     steps, detector = build("steps", a.profile), build("detector", a.profile)
-    print("| work | threads | seconds | per second |\n| --- | --- | --- | --- |")
+    print(f"{datetime.date.today()}, {cpu()}, load {os.getloadavg()[0]:.1f} at the start; a second's worth of work, medians of {a.runs} runs\n")
+    print("| work | per second, 1 thread | 2 threads | ratio |\n| --- | --- | --- | --- |")
 
-    def row(binary, arguments, threads, count, label):
-        for line in lines([binary, "--runs", str(a.runs), *arguments], threads):
-            median = statistics.median(line["seconds"])
-            print(f"| {label} | {threads} | {show(median)} | {count / median:.1f} |", flush=True)
+    def row(binary, arguments, count, label):
+        rates = []
+        for threads in [1, 2]:
+            line, = lines([binary, "--runs", str(a.runs), *arguments], threads)
+            rates.append(count / statistics.median(line["seconds"]))
+        one, two = rates
+        print(f"| {label} | {one:.2f} | {two:.2f} | {two / one:.2f} |", flush=True)
 
-    for threads in [1, 2]:
-        for batch in [1, 8, 32]:
-            row(steps, ["--batch", str(batch), "base forward, batch 32"], threads, batch, f"base forward, batch {batch}")
-        for batch in [16, 64, 128]:
-            row(steps, ["--batch", str(batch), "small step, batch 64"], threads, batch, f"small step, batch {batch}")
-        for height, width in [(416, 544), (608, 832), (800, 1088)]:
-            size = ["--height", str(height), "--width", str(width)]
-            row(detector, [*size, "detector network"], threads, 1, f"detector network, {height} x {width}")
+    for height, width in [(416, 544), (608, 832), (800, 1088)]:
+        size = ["--height", str(height), "--width", str(width)]
+        row(detector, [*size, "detector network"], 1, f"detector network, images of {height} x {width}")
+    for batch in [1, 8, 32]:
+        row(steps, ["--batch", str(batch), "base forward, batch 32"], batch, f"base forward, pairs in batches of {batch}")
+    for batch in [16, 64, 128]:
+        row(steps, ["--batch", str(batch), "small step, batch 64"], batch, f"small step, pairs in batches of {batch}")
 
 
 def main():

@@ -1,8 +1,8 @@
 //! The feature store: what a detector saw in each image of a data set, on disk.
 //!
 //! Training reads regions in random order, many times; extraction writes them once, for hours,
-//! and may be killed at any moment. The store serves both: finished shards that are mapped into
-//! memory and never read whole, and a journal that holds what is not yet in a shard.
+//! and may be killed at any moment. The store serves both: finished shards of which
+//! no more is read than asked for, and a journal that holds what is not yet in a shard.
 //!
 //! # The format, version 1
 //!

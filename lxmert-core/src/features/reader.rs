@@ -1,4 +1,4 @@
-//! Reading a store: mapped into memory, any image at any time, from several threads.
+//! Reading a store: any image at any time, from several threads.
 
 use super::index::{Index, StoreInfo};
 use super::journal::Journal;
@@ -22,7 +22,7 @@ pub struct FeatureStore {
 }
 
 impl FeatureStore {
-    /// Maps the shards and reads the names.
+    /// Opens the shards, which takes as many open files, and reads the names.
     ///
     /// # Errors
     /// When the folder is no store, or a shard is missing, cut off or not what `index.json` says;
@@ -46,7 +46,7 @@ impl FeatureStore {
                 return Err(Error::format(&shard.path, reason));
             }
             store.first.push(store.names.len());
-            store.names.extend(shard.names()?.take(images).map(String::from));
+            store.names.extend(shard.names().map(String::from));
             store.shards.push(shard);
         }
         let names = &store.names;
@@ -160,9 +160,9 @@ impl FeatureStore {
         for (i, &image) in images.iter().enumerate() {
             let (shard, row) = self.locate(image)?;
             let real = shard.num_regions(row)?;
-            shard.features(row, real, features);
+            shard.features(row, real, features)?;
             features.resize((i + 1) * n * dim, 0.0);
-            shard.boxes(row, real, boxes);
+            shard.boxes(row, real, boxes)?;
             boxes.resize((i + 1) * n * 4, 0.0);
             mask.resize(i * n + real, 1.0);
             mask.resize((i + 1) * n, 0.0);
@@ -192,7 +192,7 @@ impl FeatureStore {
         scores.clear();
         for (i, &image) in images.iter().enumerate() {
             let (shard, row) = self.locate(image)?;
-            shard.labels(row, shard.num_regions(row)?, prefix, labels, scores);
+            shard.labels(row, shard.num_regions(row)?, prefix, labels, scores)?;
             labels.resize((i + 1) * self.info.regions, 0);
             scores.resize((i + 1) * self.info.regions, 0.0);
         }
@@ -210,7 +210,7 @@ impl FeatureStore {
             return Err(Error::Argument(format!("region {region} of '{}', which has {n}", self.names[image])));
         }
         let mut features = Vec::with_capacity((region + 1) * self.info.feature_dim);
-        shard.features(row, region + 1, &mut features);
+        shard.features(row, region + 1, &mut features)?;
         Ok(features.split_off(region * self.info.feature_dim))
     }
 }

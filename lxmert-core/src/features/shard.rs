@@ -4,8 +4,9 @@ use super::index::{FORMAT, StoreInfo, VERSION, write_whole};
 use super::{Attributes, Regions, StoreDtype};
 use crate::{Error, Result};
 use half::slice::HalfFloatSliceExt;
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub(super) struct Column {
     shape: Vec<usize>,
     /// Where the row lies in an image's record (see [`Layout::encode`]).
     pub bytes: Range<usize>,
+    /// Bytes of a number.
+    number: usize,
 }
 
 /// The tensors of every shard of a store, in file order.
@@ -59,7 +62,7 @@ impl Layout {
             .map(|(name, dtype, size, shape)| {
                 let start = end;
                 end += size * shape.iter().product::<usize>();
-                Column { name, dtype, shape, bytes: start..end }
+                Column { name, dtype, shape, bytes: start..end, number: size }
             })
             .collect();
         let (regions, feature_dim) = (info.regions, info.feature_dim);
@@ -152,32 +155,37 @@ pub(super) fn write_shard(
     })
 }
 
-/// A shard mapped into memory, its header checked against the store.
+/// A shard, its header checked against the store. Rows are read when they are asked for and not mapped into memory: pages of
+/// a map that random batches have touched stay resident until the whole store is.
 #[derive(Debug)]
 pub(super) struct Shard {
     pub path: PathBuf,
     pub images: usize,
-    map: Mmap,
+    file: File,
+    /// Bytes of the file.
+    size: u64,
     /// Where each column of the layout starts in the file.
-    starts: Vec<usize>,
-    names: Range<usize>,
+    starts: Vec<u64>,
+    /// The images' names, joined by line feeds.
+    names: String,
     layout: Layout,
 }
 
 impl Shard {
     pub fn open(path: &Path, layout: &Layout) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(Error::io(path))?;
-        let map = map(&file).map_err(Error::io(path))?;
+        let file = File::open(path).map_err(Error::io(path))?;
+        let size = file.metadata().map_err(Error::io(path))?.len();
         let fault = |reason: String| {
             Error::format(path, format!("{reason}; delete this file and extract again, the rest is kept"))
         };
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| fault(format!("the shard is cut off or not safetensors ({error})")))?;
-        let data = 8 + header;
+        let broken = |error| fault(format!("the shard is cut off or not safetensors ({error})"));
+        let header = header_of(&file, size).map_err(|error| broken(error.to_string()))?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
+        let data = 8 + header.len();
         let names = metadata.info(NAMES).ok_or_else(|| fault("no tensor 'names'".into()))?;
-        let size = data + names.data_offsets.1;
-        if size != map.len() {
-            return Err(fault(format!("the shard has {} bytes, not the {size} of its header", map.len())));
+        let expected = (data + names.data_offsets.1) as u64;
+        if expected != size {
+            return Err(fault(format!("the shard has {size} bytes, not the {expected} of its header")));
         }
         let tensors = metadata.tensors().len();
         if tensors != layout.columns.len() + 1 {
@@ -194,38 +202,59 @@ impl Shard {
                     column.name, info.dtype, info.shape, column.dtype
                 )));
             }
-            starts.push(data + info.data_offsets.0);
+            starts.push((data + info.data_offsets.0) as u64);
         }
-        let names = data + names.data_offsets.0..data + names.data_offsets.1;
-        let shard = Self { path: path.to_path_buf(), images, map, starts, names, layout: layout.clone() };
-        let count = if shard.images == 0 { 0 } else { shard.names()?.count() };
+        let mut bytes = vec![0; names.data_offsets.1 - names.data_offsets.0];
+        read_at(&file, (data + names.data_offsets.0) as u64, &mut bytes).map_err(Error::io(path))?;
+        let names = String::from_utf8(bytes)
+            .map_err(|error| Error::format(path, format!("the names are not UTF-8: {error}")))?;
+        let count = if images == 0 { 0 } else { names.split('\n').count() };
         if count != images {
             return Err(fault(format!("{count} names for {images} images")));
         }
-        Ok(shard)
+        Ok(Self { path: path.to_path_buf(), images, file, size, starts, names, layout: layout.clone() })
     }
 
-    pub fn names(&self) -> Result<impl Iterator<Item = &str>> {
-        let names = std::str::from_utf8(&self.map[self.names.clone()])
-            .map_err(|error| Error::format(&self.path, format!("the names are not UTF-8: {error}")))?;
-        Ok(names.split('\n'))
+    /// The images' names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.split('\n').take(self.images)
     }
 
-    /// One image's row of a column. `image` is less than `images` and `column` exists: both come
-    /// from this module and the reader, which check.
-    fn row(&self, column: usize, image: usize) -> &[u8] {
-        let size = self.layout.columns[column].bytes.len();
-        let start = self.starts[column] + image * size;
-        &self.map[start..start + size]
+    /// Calls `take` with the first `count` numbers' bytes of an image's row of a column, a block after another. `image` is
+    /// less than `images` and `column` exists: both come from this module and the reader, which check.
+    fn read(&self, column: usize, image: usize, count: usize, mut take: impl FnMut(&[u8])) -> Result<()> {
+        // A row of features is larger than what fits the first-level cache, and fresh memory for it costs page faults.
+        const BLOCK: usize = 1 << 14;
+        let Column { bytes: row, number, .. } = &self.layout.columns[column];
+        let (start, bytes) = (self.starts[column] + (image * row.len()) as u64, count * number);
+        let mut block = [0; BLOCK];
+        for at in (0..bytes).step_by(BLOCK) {
+            let block = &mut block[..BLOCK.min(bytes - at)];
+            read_at(&self.file, start + at as u64, block).map_err(Error::io(&self.path))?;
+            take(block);
+        }
+        Ok(())
     }
 
-    fn column(&self, name: &str, image: usize) -> &[u8] {
-        let column = self.layout.columns.iter().position(|column| column.name == name);
-        column.map_or(&[], |column| self.row(column, image))
+    /// A column's place by name.
+    fn column(&self, name: &str) -> Option<usize> {
+        self.layout.columns.iter().position(|column| column.name == name)
+    }
+
+    /// The first `count` numbers of an image's row, none if there is no such column.
+    fn u32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<u32>) -> Result<()> {
+        self.column(name).map_or(Ok(()), |column| self.read(column, image, count, |bytes| out.extend(u32s(bytes))))
+    }
+
+    /// As [`u32s`](Self::u32s).
+    fn f32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<f32>) -> Result<()> {
+        self.column(name).map_or(Ok(()), |column| self.read(column, image, count, |bytes| out.extend(f32s(bytes))))
     }
 
     pub fn num_regions(&self, image: usize) -> Result<usize> {
-        let n = u32s(self.column("num_regions", image)).next().unwrap_or(0) as usize;
+        let mut number = Vec::with_capacity(1);
+        self.u32s("num_regions", image, 1, &mut number)?;
+        let n = number.first().map_or(0, |n| *n as usize);
         if n > self.layout.regions {
             let most = self.layout.regions;
             return Err(Error::format(&self.path, format!("image {image} has {n} regions, more than {most}")));
@@ -234,55 +263,102 @@ impl Shard {
     }
 
     /// Appends the features of an image's first `n` regions, as `f32`.
-    pub fn features(&self, image: usize, n: usize, out: &mut Vec<f32>) {
-        let bytes = &self.row(0, image)[..n * self.layout.feature_dim * self.layout.dtype.size()];
-        match self.layout.dtype {
+    pub fn features(&self, image: usize, n: usize, out: &mut Vec<f32>) -> Result<()> {
+        let count = n * self.layout.feature_dim;
+        let dtype = self.layout.dtype;
+        self.read(0, image, count, |bytes| match dtype {
             StoreDtype::F32 => out.extend(f32s(bytes)),
             StoreDtype::F16 => widen(bytes, out, half::f16::from_le_bytes, |half, out| half.convert_to_f32_slice(out)),
             StoreDtype::Bf16 => {
                 widen(bytes, out, half::bf16::from_le_bytes, |half, out| half.convert_to_f32_slice(out))
             }
-        }
+        })
     }
 
     /// Appends the boxes of an image's first `n` regions, 4 numbers each.
-    pub fn boxes(&self, image: usize, n: usize, out: &mut Vec<f32>) {
-        out.extend(f32s(&self.row(1, image)[..n * 16]));
+    pub fn boxes(&self, image: usize, n: usize, out: &mut Vec<f32>) -> Result<()> {
+        self.f32s("boxes", image, n * 4, out)
     }
 
     /// Appends the labels and scores of an image's first `n` regions, or, with `prefix` "attribute_", their attributes'.
-    pub fn labels(&self, image: usize, n: usize, prefix: &str, labels: &mut Vec<u32>, scores: &mut Vec<f32>) {
-        labels.extend(u32s(self.column(&format!("{prefix}labels"), image)).take(n));
-        scores.extend(f32s(self.column(&format!("{prefix}scores"), image)).take(n));
+    pub fn labels(
+        &self,
+        image: usize,
+        n: usize,
+        prefix: &str,
+        labels: &mut Vec<u32>,
+        scores: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.u32s(&format!("{prefix}labels"), image, n, labels)?;
+        self.f32s(&format!("{prefix}scores"), image, n, scores)
     }
 
     pub fn regions(&self, image: usize) -> Result<Regions> {
         let n = self.num_regions(image)?;
-        let mut features = Vec::with_capacity(n * self.layout.feature_dim);
-        self.features(image, n, &mut features);
-        let mut boxes = Vec::with_capacity(n * 4);
-        self.boxes(image, n, &mut boxes);
-        let mut size = u32s(self.column("image_sizes", image));
-        let labels = |name: &str| u32s(self.column(name, image)).take(n).collect();
-        let scores = |name: &str| f32s(self.column(name, image)).take(n).collect();
+        let (mut features, mut boxes, mut size) = (Vec::new(), Vec::new(), Vec::new());
+        self.features(image, n, &mut features)?;
+        self.boxes(image, n, &mut boxes)?;
+        self.u32s("image_sizes", image, 2, &mut size)?;
+        let classes = |prefix: &str| -> Result<(Vec<u32>, Vec<f32>)> {
+            let (mut labels, mut scores) = (Vec::new(), Vec::new());
+            self.labels(image, n, prefix, &mut labels, &mut scores)?;
+            Ok((labels, scores))
+        };
+        let (labels, scores) = classes("")?;
+        let attributes = match self.layout.attributes {
+            true => {
+                let (labels, scores) = classes("attribute_")?;
+                Some(Attributes { labels, scores })
+            }
+            false => None,
+        };
         Ok(Regions {
-            image_width: size.next().unwrap_or(0),
-            image_height: size.next().unwrap_or(0),
+            image_width: size.first().copied().unwrap_or(0),
+            image_height: size.last().copied().unwrap_or(0),
             feature_dim: self.layout.feature_dim,
             features,
             boxes: boxes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect(),
-            labels: labels("labels"),
-            scores: scores("scores"),
-            attributes: self
-                .layout
-                .attributes
-                .then(|| Attributes { labels: labels("attribute_labels"), scores: scores("attribute_scores") }),
+            labels,
+            scores,
+            attributes,
         })
     }
 
     pub fn size_on_disk(&self) -> u64 {
-        self.map.len() as u64
+        self.size
     }
+}
+
+/// A safetensors file's header.
+fn header_of(file: &File, size: u64) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 8];
+    read_at(file, 0, &mut length)?;
+    let length = u64::from_le_bytes(length);
+    // The length is checked against the file before that much memory is asked for.
+    if length.saturating_add(8) > size {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut header = vec![0; length as usize];
+    read_at(file, 8, &mut header)?;
+    Ok(header)
+}
+
+/// Fills `bytes` from `offset` on, from any thread.
+#[cfg(unix)]
+fn read_at(file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Fills `bytes` from `offset` on, from any thread: the file's own position, which this moves, is never used.
+#[cfg(windows)]
+fn read_at(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => (offset, bytes) = (offset + n as u64, &mut std::mem::take(&mut bytes)[n..]),
+        }
+    }
+    Ok(())
 }
 
 fn u32s(bytes: &[u8]) -> impl Iterator<Item = u32> {
@@ -311,12 +387,4 @@ fn widen<H: Copy + Default>(
         convert(&halves[..n], &mut floats[..n]);
         out.extend_from_slice(&floats[..n]);
     }
-}
-
-/// Maps a shard for reading.
-#[allow(unsafe_code)]
-fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is sound while nobody shortens or rewrites the file under it. Shards are
-    // never changed in place: the writer creates them under another name and renames them.
-    unsafe { Mmap::map(file) }
 }

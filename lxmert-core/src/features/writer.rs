@@ -131,7 +131,7 @@ impl StoreWriter {
                 format!("{} images, but index.json says {}; it is from another store", shard.images, entry.images),
             ));
         }
-        for name in shard.names()?.take(shard.images) {
+        for name in shard.names() {
             if !self.names.insert(name.to_string()) {
                 return Err(Error::format(&shard.path, format!("holds '{name}', which another shard holds too")));
             }

@@ -258,17 +258,18 @@ impl Block<'_> {
                 };
                 kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
-                // In rows and columns of the tile's own, with the same sums in the same order.
+                // The base goes in first as above, so that no value depends on which rows share its task: long sums are rounded
+                // part after part.
                 with_scratch([rows * panel], |[products]| {
-                    products.fill(0.0);
-                    for (products, out) in products.chunks_exact_mut(panel).zip(out.chunks(self.leading)) {
+                    for (out, products) in out.chunks(self.leading).zip(products.chunks_exact_mut(panel)) {
                         match self.base {
                             Base::Zero => {}
                             Base::Out => products[..width].copy_from_slice(&out[start..start + width]),
                             Base::Bias(bias) => products[..width].copy_from_slice(&bias[start..start + width]),
                         }
                     }
-                    kernel.multiply_into(rows, words, a, weights, Start::Out, products, panel);
+                    let base = if matches!(self.base, Base::Zero) { Start::Zero } else { Start::Out };
+                    kernel.multiply_into(rows, words, a, weights, base, products, panel);
                     for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
                         out[start..start + width].copy_from_slice(&products[..width]);
                     }

@@ -46,7 +46,7 @@ pub struct Dataset {
     pub captions: Captions,
     /// The split of each image.
     pub splits: Splits,
-    /// The feature store, memory-mapped.
+    /// The feature store.
     pub store: FeatureStore,
     /// Per image of the captions: its number in the store.
     pub store_index: Vec<usize>,

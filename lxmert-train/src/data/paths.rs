@@ -80,7 +80,14 @@ impl Data {
     /// # Errors
     /// When there is none, with the command that makes it.
     pub fn check_features(&self) -> Result<()> {
-        check_features(self.name(), self.features())
+        match self {
+            // The benchmarks' features were published.
+            Self::Examples(paths) if !paths.name.starts_with("scenes") => {
+                let import = format!("lxmert-extract import bottom-up TSV --output {}", paths.features.display());
+                check_store(&paths.features, &import)
+            }
+            _ => check_features(self.name(), self.features()),
+        }
     }
 }
 
@@ -239,14 +246,19 @@ impl DataPaths {
 }
 
 fn check_features(name: &str, features: &Path) -> Result<()> {
-    if features.join("index.json").is_file() {
-        return Ok(());
-    }
     let command = match name {
         _ if name.starts_with("scenes") => "cargo run -p lxmert-extract".to_string(),
         "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
         _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", features.display()),
     };
+    check_store(features, &command)
+}
+
+/// Whether there is a store; `command` makes one.
+fn check_store(features: &Path, command: &str) -> Result<()> {
+    if features.join("index.json").is_file() {
+        return Ok(());
+    }
     let missing = nearby::missing(features).map_or_else(String::new, |what| format!(" ({what})"));
     Err(Error::file(features, format!("no feature store here{missing}; run `{command}` first")))
 }

@@ -189,11 +189,7 @@ impl Task for Matching {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForPreTraining",
-            preprocessing: Preprocessing {
-                max_length: self.recipe.max_length,
-                regions: self.dataset.regions(),
-                detector: self.dataset.store.info().detector.clone(),
-            },
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.dataset.store),
             answers: Vec::new(),
         }
     }

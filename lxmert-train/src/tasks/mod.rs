@@ -138,6 +138,14 @@ fn something(there: bool, files: &[PathBuf], lacking: impl FnOnce() -> String) -
     Err(Error::file(files.first().map_or(Path::new("no file"), PathBuf::as_path), lacking()))
 }
 
+/// The sizes of training, validation and test split as a Markdown table.
+fn split_table(what: &str, counts: [usize; 3]) -> String {
+    let [train, validation, test] = counts;
+    format!(
+        "| split | {what} |\n| --- | ---: |\n| train | {train} |\n| validation | {validation} |\n| test | {test} |\n"
+    )
+}
+
 /// One kind of training: examples in, losses and measures out. The loop owns the optimiser, the order of things and
 /// every file; a task owns its data and its model.
 pub trait Task: Sync + Sized {

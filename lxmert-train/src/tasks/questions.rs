@@ -6,7 +6,7 @@
 //! original's `--mceLoss`). The model's answer is the one of the largest logit.
 
 use super::losses::{binary_cross_entropy, cross_entropy};
-use super::{BatchLoss, CheckpointParts, Description, Step, Task, something};
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, something, split_table};
 use crate::config::{AnswerLoss, Recipe};
 use crate::data::answers::AnswerTable;
 use crate::data::batches::{self, Batch};
@@ -78,7 +78,7 @@ impl Task for Answering {
         let config = LxmertConfig { num_qa_labels: answers.len(), ..recipe.model(store.info().feature_dim)? };
         only_lxmert(&config)?;
         let model = AnswerModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
-        let regions = recipe.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
+        let regions = recipe.regions_of(store.info().regions);
         let device = job.device.clone();
         Ok(Self { store, regions, answers, train, validation, test, learnt, config, model, recipe, device })
     }
@@ -172,22 +172,12 @@ impl Task for Answering {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForQuestionAnswering",
-            preprocessing: Preprocessing {
-                max_length: self.recipe.max_length,
-                regions: self.regions,
-                detector: self.store.info().detector.clone(),
-            },
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.store),
             answers: self.answers.answers().to_vec(),
         }
     }
 
     fn description(&self) -> Description {
-        let mut data = String::from("| split | questions |\n| --- | ---: |\n");
-        for (split, count) in
-            [("train", self.learnt.len()), ("validation", self.validation.len()), ("test", self.test.len())]
-        {
-            data.push_str(&format!("| {split} | {count} |\n"));
-        }
         let losses = match self.recipe.answer_loss {
             AnswerLoss::Scores => "Binary cross entropy of every answer with its score, summed over the answers.",
             AnswerLoss::One => "Cross entropy with the best answer, times the number of answers.",
@@ -199,7 +189,7 @@ impl Task for Answering {
                 "Answers a question about an image with one of {} answers, from the image's regions and the question's words.",
                 self.answers.len()
             ),
-            data,
+            data: split_table("questions", [self.learnt.len(), self.validation.len(), self.test.len()]),
             losses: losses.into(),
         }
     }

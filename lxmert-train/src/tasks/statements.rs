@@ -5,7 +5,7 @@
 
 use super::losses::cross_entropy;
 use super::questions::only_lxmert;
-use super::{BatchLoss, CheckpointParts, Description, Step, Task, TaskKind, something};
+use super::{BatchLoss, CheckpointParts, Description, Step, Task, TaskKind, something, split_table};
 use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::predictions::{statement_accuracy, write_judgements};
@@ -76,7 +76,7 @@ impl Task for Judging {
         let config = LxmertConfig { num_qa_labels: 0, ..recipe.model(store.info().feature_dim)? };
         only_lxmert(&config)?;
         let model = PairModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
-        let regions = recipe.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
+        let regions = recipe.regions_of(store.info().regions);
         let device = job.device.clone();
         Ok(Self { store, regions, train, validation, test, learnt, config, model, recipe, device })
     }
@@ -163,22 +163,12 @@ impl Task for Judging {
             // No class of transformers has a head over two images. The trunk opens in this one, which finds every key of its
             // own and reports the head's six, `answer_head.logit_fc.{0,2,3}.{weight,bias}`, as unexpected.
             architecture: "LxmertModel",
-            preprocessing: Preprocessing {
-                max_length: self.recipe.max_length,
-                regions: self.regions,
-                detector: self.store.info().detector.clone(),
-            },
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.store),
             answers: Vec::new(),
         }
     }
 
     fn description(&self) -> Description {
-        let mut data = String::from("| split | statements |\n| --- | ---: |\n");
-        for (split, count) in
-            [("train", self.learnt.len()), ("validation", self.validation.len()), ("test", self.test.len())]
-        {
-            data.push_str(&format!("| {split} | {count} |\n"));
-        }
         Description {
             title: "statements about two images".into(),
             pipeline_tag: "visual-question-answering",
@@ -186,7 +176,7 @@ impl Task for Judging {
                    transformers' `LxmertModel` opens the trunk and reports `answer_head.logit_fc.*`, the head over two \
                    images for which it has no class, as unexpected."
                 .into(),
-            data,
+            data: split_table("statements", [self.learnt.len(), self.validation.len(), self.test.len()]),
             losses: "Cross entropy of false and true.".into(),
         }
     }

@@ -19,7 +19,7 @@ pub struct GroundingArgs {
     entities: Option<PathBuf>,
     /// At most this many captions, evenly spread [default: those of all test images]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    captions: Option<u32>,
+    examples: Option<u32>,
 }
 
 pub fn run(cli: &Cli, args: &GroundingArgs, places: Places, device: &Device) -> Result<()> {
@@ -45,7 +45,7 @@ pub fn run(cli: &Cli, args: &GroundingArgs, places: Places, device: &Device) -> 
         }
         (None, None) => bail!("no true boxes: name the folder of Flickr30k Entities with --entities"),
     };
-    let most = args.captions.map_or(cases.len(), |count| count as usize);
+    let most = args.examples.map_or(cases.len(), |count| count as usize);
     let cases: Vec<grounding::Case> = spread(&cases, most).into_iter().cloned().collect();
     let bar = progress_bar(cli.common.show_progress(), cases.len(), "grounding");
     let found = grounding::measure(&scorer, &data.store, &cases, |done| bar.set_position(done as u64))?;

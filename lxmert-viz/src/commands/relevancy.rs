@@ -104,7 +104,12 @@ fn stored(data: &DataSet, name: String, regions: Regions) -> Result<Found> {
 
 fn draw(cli: &Cli, explained: &Explained, found: &Found, methods: &[Method], places: &Places) -> Result<()> {
     let which = if let [only] = methods { format!("-{}", method_slug(*only)) } else { String::new() };
-    let of = if explained.claim == "match" { String::new() } else { format!("-{}", slug(&explained.claim)) };
+    // Answers are told apart by their question too.
+    let question = || slug(&explained.text.to_lowercase().replace(['.', '/', '\\'], " "));
+    let of = match explained.claim.as_str() {
+        "match" => String::new(),
+        answer => format!("-{}-{}", question(), slug(answer)),
+    };
     let path: PathBuf = output_file(cli, places, &format!("relevancy-{}{of}{which}.png", slug(&found.name)));
     explained.methods(found.photo.clone(), methods)?.draw()?.save(Path::new(&path))?;
     println!("{}", path.display());

@@ -79,12 +79,17 @@ impl Case {
     }
 }
 
+/// Short, and around where a sum is cut into parts.
+fn inner() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..3, 3usize..40, CHAIN - 1..CHAIN + 2, 2 * CHAIN - 1..2 * CHAIN + 2]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn tiles_stay_within_their_slices(
-        rows in 0usize..32, inner in prop_oneof![0usize..3, 3usize..40], gaps in (0usize..4, 0usize..4), transposed: bool,
+        rows in 0usize..32, inner in inner(), gaps in (0usize..4, 0usize..4), transposed: bool,
         start in 0usize..3,
     ) {
         for kernel in kernels() {
@@ -112,8 +117,9 @@ proptest! {
                     Start::Out => case.out[place],
                     Start::Row(row) => row[j],
                 };
-                let expected = terms.sum::<f64>() + f64::from(first);
-                prop_assert!((f64::from(*value) - expected).abs() < 1e-5, "{} {}: {} {}", i, j, value, expected);
+                let (sum, size) = terms.fold((f64::from(first), 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                let (expected, bound) = (sum, 1e-6 * (10.0 + size / 4.0));
+                prop_assert!((f64::from(*value) - expected).abs() < bound, "{} {}: {} {}", i, j, value, expected);
             }
         }
     }

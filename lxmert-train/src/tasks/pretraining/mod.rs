@@ -164,11 +164,7 @@ impl Task for Pretraining {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForPreTraining",
-            preprocessing: Preprocessing {
-                max_length: self.recipe.max_length,
-                regions: self.regions(),
-                detector: self.data.store.info().detector.clone(),
-            },
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
             answers: match (&self.data.answers, self.config.num_qa_labels) {
                 (Some(table), 1..) => table.answers().to_vec(),
                 _ => Vec::new(),
@@ -189,8 +185,7 @@ impl Task for Pretraining {
 
 impl Pretraining {
     fn regions(&self) -> usize {
-        let stored = self.data.store.info().regions;
-        self.recipe.regions.map_or(stored, |n| n.min(stored))
+        self.recipe.regions_of(self.data.store.info().regions)
     }
 
     /// Half of the sentences (each by a coin, as the original) get another image, where matching is learnt.

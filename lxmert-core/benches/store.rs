@@ -1,0 +1,130 @@
+//! A feature store as training uses it: time to open it, time of its first batch, and the resident memory that reading
+//! random batches takes, as JSON lines.
+//!
+//! `cargo bench -p lxmert-core --bench store -- [--images N] [--dtype f32|f16|bf16] [--batches N] [--folder DIR]` writes a
+//! store of so many images (Flickr30k's 31,783 unless said) of 36 regions of 2048 numbers into a temporary folder in DIR, reads
+//! it in a process of its own and removes it: 9.4 GB in f32. `--write DIR` only
+//! writes a store, and keeps it; `--read DIR` only reads.
+
+use anyhow::{Context, Result, bail, ensure};
+use lxmert_core::features::{FeatureStore, Regions, StoreDtype, StoreInfo, StoreWriter};
+use lxmert_core::procedural;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+const REGIONS: usize = 36;
+const WIDTH: usize = 2048;
+const BATCH: usize = 32;
+
+struct Arguments {
+    images: usize,
+    batches: usize,
+    dtype: StoreDtype,
+    folder: PathBuf,
+    write: Option<PathBuf>,
+    read: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn parse() -> Result<Self> {
+        let mut parsed = Self {
+            images: 31_783,
+            batches: 200,
+            dtype: StoreDtype::F32,
+            folder: std::env::temp_dir(),
+            write: None,
+            read: None,
+        };
+        let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
+        while let Some(argument) = arguments.next() {
+            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
+            match argument.as_str() {
+                "--images" => parsed.images = value.parse()?,
+                "--batches" => parsed.batches = value.parse()?,
+                "--dtype" => parsed.dtype = value.parse().map_err(anyhow::Error::msg)?,
+                "--folder" => parsed.folder = value.into(),
+                "--write" => parsed.write = Some(value.into()),
+                "--read" => parsed.read = Some(value.into()),
+                _ => bail!("'{argument}' is not known"),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+fn write(folder: &Path, images: usize, dtype: StoreDtype) -> Result<()> {
+    let info = StoreInfo {
+        regions: REGIONS,
+        feature_dim: WIDTH,
+        dtype,
+        detector: "random numbers".into(),
+        settings: Default::default(),
+        label_names: vec!["thing".into()],
+        attribute_names: Vec::new(),
+    };
+    let numbers = procedural::values("features", REGIONS * WIDTH + images, 0.0, 2.0, 0);
+    let mut writer = StoreWriter::open(folder, info)?;
+    for image in 0..images {
+        let regions = Regions {
+            image_width: 500,
+            image_height: 375,
+            feature_dim: WIDTH,
+            features: numbers[image..image + REGIONS * WIDTH].to_vec(),
+            boxes: vec![[0.25, 0.25, 0.75, 0.75]; REGIONS],
+            labels: vec![0; REGIONS],
+            scores: vec![1.0; REGIONS],
+            attributes: None,
+        };
+        writer.push(&format!("{image:07}.jpg"), &regions)?;
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+/// Most memory that this process has had resident, in MB; only Linux says.
+fn peak_resident() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1024.0 / 1e6)
+}
+
+fn read(folder: &Path, batches: usize) -> Result<()> {
+    let start = Instant::now();
+    let store = FeatureStore::open(folder)?;
+    let opened = start.elapsed().as_secs_f64();
+    let after_opening = peak_resident();
+    let (mut features, mut boxes, mut mask) = (Vec::new(), Vec::new(), Vec::new());
+    let mut first = None;
+    let start = Instant::now();
+    for batch in 0..batches {
+        let drawn = procedural::values("images", BATCH, 0.0, store.len() as f64, batch as u64);
+        let images: Vec<usize> = drawn.iter().map(|v| (*v as usize).min(store.len() - 1)).collect();
+        store.read_batch(&images, &mut features, &mut boxes, &mut mask)?;
+        ensure!(features.len() == BATCH * REGIONS * WIDTH && mask.iter().all(|m| *m == 1.0), "a batch is not whole");
+        first.get_or_insert(start.elapsed().as_secs_f64());
+    }
+    let line = serde_json::json!({
+        "images": store.len(), "dtype": store.info().dtype.name(), "gigabytes": store.size_on_disk() as f64 / 1e9,
+        "shards": store.num_shards(), "open_seconds": opened, "first_batch_seconds": first,
+        "batch_seconds": start.elapsed().as_secs_f64() / batches as f64, "batches": batches,
+        "resident_megabytes_after_opening": after_opening, "resident_megabytes": peak_resident(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse()?;
+    if let Some(folder) = arguments.read {
+        return read(&folder, arguments.batches);
+    }
+    if let Some(folder) = arguments.write {
+        return write(&folder, arguments.images, arguments.dtype);
+    }
+    let folder = tempfile::Builder::new().prefix("lxmert-store-").tempdir_in(&arguments.folder)?;
+    write(folder.path(), arguments.images, arguments.dtype)?;
+    let mut child = std::process::Command::new(std::env::current_exe()?);
+    child.arg("--read").arg(folder.path()).args(["--batches", &arguments.batches.to_string()]);
+    ensure!(child.status()?.success(), "reading failed");
+    Ok(())
+}
