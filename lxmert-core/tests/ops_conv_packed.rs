@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Residual, conv, pool};
+use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Precision, Residual, conv, pool};
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
@@ -36,7 +36,15 @@ struct Case {
 /// Relative to the largest output. Winograd's F(4×4, 3×3) loses about a digit against the direct sum's 1e-6.
 const BOUND: f32 = 2e-5;
 
+/// Relative to the largest output of a layer, which may be a small one. Operands of 8 bits are off by up to 2⁻⁸ together, and
+/// the transforms of tiles magnify that some ten times.
+const BF16_BOUND: f32 = 6e-2;
+
 fn check(case: &Case, relu: bool, residual: bool) {
+    check_in(Precision::F32, BOUND, case, relu, residual);
+}
+
+fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual: bool) {
     let pool = BufferPool::new();
     let x = random("x", &[case.batch, case.channels, case.size.0, case.size.1]);
     let w = random("w", &[case.out, case.channels, case.kernel, case.kernel]);
@@ -49,14 +57,14 @@ fn check(case: &Case, relu: bool, residual: bool) {
     if relu {
         expected = expected.relu().unwrap();
     }
-    let packed = PackedConv2d::new(&w, Some(&b), case.stride, case.padding, relu).unwrap();
+    let packed = PackedConv2d::with_precision(&w, Some(&b), case.stride, case.padding, relu, precision).unwrap();
     let map = FeatureMap::from_tensor(&x, &pool).unwrap();
     let added = FeatureMap::from_tensor(&added, &pool).unwrap();
     // Twice, so that the second run meets the first one's leftovers in the pool.
     for _ in 0..2 {
         let residual = if residual { Residual::Same(&added) } else { Residual::None };
         let y = packed.forward(&map, residual).unwrap().into_tensor().unwrap();
-        assert!(difference(&y, &expected) < BOUND, "differs by {}", difference(&y, &expected));
+        assert!(difference(&y, &expected) < bound, "differs by {}", difference(&y, &expected));
     }
 }
 
@@ -157,7 +165,9 @@ proptest! {
         stride in 1usize..3, padding in 0usize..3, relu: bool, residual: bool,
     ) {
         prop_assume!(kernel <= height + 2 * padding && kernel <= width + 2 * padding);
-        check(&Case { batch, channels, out, size: (height, width), kernel, stride, padding }, relu, residual);
+        let case = Case { batch, channels, out, size: (height, width), kernel, stride, padding };
+        check(&case, relu, residual);
+        check_in(Precision::Bf16, BF16_BOUND, &case, relu, residual);
     }
 }
 

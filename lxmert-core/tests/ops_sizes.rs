@@ -6,7 +6,9 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::gradients::weigh;
-use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask, Matrix, MatrixMut, Threads, Write, gemm};
+use lxmert_core::ops::{
+    self, AttentionOptions, DropoutRng, KeyMask, Matrix, MatrixMut, Precision, Threads, Write, gemm,
+};
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
@@ -129,6 +131,27 @@ proptest! {
         // Sums of as many terms as the largest side, of which each is a quarter on average.
         let terms = inner.max(out).max(batch * rows) as f64;
         agree(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
+    }
+
+    /// Of exact ones, where a product is too small or has too few rows for rounding to be faster.
+    #[test]
+    fn linear_layers_in_bf16_are_those_of_rounded_operands(rows in rows(), inner in inner(), out in columns()) {
+        let inputs = [random("x", &[rows, inner]), random("w", &[out, inner]), random("b", &[out])];
+        let [x, w, b] = inputs.each_ref().map(|t| Var::from_tensor(t).unwrap());
+        let y = ops::linear_with(&x, &w, &b, Precision::Bf16).unwrap();
+        let pull = random("pull", &[rows, out]);
+        let gradients = (&y * &pull).unwrap().sum_all().unwrap().backward().unwrap();
+        let bound = 1e-6 * (1.0 + inner.max(out).max(rows) as f64 / 4.0);
+        let is_product = |got: &Tensor, a: &Tensor, b: &Tensor| {
+            let far_from = |to: DType| {
+                let [a, b] = [a, b].map(|t| t.to_dtype(to).unwrap().to_dtype(DType::F64).unwrap().contiguous().unwrap());
+                distance(got, &a.matmul(&b).unwrap())
+            };
+            far_from(DType::BF16) < bound || far_from(DType::F32) < bound
+        };
+        prop_assert!(is_product(&y.broadcast_sub(&b).unwrap(), &x, &w.t().unwrap()), "values");
+        prop_assert!(is_product(gradients.get(&x).unwrap(), &pull, &w), "gradient by the input");
+        prop_assert!(is_product(gradients.get(&w).unwrap(), &pull.t().unwrap(), &x), "gradient by the weight");
     }
 
     #[test]

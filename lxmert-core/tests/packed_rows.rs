@@ -8,7 +8,7 @@ use candle_nn::{VarBuilder, VarMap};
 use common::difference;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel, MatchingOutput, init};
-use lxmert_core::ops::DropoutRng;
+use lxmert_core::ops::{DropoutRng, Precision};
 use lxmert_core::procedural;
 use std::collections::BTreeMap;
 
@@ -115,11 +115,11 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
         // Some 200 rows of words and 100 of regions: several tasks of each kernel.
         let lengths = |most: usize| (0..32).map(|i| 1 + i * 7 % most).collect::<Vec<usize>>();
         let inputs = inputs(&lengths(12), &lengths(6));
-        let run = |threads: usize| {
+        let run = |precision: Precision, threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let rng = DropoutRng::new(1, 2);
-                let output = model.forward(&inputs, &Forward::train(&rng)).unwrap();
+                let output = model.forward(&inputs, &Forward::train(&rng).with_precision(precision)).unwrap();
                 let gradients = output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
                 let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let variables = varmap.data().lock().unwrap();
@@ -130,13 +130,15 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 (bits(&output.logits), by_weight)
             })
         };
-        let (logits, by_weight) = run(1);
-        assert!(by_weight.len() > 80, "{} gradients", by_weight.len());
-        for threads in [2, 3] {
-            let (other, others) = run(threads);
-            assert_eq!(logits, other, "{threads} threads");
-            for (name, gradient) in &by_weight {
-                assert!(*gradient == others[name], "{cross_layer:?}, {threads} threads: {name}");
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (logits, by_weight) = run(precision, 1);
+            assert!(by_weight.len() > 80, "{} gradients", by_weight.len());
+            for threads in [2, 3] {
+                let (other, others) = run(precision, threads);
+                assert_eq!(logits, other, "{threads} threads");
+                for (name, gradient) in &by_weight {
+                    assert!(*gradient == others[name], "{cross_layer:?}, {precision:?}, {threads} threads: {name}");
+                }
             }
         }
     }
