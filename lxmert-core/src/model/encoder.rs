@@ -6,7 +6,7 @@ use super::embeddings::{LanguageEmbeddings, RegionEmbeddings};
 use super::layers::{FeedForward, Linear};
 use super::{AttentionMap, Attentions, Capture, CrossAttentions, Forward, LxmertInputs, LxmertOutput};
 use crate::config::LxmertConfig;
-use crate::ops::{KeyMask, Packing, blocks};
+use crate::ops::{KeyMask, Packing, blocks, in_pool};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -177,8 +177,10 @@ impl LxmertModel {
     /// # Errors
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
-        let states = self.embeddings.forward(ids, run)?;
-        Encoded::through(states, mask, &self.language_layers, run)
+        in_pool(|| {
+            let states = self.embeddings.forward(ids, run)?;
+            Encoded::through(states, mask, &self.language_layers, run)
+        })
     }
 
     /// The vision encoder alone. `features`: `[batch, regions, visual_feat_dim]`; `boxes`:
@@ -193,8 +195,10 @@ impl LxmertModel {
         mask: Option<&Tensor>,
         run: &Forward,
     ) -> Result<Encoded> {
-        let states = self.regions.forward(features, boxes, run)?;
-        Encoded::through(states, mask, &self.vision_layers, run)
+        in_pool(|| {
+            let states = self.regions.forward(features, boxes, run)?;
+            Encoded::through(states, mask, &self.vision_layers, run)
+        })
     }
 
     /// The cross-modality encoder and the pooler over two encoded streams of equal batch.
@@ -202,6 +206,10 @@ impl LxmertModel {
     /// # Errors
     /// When the shapes do not fit.
     pub fn cross(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<LxmertOutput> {
+        in_pool(|| self.cross_streams(language, vision, run))
+    }
+
+    fn cross_streams(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<LxmertOutput> {
         if let (Some(words), Some(regions)) = (language.packing(run)?, vision.packing(run)?) {
             return self.cross_packed(
                 (&words.pack(&language.states)?, &words),

@@ -215,8 +215,10 @@ impl StudentModel {
     /// # Errors
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
-        let states = self.text_norm.forward(&self.words.forward(ids)?)?;
-        Encoded::through(states, mask, &self.language_layers, run)
+        ops::in_pool(|| {
+            let states = self.text_norm.forward(&self.words.forward(ids)?)?;
+            Encoded::through(states, mask, &self.language_layers, run)
+        })
     }
 
     /// See [`super::LxmertModel::encode_vision`].
@@ -230,8 +232,10 @@ impl StudentModel {
         mask: Option<&Tensor>,
         run: &Forward,
     ) -> Result<Encoded> {
-        let states = (self.features.forward(features)? + self.boxes.forward(boxes)?)?;
-        Encoded::through(self.image_norm.forward(&states)?, mask, &self.vision_layers, run)
+        ops::in_pool(|| {
+            let states = (self.features.forward(features)? + self.boxes.forward(boxes)?)?;
+            Encoded::through(self.image_norm.forward(&states)?, mask, &self.vision_layers, run)
+        })
     }
 
     /// Both encoded streams through the cross layers and the head.
@@ -239,6 +243,10 @@ impl StudentModel {
     /// # Errors
     /// When the batches differ.
     pub fn match_encoded(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<MatchingOutput> {
+        ops::in_pool(|| self.match_streams(language, vision, run))
+    }
+
+    fn match_streams(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<MatchingOutput> {
         if let (Some(words), Some(regions)) = (language.packing(run)?, vision.packing(run)?) {
             return self.match_packed(
                 (&words.pack(&language.states)?, &words),

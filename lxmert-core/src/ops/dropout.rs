@@ -6,7 +6,7 @@ use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use crate::procedural::splitmix64;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const TASK: usize = 16 * 1024;
 
@@ -14,20 +14,19 @@ const TASK: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct DropoutRng {
     base: u64,
-    calls: Cell<u64>,
+    calls: AtomicU64,
 }
 
 impl DropoutRng {
     /// The masks of training step `step` under `seed`.
     pub fn new(seed: u64, step: u64) -> Self {
         let base = splitmix64(seed ^ 0xD1B5_4A32_D192_ED03).wrapping_add(splitmix64(step.wrapping_add(1)));
-        Self { base, calls: Cell::new(0) }
+        Self { base, calls: AtomicU64::new(0) }
     }
 
     /// The key of the next call.
     pub fn next_key(&self) -> u32 {
-        let call = self.calls.get() + 1;
-        self.calls.set(call);
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         (splitmix64(self.base.wrapping_add(call.wrapping_mul(0x9E37_79B9_7F4A_7C15))) >> 32) as u32
     }
 }

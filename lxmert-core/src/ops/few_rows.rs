@@ -36,7 +36,7 @@ pub(super) fn multiply(
     base: Base,
     a: Matrix,
     b: Matrix,
-    mut finish: Finish,
+    finish: Finish,
     threads: Threads,
 ) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
@@ -52,25 +52,40 @@ pub(super) fn multiply(
         } else {
             products.chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
         }
-        for (row, out) in out.chunks_mut(leading).enumerate() {
-            for (index, out) in out[..columns].chunks_mut(PER_TASK).enumerate() {
-                let values = &products[(index * rows + row) * PER_TASK..][..out.len()];
-                match base {
-                    Base::Zero => out.copy_from_slice(values),
-                    Base::Out => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
-                    Base::Bias(bias) => {
-                        let sums = values.iter().zip(&bias[index * PER_TASK..]).map(|(value, bias)| value + bias);
-                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
-                    }
-                }
+        let per_task = rows.div_ceil(if threads == Threads::Pool { rayon::current_num_threads() } else { 1 });
+        let finishes = finish.split(per_task, leading, rows.div_ceil(per_task));
+        let complete = |(index, (out, mut finish)): (usize, (&mut [f32], Finish))| {
+            for (row, out) in out.chunks_mut(leading).enumerate() {
+                add_base(out, index * per_task + row, products, (rows, columns), base);
             }
+            finish.apply(out, leading, 0, columns);
+        };
+        let parts = out.chunks_mut(per_task * leading).zip(finishes).enumerate();
+        match threads {
+            Threads::Pool => parts.collect::<Vec<_>>().into_par_iter().for_each(complete),
+            Threads::One => parts.for_each(complete),
         }
     });
-    finish.apply(out, leading, 0, columns);
 }
 
-/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows of as many values as said, compiled for one kind of machine.
-type Tile = unsafe fn(&[*const f32; ROWS], &[*const f32; WEIGHTS], usize, &mut [[f32; WEIGHTS]; ROWS]);
+/// Row `row` of the products, which lie task by task, with the base.
+fn add_base(out: &mut [f32], row: usize, products: &[f32], (rows, columns): (usize, usize), base: Base) {
+    for (index, out) in out[..columns].chunks_mut(PER_TASK).enumerate() {
+        let values = &products[(index * rows + row) * PER_TASK..][..out.len()];
+        match base {
+            Base::Zero => out.copy_from_slice(values),
+            Base::Out => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+            Base::Bias(bias) => {
+                let sums = values.iter().zip(&bias[index * PER_TASK..]).map(|(value, bias)| value + bias);
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
+            }
+        }
+    }
+}
+
+/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows of as many values as said, compiled for one kind of machine. The last
+/// argument: rows that come next, to be brought nearer meanwhile.
+type Tile = unsafe fn(&[*const f32; ROWS], &[*const f32; WEIGHTS], usize, &mut [[f32; WEIGHTS]; ROWS], &[*const f32]);
 
 fn tile_of(level: Level) -> Tile {
     match level {
@@ -96,8 +111,15 @@ fn dots(
     assert!(rows > 0 && weights > 0 && inner.is_multiple_of(LANES));
     assert!(a.len() >= (rows - 1) * a_stride + inner && w.len() >= (weights - 1) * w_stride + inner);
     assert!(out.len() >= (rows - 1) * PER_TASK + weights && weights <= PER_TASK);
+    let groups = rows.div_ceil(ROWS);
     for first_weight in (0..weights).step_by(WEIGHTS) {
-        for first_row in (0..rows).step_by(ROWS) {
+        let next = (first_weight + WEIGHTS).min(weights)..(first_weight + 2 * WEIGHTS).min(weights);
+        for (group, first_row) in (0..rows).step_by(ROWS).enumerate() {
+            // Each group of rows fetches its share of the next tile's weights, which else would be waited for.
+            let mut ahead = [std::ptr::null(); WEIGHTS];
+            let share = next.clone().filter(|j| (j - next.start) * groups / WEIGHTS == group);
+            let count = ahead.iter_mut().zip(share).map(|(to, j)| *to = w[j * w_stride..].as_ptr()).count();
+            let ahead = &ahead[..count];
             // Beyond the edge the last row is taken again, and its result thrown away.
             let a_rows: [*const f32; ROWS] =
                 std::array::from_fn(|i| a[(first_row + i).min(rows - 1) * a_stride..].as_ptr());
@@ -106,7 +128,7 @@ fn dots(
             let mut sums = [[0.0; WEIGHTS]; ROWS];
             // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice, and by
             // the assertions each row has `inner` values, a multiple of the lanes.
-            unsafe { tile(&a_rows, &w_rows, inner, &mut sums) };
+            unsafe { tile(&a_rows, &w_rows, inner, &mut sums, ahead) };
             for (row, sums) in (first_row..rows).zip(&sums) {
                 let count = WEIGHTS.min(weights - first_weight);
                 out[row * PER_TASK + first_weight..][..count].copy_from_slice(&sums[..count]);
@@ -117,9 +139,15 @@ fn dots(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512(a: &[*const f32; ROWS], w: &[*const f32; WEIGHTS], inner: usize, sums: &mut [[f32; WEIGHTS]; ROWS]) {
+unsafe fn avx512(
+    a: &[*const f32; ROWS],
+    w: &[*const f32; WEIGHTS],
+    inner: usize,
+    sums: &mut [[f32; WEIGHTS]; ROWS],
+    ahead: &[*const f32],
+) {
     // SAFETY: passed on to the caller.
-    unsafe { tile::<std::arch::x86_64::__m512>(a, w, inner, sums) }
+    unsafe { tile::<std::arch::x86_64::__m512>(a, w, inner, sums, ahead) }
 }
 
 /// # Safety
@@ -130,12 +158,16 @@ unsafe fn tile<V: Vector>(
     w: &[*const f32; WEIGHTS],
     inner: usize,
     sums: &mut [[f32; WEIGHTS]; ROWS],
+    ahead: &[*const f32],
 ) {
-    // SAFETY: `k + LANES <= inner`, as `inner` is a multiple of the lanes.
+    // SAFETY: `k + LANES <= inner`, as `inner` is a multiple of the lanes; a prefetch may have any address.
     unsafe {
         let mut partial = [[V::splat(0.0); WEIGHTS]; ROWS];
         let mut k = 0;
         while k < inner {
+            for row in ahead {
+                V::prefetch(row.wrapping_add(k));
+            }
             let weights = w.map(|row| V::load(row.wrapping_add(k)));
             for (partial, row) in partial.iter_mut().zip(a) {
                 let value = V::load(row.wrapping_add(k));

@@ -1,8 +1,8 @@
 //! Gradients of variables past candle's store, which makes zeros for each of them and adds: two passes over memory more than
 //! a gradient takes that is there already. Kernels [`deliver`] theirs; [`backward`] puts them in the store at the end.
 
-use super::cpu_tensor;
 use super::math::add_scaled;
+use super::{cpu_tensor, in_pool};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId};
 use rayon::prelude::*;
@@ -25,6 +25,10 @@ const PER_TASK: usize = 1 << 16;
 /// # Errors
 /// As there.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
+    in_pool(|| run(loss))
+}
+
+fn run(loss: &Tensor) -> Result<GradStore> {
     let outer = DELIVERED.replace(Some(HashMap::new()));
     let store = loss.backward();
     let delivered = DELIVERED.replace(outer).unwrap_or_default();

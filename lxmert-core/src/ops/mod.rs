@@ -81,6 +81,15 @@ pub fn use_reference() -> bool {
     *REFERENCE.get_or_init(|| std::env::var("LXMERT_KERNELS").is_ok_and(|value| value == "reference"))
 }
 
+/// Runs `f` on a thread of the rayon pool, as passes of the model and [`backward`] do: from any other thread every parallel
+/// loop hands its work over and sleeps until it is done.
+pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    match rayon::current_thread_index() {
+        Some(_) => f(),
+        None => rayon::scope(|_| f()),
+    }
+}
+
 /// Whether the fast kernels apply: every tensor is f32 on the CPU, and the reference was not asked for.
 pub(crate) fn use_fast(tensors: &[&Tensor]) -> bool {
     !use_reference() && tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)

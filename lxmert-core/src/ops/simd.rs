@@ -108,6 +108,9 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self;
     /// The values rounded to bf16, one after another; valid for `LANES / 2` words.
     unsafe fn store_pairs(self, to: *mut f32);
+    /// Asks for a register's values to be brought near; any address will do.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const f32) {}
 }
 
 /// Whether the machine multiplies pairs of bf16 in one instruction.
@@ -237,6 +240,10 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn store_pairs(self, to: *mut f32) {
                     unsafe { ($store_pairs)(self, to) }
+                }
+                #[inline(always)]
+                unsafe fn prefetch(from: *const f32) {
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
                 }
             }
         };

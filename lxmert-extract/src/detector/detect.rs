@@ -12,7 +12,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Result;
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::features::Attributes;
-use lxmert_core::ops::Precision;
+use lxmert_core::ops::{Precision, in_pool};
 use std::sync::Arc;
 
 /// A Faster R-CNN with its weights.
@@ -135,6 +135,10 @@ impl Detector {
     /// # Errors
     /// When the image has another shape or a computation fails.
     pub fn analyse(&self, image: &Tensor) -> Result<Analysis> {
+        in_pool(|| self.analysis(image))
+    }
+
+    fn analysis(&self, image: &Tensor) -> Result<Analysis> {
         let input = transform(&self.config.transform, image, &self.device)?;
         let (levels, predictions) = match &self.packed {
             Some(packed) => packed.forward(&input.tensor)?,

@@ -7,6 +7,7 @@
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use lxmert_core::ops::in_pool;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -119,6 +120,10 @@ impl AdamW {
     /// # Errors
     /// When the gradients are not one per parameter, or a tensor operation fails.
     pub fn step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
+        in_pool(|| self.take_step(gradients, learning_rate, scale))
+    }
+
+    fn take_step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
         if gradients.len() != self.parameters.len() {
             return Err(Error::Argument(format!(
                 "{} gradients for {} parameters",

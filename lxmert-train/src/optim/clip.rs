@@ -2,6 +2,7 @@
 
 use crate::Result;
 use candle_core::{CpuStorage, Storage, Tensor};
+use lxmert_core::ops::in_pool;
 use rayon::prelude::*;
 
 /// Elements summed in one piece. Pieces are added in order, so that the sum does not depend on the
@@ -14,6 +15,11 @@ const PIECE: usize = 1 << 16;
 /// # Errors
 /// When a gradient cannot be read.
 pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
+    let gradients: Vec<&Tensor> = gradients.into_iter().collect();
+    in_pool(|| norm_of(&gradients))
+}
+
+fn norm_of(gradients: &[&Tensor]) -> Result<f64> {
     let mut sum = 0f64;
     for gradient in gradients {
         let flat = gradient.flatten_all()?.contiguous()?;

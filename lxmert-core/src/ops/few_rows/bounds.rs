@@ -10,9 +10,10 @@ unsafe fn checked<const N: usize>(
     w: &[*const f32; WEIGHTS],
     inner: usize,
     sums: &mut [[f32; WEIGHTS]; ROWS],
+    ahead: &[*const f32],
 ) {
     // SAFETY: every address is checked.
-    unsafe { super::tile::<Checked<N>>(a, w, inner, sums) }
+    unsafe { super::tile::<Checked<N>>(a, w, inner, sums, ahead) }
 }
 
 const TILES: [Tile; 3] = [checked::<4>, checked::<8>, checked::<16>];
