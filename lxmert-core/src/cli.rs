@@ -1,5 +1,6 @@
 //! Arguments that mean the same in every binary, and what they set up.
 
+use crate::ops::Precision;
 use crate::{Error, Result};
 use candle_core::Device;
 use std::sync::OnceLock;
@@ -79,6 +80,13 @@ pub struct CommonArgs {
     /// Say only what went wrong; no progress bar
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Common options")]
     pub quiet: bool,
+}
+
+/// Says so when products of `precision` are slower than f32 on `device`.
+pub fn warn_of_slow(precision: Precision, device: &Device) {
+    if !precision.is_fast_on(device) {
+        log::warn!("--precision {precision}: this CPU has no instruction for it (AVX512-BF16), so f32 is faster");
+    }
 }
 
 impl CommonArgs {

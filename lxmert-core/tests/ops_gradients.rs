@@ -44,6 +44,20 @@ fn gelu_and_its_gradient() {
 }
 
 #[test]
+fn embedding_and_its_gradient() {
+    let table = random("table", &[7, 5]);
+    let ids = Tensor::new(&[[3u32, 0, 3], [6, 3, 1]], &Device::Cpu).unwrap();
+    let y = ops::embedding(&table, &ids).unwrap();
+    let plain = table.index_select(&ids.flatten_all().unwrap(), 0).unwrap().reshape((2, 3, 5)).unwrap();
+    assert_eq!((y.dims(), difference(&y, &plain)), (plain.dims(), 0.0));
+    check_gradients(&[&table], || ops::embedding(&table, &ids));
+    let error = ops::embedding(&table, &Tensor::new(&[7u32], &Device::Cpu).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("id 7 of a table with 7 rows"), "{error}");
+    let none = Tensor::zeros((2, 0), candle_core::DType::U32, &Device::Cpu).unwrap();
+    assert_eq!(ops::embedding(&table, &none).unwrap().dims(), [2, 0, 5]);
+}
+
+#[test]
 fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
     let x = Var::ones(100_000, candle_core::DType::F32, &Device::Cpu).unwrap();
     let drop = || ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 2)));

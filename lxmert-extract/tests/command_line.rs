@@ -158,6 +158,17 @@ fn other_settings_in_the_same_folder_are_refused() {
 }
 
 #[test]
+fn bf16_is_a_setting_of_the_store() {
+    let place = Place::new(2);
+    place.extract("photos", "store").args(["--precision", "bf16"]).assert().success();
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    assert_eq!(store.info().settings["precision"], "bf16");
+    let in_f32 = place.extract("photos", "store").assert().failure();
+    in_f32.stderr(contains("precision: bf16 there, not set now"));
+    place.extract("photos", "other").args(["--precision", "f16"]).assert().code(2).stderr(contains("f32 or bf16"));
+}
+
+#[test]
 fn wrong_paths_and_arguments_say_so() {
     let place = Place::new(0);
     place.extract("photos", "store").assert().code(1).stderr(contains("no images here"));

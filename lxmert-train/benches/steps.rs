@@ -1,5 +1,5 @@
-//! LXMERT's forward passes and training steps at the sizes that the peers' scripts time, one case after another, as
-//! JSON lines that `lxmert-core/benches/peers/compare.py` reads.
+//! LXMERT's forward passes and training steps at the sizes that the peers' scripts time, one case after another, each in
+//! f32 and with products of bf16, as JSON lines that `lxmert-core/benches/peers/compare.py` reads.
 //!
 //! `cargo bench -p lxmert-train --bench steps -- [--runs N] [--batch N] [case …]`: seconds of each run of each case, after one run to warm
 //! up. A step is forward, backward, global norm and AdamW, with dropout.
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
-use lxmert_core::ops::DropoutRng;
+use lxmert_core::ops::{self, DropoutRng, Precision};
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -29,6 +29,7 @@ struct Case {
     /// Of them real, the rest padding; on average, where sentences differ.
     real: fn(usize) -> usize,
     regions: usize,
+    precision: Precision,
 }
 
 /// As long as Flickr30k's captions: 9 to 20 WordPieces, 14 on average.
@@ -60,6 +61,7 @@ const BASE: Case = Case {
     words: 20,
     real: |_| 20,
     regions: 36,
+    precision: Precision::F32,
 };
 
 fn inputs(case: &Case, config: &LxmertConfig) -> Result<LxmertInputs> {
@@ -90,7 +92,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
         Err(_) => bail!("the variables' lock is poisoned"),
     };
-    let (inputs, pooled) = (inputs(case, &config)?, case.pooled);
+    let (inputs, pooled, precision) = (inputs(case, &config)?, case.pooled, case.precision);
     let mut run: Box<dyn FnMut() -> Result<()>> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
@@ -98,10 +100,10 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Box::new(move || {
             step += 1;
             let rng = DropoutRng::new(0, step);
-            let run = Forward { pooled_only: pooled, ..Forward::train(&rng) };
+            let run = Forward { pooled_only: pooled, precision, ..Forward::train(&rng) };
             let logits = model.forward(&inputs, &run)?.logits;
             let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
-            let gradients = optimiser.gradients(&loss.backward()?);
+            let gradients = optimiser.gradients(&ops::backward(&loss)?);
             let norm = clip::global_norm(gradients.iter().flatten())?;
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
         })
@@ -109,7 +111,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         // Plain tensors, as read from a checkpoint: no graph is kept.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        let run = Forward { pooled_only: pooled, ..Forward::eval() };
+        let run = Forward { pooled_only: pooled, precision, ..Forward::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     let mut seconds = Vec::with_capacity(runs);
@@ -137,10 +139,13 @@ fn main() -> Result<()> {
         }
     }
     for case in &CASES {
-        if names.is_empty() || names.iter().any(|name| name == case.name) {
-            let case = Case { batch: batch.unwrap_or(case.batch), ..*case };
-            let seconds = time(&case, runs)?;
-            println!("{}", serde_json::json!({"case": case.name, "batch": case.batch, "seconds": seconds}));
+        for (suffix, precision) in [("", Precision::F32), (", bf16", Precision::Bf16)] {
+            let name = format!("{}{suffix}", case.name);
+            if names.is_empty() || names.contains(&name) {
+                let case = Case { batch: batch.unwrap_or(case.batch), precision, ..*case };
+                let seconds = time(&case, runs)?;
+                println!("{}", serde_json::json!({"case": name, "batch": case.batch, "seconds": seconds}));
+            }
         }
     }
     Ok(())

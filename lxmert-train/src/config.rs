@@ -7,6 +7,7 @@ use crate::tasks::pretraining::data::TaskWeights;
 use crate::tasks::pretraining::regions::RegionLosses;
 use crate::{Error, Result};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
+use lxmert_core::ops::Precision;
 use serde::{Deserialize, Serialize};
 
 /// The optimisers.
@@ -132,6 +133,10 @@ pub struct Recipe {
     pub decay_all: bool,
     /// Largest global gradient norm; 0 does not clip.
     pub clip: f64,
+    /// What the products of the encoders' layers round their operands to in training; weights, optimiser and evaluation are
+    /// f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// Whether row 0 of the position and segment tables gets no gradient, as in the original, where it is torch's padding
     /// row, though it is `[CLS]`'s position and the only segment.
     pub freeze_padding_rows: bool,
@@ -183,6 +188,7 @@ impl Recipe {
             weight_decay: 0.01,
             decay_all: false,
             clip: 1.0,
+            precision: Precision::F32,
             freeze_padding_rows: false,
             hard_negatives: 0.5,
             masked_words: 0.0,
@@ -406,6 +412,9 @@ pub struct RecipeArgs {
     /// Largest global gradient norm; 0 does not clip
     #[arg(long, help_heading = "Optimisation")]
     pub clip: Option<f64>,
+    /// Products of the encoders' layers in f32, or mixed precision: operands rounded to bf16, sums, weights and optimiser f32
+    #[arg(long, value_name = "f32|bf16", help_heading = "Optimisation")]
+    pub precision: Option<Precision>,
     /// No gradient for row 0 of the position and segment tables, as in the original
     #[arg(long, help_heading = "Optimisation")]
     pub freeze_padding_rows: bool,
@@ -476,6 +485,7 @@ impl RecipeArgs {
             weight_decay: a.weight_decay.unwrap_or(base.weight_decay),
             decay_all: a.decay_all || base.decay_all,
             clip: a.clip.unwrap_or(base.clip),
+            precision: a.precision.unwrap_or(base.precision),
             freeze_padding_rows: a.freeze_padding_rows || base.freeze_padding_rows,
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
             masked_words: a.masked_words.unwrap_or(base.masked_words),

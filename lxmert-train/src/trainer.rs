@@ -24,7 +24,9 @@ use candle_core::{Device, Tensor, Var};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
 use lxmert_core::checkpoint::Misshapen;
+use lxmert_core::cli;
 use lxmert_core::model::init;
+use lxmert_core::ops;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,6 +91,7 @@ pub enum Outcome {
 /// Ctrl-C was pressed (the state is saved).
 pub fn run(job: &Job) -> Result<Outcome> {
     job.recipe.check()?;
+    cli::warn_of_slow(job.recipe.precision, &job.device);
     job.data.check_features()?;
     let folder = RunFolder::new(&job.output);
     let settings =
@@ -270,9 +273,9 @@ impl<'a, T: Task> Trainer<'a, T> {
             let group_end = (group + recipe.accumulate).min(batch_count);
             let divisor = sizes[group..group_end].iter().sum();
             let number = epoch * batch_count as u64 + at as u64;
-            let step = Step::new(number, divisor, recipe.seed, recipe.dropout > 0.0, &job.device);
+            let step = Step::new(number, divisor, recipe, &job.device);
             let result = task.loss(batch, &step)?;
-            let gradients = optimiser.gradients(&result.loss.backward()?);
+            let gradients = optimiser.gradients(&ops::backward(&result.loss)?);
             gradient_sums = Some(match gradient_sums.take() {
                 None => gradients,
                 Some(before) => add(before, gradients)?,

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, LxmertInputs, LxmertModel};
+use lxmert_core::ops::{self, Precision};
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -50,7 +51,7 @@ fn inputs(tag: &str, batch: usize, length: usize, regions: usize, width: usize, 
 }
 
 /// Loss and gradient norm of each of the reference's steps, taken by our code.
-fn trajectory(reference: &serde_json::Value) -> Vec<(f64, f64)> {
+fn trajectory(reference: &serde_json::Value, precision: Precision) -> Vec<(f64, f64)> {
     let number = |key: &str| reference[key].as_f64().unwrap();
     let (seed, batch) = (number("seed") as u64, number("batch") as usize);
     let (length, regions) = (number("length") as usize, number("regions") as usize);
@@ -82,10 +83,10 @@ fn trajectory(reference: &serde_json::Value) -> Vec<(f64, f64)> {
     let steps = reference["losses"].as_array().unwrap().len();
     let mut step = |step: usize| {
         let (inputs, target) = &batches[step % 4];
-        let pooled = model.forward(inputs, &Forward::eval()).unwrap().pooled;
+        let pooled = model.forward(inputs, &Forward::eval().with_precision(precision)).unwrap().pooled;
         let logits = candle_nn::Module::forward(&head, &pooled).unwrap().squeeze(1).unwrap();
         let loss = binary_cross_entropy(&logits, target).unwrap().mean_all().unwrap();
-        let gradients = optimiser.gradients(&loss.backward().unwrap());
+        let gradients = optimiser.gradients(&ops::backward(&loss).unwrap());
         let norm = clip::global_norm(gradients.iter().flatten()).unwrap();
         optimiser.step(&gradients, number("lr"), 1.0).unwrap();
         (f64::from(loss.to_scalar::<f32>().unwrap()), norm)
@@ -99,7 +100,7 @@ const PRINTED: &str = "steps as JSON: ";
 #[test]
 fn twenty_steps_follow_the_reference_with_kernels_and_without() {
     let reference: serde_json::Value = serde_json::from_str(include_str!("fixtures/trajectory.json")).unwrap();
-    let steps = trajectory(&reference);
+    let steps = trajectory(&reference, Precision::F32);
     println!("{PRINTED}{}", serde_json::to_string(&steps).unwrap());
     let series = |key: &str| reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
     let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
@@ -128,4 +129,19 @@ fn twenty_steps_follow_the_reference_with_kernels_and_without() {
         assert!((loss - other_loss).abs() < 1e-4, "step {step}: loss {loss}, by compositions {other_loss}");
         assert!((norm / other_norm - 1.0).abs() < 1e-3, "step {step}: norm {norm}, by compositions {other_norm}");
     }
+}
+
+#[test]
+fn twenty_steps_in_bf16_stay_close() {
+    let reference: serde_json::Value = serde_json::from_str(include_str!("fixtures/trajectory.json")).unwrap();
+    let steps = trajectory(&reference, Precision::Bf16);
+    let series = |key: &str| reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
+    let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
+    for ((loss, norm), (want_loss, want_norm)) in steps.iter().zip(series("losses").zip(series("grad_norms"))) {
+        worst_loss = worst_loss.max((loss - want_loss).abs());
+        worst_norm = worst_norm.max((norm / want_norm - 1.0).abs());
+    }
+    println!("largest deviation: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e} of itself");
+    assert!(worst_loss > 1e-5, "nothing was rounded");
+    assert!(worst_loss < 1e-2 && worst_norm < 0.05);
 }

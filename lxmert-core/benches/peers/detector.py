@@ -53,6 +53,12 @@ def main():
         image = torchvision.transforms.functional.to_tensor(Image.open(ROOT / "data/photos/coffee.png").convert("RGB"))
         if wanted("detector network"):
             report("detector network", versions, a.runs, lambda: network(x))
+        if wanted("detector network, bf16"):
+            with torch.autocast("cpu", torch.bfloat16):
+                report("detector network, bf16", versions, a.runs, lambda: network(x))
+        if wanted("whole image, bf16"):
+            with torch.autocast("cpu", torch.bfloat16):
+                report("whole image, bf16", versions, a.runs, lambda: model([image]))
         if wanted("whole image"):
             report("whole image", versions, a.runs, lambda: model([image]))
         last = model.to(memory_format=torch.channels_last)
@@ -61,7 +67,7 @@ def main():
             report("detector network", f"{versions}, channels last", a.runs, lambda: network(x_last))
         if wanted("whole image"):
             report("whole image", f"{versions}, channels last", a.runs, lambda: last([image]))
-    if not wanted("detector network"):
+    if not wanted("detector network") and not wanted("detector network, bf16"):
         return
     import onnxruntime, openvino
 
@@ -75,12 +81,15 @@ def main():
         options.intra_op_num_threads = a.threads
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         values = {"x": x.numpy()}
-        report("detector network", f"ONNX Runtime {onnxruntime.__version__}", a.runs, lambda: session.run(None, values))
-        for precision in ["f32", "bf16"]:
+        if wanted("detector network"):
+            report("detector network", f"ONNX Runtime {onnxruntime.__version__}", a.runs, lambda: session.run(None, values))
+        for case, precision in [("detector network", "f32"), ("detector network, bf16", "bf16")]:
+            if not wanted(case):
+                continue
             settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": a.threads}
             compiled = openvino.Core().compile_model(path, "CPU", settings)
             version = openvino.__version__.split("-")[0]
-            report("detector network", f"OpenVINO {version}, {precision}", a.runs, lambda: compiled(values))
+            report(case, f"OpenVINO {version}", a.runs, lambda: compiled(values))
 
 
 main()

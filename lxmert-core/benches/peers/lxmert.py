@@ -2,7 +2,8 @@
 
     python lxmert.py [--runs N] [--threads N] [case …]
 
-A step is forward, backward, gradient norm and AdamW, with dropout, as in `lxmert-train/benches/steps.rs`.
+A step is forward, backward, gradient norm and AdamW, with dropout, as in `lxmert-train/benches/steps.rs`. Cases that
+end in bf16 run under autocast.
 """
 import torch, transformers
 from torch import nn
@@ -74,9 +75,11 @@ class Student(nn.Module):
 def main():
     a = arguments()
     torch.set_num_threads(a.threads)
-    for name, (sizes, student, train, batch, words, real) in CASES.items():
+    rounded = {f"{name}, bf16": case for name, case in CASES.items()}
+    for name, (sizes, student, train, batch, words, real) in (CASES | rounded).items():
         if a.cases and name not in a.cases:
             continue
+        precision = lambda: torch.autocast("cpu", torch.bfloat16, enabled=name.endswith("bf16"))
         torch.manual_seed(0)
         config = transformers.LxmertConfig(**sizes)
         model = Student() if student else Matching(config)
@@ -93,7 +96,8 @@ def main():
 
             def run():
                 optimiser.zero_grad()
-                logits = model(ids, mask, features, boxes)
+                with precision():
+                    logits = model(ids, mask, features, boxes).float()
                 nn.functional.binary_cross_entropy_with_logits(logits, target).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
@@ -101,7 +105,7 @@ def main():
             model.eval()
 
             def run():
-                with torch.inference_mode():
+                with torch.inference_mode(), precision():
                     model(ids, mask, features, boxes)
         report(name, peer, a.runs, run)
 

@@ -32,12 +32,12 @@ impl WordTables {
     }
 
     pub(crate) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (batch, length) = ids.dims2()?;
+        let (_, length) = ids.dims2()?;
         let longest = self.positions.dim(0)?;
         if length > longest {
             candle_core::bail!("sentences of {length} WordPieces; the model has {longest} positions");
         }
-        let words = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((batch, length, self.words.dim(1)?))?;
+        let words = ops::embedding(&self.words, ids)?;
         let places = self.positions.narrow(0, 0, length)?.broadcast_add(&self.segments.narrow(0, 0, 1)?)?;
         words.broadcast_add(&places)
     }

@@ -2,18 +2,50 @@
 //! panels and scratch memory. Sums stay f32.
 
 use super::matmul::Matrix;
-use super::simd::vectorised;
+use super::simd::{has_bf16, vectorised};
 use super::transpose::{BLOCK, transpose_block};
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// What the operands of products are rounded to; sums, and all that is not a product, are f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 24 bits of precision: nothing is rounded.
     #[default]
     F32,
     /// 8 bits of precision, the range of f32.
     Bf16,
+}
+
+impl Precision {
+    /// Whether `device` multiplies numbers of this precision at least as fast as f32: a CPU does bf16 with AVX-512's
+    /// instruction for it, GPUs do.
+    pub fn is_fast_on(self, device: &Device) -> bool {
+        self == Self::F32 || !device.is_cpu() || has_bf16()
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(format!("'{text}' is not f32 or bf16")),
+        }
+    }
 }
 
 /// The nearest bf16, ties to even; NaN stays NaN.

@@ -1,6 +1,7 @@
 //! `x Wᵀ + b` with the bias added in the product's own output, and its gradient.
 
 use super::bf16::Precision;
+use super::gradients::deliver;
 use super::math::add_scaled;
 use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
 use super::simd::vectorised;
@@ -140,16 +141,16 @@ impl CustomOp3 for Linear {
         let (x_held, weight_held, grad_held) = (hold(x), hold(weight), hold(&grad));
         let (xs, weights, grads) = (x_held.values()?, weight_held.values()?, grad_held.values()?);
         let grads_matrix = Matrix::new(grads, rows, out_width);
-        let mut dx = vec![0.0f32; xs.len()];
-        gemm_with(
-            MatrixMut::new(&mut dx, rows, in_width),
-            Write::Replace,
-            1.0,
-            grads_matrix,
-            Matrix::new(weights, out_width, in_width),
-            self.precision,
-            Threads::Pool,
-        );
+        let dx = match x.track_op() {
+            false => None,
+            true => {
+                let mut dx = vec![0.0f32; xs.len()];
+                let weights = Matrix::new(weights, out_width, in_width);
+                let out = MatrixMut::new(&mut dx, rows, in_width);
+                gemm_with(out, Write::Replace, 1.0, grads_matrix, weights, self.precision, Threads::Pool);
+                Some(cpu_tensor(dx, x.shape())?)
+            }
+        };
         let mut dw = vec![0.0f32; weights.len()];
         gemm_with(
             MatrixMut::new(&mut dw, out_width, in_width),
@@ -162,10 +163,6 @@ impl CustomOp3 for Linear {
         );
         let mut db = vec![0.0f32; out_width];
         sum_rows_in_tasks(&mut db, grads);
-        Ok((
-            Some(cpu_tensor(dx, x.shape())?),
-            Some(cpu_tensor(dw, weight.shape())?),
-            Some(cpu_tensor(db, bias.shape())?),
-        ))
+        Ok((dx, deliver(weight, dw)?, deliver(bias, db)?))
     }
 }

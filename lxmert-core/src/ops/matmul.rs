@@ -19,6 +19,7 @@
 use super::bf16::Precision;
 use super::finish::Finish;
 use super::product::{self, Base};
+use super::simd::vectorised;
 use super::transpose::{BLOCK, transpose_block};
 use gemm::Parallelism;
 
@@ -96,9 +97,7 @@ impl<'a> Matrix<'a> {
             panel.fill(0.0);
         }
         if !self.transposed {
-            for (row, to) in panel.chunks_exact_mut(width).enumerate() {
-                to[..count].copy_from_slice(&self.data[(first + row) * self.leading + start..][..count]);
-            }
+            copy_rows(panel, width, &self.data[first * self.leading + start..], self.leading, count);
             return;
         }
         let depth = panel.len() / width;
@@ -115,6 +114,20 @@ impl<'a> Matrix<'a> {
             let from = &self.data[(start + column) * self.leading + first..][..depth];
             for row in rows {
                 panel[row * width + column] = from[row];
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The first `count` values of rows that begin `leading` apart to rows of `width`.
+    fn copy_rows(to: &mut [f32], width: usize, from: &[f32], leading: usize, count: usize) {
+        for (row, to) in to.chunks_exact_mut(width).enumerate() {
+            let from = &from[row * leading..][..count];
+            match (to.as_mut_array::<32>(), from.as_array::<32>()) {
+                // A full row of the widest panel: a few registers, where a call would cost more than the copy.
+                (Some(to), Some(from)) => *to = *from,
+                _ => to[..count].copy_from_slice(from),
             }
         }
     }

@@ -4,6 +4,7 @@ use super::jsonl::EpochRecord;
 use crate::run_folder::Report;
 use crate::tasks::{CheckpointParts, Description};
 use crate::trainer::Job;
+use lxmert_core::ops::Precision;
 use std::fmt::Write;
 
 /// What the card tells.
@@ -46,7 +47,7 @@ pub fn model_card(facts: &Facts) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         text,
-        "## Data\n{}\n\n## Training\n```\n{}\n```\nEpoch {}, step {}; {} at {} with {:.0} % warm-up and linear decay, weight decay {}, batch {}, seed {}.\n\n",
+        "## Data\n{}\n\n## Training\n```\n{}\n```\nEpoch {}, step {}; {} at {} with {:.0} % warm-up and linear decay, weight decay {}, batch {}, seed {}{}.\n\n",
         description.data,
         job.command,
         epoch.epoch,
@@ -57,6 +58,7 @@ pub fn model_card(facts: &Facts) -> String {
         recipe.weight_decay,
         recipe.batch_size * recipe.accumulate,
         recipe.seed,
+        if recipe.precision == Precision::F32 { "" } else { ", products of bf16" },
     );
     if !description.losses.is_empty() {
         let _ = write!(text, "{}\n\n", description.losses);

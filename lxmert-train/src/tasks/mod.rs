@@ -10,6 +10,7 @@ pub mod questions;
 pub mod retrieval;
 pub mod statements;
 
+use crate::config::Recipe;
 use crate::measures::Measures;
 use crate::run_folder::Preprocessing;
 use crate::trainer::Job;
@@ -19,7 +20,7 @@ use candle_nn::VarMap;
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::Forward;
-use lxmert_core::ops::DropoutRng;
+use lxmert_core::ops::{DropoutRng, Precision};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -59,17 +60,19 @@ pub struct Step<'a> {
     /// The device to compute on.
     pub device: &'a Device,
     dropout: Option<DropoutRng>,
+    precision: Precision,
 }
 
 impl<'a> Step<'a> {
-    /// Batch `number` of a run with this seed, with or without dropout.
-    pub fn new(number: u64, divisor: usize, seed: u64, dropout: bool, device: &'a Device) -> Self {
-        Self { number, divisor, device, dropout: dropout.then(|| DropoutRng::new(seed, number)) }
+    /// Batch `number` of a run by this recipe.
+    pub fn new(number: u64, divisor: usize, recipe: &Recipe, device: &'a Device) -> Self {
+        let dropout = (recipe.dropout > 0.0).then(|| DropoutRng::new(recipe.seed, number));
+        Self { number, divisor, device, dropout, precision: recipe.precision }
     }
 
     /// How to run the model.
     pub fn forward(&self) -> Forward<'_> {
-        self.dropout.as_ref().map_or_else(Forward::eval, Forward::train)
+        self.dropout.as_ref().map_or_else(Forward::eval, Forward::train).with_precision(self.precision)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Any number of weights as one argument of an operation: candle's custom operations take three.
 
+use super::super::gradients::deliver;
 use super::super::{Held, hold};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
 use std::ops::Deref;
@@ -43,10 +44,9 @@ impl Parameters {
 
     /// Leaves the gradient of weight `index`.
     pub fn set(&self, index: usize, gradient: Vec<f32>) -> Result<()> {
-        let tensor = &self.tensors[index];
-        let gradient = Tensor::from_vec(gradient, tensor.shape(), &Device::Cpu)?;
+        let gradient = deliver(&self.tensors[index], gradient)?;
         if let Ok(mut gradients) = self.gradients.lock() {
-            gradients[index] = tensor.track_op().then_some(gradient);
+            gradients[index] = gradient;
         }
         Ok(())
     }
