@@ -75,6 +75,10 @@ proptest! {
             prop_assert_eq!(store.index_of(&name), Some(i));
             let expected = regions(i as u32, n, dim, attributes);
             prop_assert_eq!(&store.regions(i).unwrap(), &expected);
+            for (region, feature) in expected.features.chunks(dim).enumerate() {
+                prop_assert_eq!(&store.region_feature(i, region).unwrap(), feature);
+            }
+            prop_assert!(store.region_feature(i, n).is_err());
             store.read_batch(&[i, i], &mut features, &mut boxes, &mut mask).unwrap();
             for half in 0..2 {
                 let padded = |values: &[f32], size: usize| [values, &vec![0.0; size - values.len()]].concat();
@@ -86,6 +90,28 @@ proptest! {
         }
         prop_assert_eq!(store.index_of("none"), None);
         prop_assert!(store.regions(counts.len()).is_err());
+    }
+}
+
+/// Rows are read 16 KiB at a time.
+#[test]
+fn a_row_of_several_blocks_is_read_whole() {
+    for dtype in [StoreDtype::F32, StoreDtype::F16, StoreDtype::Bf16] {
+        let folder = tempfile::tempdir().unwrap();
+        let (n, dim) = (4, 5000);
+        let mut writer = StoreWriter::open(folder.path(), info(n, dim, dtype, false)).unwrap();
+        let mut expected = Vec::new();
+        for image in 0..2u32 {
+            let regions = regions(image, n, dim, false);
+            writer.push(&format!("{image}"), &regions).unwrap();
+            expected.extend(regions.features);
+        }
+        writer.finish().unwrap();
+        let store = FeatureStore::open(folder.path()).unwrap();
+        let (mut features, mut boxes, mut mask) = (Vec::new(), Vec::new(), Vec::new());
+        store.read_batch(&[0, 1], &mut features, &mut boxes, &mut mask).unwrap();
+        assert!(features == expected, "{dtype:?}");
+        assert!(store.region_feature(1, 2).unwrap() == expected[(n + 2) * dim..(n + 3) * dim], "{dtype:?}");
     }
 }
 

@@ -7,6 +7,7 @@ use common::difference;
 use common::gradients::{check_gradients, random, weigh};
 use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask};
 use lxmert_core::procedural;
+use std::path::Path;
 
 #[test]
 fn linear_and_its_gradient() {
@@ -149,4 +150,45 @@ fn a_row_whose_keys_are_all_masked_stays_finite() {
     let options = AttentionOptions { heads: 2, mask: Some(&mask), dropout_probability: 0.0, rng: None };
     let y: Vec<f32> = ops::attention(&q, &k, &k, &options).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     assert!(y.iter().all(|v| v.is_finite()));
+}
+
+/// Which test compares an operation's gradient with finite differences, by the file that defines it.
+const COVERED: [(&str, usize, &str, &str); 14] = [
+    ("attention.rs", 1, "ops_gradients.rs", "attention_equals_its_composition_with_masks_and_dropout"),
+    ("batch_norm.rs", 1, "ops_gradients.rs", "batch_norm_matches_finite_differences"),
+    ("blocks/attention.rs", 1, "ops_blocks.rs", "attention_matches_finite_differences_in_every_input_and_weight"),
+    ("blocks/feed_forward.rs", 1, "ops_blocks.rs", "feed_forward_matches_finite_differences_in_every_input_and_weight"),
+    // What stands for the weights of the two in the graph.
+    ("blocks/parameters.rs", 1, "ops_blocks.rs", "attention_matches_finite_differences_in_every_input_and_weight"),
+    ("conv.rs", 2, "ops_conv.rs", "convolution_matches_finite_differences"),
+    ("dropout.rs", 1, "ops_gradients.rs", "dropout_matches_finite_differences"),
+    ("embedding.rs", 1, "ops_gradients.rs", "embedding_and_its_gradient"),
+    ("gelu.rs", 1, "ops_gradients.rs", "gelu_and_its_gradient"),
+    ("layer_norm.rs", 1, "ops_gradients.rs", "layer_norm_and_its_gradient"),
+    ("linear.rs", 1, "ops_gradients.rs", "linear_and_its_gradient"),
+    ("packing.rs", 2, "ops_gradients.rs", "packing_matches_finite_differences"),
+    ("pool.rs", 1, "ops_conv.rs", "pooling_equals_the_composition_and_finite_differences"),
+    ("roi_align.rs", 1, "ops_conv.rs", "roi_align_equals_the_composition_and_finite_differences"),
+];
+
+#[test]
+fn every_operation_has_such_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["", "blocks"] {
+        for entry in std::fs::read_dir(root.join("src/ops").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = Path::new(folder).join(path.file_name().unwrap()).to_string_lossy().replace('\\', "/");
+            if path.is_file() {
+                let operations = std::fs::read_to_string(&path).unwrap().matches("\nimpl CustomOp").count();
+                found.extend((operations > 0).then_some((name, operations)));
+            }
+        }
+    }
+    found.sort();
+    assert_eq!(found, COVERED.map(|(file, operations, ..)| (file.to_string(), operations)));
+    for (_, _, file, test) in COVERED {
+        let tests = std::fs::read_to_string(root.join("tests").join(file)).unwrap();
+        assert!(tests.contains(&format!("#[test]\nfn {test}()")), "{file} has no test {test}");
+    }
 }

@@ -7,7 +7,8 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::gradients::weigh;
 use lxmert_core::ops::{
-    self, AttentionOptions, DropoutRng, KeyMask, Matrix, MatrixMut, Precision, Threads, Write, gemm,
+    self, AttentionOptions, BufferPool, DropoutRng, FeatureMap, KeyMask, Matrix, MatrixMut, PackedLinear, Precision,
+    Threads, Write, gemm,
 };
 use lxmert_core::procedural;
 use proptest::prelude::*;
@@ -131,6 +132,22 @@ proptest! {
         // Sums of as many terms as the largest side, of which each is a quarter on average.
         let terms = inner.max(out).max(batch * rows) as f64;
         agree(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
+    }
+
+    #[test]
+    fn packed_linear_layers_equal_the_composition(
+        rows in rows(), inner in inner(), out in columns(), relu: bool, bf16: bool,
+    ) {
+        prop_assume!(inner > 0 && out > 0);
+        let (x, w, b) = (random("x", &[rows, inner]), random("w", &[out, inner]), random("b", &[out]));
+        let (precision, seen) = if bf16 { (Precision::Bf16, DType::BF16) } else { (Precision::F32, DType::F32) };
+        let layer = PackedLinear::new(&w, Some(&b), relu, precision).unwrap();
+        let map = FeatureMap::from_tensor(&x.reshape((rows, inner, 1, 1)).unwrap(), &BufferPool::new()).unwrap();
+        let y = layer.forward(&map).unwrap().into_tensor().unwrap().reshape((rows, out)).unwrap();
+        let wide = |t: &Tensor, seen| t.to_dtype(seen).unwrap().to_dtype(DType::F64).unwrap();
+        let want = ops::linear(&wide(&x, seen), &wide(&w, seen), &wide(&b, DType::F32)).unwrap();
+        let want = if relu { want.relu().unwrap() } else { want };
+        prop_assert!(distance(&y, &want) < 1e-6 * (1.0 + inner as f64 / 4.0), "{:e}", distance(&y, &want));
     }
 
     /// Of exact ones, where a product is too small or has too few rows for rounding to be faster.

@@ -160,7 +160,7 @@ impl FeatureStore {
         for (i, &image) in images.iter().enumerate() {
             let (shard, row) = self.locate(image)?;
             let real = shard.num_regions(row)?;
-            shard.features(row, real, features)?;
+            shard.features(row, 0..real, features)?;
             features.resize((i + 1) * n * dim, 0.0);
             shard.boxes(row, real, boxes)?;
             boxes.resize((i + 1) * n * 4, 0.0);
@@ -209,8 +209,8 @@ impl FeatureStore {
         if region >= n {
             return Err(Error::Argument(format!("region {region} of '{}', which has {n}", self.names[image])));
         }
-        let mut features = Vec::with_capacity((region + 1) * self.info.feature_dim);
-        shard.features(row, region + 1, &mut features)?;
-        Ok(features.split_off(region * self.info.feature_dim))
+        let mut features = Vec::with_capacity(self.info.feature_dim);
+        shard.features(row, region..region + 1, &mut features)?;
+        Ok(features)
     }
 }

@@ -220,13 +220,14 @@ impl Shard {
         self.names.split('\n').take(self.images)
     }
 
-    /// Calls `take` with the first `count` numbers' bytes of an image's row of a column, a block after another. `image` is
+    /// Calls `take` with the bytes of some numbers of an image's row of a column, a block after another. `image` is
     /// less than `images` and `column` exists: both come from this module and the reader, which check.
-    fn read(&self, column: usize, image: usize, count: usize, mut take: impl FnMut(&[u8])) -> Result<()> {
+    fn read(&self, column: usize, image: usize, numbers: Range<usize>, mut take: impl FnMut(&[u8])) -> Result<()> {
         // A row of features is larger than what fits the first-level cache, and fresh memory for it costs page faults.
         const BLOCK: usize = 1 << 14;
         let Column { bytes: row, number, .. } = &self.layout.columns[column];
-        let (start, bytes) = (self.starts[column] + (image * row.len()) as u64, count * number);
+        let start = self.starts[column] + (image * row.len() + numbers.start * number) as u64;
+        let bytes = numbers.len() * number;
         let mut block = [0; BLOCK];
         for at in (0..bytes).step_by(BLOCK) {
             let block = &mut block[..BLOCK.min(bytes - at)];
@@ -243,12 +244,12 @@ impl Shard {
 
     /// The first `count` numbers of an image's row, none if there is no such column.
     fn u32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<u32>) -> Result<()> {
-        self.column(name).map_or(Ok(()), |column| self.read(column, image, count, |bytes| out.extend(u32s(bytes))))
+        self.column(name).map_or(Ok(()), |column| self.read(column, image, 0..count, |bytes| out.extend(u32s(bytes))))
     }
 
     /// As [`u32s`](Self::u32s).
     fn f32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<f32>) -> Result<()> {
-        self.column(name).map_or(Ok(()), |column| self.read(column, image, count, |bytes| out.extend(f32s(bytes))))
+        self.column(name).map_or(Ok(()), |column| self.read(column, image, 0..count, |bytes| out.extend(f32s(bytes))))
     }
 
     pub fn num_regions(&self, image: usize) -> Result<usize> {
@@ -262,11 +263,10 @@ impl Shard {
         Ok(n)
     }
 
-    /// Appends the features of an image's first `n` regions, as `f32`.
-    pub fn features(&self, image: usize, n: usize, out: &mut Vec<f32>) -> Result<()> {
-        let count = n * self.layout.feature_dim;
-        let dtype = self.layout.dtype;
-        self.read(0, image, count, |bytes| match dtype {
+    /// Appends the features of some of an image's regions, as `f32`.
+    pub fn features(&self, image: usize, regions: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let Layout { feature_dim, dtype, .. } = self.layout;
+        self.read(0, image, regions.start * feature_dim..regions.end * feature_dim, |bytes| match dtype {
             StoreDtype::F32 => out.extend(f32s(bytes)),
             StoreDtype::F16 => widen(bytes, out, half::f16::from_le_bytes, |half, out| half.convert_to_f32_slice(out)),
             StoreDtype::Bf16 => {
@@ -296,7 +296,7 @@ impl Shard {
     pub fn regions(&self, image: usize) -> Result<Regions> {
         let n = self.num_regions(image)?;
         let (mut features, mut boxes, mut size) = (Vec::new(), Vec::new(), Vec::new());
-        self.features(image, n, &mut features)?;
+        self.features(image, 0..n, &mut features)?;
         self.boxes(image, n, &mut boxes)?;
         self.u32s("image_sizes", image, 2, &mut size)?;
         let classes = |prefix: &str| -> Result<(Vec<u32>, Vec<f32>)> {

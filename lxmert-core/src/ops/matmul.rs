@@ -185,7 +185,8 @@ pub enum Threads {
     Pool,
 }
 
-/// `out = [out +] alpha · a · b`. The result is the same from run to run for a given number of threads.
+/// `out = [out +] alpha · a · b`. The result is the same from run to run for a given number of threads, and for any number where
+/// the product is large enough for this crate's own kernel.
 ///
 /// # Panics
 /// When the shapes do not fit each other: the callers are kernels, which have checked their tensors.
