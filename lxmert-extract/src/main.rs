@@ -205,12 +205,6 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
     };
     let choice = args.detector.unwrap_or(if bare { DetectorChoice::Scenes } else { DetectorChoice::Coco });
     let count = usize::from(args.regions.unwrap_or(if bare { 12 } else { 36 }));
-    if args.precision != Precision::F32 && !device.is_cpu() {
-        return Err(lxmert_core::Error::Argument(
-            "--precision bf16 is for the detector on the CPU; add --device cpu".into(),
-        )
-        .into());
-    }
     cli::warn_of_slow(args.precision, device);
     let loaded = choice::load(&choice, args.weights.as_ref(), device, common.show_progress())?;
     let config = loaded.detector.config();

@@ -109,14 +109,18 @@ impl Detector {
         Ok(Self { config: config.clone(), network, packed, device })
     }
 
-    /// The same detector with weights and inputs of its products rounded to `precision`, where the packed path applies (on
-    /// the CPU); elsewhere nothing changes. With bf16, levels and features lie within 2 % of the f32 ones (norm of the
-    /// difference over norm).
+    /// The same detector with weights and inputs of its products rounded to `precision`. With bf16, levels and features lie
+    /// within 2 % of the f32 ones (norm of the difference over norm).
     ///
     /// # Errors
-    /// When the weights do not fit each other.
+    /// When the weights do not fit each other, or bf16 is asked for where the packed path does not apply.
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
         let packed = PackedNetwork::new(&self.network, precision)?.map(Arc::new);
+        if packed.is_none() && precision != Precision::F32 {
+            return Err(lxmert_core::Error::Argument(format!(
+                "--precision {precision} is for the detector's kernels on the CPU: take --device cpu, and unset LXMERT_KERNELS"
+            )));
+        }
         Ok(Self { packed, ..self })
     }
 
