@@ -25,7 +25,7 @@ pub struct DataArgs {
     /// Feature store that lxmert-extract wrote
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub features: Option<PathBuf>,
-    /// Split of the images: {"train": [names], "val": …, "test": …} or Karpathy's JSON
+    /// Split of the images: {"train": […], "val": […], "test": […]} or Karpathy's JSON
     /// [default: splits.json beside the captions, else 80/10/10 by the seed]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub splits: Option<PathBuf>,
@@ -61,7 +61,7 @@ pub struct TrainArgs {
     /// Single numbers of the recipe.
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Run folder [default: runs/<name of the data>]
+    /// Run folder [default: the data's name under runs]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
     /// Go on with the unfinished run in the folder, with its own settings; whatever else is given must agree with them

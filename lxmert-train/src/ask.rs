@@ -16,7 +16,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 pub struct AskArgs {
     /// Checkpoint of a model trained on questions: a folder, a run folder, a weights file beside its config.json, or
-    /// hf:owner/repo[@revision] [default: runs/scenes-questions]
+    /// hf:owner/repo or hf:owner/repo@revision [default: runs/scenes-questions]
     #[arg(long, value_name = "CHECKPOINT")]
     pub checkpoint: Option<PathBuf>,
     /// The photo; with --features, the name of an image in the store

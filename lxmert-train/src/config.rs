@@ -364,7 +364,7 @@ pub struct RecipeArgs {
     #[arg(long, value_parser = parse_cross_layer, value_name = "KIND", help_heading = "Model")]
     pub cross_layer: Option<CrossLayer>,
     /// Start from this checkpoint: a folder, a run folder or a file, of ours, of the hub's or of the original's, or
-    /// hf:owner/repo[@revision]; BERT's weights start the language encoder
+    /// hf:owner/repo or hf:owner/repo@revision; BERT's weights start the language encoder
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Model")]
     pub init: Option<String>,
     /// Let weights of this name start fresh if the --init checkpoint lacks them (* is any characters); may be repeated
