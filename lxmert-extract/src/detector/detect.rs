@@ -115,6 +115,10 @@ impl Detector {
     /// # Errors
     /// When the weights do not fit each other, or bf16 is asked for where the packed path does not apply.
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        // Packing is what takes the time at the start: never twice for the same.
+        if self.packed.as_ref().map_or(Precision::F32, |packed| packed.precision()) == precision {
+            return Ok(self);
+        }
         let packed = PackedNetwork::new(&self.network, precision)?.map(Arc::new);
         if packed.is_none() && precision != Precision::F32 {
             return Err(lxmert_core::Error::Argument(format!(

@@ -28,6 +28,7 @@ pub struct PackedNetwork {
     pooler: RoiPooler,
     /// The linear layers of the heads on regions.
     head: [PackedLinear; 2],
+    precision: Precision,
     pool: BufferPool,
 }
 
@@ -83,8 +84,14 @@ impl PackedNetwork {
             anchors_per_cell,
             pooler,
             head,
+            precision,
             pool,
         }))
+    }
+
+    /// What its products round their operands to.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the pyramid's levels, finest first, the pooled
