@@ -138,6 +138,7 @@ impl Attention {
             norm: w.norm(),
             dropout: self.dropout,
             precision: Precision::F32,
+            packed: None,
         };
         block.forward((x, queries.packing()), (context, keys.packing()), self.rng().as_ref())
     }
@@ -195,6 +196,7 @@ fn feed_forward(w: &Weights, x: &Tensor, rows: &Rows, activation: Activation, dr
         norm: w.norm(),
         dropout,
         precision: Precision::F32,
+        packed: None,
     };
     block.forward(x, rows.packing(), Some(&DropoutRng::new(7, 8)))
 }

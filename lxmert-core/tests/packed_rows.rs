@@ -8,7 +8,7 @@ use candle_nn::{VarBuilder, VarMap};
 use common::difference;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel, MatchingOutput, init};
-use lxmert_core::ops::{DropoutRng, Precision, backward};
+use lxmert_core::ops::{DropoutRng, PackedWeights, Precision, backward};
 use lxmert_core::procedural;
 use std::collections::BTreeMap;
 
@@ -73,6 +73,10 @@ fn loss(output: &MatchingOutput, inputs: &LxmertInputs) -> Tensor {
 const BATCHES: [(&[usize], &[usize]); 4] =
     [(&[12, 5, 1], &[6, 6, 2]), (&[7], &[5]), (&[3, 9], &[1, 4]), (&[4, 4, 4, 4, 2], &[3, 3, 3, 3, 3])];
 
+fn bits(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
 #[test]
 fn packed_rows_give_the_composition_s_values_and_gradients() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
@@ -121,7 +125,6 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 let rng = DropoutRng::new(1, 2);
                 let output = model.forward(&inputs, &Forward::train(&rng).with_precision(precision)).unwrap();
                 let gradients = backward(&output.logits.sqr().unwrap().sum_all().unwrap()).unwrap();
-                let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let variables = varmap.data().lock().unwrap();
                 let by_weight: BTreeMap<String, Vec<f32>> = variables
                     .iter()
@@ -138,6 +141,27 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 assert_eq!(logits, other, "{threads} threads");
                 for (name, gradient) in &by_weight {
                     assert!(*gradient == others[name], "{cross_layer:?}, {precision:?}, {threads} threads: {name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_packed_once_give_the_same_outputs() {
+    for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
+        let (model, _) = model(&config(cross_layer, 0.0));
+        // Both precisions in one, and passes of few rows and of many.
+        let packed = PackedWeights::new();
+        for precision in [Precision::F32, Precision::Bf16] {
+            for (words, regions) in BATCHES {
+                let inputs = inputs(words, regions);
+                let run = Forward::eval().with_precision(precision);
+                let want = model.forward(&inputs, &run).unwrap();
+                for _ in 0..2 {
+                    let got = model.forward(&inputs, &run.with_packed(&packed)).unwrap();
+                    assert_eq!(bits(&got.logits), bits(&want.logits), "{cross_layer:?} {precision:?} {words:?}");
+                    assert_eq!(bits(&got.trunk.vision), bits(&want.trunk.vision));
                 }
             }
         }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
-use lxmert_core::ops::{self, DropoutRng, Precision};
+use lxmert_core::ops::{self, DropoutRng, PackedWeights, Precision};
 use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -93,7 +93,8 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Err(_) => bail!("the variables' lock is poisoned"),
     };
     let (inputs, pooled, precision) = (inputs(case, &config)?, case.pooled, case.precision);
-    let mut run: Box<dyn FnMut() -> Result<()>> = if case.train {
+    let packed = PackedWeights::new();
+    let mut run: Box<dyn FnMut() -> Result<()> + '_> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
         let mut step = 0;
@@ -108,10 +109,10 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
         })
     } else {
-        // Plain tensors, as read from a checkpoint: no graph is kept.
+        // Plain tensors, as read from a checkpoint: no graph is kept, and they are packed once, in the first run.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        let run = Forward { pooled_only: pooled, precision, ..Forward::eval() };
+        let run = Forward { pooled_only: pooled, precision, packed: Some(&packed), ..Forward::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     let mut seconds = Vec::with_capacity(runs);

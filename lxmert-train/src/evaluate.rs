@@ -9,6 +9,7 @@ use candle_core::Device;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{Forward, MatchingModel};
+use lxmert_core::ops::PackedWeights;
 
 /// The match logit of each pair, in the pairs' order, without dropout.
 ///
@@ -25,13 +26,15 @@ pub fn logits(
     let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), batch_size);
     let mut logits = vec![0f32; pairs.len()];
     let mut at = 0;
+    let packed = PackedWeights::new();
+    let run = Forward::eval().pooled_only().with_packed(&packed);
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect());
     batches::for_each(
         planned,
         |pairs: Vec<Pair>| dataset.read(&pairs),
         |batch| {
             check_interrupt()?;
-            let output = model.forward(&batch.inputs(device)?, &Forward::eval().pooled_only())?;
+            let output = model.forward(&batch.inputs(device)?, &run)?;
             for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
                 logits[place] = logit;
             }

@@ -15,6 +15,7 @@ use candle_core::{Device, Tensor};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{Encoded, Forward, MatchingModel};
+use lxmert_core::ops::PackedWeights;
 use std::time::Instant;
 
 /// Retrieval both ways.
@@ -112,7 +113,8 @@ pub fn score_all(
     device: &Device,
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
-    let run = Forward::eval().pooled_only();
+    let packed = PackedWeights::new();
+    let run = Forward::eval().pooled_only().with_packed(&packed);
     let pair = |image: usize, caption: usize| Pair { image, caption, kind: PairKind::Matched };
 
     // Captions once, in batches of about equal length.

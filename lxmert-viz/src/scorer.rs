@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
+use lxmert_core::ops::PackedWeights;
 use lxmert_core::text::{Encoding, WordPiece};
 use lxmert_train::run_folder::Checkpoint;
 use std::path::Path;
@@ -20,6 +21,7 @@ pub struct Scorer {
     vocabulary: WordPiece,
     device: Device,
     regions: usize,
+    packed: PackedWeights,
 }
 
 /// A sentence and an image's regions.
@@ -67,7 +69,14 @@ impl Scorer {
     /// unexpected or misshapen.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
         let Checkpoint { config, preprocessing, text, model } = Checkpoint::open(place, device)?;
-        Ok(Self { config, model, vocabulary: text, regions: preprocessing.regions, device: device.clone() })
+        Ok(Self {
+            config,
+            model,
+            vocabulary: text,
+            regions: preprocessing.regions,
+            device: device.clone(),
+            packed: PackedWeights::new(),
+        })
     }
 
     /// Regions an image that the model was trained on.
@@ -134,7 +143,12 @@ impl Scorer {
             return Ok(Vec::new());
         }
         let inputs = padded(pairs, self.config.visual_feat_dim, &self.device)?;
-        Ok(self.model.forward(&inputs, &Forward::eval())?.logits.to_dtype(DType::F32)?.to_vec1()?)
+        Ok(self
+            .model
+            .forward(&inputs, &Forward::eval().with_packed(&self.packed))?
+            .logits
+            .to_dtype(DType::F32)?
+            .to_vec1()?)
     }
 }
 

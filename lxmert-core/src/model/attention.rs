@@ -64,6 +64,7 @@ impl MultiHead {
             norm: norm.norm(),
             dropout: [self.dropout, dropout],
             precision: run.precision,
+            packed: run.packed,
         };
         block.forward(x, context, run.rng)
     }

@@ -130,6 +130,7 @@ impl FeedForward {
             norm: layer_norm.norm(),
             dropout: [0.0, *dropout],
             precision: run.precision,
+            packed: run.packed,
         };
         block.forward(x, packing, run.rng)
     }

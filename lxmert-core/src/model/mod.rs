@@ -23,7 +23,7 @@ pub use heads::{
 };
 pub use matching::{MatchingModel, MatchingOutput};
 
-use crate::ops::{DropoutRng, Precision};
+use crate::ops::{DropoutRng, PackedWeights, Precision};
 use candle_core::{Tensor, Var};
 
 /// One batch of images and sentences.
@@ -113,6 +113,8 @@ pub struct Forward<'a> {
     /// What the products of the encoders' layers (projections and feed-forward, forward and backward) round their operands to;
     /// embeddings, attention proper, norms, pooler and heads are f32. The weights themselves stay as they are.
     pub precision: Precision,
+    /// Where the encoders' layers keep their weights packed from pass to pass, for weights that stay as they are.
+    pub packed: Option<&'a PackedWeights>,
 }
 
 impl<'a> Forward<'a> {
@@ -131,6 +133,12 @@ impl<'a> Forward<'a> {
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same pass with weights packed once for many.
+    #[must_use]
+    pub fn with_packed(self, packed: &'a PackedWeights) -> Self {
+        Self { packed: Some(packed), ..self }
     }
 
     /// With dropout.

@@ -95,6 +95,7 @@ impl EncoderLayer for TorchEncoderLayer {
             norm: self.norms[1].norm(),
             dropout: [self.dropout; 2],
             precision: run.precision,
+            packed: run.packed,
         };
         block.forward(&x, packing, run.rng)
     }
@@ -155,6 +156,7 @@ impl CrossHalf {
             norm: self.norms[1].norm(),
             dropout: [0.0; 2],
             precision: run.precision,
+            packed: run.packed,
         };
         block.forward(&attended, x.1, run.rng)
     }

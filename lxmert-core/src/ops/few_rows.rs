@@ -12,7 +12,7 @@ use super::simd::{Level, Plain, Vector, level};
 use rayon::prelude::*;
 
 /// Rows up to which packing the weights costs more than adding lanes.
-const MOST_ROWS: usize = 72;
+pub(super) const MOST_ROWS: usize = 72;
 /// Rows and weights of a tile: 24 sums.
 const ROWS: usize = 4;
 const WEIGHTS: usize = 6;
@@ -52,31 +52,54 @@ pub(super) fn multiply(
         } else {
             products.chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
         }
-        let per_task = rows.div_ceil(if threads == Threads::Pool { rayon::current_num_threads() } else { 1 });
-        let finishes = finish.split(per_task, leading, rows.div_ceil(per_task));
-        let complete = |(index, (out, mut finish)): (usize, (&mut [f32], Finish))| {
-            for (row, out) in out.chunks_mut(leading).enumerate() {
-                add_base(out, index * per_task + row, products, (rows, columns), base);
-            }
-            finish.apply(out, leading, 0, columns);
-        };
-        let parts = out.chunks_mut(per_task * leading).zip(finishes).enumerate();
-        match threads {
-            Threads::Pool => parts.collect::<Vec<_>>().into_par_iter().for_each(complete),
-            Threads::One => parts.for_each(complete),
-        }
+        complete(out, leading, base, Products { values: products, rows, width: PER_TASK }, finish, threads);
     });
 }
 
-/// Row `row` of the products, which lie task by task, with the base.
-fn add_base(out: &mut [f32], row: usize, products: &[f32], (rows, columns): (usize, usize), base: Base) {
-    for (index, out) in out[..columns].chunks_mut(PER_TASK).enumerate() {
-        let values = &products[(index * rows + row) * PER_TASK..][..out.len()];
+/// Products of few rows, those of `width` columns after one another, each with `rows` rows (of which the last may be padding).
+#[derive(Clone, Copy)]
+pub(super) struct Products<'a> {
+    pub values: &'a [f32],
+    pub rows: usize,
+    pub width: usize,
+}
+
+/// `out = finish(base + products)`, rows of `out` `leading` apart.
+pub(super) fn complete(
+    out: &mut [f32],
+    leading: usize,
+    base: Base,
+    products: Products,
+    finish: Finish,
+    threads: Threads,
+) {
+    let rows = out.len().div_ceil(leading);
+    let columns = out.len() - (rows - 1) * leading;
+    let per_task = rows.div_ceil(if threads == Threads::Pool { rayon::current_num_threads() } else { 1 });
+    let finishes = finish.split(per_task, leading, rows.div_ceil(per_task));
+    let complete = |(index, (out, mut finish)): (usize, (&mut [f32], Finish))| {
+        for (row, out) in out.chunks_mut(leading).enumerate() {
+            add_base(&mut out[..columns], index * per_task + row, products, base);
+        }
+        finish.apply(out, leading, 0, columns);
+    };
+    let parts = out.chunks_mut(per_task * leading).zip(finishes).enumerate();
+    match threads {
+        Threads::Pool => parts.collect::<Vec<_>>().into_par_iter().for_each(complete),
+        Threads::One => parts.for_each(complete),
+    }
+}
+
+/// Row `row` of the products with the base.
+fn add_base(out: &mut [f32], row: usize, products: Products, base: Base) {
+    let Products { values, rows, width } = products;
+    for (index, out) in out.chunks_mut(width).enumerate() {
+        let values = &values[(index * rows + row) * width..][..out.len()];
         match base {
             Base::Zero => out.copy_from_slice(values),
             Base::Out => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
             Base::Bias(bias) => {
-                let sums = values.iter().zip(&bias[index * PER_TASK..]).map(|(value, bias)| value + bias);
+                let sums = values.iter().zip(&bias[index * width..]).map(|(value, bias)| value + bias);
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
             }
         }

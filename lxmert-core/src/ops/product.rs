@@ -2,7 +2,7 @@
 //! left side is read as it lies where it can be, task by task, each task a run of rows of the output.
 
 use super::bf16::{self, Precision};
-use super::few_rows;
+use super::few_rows::{self, Products};
 use super::finish::Finish;
 use super::kernel::{Kernel, Left, Start, balanced};
 use super::matmul::{Matrix, Threads};
@@ -29,6 +29,11 @@ pub(super) fn applies(rows: usize, inner: usize, columns: usize) -> bool {
     rows >= 8 && columns >= 32 && inner >= 32
 }
 
+/// Whether weights are better packed beforehand: f32 values of few rows' products are read as they lie.
+pub(super) fn wants_packed(a: &Matrix, b: &Matrix, precision: Precision) -> bool {
+    precision == Precision::Bf16 || !few_rows::applies(a, b)
+}
+
 /// A product's right side.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Right<'a> {
@@ -50,11 +55,9 @@ pub(crate) struct Packed {
 impl Packed {
     pub fn new(matrix: Matrix, kernel: Kernel) -> Self {
         let (inner, columns) = matrix.shape();
-        let step = step(&kernel, inner);
         let mut values = vec![0.0; columns.div_ceil(kernel.columns) * kernel.columns * kernel.words(inner)];
         let mut rest = values.as_mut_slice();
-        for first in (0..inner).step_by(step) {
-            let depth = step.min(inner - first);
+        for (first, depth) in blocks(&kernel, inner) {
             let (block, after) = rest.split_at_mut(columns.div_ceil(kernel.columns) * panel_len(&kernel, depth));
             pack(&kernel, &matrix, first, depth, block, true);
             rest = after;
@@ -72,6 +75,12 @@ impl Packed {
 fn step(kernel: &Kernel, inner: usize) -> usize {
     let words = kernel.words(inner);
     words.div_ceil(words.div_ceil(INNER)) * if kernel.precision() == Precision::Bf16 { 2 } else { 1 }
+}
+
+/// First place and length of each block.
+fn blocks(kernel: &Kernel, inner: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let step = step(kernel, inner);
+    (0..inner).step_by(step).map(move |first| (first, step.min(inner - first)))
 }
 
 fn panel_len(kernel: &Kernel, depth: usize) -> usize {
@@ -113,6 +122,65 @@ pub(crate) fn multiply(
     }
     let precision = if alpha == 1.0 { precision } else { Precision::F32 };
     multiply_right(out, leading, base, alpha, a, Right::Matrix(b, precision), finish, threads);
+}
+
+/// As [`multiply`] with weights that were packed before; to the bit as [`multiply_right`], but of few rows the tasks take panels, so
+/// that each value of the weights is read once.
+pub(crate) fn multiply_packed(
+    out: &mut [f32],
+    leading: usize,
+    base: Base,
+    a: Matrix,
+    b: &Packed,
+    finish: Finish,
+    threads: Threads,
+) {
+    let (rows, inner) = a.shape();
+    if rows > few_rows::MOST_ROWS || a.is_transposed() {
+        return multiply_right(out, leading, base, 1.0, a, Right::Packed(b), finish, threads);
+    }
+    let kernel = &b.kernel;
+    let (padded, panels) = (kernel.round_rows(rows), b.columns.div_ceil(kernel.columns));
+    // As in a task's block below.
+    let stride = kernel.words(inner).next_multiple_of(16) + 16;
+    with_scratch([padded * stride, panels * padded * kernel.columns], |[gathered, products]| {
+        for (row, to) in gathered.chunks_exact_mut(stride).take(rows).enumerate() {
+            let from = &a.from(row, 0)[..inner];
+            match kernel.precision() {
+                Precision::F32 => to[..inner].copy_from_slice(from),
+                Precision::Bf16 => bf16::pairs(from, to),
+            }
+        }
+        let written = &*out;
+        let task = |(panel, products): (usize, &mut [f32])| {
+            let columns = panel * kernel.columns..b.columns.min((panel + 1) * kernel.columns);
+            for (row, to) in products.chunks_exact_mut(kernel.columns).enumerate() {
+                match base {
+                    Base::Bias(bias) => to[..columns.len()].copy_from_slice(&bias[columns.clone()]),
+                    Base::Out if row < rows => {
+                        to[..columns.len()].copy_from_slice(&written[row * leading..][columns.clone()])
+                    }
+                    _ => to.fill(0.0),
+                }
+            }
+            let mut rest = b.values.as_slice();
+            for (first, depth) in blocks(kernel, inner) {
+                let len = panel_len(kernel, depth);
+                let (weights, after) = rest.split_at(panels * len);
+                let left = Left { values: &gathered[kernel.words(first)..], row: stride, inner: 1 };
+                let weights = &weights[panel * len..][..len];
+                kernel.multiply_into(padded, kernel.words(depth), left, weights, Start::Out, products, kernel.columns);
+                rest = after;
+            }
+        };
+        match threads {
+            Threads::Pool => products.par_chunks_exact_mut(padded * kernel.columns).enumerate().for_each(task),
+            Threads::One => products.chunks_exact_mut(padded * kernel.columns).enumerate().for_each(task),
+        }
+        let products = Products { values: products, rows: padded, width: kernel.columns };
+        let out = &mut out[..(rows - 1) * leading + b.columns];
+        few_rows::complete(out, leading, Base::Zero, products, finish, threads);
+    });
 }
 
 /// As [`multiply`], by the tile kernel alone; `alpha` must be 1 but for f32.
@@ -162,7 +230,7 @@ pub(crate) fn multiply_right(
             out.chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
         }
     };
-    let blocks = (0..inner).step_by(step).map(|first| (first, step.min(inner - first)));
+    let blocks = blocks(&kernel, inner);
     match b {
         Right::Matrix(b, _) => with_scratch([panels * panel_len(&kernel, step)], |[packed]| {
             for (first, depth) in blocks {
@@ -285,6 +353,7 @@ impl Block<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Activation;
 
     /// The product of rounded operands, in f64.
     fn expected(a: &[f32], b: &[f32], (rows, inner, columns): (usize, usize, usize)) -> Vec<f64> {
@@ -295,6 +364,30 @@ mod tests {
 
     fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
         (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect()
+    }
+
+    #[test]
+    fn packed_weights_give_the_same_products_for_any_number_of_rows() {
+        let (inner, columns, leading) = (1031, 71, 75);
+        let a = crate::procedural::values("a", 100 * inner, -1.0, 1.0, 1);
+        let b = crate::procedural::values("b", inner * columns, -1.0, 1.0, 2);
+        let bias = crate::procedural::values("bias", columns, -1.0, 1.0, 3);
+        let b = Matrix::new(&b, inner, columns);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let packed = Packed::new(b, Kernel::new(precision));
+            for (rows, threads) in [1, 5, 72, 73, 100].into_iter().flat_map(|r| [(r, Threads::One), (r, Threads::Pool)])
+            {
+                let a = Matrix::new(&a, rows, inner);
+                for base in [Base::Zero, Base::Out, Base::Bias(&bias)] {
+                    let finish = || Finish::Activate { activation: Activation::Relu, dropout: None, derivative: None };
+                    let (mut got, mut want) = (vec![2.0; rows * leading], vec![2.0; rows * leading]);
+                    multiply_packed(&mut got, leading, base, a, &packed, finish(), threads);
+                    let right = Right::Matrix(b, precision);
+                    multiply_right(&mut want, leading, base, 1.0, a, right, finish(), threads);
+                    assert_eq!(got, want, "{precision:?} {rows} rows, {base:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{AnswerModel, Forward};
+use lxmert_core::ops::PackedWeights;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -212,12 +213,13 @@ pub fn measure(
     let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), batch_size);
     let mut labels = vec![0u32; set.len()];
     let (mut loss, mut counted) = (0.0, 0usize);
+    let packed = PackedWeights::new();
     batches::for_each(
         order.into_iter(),
         |questions| Ok((set.batch(place.0, place.1, &questions)?, questions)),
         |(inputs, questions)| {
             check_interrupt()?;
-            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval())?.logits;
+            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval().with_packed(&packed))?.logits;
             for (&question, label) in questions.iter().zip(largest(&logits)?) {
                 labels[question] = label;
             }

@@ -22,6 +22,7 @@ use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{Forward, PairModel};
+use lxmert_core::ops::PackedWeights;
 use lxmert_core::text::WordPiece;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -237,12 +238,13 @@ pub fn measure(
     let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), batch_size);
     let mut judged = vec![false; set.len()];
     let mut loss = 0.0;
+    let packed = PackedWeights::new();
     batches::for_each(
         order.into_iter(),
         |statements| Ok((set.batch(place.0, place.1, &statements)?, statements)),
         |(inputs, statements)| {
             check_interrupt()?;
-            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval())?;
+            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval().with_packed(&packed))?;
             let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
             let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
             let judgements = logits.argmax(1)?.to_vec1::<u32>()?;

@@ -5,12 +5,13 @@ use super::super::bf16::Precision;
 use super::super::dropout::{DropoutRng, Mask};
 use super::super::finish::{Finish, RowDropout};
 use super::super::matmul::Write;
+use super::super::packed_weights::PackedWeights;
 use super::super::packing::Packing;
 use super::super::scratch::with_scratch;
 use super::super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use super::norm::{self, Norm, Normed};
 use super::parameters::Parameters;
-use super::{Weights, linear, linear_dw, linear_dx};
+use super::{Factor, Weights, linear, linear_dw, linear_dx};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::Mutex;
 
@@ -38,6 +39,8 @@ pub struct AttentionBlock<'a> {
     pub dropout: [f32; 2],
     /// What the products with weights round their operands to.
     pub precision: Precision,
+    /// Where the weights lie packed, if they do.
+    pub packed: Option<&'a PackedWeights>,
 }
 
 impl AttentionBlock<'_> {
@@ -99,6 +102,7 @@ impl AttentionBlock<'_> {
             mask: mask(self.dropout[1]),
             eps: self.norm.eps,
             precision: self.precision,
+            packed: self.packed.cloned(),
             layout,
             parameters,
             saved: Mutex::new(Saved::default()),
@@ -115,6 +119,7 @@ struct Attention {
     mask: Option<Mask>,
     eps: f64,
     precision: Precision,
+    packed: Option<PackedWeights>,
     layout: HeadsLayout,
     parameters: Parameters,
     saved: Mutex<Saved>,
@@ -151,15 +156,14 @@ impl Attention {
         let (index, third) = self.place(part);
         let (w, b) = (self.parameters.hold(index), self.parameters.hold(index + 1));
         let size = hidden * hidden;
-        linear(
-            out,
-            x,
-            &w.values()?[third * size..][..size],
-            &b.values()?[third * hidden..][..hidden],
-            Finish::Nothing,
-            self.precision,
-        );
+        let w = self.factor((index, third), &w.values()?[third * size..][..size]);
+        linear(out, x, w, &b.values()?[third * hidden..][..hidden], Finish::Nothing, self.precision);
         Ok(())
+    }
+
+    /// Part `part` of weight `index`, whose values those are.
+    fn factor<'a>(&'a self, (index, part): (usize, usize), values: &'a [f32]) -> Factor<'a> {
+        Factor { values, id: (self.parameters.id(index), part), packed: self.packed.as_ref() }
     }
 
     /// Adds to `dx` what the projection's `grad` gives, and writes its weights' gradients.
@@ -214,7 +218,7 @@ impl CustomOp3 for Attention {
             self.project(2, context, v)?;
             attended.fill(0.0);
             self.layout.forward(attended, q, k, v, None);
-            linear(&mut out, attended, w, b, Finish::Nothing, self.precision);
+            linear(&mut out, attended, self.factor((output, 0), w), b, Finish::Nothing, self.precision);
             Ok(norm::forward(&mut out, x, weight, bias, self.eps, self.dropout(), self.keep))
         };
         if self.keep {

@@ -4,12 +4,13 @@ use super::super::bf16::Precision;
 use super::super::dropout::{DropoutRng, Mask};
 use super::super::finish::{Activation, Finish, RowDropout};
 use super::super::matmul::Write;
+use super::super::packed_weights::PackedWeights;
 use super::super::packing::Packing;
 use super::super::scratch::with_scratch;
 use super::super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use super::norm::{self, Norm, Normed};
 use super::parameters::Parameters;
-use super::{Weights, linear, linear_dw, linear_dx};
+use super::{Factor, Weights, linear, linear_dw, linear_dx};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use std::sync::Mutex;
 
@@ -28,6 +29,8 @@ pub struct FeedForwardBlock<'a> {
     pub dropout: [f32; 2],
     /// What the products with weights round their operands to.
     pub precision: Precision,
+    /// Where the weights lie packed, if they do.
+    pub packed: Option<&'a PackedWeights>,
 }
 
 impl FeedForwardBlock<'_> {
@@ -57,6 +60,7 @@ impl FeedForwardBlock<'_> {
             activation: self.activation,
             eps: self.norm.eps,
             precision: self.precision,
+            packed: self.packed.cloned(),
             packing: packing.clone(),
             parameters,
             saved: Mutex::new(Saved::default()),
@@ -71,6 +75,7 @@ struct FeedForward {
     activation: Activation,
     eps: f64,
     precision: Precision,
+    packed: Option<PackedWeights>,
     packing: Packing,
     parameters: Parameters,
     saved: Mutex<Saved>,
@@ -87,6 +92,11 @@ struct Saved {
 impl FeedForward {
     fn dropout(&self, which: usize, width: usize) -> Option<RowDropout<'_>> {
         self.masks[which].map(|mask| RowDropout { mask, rows: self.packing.rows(), width })
+    }
+
+    /// Weight `index`, whose values those are.
+    fn factor<'a>(&'a self, index: usize, values: &'a [f32]) -> Factor<'a> {
+        Factor { values, id: (self.parameters.id(index), 0), packed: self.packed.as_ref() }
     }
 }
 
@@ -109,12 +119,12 @@ impl CustomOp2 for FeedForward {
             linear(
                 inner,
                 x,
-                w1,
+                self.factor(0, w1),
                 b1,
                 Finish::Activate { activation: self.activation, dropout, derivative },
                 self.precision,
             );
-            linear(&mut out, inner, w2, b2, Finish::Nothing, self.precision);
+            linear(&mut out, inner, self.factor(2, w2), b2, Finish::Nothing, self.precision);
             norm::forward(&mut out, x, weight, bias, self.eps, self.dropout(1, hidden), self.keep)
         };
         if self.keep {

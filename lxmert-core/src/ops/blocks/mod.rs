@@ -17,7 +17,9 @@ pub use norm::Norm;
 use super::bf16::Precision;
 use super::finish::Finish;
 use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
+use super::packed_weights::PackedWeights;
 use super::product::{self, Base};
+use candle_core::TensorId;
 
 /// Whether these operations apply to rows `x`.
 pub fn apply(x: &candle_core::Tensor) -> bool {
@@ -30,13 +32,31 @@ pub type Weights<'a> = (&'a candle_core::Tensor, &'a candle_core::Tensor);
 /// Rows summed by one task; fixed, so that the order of summation does not depend on the thread count.
 const ROWS_PER_TASK: usize = 64;
 
+/// A weight matrix of a linear map, `[out, in]`.
+#[derive(Clone, Copy)]
+struct Factor<'a> {
+    values: &'a [f32],
+    /// Its tensor, and which of the tensor's equal parts it is.
+    id: (TensorId, usize),
+    /// Where it may lie packed.
+    packed: Option<&'a PackedWeights>,
+}
+
 /// `out = finish(x wᵀ + bias)`; `x`: `[rows, in]`, `w`: `[out, in]`.
-fn linear(out: &mut [f32], x: &[f32], w: &[f32], bias: &[f32], finish: Finish, precision: Precision) {
+fn linear(out: &mut [f32], x: &[f32], w: Factor, bias: &[f32], finish: Finish, precision: Precision) {
     let width = bias.len();
-    let (rows, inner) = (out.len() / width, w.len() / width);
-    if rows > 0 {
-        let (x, w) = (Matrix::new(x, rows, inner), Matrix::new(w, width, inner).t());
-        product::multiply(out, width, Base::Bias(bias), 1.0, x, w, finish, precision, Threads::Pool);
+    let (rows, inner) = (out.len() / width, w.values.len() / width);
+    if rows == 0 {
+        return;
+    }
+    let (x, weights) = (Matrix::new(x, rows, inner), Matrix::new(w.values, width, inner));
+    let base = Base::Bias(bias);
+    match w.packed {
+        Some(packed) if product::wants_packed(&x, &weights.t(), precision) => {
+            let packed = packed.get(w.id, weights, precision);
+            product::multiply_packed(out, width, base, x, &packed, finish, Threads::Pool);
+        }
+        _ => product::multiply(out, width, base, 1.0, x, weights.t(), finish, precision, Threads::Pool),
     }
 }
 

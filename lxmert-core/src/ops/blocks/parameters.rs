@@ -2,7 +2,7 @@
 
 use super::super::gradients::deliver;
 use super::super::{Held, hold};
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, TensorId};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
@@ -11,13 +11,16 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug, Clone)]
 pub(super) struct Parameters {
     tensors: Vec<Tensor>,
+    /// Of the tensors as they were given: a copy made contiguous is another one each time.
+    ids: Vec<TensorId>,
     gradients: Arc<Mutex<Vec<Option<Tensor>>>>,
 }
 
 impl Parameters {
     pub fn new(tensors: &[&Tensor]) -> Result<Self> {
+        let ids = tensors.iter().map(|t| t.id()).collect();
         let tensors: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
-        Ok(Self { gradients: Arc::new(Mutex::new(vec![None; tensors.len()])), tensors })
+        Ok(Self { gradients: Arc::new(Mutex::new(vec![None; tensors.len()])), tensors, ids })
     }
 
     /// What stands for them in the graph.
@@ -35,6 +38,11 @@ impl Parameters {
     /// Weight `index`, for reading.
     pub fn hold(&self, index: usize) -> Held<'_, impl Deref<Target = Storage>> {
         hold(&self.tensors[index])
+    }
+
+    /// What weight `index` is known by.
+    pub fn id(&self, index: usize) -> TensorId {
+        self.ids[index]
     }
 
     /// A vector for the gradient of weight `index`.

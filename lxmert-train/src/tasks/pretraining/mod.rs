@@ -22,6 +22,7 @@ use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, PretrainingModel};
+use lxmert_core::ops::PackedWeights;
 use lxmert_core::procedural::splitmix64;
 use lxmert_core::text::WordPiece;
 use rand::{Rng, SeedableRng};
@@ -247,6 +248,8 @@ impl Pretraining {
         let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect());
         let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
         let mut number = 0;
+        let packed = PackedWeights::new();
+        let run = Forward::eval().with_packed(&packed);
         batches::for_each(
             planned,
             |examples: Vec<Example>| self.data.read(split, examples, self.regions()),
@@ -255,7 +258,7 @@ impl Pretraining {
                 let rows = batch.examples.len();
                 number += 1;
                 let seed = splitmix64(number ^ MASKS);
-                for term in self.terms(model, batch, &self.weights, seed, &Forward::eval())? {
+                for term in self.terms(model, batch, &self.weights, seed, &run)? {
                     let sum = sums.entry(term.name).or_default();
                     sum.0 += term.weight * f64::from(term.loss.to_scalar::<f32>()?);
                     sum.1 += term.weight;

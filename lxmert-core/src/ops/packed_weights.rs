@@ -1,0 +1,43 @@
+//! Weight matrices packed once for many passes.
+
+use super::bf16::Precision;
+use super::kernel::Kernel;
+use super::matmul::Matrix;
+use super::product::Packed;
+use candle_core::TensorId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The weights of a model's layers as its products read them, each packed at its first use: for an evaluation or a service, in which
+/// many batches meet the same weights. A pass without it packs them anew.
+///
+/// It holds as many values as the layers do, half as many bytes with [`Precision::Bf16`], and is shared by its clones. Weights are
+/// known by their tensors: after they have changed, as a training step does in place, begin with a new one.
+///
+/// ```
+/// # use lxmert_core::{config::LxmertConfig, model::{Forward, LxmertModel}, ops::PackedWeights};
+/// let packed = PackedWeights::new();
+/// let run = Forward::eval().with_packed(&packed);
+/// # let _ = run;
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct PackedWeights {
+    packed: Arc<Mutex<HashMap<Key, Arc<Packed>>>>,
+}
+
+/// A tensor, which of its equal parts, and what its values are rounded to.
+type Key = (TensorId, usize, Precision);
+
+impl PackedWeights {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `weights` (`[out, in]`, part `part` of tensor `id`) as the right side of a product with their transpose.
+    pub(crate) fn get(&self, (id, part): (TensorId, usize), weights: Matrix, precision: Precision) -> Arc<Packed> {
+        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let pack = || Arc::new(Packed::new(weights.t(), Kernel::new(precision)));
+        packed.entry((id, part, precision)).or_insert_with(pack).clone()
+    }
+}
