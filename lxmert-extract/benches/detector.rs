@@ -42,7 +42,6 @@ fn main() -> Result<()> {
         }
     }
     let wanted = |case: &str| names.is_empty() || names.iter().any(|name| name == case);
-    let detector = common::reference_detector(0)?;
     let report = |case: &str, seconds: Vec<f64>| {
         println!("{}", serde_json::json!({"case": case, "height": height, "width": width, "seconds": seconds}));
     };
@@ -50,13 +49,14 @@ fn main() -> Result<()> {
         let name = format!("detector network{suffix}");
         if wanted(&name) {
             let images = procedural::tensor("images", &[1, 3, height, width], -2.0, 2.0, 1)?;
+            let detector = common::reference_detector(0, precision)?;
             let network = PackedNetwork::new(detector.network(), precision)?;
             let network = network.context("LXMERT_KERNELS=reference packs nothing")?;
             report(&name, time(runs, || Ok(network.forward(&images).map(drop)?))?);
         }
         let name = format!("whole image{suffix}");
         if wanted(&name) {
-            let detector = detector.clone().with_precision(precision)?;
+            let detector = common::reference_detector(0, precision)?;
             let image: Tensor = common::photo("coffee.png")?;
             let run = || {
                 let analysis = detector.analyse(&image)?;
