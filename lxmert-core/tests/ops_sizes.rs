@@ -6,6 +6,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::gradients::weigh;
+use common::random;
 use lxmert_core::ops::{
     self, AttentionOptions, BufferPool, DropoutRng, FeatureMap, KeyMask, LevelRegion, Matrix, MatrixMut, PackedLinear,
     Precision, RoiAlign, Threads, Write, gemm, roi_align_levels,
@@ -87,10 +88,6 @@ proptest! {
             prop_assert!(error < (1e-6 * (1.0 + size)).min(1e-4), "{} at {} {}", error, i, j);
         }
     }
-}
-
-fn random(name: &str, shape: &[usize]) -> Tensor {
-    procedural::tensor(name, shape, -1.0, 1.0, 12).unwrap()
 }
 
 /// The largest difference to an f64 tensor, and 0 of nothing.
