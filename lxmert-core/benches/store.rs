@@ -7,6 +7,7 @@
 //! writes a store, and keeps it; `--read DIR` only reads.
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum as _;
 use lxmert_core::features::{FeatureStore, Regions, StoreDtype, StoreInfo, StoreWriter};
 use lxmert_core::procedural;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ impl Arguments {
             match argument.as_str() {
                 "--images" => parsed.images = value.parse()?,
                 "--batches" => parsed.batches = value.parse()?,
-                "--dtype" => parsed.dtype = value.parse().map_err(anyhow::Error::msg)?,
+                "--dtype" => parsed.dtype = StoreDtype::from_str(&value, false).map_err(anyhow::Error::msg)?,
                 "--folder" => parsed.folder = value.into(),
                 "--write" => parsed.write = Some(value.into()),
                 "--read" => parsed.read = Some(value.into()),

@@ -62,7 +62,7 @@ enum Import {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
         /// Numbers of the features
-        #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+        #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
         dtype: StoreDtype,
         /// Names of the objects, one a line, synonyms after a comma left out [default: their numbers]
         #[arg(long, value_name = "FILE")]
@@ -79,7 +79,7 @@ enum Import {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
         /// Numbers of the features
-        #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+        #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
         dtype: StoreDtype,
     },
 }
@@ -111,7 +111,7 @@ struct ExtractArgs {
     #[arg(long, value_enum, default_value_t = Selection::Detections)]
     select: Selection,
     /// Numbers of the features
-    #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+    #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     dtype: StoreDtype,
     /// Round weights and activations to bf16 in the detector's products: features within 2 % of the f32 ones, in two thirds
     /// of the time where the CPU has AVX512-BF16
