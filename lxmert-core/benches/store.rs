@@ -6,7 +6,8 @@
 //! it in a process of its own and removes it: 9.4 GB in f32. `--write DIR` only
 //! writes a store, and keeps it; `--read DIR` only reads.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
+use clap::Parser;
 use lxmert_core::features::{FeatureStore, Regions, StoreDtype, StoreInfo, StoreWriter};
 use lxmert_core::procedural;
 use std::path::{Path, PathBuf};
@@ -16,40 +17,29 @@ const REGIONS: usize = 36;
 const WIDTH: usize = 2048;
 const BATCH: usize = 32;
 
+/// Measures reading a feature store; one JSON line.
+#[derive(Parser)]
 struct Arguments {
+    /// Images of the store: Flickr30k's unless said
+    #[arg(long, value_name = "N", default_value_t = 31_783)]
     images: usize,
+    /// Random batches that are read
+    #[arg(long, value_name = "N", default_value_t = 200)]
     batches: usize,
+    #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     dtype: StoreDtype,
-    folder: PathBuf,
+    /// Where the store is written and removed [default: the system's folder for temporary files]
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Only write a store, and keep it
+    #[arg(long, value_name = "DIR", conflicts_with = "read")]
     write: Option<PathBuf>,
+    /// Only read
+    #[arg(long, value_name = "DIR")]
     read: Option<PathBuf>,
-}
-
-impl Arguments {
-    fn parse() -> Result<Self> {
-        let mut parsed = Self {
-            images: 31_783,
-            batches: 200,
-            dtype: StoreDtype::F32,
-            folder: std::env::temp_dir(),
-            write: None,
-            read: None,
-        };
-        let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-        while let Some(argument) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-            match argument.as_str() {
-                "--images" => parsed.images = value.parse()?,
-                "--batches" => parsed.batches = value.parse()?,
-                "--dtype" => parsed.dtype = value.parse().map_err(anyhow::Error::msg)?,
-                "--folder" => parsed.folder = value.into(),
-                "--write" => parsed.write = Some(value.into()),
-                "--read" => parsed.read = Some(value.into()),
-                _ => bail!("'{argument}' is not known"),
-            }
-        }
-        Ok(parsed)
-    }
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 fn write(folder: &Path, images: usize, dtype: StoreDtype) -> Result<()> {
@@ -114,14 +104,16 @@ fn read(folder: &Path, batches: usize) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse()?;
+    let arguments = Arguments::parse();
     if let Some(folder) = arguments.read {
         return read(&folder, arguments.batches);
     }
     if let Some(folder) = arguments.write {
         return write(&folder, arguments.images, arguments.dtype);
     }
-    let folder = tempfile::Builder::new().prefix("lxmert-store-").tempdir_in(&arguments.folder)?;
+    let folder = tempfile::Builder::new()
+        .prefix("lxmert-store-")
+        .tempdir_in(arguments.folder.unwrap_or_else(std::env::temp_dir))?;
     write(folder.path(), arguments.images, arguments.dtype)?;
     let mut child = std::process::Command::new(std::env::current_exe()?);
     child.arg("--read").arg(folder.path()).args(["--batches", &arguments.batches.to_string()]);

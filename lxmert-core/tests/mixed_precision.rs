@@ -3,8 +3,9 @@
 
 mod common;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
+use common::gradients::variable;
 use common::{manifest, outputs, weights};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, Forward, LxmertInputs, LxmertModel, MatchingModel, init};
@@ -49,9 +50,6 @@ fn a_base_sized_pass_stays_within_two_hundredths_of_the_reference() {
 #[test]
 fn a_linear_layer_is_that_of_rounded_operands() {
     let (rows, inner, out) = (70, 96, 64);
-    let variable = |name: &str, shape: &[usize]| {
-        Var::from_tensor(&procedural::tensor(name, shape, -1.0, 1.0, 1).unwrap()).unwrap()
-    };
     let (x, w, b) = (variable("x", &[rows, inner]), variable("w", &[out, inner]), variable("b", &[out]));
     let weigh = procedural::tensor("weigh", &[rows, out], -1.0, 1.0, 2).unwrap();
     let rounded = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();

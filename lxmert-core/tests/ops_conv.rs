@@ -1,25 +1,13 @@
 //! Convolution, pooling and RoIAlign against their plain compositions and against finite differences.
 
+mod common;
+
 use candle_core::{Device, Tensor, Var};
+use common::{random, relative_difference};
 use lxmert_core::ops::{BufferPool, FeatureMap, RoiAlign, conv, pool, roi_align};
-use lxmert_core::procedural;
 use proptest::prelude::*;
 
 type Result<T> = candle_core::Result<T>;
-
-fn random(name: &str, shape: &[usize]) -> Tensor {
-    procedural::tensor(name, shape, -1.0, 1.0, 7).unwrap()
-}
-
-/// The largest difference, relative to the largest value.
-fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    if a.elem_count() == 0 {
-        return 0.0;
-    }
-    let max = |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    max((a - b).unwrap()) / max(b.clone()).max(1e-6)
-}
 
 /// Value and gradients of `sum(f(inputs) · random)`.
 fn with_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
@@ -39,9 +27,13 @@ fn agree(
 ) {
     let (y, grads) = with_gradients(inputs, fast).unwrap();
     let (expected, expected_grads) = with_gradients(inputs, reference).unwrap();
-    assert!(difference(&y, &expected) < 1e-5, "values differ by {}", difference(&y, &expected));
+    assert!(relative_difference(&y, &expected) < 1e-5, "values differ by {}", relative_difference(&y, &expected));
     for (i, (grad, expected)) in grads.iter().zip(&expected_grads).enumerate() {
-        assert!(difference(grad, expected) < 1e-5, "gradient {i} differs by {}", difference(grad, expected));
+        assert!(
+            relative_difference(grad, expected) < 1e-5,
+            "gradient {i} differs by {}",
+            relative_difference(grad, expected)
+        );
     }
 }
 
@@ -124,7 +116,7 @@ fn views_are_taken_as_what_they_show() {
     let w = random("w", &[4, 6, 3, 3]).transpose(0, 1).unwrap();
     let y = conv::conv2d(&x, &w, None, 1, 1).unwrap();
     let expected = conv::conv2d_reference(&x.contiguous().unwrap(), &w.contiguous().unwrap(), None, 1, 1).unwrap();
-    assert!(difference(&y, &expected) < 1e-5);
+    assert!(relative_difference(&y, &expected) < 1e-5);
 }
 
 #[test]
@@ -204,7 +196,7 @@ fn roi_align_of_a_ramp_gives_the_bin_centres() {
     // The region is x 1..4, y 2..5 in feature pixels, three bins of 1 along each side.
     let expected: Vec<f32> = (0..9).map(|bin| 10.0 * (2.5 + (bin / 3) as f32) + 1.5 + (bin % 3) as f32).collect();
     let expected = Tensor::from_vec(expected, (1, 1, 3, 3), &Device::Cpu).unwrap();
-    assert!(difference(&y, &expected) < 1e-6);
+    assert!(relative_difference(&y, &expected) < 1e-6);
 }
 
 #[test]
@@ -249,7 +241,7 @@ proptest! {
         let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
         let y = map.max_pool2d(kernel, stride, padding).unwrap().into_tensor().unwrap();
         let expected = pool::max_pool2d_reference(&x, kernel, stride, padding).unwrap();
-        prop_assert_eq!(difference(&y, &expected), 0.0);
+        prop_assert_eq!(relative_difference(&y, &expected), 0.0);
     }
 
     #[test]

@@ -3,25 +3,9 @@
 mod common;
 
 use candle_core::{Device, Tensor};
+use common::{random, relative_difference};
 use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Precision, Residual, conv, pool};
-use lxmert_core::procedural;
 use proptest::prelude::*;
-
-fn random(name: &str, shape: &[usize]) -> Tensor {
-    procedural::tensor(name, shape, -1.0, 1.0, 7).unwrap()
-}
-
-fn max_abs(t: &Tensor) -> f32 {
-    if t.elem_count() == 0 {
-        return 0.0;
-    }
-    t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
-}
-
-fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    max_abs(&(a - b).unwrap()) / max_abs(b).max(1e-6)
-}
 
 struct Case {
     batch: usize,
@@ -64,7 +48,7 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
     for _ in 0..2 {
         let residual = if residual { Residual::Same(&added) } else { Residual::None };
         let y = packed.forward(&map, residual).unwrap().into_tensor().unwrap();
-        assert!(difference(&y, &expected) < bound, "differs by {}", difference(&y, &expected));
+        assert!(relative_difference(&y, &expected) < bound, "differs by {}", relative_difference(&y, &expected));
     }
 }
 
@@ -109,7 +93,7 @@ fn a_coarser_map_is_enlarged_before_it_is_added() {
             let rows = coarse.index_select(&pick(coarse_height, height), 2).unwrap();
             let enlarged = rows.index_select(&pick(coarse_width, width), 3).unwrap();
             let expected = (conv::conv2d_reference(&x, &w, None, 1, kernel / 2).unwrap() + enlarged).unwrap();
-            assert!(difference(&y, &expected) < BOUND);
+            assert!(relative_difference(&y, &expected) < BOUND);
         }
     }
 }
@@ -120,7 +104,7 @@ fn pooling_of_maps_equals_pooling_of_tensors() {
     for (kernel, stride, padding) in [(3, 2, 1), (1, 2, 0), (2, 1, 1)] {
         let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
         let y = map.max_pool2d(kernel, stride, padding).unwrap().into_tensor().unwrap();
-        assert_eq!(difference(&y, &pool::max_pool2d_reference(&x, kernel, stride, padding).unwrap()), 0.0);
+        assert_eq!(relative_difference(&y, &pool::max_pool2d_reference(&x, kernel, stride, padding).unwrap()), 0.0);
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{D, Device, Tensor, Var};
 use common::difference;
-use common::gradients::{check_gradients, random, weigh};
+use common::gradients::{check_gradients, variable, weigh};
 use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask};
 use lxmert_core::procedural;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::path::Path;
 #[test]
 fn linear_and_its_gradient() {
     for (shape, out) in [(vec![2, 3, 5], 7), (vec![1, 17], 1), (vec![33, 16], 20)] {
-        let (x, w, b) = (random("x", &shape), random("w", &[out, *shape.last().unwrap()]), random("b", &[out]));
+        let (x, w, b) = (variable("x", &shape), variable("w", &[out, *shape.last().unwrap()]), variable("b", &[out]));
         let y = ops::linear(&x, &w, &b).unwrap();
         let rows = x.elem_count() / shape.last().unwrap();
         let flat = x.reshape((rows, ())).unwrap().matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
@@ -25,7 +25,7 @@ fn linear_and_its_gradient() {
 fn layer_norm_and_its_gradient() {
     for shape in [vec![2, 3, 37], vec![130, 16], vec![1, 5]] {
         let width = *shape.last().unwrap();
-        let (x, w, b) = (random("x", &shape), random("w", &[width]), random("b", &[width]));
+        let (x, w, b) = (variable("x", &shape), variable("w", &[width]), variable("b", &[width]));
         let y = ops::layer_norm(&x, &w, &b, 1e-12).unwrap();
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1).unwrap()).unwrap();
         let deviation = centred.sqr().unwrap().mean_keepdim(D::Minus1).unwrap().sqrt().unwrap();
@@ -46,7 +46,7 @@ fn gelu_and_its_gradient() {
 
 #[test]
 fn embedding_and_its_gradient() {
-    let table = random("table", &[7, 5]);
+    let table = variable("table", &[7, 5]);
     let ids = Tensor::new(&[[3u32, 0, 3], [6, 3, 1]], &Device::Cpu).unwrap();
     let y = ops::embedding(&table, &ids).unwrap();
     let plain = table.index_select(&ids.flatten_all().unwrap(), 0).unwrap().reshape((2, 3, 5)).unwrap();
@@ -79,13 +79,13 @@ fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
 
 #[test]
 fn dropout_matches_finite_differences() {
-    let x = random("x", &[40]);
+    let x = variable("x", &[40]);
     check_gradients(&[&x], || ops::dropout(&x, 0.3, Some(&DropoutRng::new(1, 2))));
 }
 
 #[test]
 fn batch_norm_matches_finite_differences() {
-    let (x, w, b) = (random("x", &[2, 3, 3, 2]), random("w", &[3]), random("b", &[3]));
+    let (x, w, b) = (variable("x", &[2, 3, 3, 2]), variable("w", &[3]), variable("b", &[3]));
     check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, false)?.y));
     // All of a channel passes the ReLU or nothing: at its corner there is no derivative.
     let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
@@ -97,7 +97,7 @@ fn packing_matches_finite_differences() {
     let mask = Tensor::new(&[[1f32, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], &Device::Cpu).unwrap();
     let mask = KeyMask::new(&mask).unwrap();
     let packing = mask.packing().unwrap();
-    let (padded, packed) = (random("padded", &[3, 3, 2]), random("packed", &[6, 2]));
+    let (padded, packed) = (variable("padded", &[3, 3, 2]), variable("packed", &[6, 2]));
     check_gradients(&[&padded], || packing.pack(&padded));
     check_gradients(&[&packed], || packing.unpack(&packed));
     check_gradients(&[&packed], || packing.pick_first(&packed));
@@ -111,8 +111,8 @@ fn attention_equals_its_composition_with_masks_and_dropout() {
         (2, 6, 36, 4, 64, true, 0.25),
         (1, 1, 1, 1, 1, false, 0.0),
     ] {
-        let q = random("q", &[batch, queries, width]);
-        let (k, v) = (random("k", &[batch, keys, width]), random("v", &[batch, keys, width]));
+        let q = variable("q", &[batch, queries, width]);
+        let (k, v) = (variable("k", &[batch, keys, width]), variable("v", &[batch, keys, width]));
         let mask = masked.then(|| {
             let rows: Vec<f32> =
                 (0..batch * keys).map(|i| if i % keys < keys - 1 - i / keys { 1.0 } else { 0.0 }).collect();
@@ -144,9 +144,9 @@ fn attention_equals_its_composition_with_masks_and_dropout() {
 
 #[test]
 fn a_row_whose_keys_are_all_masked_stays_finite() {
-    let q = random("q", &[1, 2, 8]);
+    let q = variable("q", &[1, 2, 8]);
     let mask = KeyMask::new(&Tensor::zeros((1, 3), candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
-    let k = random("k", &[1, 3, 8]);
+    let k = variable("k", &[1, 3, 8]);
     let options = AttentionOptions { heads: 2, mask: Some(&mask), dropout_probability: 0.0, rng: None };
     let y: Vec<f32> = ops::attention(&q, &k, &k, &options).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     assert!(y.iter().all(|v| v.is_finite()));

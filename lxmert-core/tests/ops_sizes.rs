@@ -6,9 +6,10 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::gradients::weigh;
+use common::random;
 use lxmert_core::ops::{
-    self, AttentionOptions, BufferPool, DropoutRng, FeatureMap, KeyMask, Matrix, MatrixMut, PackedLinear, Precision,
-    Threads, Write, gemm,
+    self, AttentionOptions, BufferPool, DropoutRng, FeatureMap, KeyMask, LevelRegion, Matrix, MatrixMut, PackedLinear,
+    Precision, RoiAlign, Threads, Write, gemm, roi_align_levels,
 };
 use lxmert_core::procedural;
 use proptest::prelude::*;
@@ -87,10 +88,6 @@ proptest! {
             prop_assert!(error < (1e-6 * (1.0 + size)).min(1e-4), "{} at {} {}", error, i, j);
         }
     }
-}
-
-fn random(name: &str, shape: &[usize]) -> Tensor {
-    procedural::tensor(name, shape, -1.0, 1.0, 12).unwrap()
 }
 
 /// The largest difference to an f64 tensor, and 0 of nothing.
@@ -237,6 +234,117 @@ proptest! {
             prop_assert_eq!(*value, if real(place / width) { flat[place] } else { 0.0 });
         }
     }
+}
+
+/// One region by torchvision's `roi_align_kernel.cpp`, point by point: positions in f32 as there, since a point a hair outside
+/// counts as zero, and a bilinear sample as the sum over all pixels under two hats. `[output_size, output_size, channels]`.
+fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> Vec<f64> {
+    let channels = level.get(region.image).unwrap().to_vec3::<f32>().unwrap();
+    let [x0, y0, x1, y1] =
+        region.xyxy.map(|side| side * options.spatial_scale - if options.aligned { 0.5 } else { 0.0 });
+    // The hats' weights of each point of each bin of an axis.
+    let axis = |start: f32, length: f32, size: usize| -> Vec<Vec<Vec<f64>>> {
+        let bin = if options.aligned { length } else { length.max(1.0) } / options.output_size as f32;
+        let count = if options.sampling_ratio > 0 { options.sampling_ratio } else { bin.ceil() as usize };
+        let hats = |at: f32| -> Vec<f64> {
+            let inside = (-1.0..=size as f32).contains(&at);
+            let at = f64::from(at).clamp(0.0, (size - 1) as f64);
+            (0..size).map(|i| if inside { (1.0 - (at - i as f64).abs()).max(0.0) } else { 0.0 }).collect()
+        };
+        let point = |p: usize, i: usize| hats(start + p as f32 * bin + (i as f32 + 0.5) * bin / count as f32);
+        (0..options.output_size).map(|p| (0..count).map(|i| point(p, i)).collect()).collect()
+    };
+    let (rows, columns) = (axis(y0, y1 - y0, channels[0].len()), axis(x0, x1 - x0, channels[0][0].len()));
+    let mut out = Vec::new();
+    for (row, column) in rows.iter().flat_map(|row| columns.iter().map(move |column| (row, column))) {
+        for channel in &channels {
+            let mut sum = 0.0;
+            for (y, x) in row.iter().flat_map(|y| column.iter().map(move |x| (y, x))) {
+                for (weight, line) in y.iter().zip(channel) {
+                    sum += weight * x.iter().zip(line).map(|(x, value)| x * f64::from(*value)).sum::<f64>();
+                }
+            }
+            out.push(sum / (row.len() * column.len()).max(1) as f64);
+        }
+    }
+    out
+}
+
+/// Where a region starts: inside the maps or out, on halves of a pixel too, where points meet pixels and borders.
+fn corner() -> impl Strategy<Value = f32> {
+    prop_oneof![-12f32..28.0, (-24i8..56).prop_map(|halves| f32::from(halves) / 2.0)]
+}
+
+/// A region's side: none, turned around, and up to larger than the maps.
+fn side() -> impl Strategy<Value = f32> {
+    prop_oneof![Just(0f32), -4f32..0.0, 0f32..3.0, (0u8..40).prop_map(f32::from)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn regions_of_a_pyramid_equal_samples_point_by_point(
+        sides in proptest::collection::vec((prop_oneof![Just(1usize), 1usize..9], prop_oneof![Just(1usize), 1usize..9]), 1..4),
+        batch in 1usize..3, channels in prop_oneof![1usize..4, 7usize..10, 15usize..18, 31usize..34],
+        boxes in proptest::collection::vec((corner(), corner(), side(), side()), 0..6),
+        output_size in 0usize..4, sampling_ratio in 0usize..3, aligned: bool,
+    ) {
+        let levels: Vec<(Tensor, RoiAlign)> = sides.iter().enumerate().map(|(i, &(height, width))| {
+            let options = RoiAlign { spatial_scale: 0.5f32.powi(i as i32), output_size, sampling_ratio, aligned };
+            (random(&format!("level {i}"), &[batch, channels, height, width]), options)
+        }).collect();
+        let regions: Vec<LevelRegion> = boxes.iter().enumerate().map(|(i, &(x, y, width, height))| {
+            LevelRegion { level: i % levels.len(), image: i / 2 % batch, xyxy: [x, y, x + width, y + height] }
+        }).collect();
+        let borrowed: Vec<_> = levels.iter().map(|(level, options)| (level, *options)).collect();
+        let pool = BufferPool::new();
+        // The second time in the first one's memory, which is not empty.
+        for _ in 0..2 {
+            let map = roi_align_levels(&borrowed, &regions, &pool).unwrap();
+            prop_assert_eq!(map.shape(), [regions.len(), output_size, output_size, channels]);
+            let want: Vec<f64> = regions.iter().flat_map(|region| {
+                let (level, options) = &levels[region.level];
+                pooled_by_points(level, region, *options)
+            }).collect();
+            prop_assert_eq!(map.values().len(), want.len());
+            for (place, (value, want)) in map.values().iter().zip(&want).enumerate() {
+                prop_assert!((f64::from(*value) - want).abs() < 1e-5, "{} for {} at {}", value, want, place);
+            }
+        }
+    }
+}
+
+#[test]
+fn regions_without_a_place_are_zero() {
+    let level = random("level", &[1, 3, 4, 5]);
+    for sampling_ratio in [0, 2] {
+        let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio, aligned: false };
+        for far in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+            let region = LevelRegion { level: 0, image: 0, xyxy: [far, 0.0, far, 2.0] };
+            let map = roi_align_levels(&[(&level, options)], &[region], &BufferPool::new()).unwrap();
+            assert!(map.values().iter().all(|value| *value == 0.0), "{far}: {:?}", map.values());
+        }
+    }
+}
+
+#[test]
+fn regions_of_levels_or_images_that_are_not_there_are_errors() {
+    let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio: 2, aligned: false };
+    let (level, empty, other) =
+        (random("level", &[2, 3, 4, 5]), random("empty", &[2, 3, 0, 5]), random("other", &[2, 4, 4, 5]));
+    let pooled = |levels: &[(&Tensor, RoiAlign)], level, image| {
+        let region = LevelRegion { level, image, xyxy: [0.0, 0.0, 2.0, 2.0] };
+        roi_align_levels(levels, &[region], &BufferPool::new()).map(|map| map.shape())
+    };
+    let levels = [(&level, options), (&empty, options)];
+    assert_eq!(pooled(&levels, 0, 1).unwrap(), [1, 2, 2, 3]);
+    assert!(pooled(&levels, 0, 2).is_err(), "image");
+    assert!(pooled(&levels, 1, 0).is_err(), "a level of no pixels");
+    assert!(pooled(&levels, 2, 0).is_err(), "level");
+    assert!(pooled(&[], 0, 0).is_err(), "no levels");
+    assert!(pooled(&[(&level, options), (&other, options)], 0, 0).is_err(), "channels");
+    assert!(pooled(&[(&level, options), (&level, RoiAlign { output_size: 3, ..options })], 0, 0).is_err(), "sizes");
 }
 
 /// Elementwise operations cut their work into tasks of 16,384 values.

@@ -1,13 +1,11 @@
 //! How far results depend on the number of threads: not at all, but for the sums over a batch in the gradient of a
 //! convolution's weights and bias, whose order is that of the threads.
 
-use candle_core::{Device, Result, Tensor, Var};
-use lxmert_core::ops::{self, Matrix, MatrixMut, RoiAlign, Threads, Write, gemm};
-use lxmert_core::procedural;
+mod common;
 
-fn random(name: &str, shape: &[usize]) -> Tensor {
-    procedural::tensor(name, shape, -1.0, 1.0, 31).unwrap()
-}
+use candle_core::{Device, Result, Tensor, Var};
+use common::random;
+use lxmert_core::ops::{self, Matrix, MatrixMut, RoiAlign, Threads, Write, gemm};
 
 fn in_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)

@@ -7,6 +7,7 @@
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage, imageops};
 use lxmert_core::boxes::{BoxXyxy, to_pixels};
+use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::{self, DetectorChoice};
 use lxmert_extract::images::{DecodedImage, decode_file};
@@ -30,7 +31,7 @@ fn main() -> anyhow::Result<()> {
     // %% A detector and a picture
     // The detector is a Faster R-CNN of 1.3 million parameters that ships with the project.
     let device = Device::Cpu;
-    let detector = choice::load(&DetectorChoice::Scenes, None, &device, false)?.detector;
+    let detector = choice::load(&DetectorChoice::Scenes, None, Precision::F32, &device, false)?.detector;
     let config = detector.config();
     let first_scene = Workspace::locate()?.data("scenes/images/00000.png");
     let path = std::env::args().nth(1).map(PathBuf::from).or_else(|| first_scene.is_file().then_some(first_scene));

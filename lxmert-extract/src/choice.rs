@@ -6,6 +6,7 @@ use crate::weights;
 use candle_core::Device;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::nearby;
+use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -49,18 +50,20 @@ pub struct LoadedDetector {
     pub weights_sha256: String,
 }
 
-/// Reads a detector; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own weights.
+/// Reads a detector whose products are of `precision`; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own
+/// weights.
 ///
 /// # Errors
-/// When a file is missing, cannot be had, or does not fit the configuration.
+/// When a file is missing, cannot be had, or does not fit the configuration; as [`Detector::new`] too.
 pub fn load(
     choice: &DetectorChoice,
     source: Option<&WeightSource>,
+    precision: Precision,
     device: &Device,
     show_progress: bool,
 ) -> Result<LoadedDetector> {
     let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
-        let detector = weights::load(config, path, device)?;
+        let detector = weights::load(config, path, precision, device)?;
         let weights_sha256 = sha256(path).map_err(lxmert_core::Error::io(path))?;
         Ok(LoadedDetector { detector, name, weights_sha256 })
     };
@@ -69,7 +72,7 @@ pub fn load(
             return match source {
                 Some(source) => of_file("coco".into(), &DetectorConfig::coco(), &source.resolve(None, show_progress)?),
                 None => Ok(LoadedDetector {
-                    detector: weights::load_coco(None, device, show_progress)?,
+                    detector: weights::load_coco(precision, device, show_progress)?,
                     name: "coco".into(),
                     weights_sha256: weights::COCO_FILE.sha256.into(),
                 }),

@@ -10,6 +10,7 @@ use candle_core::Device;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::features::Regions;
+use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 
 /// A detector, ready to find regions.
@@ -71,7 +72,7 @@ impl Finder {
                 );
             }
         };
-        let loaded = choice::load(&choice, weights, device, progress)?;
+        let loaded = choice::load(&choice, weights, Precision::F32, device, progress)?;
         let regions = DetectorRegions { detector: loaded.detector, count, selection: Selection::default() };
         Ok(Self { name: loaded.name, regions })
     }

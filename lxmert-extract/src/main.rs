@@ -62,7 +62,7 @@ enum Import {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
         /// Numbers of the features
-        #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+        #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
         dtype: StoreDtype,
         /// Names of the objects, one a line, synonyms after a comma left out [default: their numbers]
         #[arg(long, value_name = "FILE")]
@@ -79,7 +79,7 @@ enum Import {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
         /// Numbers of the features
-        #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+        #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
         dtype: StoreDtype,
     },
 }
@@ -111,7 +111,7 @@ struct ExtractArgs {
     #[arg(long, value_enum, default_value_t = Selection::Detections)]
     select: Selection,
     /// Numbers of the features
-    #[arg(long, default_value_t = StoreDtype::F32, value_name = "f32|f16|bf16")]
+    #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     dtype: StoreDtype,
     /// Round weights and activations to bf16 in the detector's products: features within 2 % of the f32 ones, in two thirds
     /// of the time where the CPU has AVX512-BF16
@@ -206,7 +206,7 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
     let choice = args.detector.unwrap_or(if bare { DetectorChoice::Scenes } else { DetectorChoice::Coco });
     let count = usize::from(args.regions.unwrap_or(if bare { 12 } else { 36 }));
     cli::warn_of_slow(args.precision, device);
-    let loaded = choice::load(&choice, args.weights.as_ref(), device, common.show_progress())?;
+    let loaded = choice::load(&choice, args.weights.as_ref(), args.precision, device, common.show_progress())?;
     let config = loaded.detector.config();
     let select = match args.select {
         Selection::Detections => "detections",
@@ -233,8 +233,7 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
         std::fs::remove_dir_all(&output).map_err(lxmert_core::Error::io(&output))?;
     }
     let store = StoreWriter::open(&output, info)?;
-    let detector = loaded.detector.with_precision(args.precision)?;
-    let extractor = DetectorRegions { detector, count, selection: args.select };
+    let extractor = DetectorRegions { detector: loaded.detector, count, selection: args.select };
     let options = PipelineOptions { decoders: usize::from(args.decoders), progress: common.show_progress() };
     let summary = extract(&images, &extractor, store, &options)?;
     Ok(report("extracted", &summary))

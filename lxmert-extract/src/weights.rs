@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::checkpoint::{
     ExpectedFile, FitOptions, HubOptions, WeightSource, fit, names, read_tensors, save_safetensors,
 };
+use lxmert_core::ops::Precision;
 use lxmert_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,34 +22,27 @@ pub const COCO_FILE: ExpectedFile<'static> =
 ///
 /// # Errors
 /// When the file cannot be read or does not fit `config`: the error lists every missing, unexpected and
-/// misshapen name.
-pub fn load(config: &DetectorConfig, path: impl AsRef<Path>, device: &Device) -> Result<Detector> {
-    detector(config, read_fitting(config, path.as_ref())?, device)
+/// misshapen name. As [`Detector::new`] too.
+pub fn load(
+    config: &DetectorConfig,
+    path: impl AsRef<Path>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Detector> {
+    detector(config, read_fitting(config, path.as_ref())?, precision, device)
 }
 
-/// A detector from a folder with `config.json` and `model.safetensors`, such as `data/scenes-detector`.
-///
-/// # Errors
-/// As [`load`], and as [`DetectorConfig::from_json_file`].
-pub fn load_folder(folder: impl AsRef<Path>, device: &Device) -> Result<Detector> {
-    let folder = folder.as_ref();
-    load(&DetectorConfig::from_json_file(folder.join("config.json"))?, folder.join("model.safetensors"), device)
-}
-
-/// The COCO detector: from `source`, or the published file by way of the hub's cache. The published file
-/// is checked by size and hash and converted once to safetensors beside that cache.
+/// The COCO detector: the published file by way of the hub's cache, checked by size and hash and converted once to
+/// safetensors beside that cache.
 ///
 /// # Errors
 /// As [`WeightSource::resolve`] and [`load`].
-pub fn load_coco(source: Option<&WeightSource>, device: &Device, show_progress: bool) -> Result<Detector> {
+pub fn load_coco(precision: Precision, device: &Device, show_progress: bool) -> Result<Detector> {
     let config = DetectorConfig::coco();
-    if let Some(source) = source {
-        return load(&config, source.resolve(None, show_progress)?, device);
-    }
     let published: WeightSource = COCO_SOURCE.parse().map_err(Error::Argument)?;
     let copy = converted_path(&HubOptions::from_env().cache_dir, COCO_FILE.sha256);
     let tensors = converted(&config, &copy, || published.resolve(Some(&COCO_FILE), show_progress))?;
-    detector(&config, tensors, device)
+    detector(&config, tensors, precision, device)
 }
 
 /// Where the converted copy of the file with this hash lies: in `lxmert`, beside the hub's cache.
@@ -92,8 +86,13 @@ fn read_fitting(config: &DetectorConfig, path: &Path) -> Result<BTreeMap<String,
     fit(path, &expected_tensors(config)?, names::detector(path, read_tensors(path)?)?, &options)
 }
 
-fn detector(config: &DetectorConfig, tensors: BTreeMap<String, Tensor>, device: &Device) -> Result<Detector> {
-    Detector::new(config, VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device))
+fn detector(
+    config: &DetectorConfig,
+    tensors: BTreeMap<String, Tensor>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Detector> {
+    Detector::new(config, precision, VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device))
 }
 
 #[cfg(test)]
@@ -144,7 +143,7 @@ mod tests {
         assert!(tensors.iter().any(|(n, _)| n == "rpn.head.conv.weight"));
         assert!(tensors.iter().any(|(n, _)| n == "backbone.fpn.inner_blocks.0.bias"));
         save_safetensors(&path, &tensors, &BTreeMap::new())?;
-        load(&tiny(), &path, &Device::Cpu)?;
+        load(&tiny(), &path, Precision::F32, &Device::Cpu)?;
         Ok(())
     }
 
@@ -161,7 +160,8 @@ mod tests {
             }
         }
         save_safetensors(&path, &tensors, &BTreeMap::new())?;
-        let told = load(&tiny(), &path, &Device::Cpu).map_or_else(|e| e.to_string(), |_| "loaded".into());
+        let told =
+            load(&tiny(), &path, Precision::F32, &Device::Cpu).map_or_else(|e| e.to_string(), |_| "loaded".into());
         for name in ["roi_heads.box_head.fc7.bias", "roi_heads.mask", "roi_heads.box_predictor.cls_score.bias"] {
             assert!(told.contains(name), "{name} is not in: {told}");
         }

@@ -175,7 +175,7 @@ fn wrong_paths_and_arguments_say_so() {
     place.extract("nowhere", "store").assert().code(1).stderr(contains("nowhere"));
     assert!(!place.at("store").exists());
     program().args(["--regions", "0"]).assert().code(2);
-    program().args(["--dtype", "f64"]).assert().code(2).stderr(contains("not one of f32, f16, bf16"));
+    program().args(["--dtype", "f64"]).assert().code(2).stderr(contains("possible values: f32, f16, bf16"));
     program().args(["--detector", "yolo"]).assert().code(2).stderr(contains("yolo"));
     program().args(["inspect", "/nowhere"]).assert().code(1).stderr(contains("not a feature store"));
 }

@@ -89,7 +89,7 @@ fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
         return Ok(());
     }
     // The reference's network of full size, on an image of few pixels.
-    let detector = common::reference_detector(0)?;
+    let detector = common::reference_detector(0, Precision::F32)?;
     let images = procedural::tensor("images", &[1, 3, 160, 224], -2.0, 2.0, 1)?;
     let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| -> Result<_> {
         let packed = PackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is packed")?;

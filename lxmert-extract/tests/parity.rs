@@ -8,6 +8,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use common::{box_error, boxes, photo, reference_detector, relative_error, tensors};
 use lxmert_core::boxes::to_pixels;
+use lxmert_core::ops::Precision;
 use lxmert_extract::detector::{Analysis, Detector};
 use lxmert_extract::regions::{Selection, select_from};
 
@@ -105,7 +106,7 @@ fn compare_student(detector: &Detector, analysis: &Analysis, stem: &str) -> Resu
 
 #[test]
 fn both_photos_agree_with_torchvision_and_the_student_project() -> Result<()> {
-    let detector = reference_detector(0)?;
+    let detector = reference_detector(0, Precision::F32)?;
     for stem in ["chelsea", "coffee"] {
         let analysis = compare(&detector, stem)?;
         compare_student(&detector, &analysis, stem)?;
@@ -116,6 +117,6 @@ fn both_photos_agree_with_torchvision_and_the_student_project() -> Result<()> {
 /// Another seed, and a portrait image whose long side sets the scale.
 #[test]
 fn another_network_and_photo_agree_with_torchvision() -> Result<()> {
-    compare(&reference_detector(7)?, "astronaut")?;
+    compare(&reference_detector(7, Precision::F32)?, "astronaut")?;
     Ok(())
 }

@@ -5,6 +5,7 @@ mod common;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
+use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::detector::config::{
     AttributeConfig, Block, FpnConfig, ResNetConfig, RoiHeadsConfig, RpnConfig, TransformConfig,
@@ -60,7 +61,11 @@ fn weights(boldness: f64) -> Result<HashMap<String, Tensor>> {
 }
 
 fn detector(boldness: f64) -> Result<Detector> {
-    Ok(Detector::new(&config(), VarBuilder::from_tensors(weights(boldness)?, DType::F32, &Device::Cpu))?)
+    Ok(Detector::new(
+        &config(),
+        Precision::F32,
+        VarBuilder::from_tensors(weights(boldness)?, DType::F32, &Device::Cpu),
+    )?)
 }
 
 fn image(height: usize, width: usize) -> Result<Tensor> {
@@ -87,7 +92,8 @@ fn regions_are_the_detections_first_then_others_and_never_padding() -> Result<()
     let mut strict = config();
     strict.roi_heads.score_threshold = 0.5;
     strict.roi_heads.max_detections = 10;
-    let detector = Detector::new(&strict, VarBuilder::from_tensors(weights(4.0)?, DType::F32, &Device::Cpu))?;
+    let detector =
+        Detector::new(&strict, Precision::F32, VarBuilder::from_tensors(weights(4.0)?, DType::F32, &Device::Cpu))?;
     let analysis = detector.analyse(&image)?;
     let detections = detector.candidates(&analysis);
     let total = analysis.proposals.boxes.len();

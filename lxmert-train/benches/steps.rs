@@ -4,9 +4,11 @@
 //! `cargo bench -p lxmert-train --bench steps -- [--runs N] [--batch N] [case …]`: seconds of each run of each case, after one run to warm
 //! up. A step is forward, backward, global norm and AdamW, with dropout.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
+use clap::Parser;
+use lxmert_core::cli::CommonArgs;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
 use lxmert_core::ops::{self, DropoutRng, PackedWeights, Precision};
@@ -14,7 +16,27 @@ use lxmert_core::procedural;
 use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+
+#[path = "../../lxmert-core/benches/peers/timing.rs"]
+mod timing;
+
+/// Times forward passes and training steps; one JSON line a case.
+#[derive(Parser)]
+struct Arguments {
+    /// Timed runs of each case
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Pairs of a batch in place of each case's own
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// The cases, by the names that are printed [default: all]
+    cases: Vec<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 /// What is timed.
 struct Case {
@@ -94,7 +116,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
     };
     let (inputs, pooled, precision) = (inputs(case, &config)?, case.pooled, case.precision);
     let packed = PackedWeights::new();
-    let mut run: Box<dyn FnMut() -> Result<()> + '_> = if case.train {
+    let run: Box<dyn FnMut() -> Result<()> + '_> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
         let mut step = 0;
@@ -115,36 +137,18 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         let run = Forward { pooled_only: pooled, precision, packed: Some(&packed), ..Forward::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
-    let mut seconds = Vec::with_capacity(runs);
-    for i in 0..=runs {
-        let start = Instant::now();
-        run()?;
-        if i > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-    }
-    Ok(seconds)
+    timing::time(runs, run)
 }
 
-#[allow(unsafe_code)]
 fn main() -> Result<()> {
-    // SAFETY: the first thing in `main`, while this is the only thread. As `CommonArgs::start` does: candle's own pool spins.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    let (mut runs, mut batch, mut names) = (5, None, Vec::new());
-    let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--runs" => runs = arguments.next().context("--runs needs a number")?.parse()?,
-            "--batch" => batch = Some(arguments.next().context("--batch needs a number")?.parse()?),
-            _ => names.push(argument),
-        }
-    }
+    let arguments = Arguments::parse();
+    arguments.common.start()?;
     for case in &CASES {
         for (suffix, precision) in [("", Precision::F32), (", bf16", Precision::Bf16)] {
             let name = format!("{}{suffix}", case.name);
-            if names.is_empty() || names.contains(&name) {
-                let case = Case { batch: batch.unwrap_or(case.batch), precision, ..*case };
-                let seconds = time(&case, runs)?;
+            if arguments.cases.is_empty() || arguments.cases.contains(&name) {
+                let case = Case { batch: arguments.batch.unwrap_or(case.batch), precision, ..*case };
+                let seconds = time(&case, arguments.runs)?;
                 println!("{}", serde_json::json!({"case": name, "batch": case.batch, "seconds": seconds}));
             }
         }

@@ -11,6 +11,16 @@ use predicates::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// A folder with the data of so many images in it, and the data's own.
+fn data(images: usize) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    common::write_data(&data, images);
+    (folder, data)
+}
 
 fn command(data: &Path, output: &Path) -> Command {
     let mut command = Command::cargo_bin("lxmert-train").unwrap();
@@ -52,10 +62,7 @@ fn losses(run: &Path) -> Vec<(u64, f64)> {
 
 #[test]
 fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    common::write_data(&data, 24);
+    let (folder, data) = data(24);
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
     command(&data, &whole).assert().success();
 
@@ -114,10 +121,7 @@ fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
 /// Pre-training on captions alone (no answers, no attributes) and retrieval, stopped and resumed.
 #[test]
 fn pre_training_and_retrieval_go_on_where_they_were() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    common::write_data(&data, 24);
+    let (folder, data) = data(24);
     for task in ["pretraining", "retrieval"] {
         let (whole, broken) = (folder.path().join(task), folder.path().join(format!("{task}-broken")));
         command(&data, &whole).args(["--task", task]).assert().success();
@@ -143,10 +147,7 @@ fn pre_training_and_retrieval_go_on_where_they_were() {
 
 #[test]
 fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    common::write_data(&data, 12);
+    let (folder, data) = data(12);
     let (run, place) = (folder.path().join("run"), folder.path().join("pooler.safetensors"));
     let tensor = |shape: &[usize]| Tensor::full(0.5f32, shape, &Device::Cpu).unwrap();
     let save = |weights: &[(&str, &[usize])]| {
@@ -181,10 +182,7 @@ fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
 
 #[test]
 fn what_is_missing_is_named_with_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    common::write_data(&data, 12);
+    let (folder, data) = data(12);
     let run = folder.path().join("run");
     command(&data, &run).arg("--resume").assert().code(1).stderr(predicate::str::contains("no unfinished run"));
 
@@ -204,10 +202,7 @@ fn what_is_missing_is_named_with_what_to_do() {
 /// `--resume --output DIR` takes the run's own settings; what is given beside it must agree with them.
 #[test]
 fn what_is_given_beside_resume_agrees_with_the_run_or_is_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    common::write_data(&data, 12);
+    let (folder, data) = data(12);
     let run = folder.path().join("run");
     command(&data, &run).args(["--seed", "7", "--stop-after", "1"]).assert().code(130);
     let resume = |flags: &[&str]| {

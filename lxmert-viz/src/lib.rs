@@ -41,12 +41,12 @@
 //! | Grad-CAM | 0.565 | 0.306 | 0.556 | 0.340 |
 //! | random | 0.571 | 0.282 | 0.580 | 0.281 |
 //!
-//! Relevancy beats raw attention in all four tests, in the first by less than its error. Rollout does better still; a likely reason, not
-//! measured, is that this model has few layers to multiply (one language, one object, two cross). Grad-CAM, which weights
-//! a head by the mean gradient over its whole map, is no better than chance: that mean was negative for 92 % of the heads
-//! of a run like this one (733 of 800, over 200 captions), and what comes out below zero is dropped, so that for 165 of the 200 no region was left
-//! with a weight. The curves end where nothing is left: of an image without regions the words take zeros, as in the
-//! reference, and of the sentence `[CLS]` and `[SEP]` stay.
+//! Relevancy beats raw attention in all four tests, in the first by less than its error. Rollout does better still; a likely
+//! reason, not measured, is that this model has few layers to multiply (one language, one object, two cross). Grad-CAM,
+//! which weights a head by the mean gradient over its whole map, is no better than chance: that mean is negative for most
+//! heads of such a run, and what comes out below zero is dropped, so that for most captions no region is left with a weight,
+//! as the bare command's table of grounding shows too. The curves end where nothing is left: of an image without regions
+//! the words take zeros, as in the reference, and of the sentence `[CLS]` and `[SEP]` stay.
 //!
 //! `lxmert-viz grounding` asks whether the region with the largest weight in the rows of a phrase is what the phrase
 //! names: its centre in a true box (the pointing game), or an IoU of 0.5, by type of phrase. On the scenes the boxes

@@ -1,11 +1,13 @@
 """Both sides in one sitting, taking turns, and the table of `docs/speed.md`.
 
-    python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD] [--scaling]
+    python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD]
+        [--images N] [--folder DIR] [--scaling]
 
 Builds our benches with cargo, then in each round runs ours and the peers' script of every row; prints medians over all rounds,
-and ratios. `--scaling` prints how our side grows with threads, batch and image size instead: a few minutes.
+and ratios. The last rows, which have no peer, are of a feature store of Flickr30k's size (`--images` makes it another), written
+once into a temporary folder in DIR: 9.4 GB. `--scaling` prints how our side grows with threads, batch and image size instead: a few minutes.
 """
-import argparse, collections, datetime, json, os, pathlib, platform, statistics, subprocess, sys
+import argparse, collections, datetime, functools, json, os, pathlib, platform, statistics, subprocess, sys, tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -26,10 +28,17 @@ ROWS = [
     ("steps", "small step, batch 64, bf16", [""], None),
     ("steps", "student step, batch 32, bf16", [""], None),
 ]
-CRATES = {"detector": "lxmert-extract", "steps": "lxmert-train"}
+# Case, its key in the line of the bench `store`, goal in seconds or MB.
+STORE_ROWS = [
+    ("feature store, opening", "open_seconds", 0.05),
+    ("feature store, first batch of 32", "first_batch_seconds", 0.2),
+    ("feature store, peak resident memory", "resident_megabytes", 1000),
+]
+CRATES = {"detector": "lxmert-extract", "steps": "lxmert-train", "store": "lxmert-core"}
 PEERS = {"detector": "detector.py", "steps": "lxmert.py"}
 
 
+@functools.cache
 def build(bench, profile):
     """The path of a bench's executable."""
     command = ["cargo", "bench", "-p", CRATES[bench], "--bench", bench, "--profile", profile, "--no-run", "--message-format=json"]
@@ -55,26 +64,45 @@ def show(seconds):
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
+def judged(ours, goal, show=show):
+    return "" if goal is None else f"{show(goal)} {'reached' if ours <= goal else 'not reached'}"
+
+
 def table(a):
-    binaries = {bench: build(bench, a.profile) for bench in CRATES}
+    rows = [row for row in ROWS if not a.only or a.only in row[1]]
+    store_rows = [row for row in STORE_ROWS if not a.only or a.only in row[0]]
+    for bench in {row[0] for row in rows} | ({"store"} if store_rows else set()):
+        build(bench, a.profile)
     print(f"{datetime.date.today()}, {cpu()}, {a.threads} threads, load {os.getloadavg()[0]:.1f} at the start\n")
     print("| work | ours | peer | its time | peer / ours | goal |\n| --- | --- | --- | --- | --- | --- |")
-    for bench, case, variants, goal in ROWS:
-        if a.only and a.only not in case:
-            continue
+    for bench, case, variants, goal in rows:
         ours, theirs = collections.defaultdict(list), collections.defaultdict(list)
         for _ in range(a.rounds):
-            for line in lines([binaries[bench], "--runs", str(a.runs), *(case + v for v in variants)], a.threads):
+            for line in lines([build(bench, a.profile), "--runs", str(a.runs), *(case + v for v in variants)], a.threads):
                 ours[line["case"]] += line["seconds"]
             script = [sys.executable, str(HERE / PEERS[bench]), "--runs", str(a.runs), "--threads", str(a.threads), case]
             for line in lines(script, a.threads):
                 theirs[line["peer"]] += line["seconds"]
         for name, seconds in ours.items():
             mine = statistics.median(seconds)
-            judged = "" if goal is None else f"{show(goal)} {'reached' if mine <= goal else 'not reached'}"
             for peer, seconds in theirs.items():
                 other = statistics.median(seconds)
-                print(f"| {name} | {show(mine)} | {peer} | {show(other)} | {other / mine:.2f} | {judged} |", flush=True)
+                print(f"| {name} | {show(mine)} | {peer} | {show(other)} | {other / mine:.2f} | {judged(mine, goal)} |", flush=True)
+    if store_rows:
+        store(a, store_rows)
+
+
+def store(a, rows):
+    program = build("store", a.profile)
+    with tempfile.TemporaryDirectory(prefix="lxmert-store-", dir=a.folder) as folder:
+        lines([program, "--write", folder, "--images", str(a.images)], a.threads)
+        read = [line for _ in range(a.rounds) for line in lines([program, "--read", folder], a.threads)]
+    for case, key, goal in rows:
+        measured = [line[key] for line in read if line[key] is not None]
+        if measured:  # memory is known on Linux alone
+            unit = (lambda megabytes: f"{megabytes:.0f} MB") if key.endswith("megabytes") else show
+            ours = statistics.median(measured)
+            print(f"| {case}, {a.images:,} images | {unit(ours)} |  |  |  | {judged(ours, goal, unit)} |", flush=True)
 
 
 def scaling(a):
@@ -106,6 +134,8 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--profile", default="bench")
     p.add_argument("--only", help="only rows whose name holds this")
+    p.add_argument("--images", type=int, default=31_783, help="images of the feature store")
+    p.add_argument("--folder", help="where the feature store is written [default: the system's folder for temporary files]")
     p.add_argument("--scaling", action="store_true")
     a = p.parse_args()
     (scaling if a.scaling else table)(a)

@@ -79,7 +79,7 @@ use crate::boxes::BoxXyxy;
 use serde::{Deserialize, Serialize};
 
 /// How the features' numbers are stored. Boxes and scores are always `f32`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreDtype {
     /// 4 bytes a number, exact.
@@ -113,17 +113,6 @@ impl StoreDtype {
 impl std::fmt::Display for StoreDtype {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl std::str::FromStr for StoreDtype {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::F32, Self::F16, Self::Bf16]
-            .into_iter()
-            .find(|dtype| dtype.name() == text)
-            .ok_or_else(|| format!("'{text}' is not one of f32, f16, bf16"))
     }
 }
 

@@ -61,18 +61,7 @@ impl PackedConv2d {
         relu: bool,
         precision: Precision,
     ) -> Result<Self> {
-        Self::with_kernel(weight, bias, stride, padding, relu, Kernel::new(precision))
-    }
-
-    fn with_kernel(
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        stride: usize,
-        padding: usize,
-        relu: bool,
-        kernel: Kernel,
-    ) -> Result<Self> {
-        let (out_channels, channels, height, width) = weight.dims4()?;
+        let dims @ (out_channels, channels, height, width) = weight.dims4()?;
         let bias = match bias {
             Some(bias) => with_f32(bias, <[f32]>::to_vec)?,
             None => vec![0.0; out_channels],
@@ -80,9 +69,8 @@ impl PackedConv2d {
         if bias.len() != out_channels || weight.elem_count() == 0 || stride == 0 {
             bail!("convolution weights {:?} with {} biases and stride {stride}", weight.dims(), bias.len());
         }
-        // The image's size does not matter for the choice of the method.
-        let windows = Windows::new((channels, height, width), (height, width), stride, padding)?;
-        let method = with_f32(weight, |weight| match Winograd::applies(&windows, &kernel) {
+        let kernel = Kernel::new(precision);
+        let method = with_f32(weight, |weight| match Winograd::applies(dims, stride, &kernel) {
             true => Method::Winograd(Winograd::new(weight, out_channels, channels, kernel)),
             false => {
                 let area = height * width;
@@ -94,6 +82,14 @@ impl PackedConv2d {
             }
         })?;
         Ok(Self { method, bias, channels, out_channels, kernel_size: (height, width), stride, padding, relu })
+    }
+
+    /// Whether a convolution of such weights goes through Winograd's transforms, which multiply the rounding to bf16 by four.
+    ///
+    /// # Errors
+    /// When `weight` does not have four dimensions.
+    pub fn is_winograd(weight: &Tensor, stride: usize, precision: Precision) -> Result<bool> {
+        Ok(Winograd::applies(weight.dims4()?, stride, &Kernel::new(precision)))
     }
 
     /// Channels that leave.

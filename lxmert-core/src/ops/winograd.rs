@@ -42,9 +42,10 @@ pub(crate) struct Winograd {
 }
 
 impl Winograd {
-    /// Whether the transforms, which run along channels a register at a time, apply.
-    pub fn applies(windows: &Windows, kernel: &Kernel) -> bool {
-        windows.kernel == (3, 3) && windows.stride == 1 && windows.channels.is_multiple_of(kernel.lanes())
+    /// Whether the transforms, which run along channels a register at a time, apply to weights of `[out_channels, channels,
+    /// kernel_height, kernel_width]`.
+    pub fn applies((_, channels, height, width): (usize, usize, usize, usize), stride: usize, kernel: &Kernel) -> bool {
+        (height, width) == (3, 3) && stride == 1 && channels.is_multiple_of(kernel.lanes())
     }
 
     /// `weight`: `[out_channels, channels, 3, 3]`.

@@ -1,10 +1,12 @@
 //! Gradients against finite differences.
 
+use super::random;
 use candle_core::{Device, Result, Tensor, Var};
 use lxmert_core::procedural;
 
-pub fn random(name: &str, shape: &[usize]) -> Var {
-    Var::from_tensor(&procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()).unwrap()
+/// [`random`] numbers that have a gradient.
+pub fn variable(name: &str, shape: &[usize]) -> Var {
+    Var::from_tensor(&random(name, shape)).unwrap()
 }
 
 /// A scalar that weighs every output differently, so that no gradient cancels.

@@ -85,9 +85,24 @@ pub fn passes_with(kernels: &str, skipped: &[&str]) {
     assert!(child.status.success() && !output.contains(" 0 passed"), "with LXMERT_KERNELS={kernels}:\n{output}");
 }
 
+/// Numbers between −1 and 1 that depend on `name` and their places alone.
+pub fn random(name: &str, shape: &[usize]) -> Tensor {
+    lxmert_core::procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()
+}
+
 /// The largest absolute difference.
 pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
     d.to_scalar().unwrap()
+}
+
+/// The largest difference, relative to the largest value; of nothing, 0.
+pub fn relative_difference(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    if a.elem_count() == 0 {
+        return 0.0;
+    }
+    let largest = |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    largest(&(a - b).unwrap()) / largest(b).max(1e-6)
 }

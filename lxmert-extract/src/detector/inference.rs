@@ -28,7 +28,6 @@ pub struct PackedNetwork {
     pooler: RoiPooler,
     /// The linear layers of the heads on regions.
     head: [PackedLinear; 2],
-    precision: Precision,
     pool: BufferPool,
 }
 
@@ -57,8 +56,9 @@ impl PackedBlock {
 }
 
 impl PackedNetwork {
-    /// Packs the weights of `network` for products of `precision`, or gives nothing where the packed path does not apply: on another device than the
-    /// CPU, in another type than f32, with batch norms that are not folded, or with `LXMERT_KERNELS=reference`.
+    /// Packs the weights of `network` for products of `precision`, or gives nothing where the packed path does not apply: on
+    /// another device than the CPU, in another type than f32, with batch norms that are not folded, or with
+    /// `LXMERT_KERNELS=reference`.
     ///
     /// # Errors
     /// When the weights do not fit each other.
@@ -84,14 +84,8 @@ impl PackedNetwork {
             anchors_per_cell,
             pooler,
             head,
-            precision,
             pool,
         }))
-    }
-
-    /// What its products round their operands to.
-    pub fn precision(&self) -> Precision {
-        self.precision
     }
 
     /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the pyramid's levels, finest first, the pooled

@@ -87,8 +87,8 @@ impl ConvBlock {
     }
 
     /// Whether the packed path goes through Winograd's transforms.
-    pub(super) fn is_winograd(&self) -> bool {
-        self.stride == 1 && self.weight.dims()[2..] == [3, 3]
+    pub(super) fn is_winograd(&self, precision: Precision) -> Result<bool> {
+        PackedConv2d::is_winograd(&self.weight, self.stride, precision)
     }
 
     /// For the packed path, with its own ReLU or, where a residual is added first, the caller's choice.

@@ -86,8 +86,8 @@ impl ResNet {
         let block = |block: &ResidualBlock| {
             let count = block.convolutions.len();
             let pack = |(i, conv): (usize, &ConvBlock)| {
-                // Winograd's transforms multiply the rounding to bf16 by four, and the errors of the blocks add up.
-                let precision = if conv.is_winograd() { Precision::F32 } else { precision };
+                // Winograd's transforms multiply the rounding to bf16, and the errors of the blocks add up.
+                let precision = if conv.is_winograd(precision)? { Precision::F32 } else { precision };
                 // The block's last ReLU comes after the addition, which the last convolution does.
                 conv.pack((i + 1 == count).then_some(true), precision)
             };

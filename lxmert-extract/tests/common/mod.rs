@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::detector::{Detector, DetectorConfig};
 use std::collections::HashMap;
@@ -44,10 +45,10 @@ pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
     Ok(weights)
 }
 
-/// The reference network.
-pub fn reference_detector(seed: u64) -> Result<Detector> {
+/// The reference network, its products of `precision`.
+pub fn reference_detector(seed: u64, precision: Precision) -> Result<Detector> {
     let vb = VarBuilder::from_tensors(reference_weights(seed)?, DType::F32, &Device::Cpu);
-    Ok(Detector::new(&DetectorConfig::coco(), vb)?)
+    Ok(Detector::new(&DetectorConfig::coco(), precision, vb)?)
 }
 
 /// A fixture picture as `[3, height, width]` in 0..1.

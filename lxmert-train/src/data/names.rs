@@ -75,13 +75,13 @@ fn is_picture(extension: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use lxmert_core::features::{Regions, StoreInfo, StoreWriter};
+    use std::path::Path;
 
-    #[test]
-    fn names_are_found_with_and_without_folder_and_extension() {
-        let folder = tempfile::tempdir().unwrap();
+    /// A store of images without regions.
+    pub fn store_of(folder: &Path, names: &[&str]) -> FeatureStore {
         let info = StoreInfo {
             detector: "test".into(),
             settings: [].into(),
@@ -91,13 +91,20 @@ mod tests {
             label_names: vec![],
             attribute_names: vec![],
         };
-        let mut writer = StoreWriter::open(folder.path(), info).unwrap();
+        let mut writer = StoreWriter::open(folder, info).unwrap();
         let regions = Regions { image_width: 1, image_height: 1, feature_dim: 1, ..Regions::default() };
-        for name in ["photos/a.jpg", "COCO_train2014_000000458752", "x/same.jpg", "y/same.jpg", "b.v2.png"] {
+        for name in names {
             writer.push(name, &regions).unwrap();
         }
         writer.finish().unwrap();
-        let store = FeatureStore::open(folder.path()).unwrap();
+        FeatureStore::open(folder).unwrap()
+    }
+
+    #[test]
+    fn names_are_found_with_and_without_folder_and_extension() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = ["photos/a.jpg", "COCO_train2014_000000458752", "x/same.jpg", "y/same.jpg", "b.v2.png"];
+        let store = store_of(folder.path(), &there);
         let finder = NameFinder::new(&store);
         for (name, number) in [
             ("photos/a.jpg", Some(0)),

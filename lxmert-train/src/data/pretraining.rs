@@ -296,8 +296,8 @@ impl<'a> Builder<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::tests::store_of;
     use super::*;
-    use lxmert_core::features::{Regions, StoreInfo, StoreWriter};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -311,22 +311,7 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let info = StoreInfo {
-                detector: "test".into(),
-                settings: [].into(),
-                regions: 1,
-                feature_dim: 1,
-                dtype: Default::default(),
-                label_names: vec![],
-                attribute_names: vec![],
-            };
-            let mut writer = StoreWriter::open(folder.path().join("store"), info).unwrap();
-            let regions = Regions { image_width: 1, image_height: 1, feature_dim: 1, ..Regions::default() };
-            for name in ["COCO_train2014_000000000009.jpg", "b.jpg"] {
-                writer.push(name, &regions).unwrap();
-            }
-            writer.finish().unwrap();
-            let store = FeatureStore::open(folder.path().join("store")).unwrap();
+            let store = store_of(&folder.path().join("store"), &["COCO_train2014_000000000009.jpg", "b.jpg"]);
             let answers = AnswerTable::new(vec!["2".into(), "cat".into(), "yes".into()]).unwrap();
             Self { folder, store, text: WordPiece::bundled().unwrap(), answers }
         }

@@ -14,6 +14,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Result;
 use lxmert_core::boxes::iou;
 use lxmert_core::cli::check_interrupt;
+use lxmert_core::ops::Precision;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
@@ -107,7 +108,7 @@ pub fn train(
 /// When a weight is missing or misshapen.
 pub fn build(config: &DetectorConfig, weights: &BTreeMap<String, Tensor>, device: &Device) -> Result<Detector> {
     let tensors: HashMap<String, Tensor> = weights.clone().into_iter().collect();
-    Detector::new(config, VarBuilder::from_tensors(tensors, DType::F32, device))
+    Detector::new(config, Precision::F32, VarBuilder::from_tensors(tensors, DType::F32, device))
 }
 
 /// How well a detector does on scenes it never saw.
