@@ -46,6 +46,9 @@ struct Operands {
     start_stride: usize,
     out: *mut f32,
     out_stride: usize,
+    /// Where `factor` times the sums are added as well, in rows as far apart as the output's; or null.
+    second: *mut f32,
+    factor: f32,
 }
 
 /// The left side of a product: values, and how far apart rows and inner places are.
@@ -64,6 +67,13 @@ pub(crate) enum Start<'a> {
     Out,
     /// The same row for all.
     Row(&'a [f32]),
+}
+
+/// Where in an output a product is added: once as it is, and once more with a factor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Targets {
+    pub first: usize,
+    pub second: Option<(usize, f32)>,
 }
 
 /// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
@@ -174,6 +184,8 @@ impl Kernel {
                 start_stride,
                 out: out.as_mut_ptr(),
                 out_stride,
+                second: std::ptr::null_mut(),
+                factor: 0.0,
             };
             // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
             unsafe { (tile.run)(operands) }
@@ -187,6 +199,49 @@ impl Kernel {
                 unsafe { (tile.run)(operands) }
                 done += operands.inner;
             }
+            row += tile.rows;
+        }
+    }
+
+    /// Adds `a` · `panel` to the rows of `out` at each of `targets`, all `out_stride` apart. `inner` is summed in one chain.
+    #[allow(clippy::too_many_arguments)] // as above
+    pub fn add_to(
+        &self,
+        rows: usize,
+        inner: usize,
+        a: Left,
+        panel: &[f32],
+        out: &mut [f32],
+        out_stride: usize,
+        targets: Targets,
+    ) {
+        let mut row = 0;
+        while row < rows {
+            let tile = if rows - row >= self.large.rows { self.large } else { self.small };
+            let a_values = &a.values[row * a.row..];
+            assert!(inner == 0 || a_values.len() > (tile.rows - 1) * a.row + (inner - 1) * a.inner);
+            assert!(panel.len() >= inner * self.columns);
+            let mut place = |first: usize| {
+                let out = &mut out[first + row * out_stride..];
+                assert!(out.len() >= (tile.rows - 1) * out_stride + self.columns);
+                out.as_mut_ptr()
+            };
+            let first = place(targets.first);
+            let (second, factor) = targets.second.map_or((std::ptr::null_mut(), 0.0), |(at, f)| (place(at), f));
+            let operands = Operands {
+                inner,
+                a: a_values.as_ptr(),
+                a_strides: (a.row, a.inner),
+                panel: panel.as_ptr(),
+                start: first.cast_const(),
+                start_stride: out_stride,
+                out: first,
+                out_stride,
+                second,
+                factor,
+            };
+            // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
+            unsafe { (tile.run)(operands) }
             row += tile.rows;
         }
     }
@@ -238,10 +293,10 @@ unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
 ///
 /// # Safety
 /// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
-/// rows of two registers at their strides.
+/// rows of two registers at their strides, and so has `second` where it is not null.
 #[inline(always)]
 unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
-    let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
+    let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride, second, factor } = operands;
     // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
     // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
     unsafe {
@@ -266,6 +321,16 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
             sum[0].add(V::load(start)).store(out);
             sum[1].add(V::load(start.wrapping_add(V::LANES))).store(out.wrapping_add(V::LANES));
             start = start.wrapping_add(start_stride);
+            out = out.wrapping_add(out_stride);
+        }
+        if second.is_null() {
+            return;
+        }
+        let (mut out, factor) = (second, V::splat(factor));
+        for sum in sums {
+            factor.mul_add(sum[0], V::load(out)).store(out);
+            let right = out.wrapping_add(V::LANES);
+            factor.mul_add(sum[1], V::load(right)).store(right);
             out = out.wrapping_add(out_stride);
         }
     }

@@ -22,6 +22,7 @@
 mod attention;
 pub mod batch_norm;
 mod bf16;
+mod block_sums;
 pub mod blocks;
 #[cfg(test)]
 mod checked;
@@ -49,6 +50,7 @@ mod product;
 pub mod roi_align;
 mod scratch;
 pub(crate) mod simd;
+mod strassen;
 mod transpose;
 mod winograd;
 

@@ -1,9 +1,12 @@
 //! Weight matrices packed once for many passes.
 
 use super::bf16::Precision;
+use super::finish::Finish;
 use super::kernel::Kernel;
 use super::matmul::Matrix;
-use super::product::Packed;
+use super::matmul::Threads;
+use super::product::{self, Base, Packed};
+use super::strassen::{self, PackedSums};
 use candle_core::TensorId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct PackedWeights {
-    packed: Arc<Mutex<HashMap<Key, Arc<Packed>>>>,
+    packed: Arc<Mutex<HashMap<Key, Arc<PackedMatrix>>>>,
 }
 
 /// A tensor, which of its equal parts, and what its values are rounded to.
@@ -35,9 +38,33 @@ impl PackedWeights {
     }
 
     /// `weights` (`[out, in]`, part `part` of tensor `id`) as the right side of a product with their transpose.
-    pub(crate) fn get(&self, (id, part): (TensorId, usize), weights: Matrix, precision: Precision) -> Arc<Packed> {
+    pub(super) fn get(&self, (id, part): (TensorId, usize), weights: Matrix, precision: Precision) -> Arc<PackedMatrix> {
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let pack = || Arc::new(Packed::new(weights.t(), Kernel::new(precision)));
+        let pack = || Arc::new(PackedMatrix::new(weights.t(), precision));
         packed.entry((id, part, precision)).or_insert_with(pack).clone()
+    }
+}
+
+/// A packed right side.
+#[derive(Debug)]
+pub(super) enum PackedMatrix {
+    Panels(Packed),
+    Sums(PackedSums),
+}
+
+impl PackedMatrix {
+    fn new(b: Matrix, precision: Precision) -> Self {
+        match precision == Precision::F32 && PackedSums::apply(&b) {
+            true => Self::Sums(PackedSums::new(b)),
+            false => Self::Panels(Packed::new(b, Kernel::new(precision))),
+        }
+    }
+
+    /// `out = finish(base + a · self)`.
+    pub fn multiply(&self, out: &mut [f32], leading: usize, base: Base, a: Matrix, finish: Finish) {
+        match self {
+            Self::Panels(b) => product::multiply_packed(out, leading, base, a, b, finish, Threads::Pool),
+            Self::Sums(b) => strassen::multiply(out, leading, base, a, b, finish, Threads::Pool),
+        }
     }
 }

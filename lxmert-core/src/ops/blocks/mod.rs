@@ -54,7 +54,7 @@ fn linear(out: &mut [f32], x: &[f32], w: Factor, bias: &[f32], finish: Finish, p
     match w.packed {
         Some(packed) if product::wants_packed(&x, &weights.t(), precision) => {
             let packed = packed.get(w.id, weights, precision);
-            product::multiply_packed(out, width, base, x, &packed, finish, Threads::Pool);
+            packed.multiply(out, width, base, x, finish);
         }
         _ => product::multiply(out, width, base, 1.0, x, weights.t(), finish, precision, Threads::Pool),
     }
