@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use common::{difference, manifest, outputs, weights};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{AnswerHead, Capture, Forward, LxmertInputs, LxmertModel, PretrainingHeads};
+use lxmert_core::ops::PackedWeights;
 use std::collections::HashMap;
 
 const TOLERANCE: f32 = 1e-4;
@@ -19,6 +20,18 @@ fn inputs(config: &LxmertConfig, want: &HashMap<String, Tensor>) -> LxmertInputs
         attention_mask: Some(want["mask"].to_dtype(DType::F32).unwrap()),
         visual_feats: lxmert_core::procedural::tensor("input.features", &shape, 0.0, 2.0, 0).unwrap(),
         visual_boxes: want["boxes"].clone(),
+        visual_attention_mask: None,
+    }
+}
+
+/// The same batch `times` times.
+fn repeated(inputs: &LxmertInputs, times: usize) -> LxmertInputs {
+    let repeat = |x: &Tensor| Tensor::cat(&vec![x; times], 0).unwrap();
+    LxmertInputs {
+        input_ids: repeat(&inputs.input_ids),
+        attention_mask: inputs.attention_mask.as_ref().map(repeat),
+        visual_feats: repeat(&inputs.visual_feats),
+        visual_boxes: repeat(&inputs.visual_boxes),
         visual_attention_mask: None,
     }
 }
@@ -49,6 +62,16 @@ fn check(name: &str) {
     for (path, output) in [("fused", &fused), ("with maps", &mapped)] {
         close(&format!("{path} vision"), &output.vision, &want["vision_output"]);
         close(&format!("{path} pooled"), &output.pooled, &want["pooled_output"]);
+    }
+    // With weights packed once a batch large enough takes other products; each of its parts is this one.
+    let packed = PackedWeights::new();
+    let times = 4;
+    let repeated = model.forward(&repeated(&inputs, times), &Forward::eval().with_packed(&packed)).unwrap();
+    for part in 0..times {
+        let part = |x: &Tensor| x.narrow(0, part * mask.dim(0).unwrap(), mask.dim(0).unwrap()).unwrap();
+        close("packed language", &real(&part(&repeated.language)), &real(&want["language_output"]));
+        close("packed vision", &part(&repeated.vision), &want["vision_output"]);
+        close("packed pooled", &part(&repeated.pooled), &want["pooled_output"]);
     }
     let maps = mapped.attentions.unwrap();
     assert_eq!(

@@ -132,3 +132,99 @@ unsafe fn combine<V: Vector, const RIGHT: bool>([x11, x12, x21, x22]: [V; 4]) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checked::{Checked, Lent, strays};
+    use super::*;
+    use crate::procedural;
+    use proptest::prelude::*;
+
+    unsafe fn checked<const LANES: usize, const RIGHT: bool>(
+        out: *mut f32,
+        apart: usize,
+        blocks: [*const f32; 4],
+        len: usize,
+    ) {
+        // SAFETY: every address is checked.
+        unsafe { line::<Checked<LANES>, RIGHT>(out, apart, blocks, len) }
+    }
+
+    /// Those of every machine with checked bounds, and those of this one.
+    fn kernels() -> [[Line; 2]; 4] {
+        [
+            [checked::<4, false>, checked::<4, true>],
+            [checked::<8, false>, checked::<8, true>],
+            [checked::<16, false>, checked::<16, true>],
+            lines_of(level()),
+        ]
+    }
+
+    /// The operands of Strassen's products.
+    fn expected(side: Side, [x11, x12, x21, x22]: [f32; 4]) -> [f32; PRODUCTS] {
+        match side {
+            Side::Left => [x11 + x22, x21 + x22, x11, x22, x11 + x12, x21 - x11, x12 - x22],
+            Side::Right => [x11 + x22, x11, x12 - x22, x21 - x11, x22, x11 + x12, x21 + x22],
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sums_stay_within_their_slices(lines in 0usize..4, len in 0usize..50, gaps in (0usize..3, 0usize..3, 0usize..3)) {
+            let (leading, out_leading) = (2 * len + gaps.0, len + gaps.1);
+            let apart = lines * out_leading + gaps.2;
+            let size = |count: usize, leading: usize, len: usize| if count * len > 0 { (count - 1) * leading + len } else { 0 };
+            let values = procedural::values("x", size(2 * lines, leading, 2 * len), -1.0, 1.0, 1);
+            let before = vec![7.0; if lines * len > 0 { (PRODUCTS - 1) * apart + size(lines, out_leading, len) } else { 0 }];
+            for (kernels, side) in kernels().into_iter().flat_map(|k| [(k, Side::Left), (k, Side::Right)]) {
+                let mut out = before.clone();
+                let lent = Lent::new(&[&values], &[&out]);
+                let sums = Sums { values: &mut out, apart, leading: out_leading };
+                write_by(kernels, side, sums, Quarters { values: &values, leading, lines, len });
+                drop(lent);
+                let mut want = before.clone();
+                for (line, i) in (0..lines).flat_map(|line| (0..len).map(move |i| (line, i))) {
+                    let at = |lower: usize, right: usize| values[(line + lower * lines) * leading + right * len + i];
+                    let sums = expected(side, [at(0, 0), at(0, 1), at(1, 0), at(1, 1)]);
+                    for (index, sum) in sums.into_iter().enumerate() {
+                        want[index * apart + line * out_leading + i] = sum;
+                    }
+                }
+                prop_assert_eq!(out, want);
+            }
+        }
+    }
+
+    #[test]
+    fn a_slice_that_is_too_short_is_noticed() {
+        let (lines, len) = (2, 20);
+        let values = vec![1.0; 4 * lines * len];
+        for kernels in &kernels()[..3] {
+            let quarters = Quarters { values: &values, leading: 2 * len, lines, len };
+            let mut out = vec![0.0; PRODUCTS * lines * len];
+            // What was lent is one value shorter than the slices.
+            for (less_in, less_out) in [(1, 0), (0, 1)] {
+                let lent = Lent::new(&[&values[..values.len() - less_in]], &[&out[..out.len() - less_out]]);
+                let strayed = strays(|| {
+                    let sums = Sums { values: &mut out, apart: lines * len, leading: len };
+                    write_by(*kernels, Side::Right, sums, quarters);
+                });
+                drop(lent);
+                assert!(strayed);
+            }
+            // And the slices are shorter than what is asked for.
+            for (less_in, less_out) in [(1, 0), (0, 1)] {
+                let quarters = Quarters { values: &values[less_in..], ..quarters };
+                let short = out.len() - less_out;
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    let sums = Sums { values: &mut out[..short], apart: lines * len, leading: len };
+                    write_by(*kernels, Side::Left, sums, quarters);
+                }));
+                let message = *result.expect_err("a short slice was taken").downcast::<&str>().expect("an assertion");
+                assert!(message.starts_with("assertion failed"), "{message}");
+            }
+        }
+    }
+}

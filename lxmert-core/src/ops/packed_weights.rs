@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The weights of a model's layers as its products read them, each packed at its first use: for an evaluation or a service, in which
 /// many batches meet the same weights. A pass without it packs them anew.
 ///
-/// It holds as many values as the layers do, half as many bytes with [`Precision::Bf16`], and is shared by its clones. Weights are
-/// known by their tensors: after they have changed, as a training step does in place, begin with a new one.
+/// In f32 it holds seven quarters of the layers' values, since large products are done by Strassen's algorithm, whose rounding errors
+/// are some two times those of the plain product; with [`Precision::Bf16`] as many values as the layers, in half as many bytes. Clones
+/// share it. Weights are known by their tensors: after they have changed, as a training step does in place, begin with a new one.
 ///
 /// ```
 /// # use lxmert_core::{config::LxmertConfig, model::{Forward, LxmertModel}, ops::PackedWeights};
@@ -38,7 +39,12 @@ impl PackedWeights {
     }
 
     /// `weights` (`[out, in]`, part `part` of tensor `id`) as the right side of a product with their transpose.
-    pub(super) fn get(&self, (id, part): (TensorId, usize), weights: Matrix, precision: Precision) -> Arc<PackedMatrix> {
+    pub(super) fn get(
+        &self,
+        (id, part): (TensorId, usize),
+        weights: Matrix,
+        precision: Precision,
+    ) -> Arc<PackedMatrix> {
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let pack = || Arc::new(PackedMatrix::new(weights.t(), precision));
         packed.entry((id, part, precision)).or_insert_with(pack).clone()

@@ -236,3 +236,124 @@ fn targets(lower: usize, right: usize) -> [Targets; PRODUCTS] {
         Targets { first: c11, second: None },
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::product;
+    use crate::ops::{Activation, kernel::Kernel};
+    use crate::procedural::values;
+
+    struct Case {
+        rows: usize,
+        inner: usize,
+        columns: usize,
+        a: Vec<f32>,
+        b: Vec<f32>,
+        bias: Vec<f32>,
+    }
+
+    impl Case {
+        fn new(rows: usize, inner: usize, columns: usize) -> Self {
+            let random = |name, count, seed| values(name, count, -1.0, 1.0, seed);
+            let (a, b) = (random("a", rows * inner, 1), random("b", inner * columns, 2));
+            Self { rows, inner, columns, a, b, bias: random("bias", columns, 3) }
+        }
+
+        /// With what lies transposed, as weights do.
+        fn right(&self) -> Matrix<'_> {
+            Matrix::new(&self.b, self.columns, self.inner).t()
+        }
+
+        fn leading(&self) -> usize {
+            self.columns + 5
+        }
+
+        fn run(&self, base: Base, finish: Finish, threads: Threads) -> Vec<f32> {
+            let mut out = vec![2.0; self.rows * self.leading()];
+            let a = Matrix::new(&self.a, self.rows, self.inner);
+            multiply(&mut out, self.leading(), base, a, &PackedSums::new(self.right()), finish, threads);
+            out
+        }
+
+        /// In f64.
+        fn expected(&self, row: usize, column: usize) -> f64 {
+            let (a, b) = (&self.a[row * self.inner..][..self.inner], &self.b[column * self.inner..][..self.inner]);
+            a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+        }
+
+        fn errors(&self, out: &[f32]) -> Vec<f64> {
+            let places = (0..self.rows).flat_map(|row| (0..self.columns).map(move |column| (row, column)));
+            places.map(|(i, j)| f64::from(out[i * self.leading() + j]) - self.expected(i, j)).collect()
+        }
+    }
+
+    #[test]
+    fn products_of_odd_sizes_match_the_definition() {
+        for (rows, inner, columns) in
+            [(1, 192, 128), (47, 200, 192), (73, 768, 128), (96, 194, 128), (121, 1542, 192), (331, 256, 128)]
+        {
+            let case = Case::new(rows, inner, columns);
+            assert!(PackedSums::apply(&case.right()));
+            for threads in [Threads::One, Threads::Pool] {
+                let bound = 1e-6 * (1.0 + inner as f64 / 4.0);
+                for base in [Base::Zero, Base::Out, Base::Bias(&case.bias)] {
+                    let finish = Finish::Activate { activation: Activation::Relu, dropout: None, derivative: None };
+                    let (sums, rectified) = (case.run(base, Finish::Nothing, threads), case.run(base, finish, threads));
+                    for (i, (row, positive)) in
+                        sums.chunks(case.leading()).zip(rectified.chunks(case.leading())).enumerate()
+                    {
+                        assert_eq!(row[columns..], [2.0; 5], "what lies between the rows is left alone");
+                        for j in 0..columns {
+                            let first = match base {
+                                Base::Zero => 0.0,
+                                Base::Out => 2.0,
+                                Base::Bias(bias) => f64::from(bias[j]),
+                            };
+                            let error = (f64::from(row[j]) - first - case.expected(i, j)).abs();
+                            assert!(error < bound, "{rows} {inner} {columns}, {base:?} at {i} {j}: {error:e}");
+                            assert_eq!(positive[j], row[j].max(0.0));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the module says of its rounding.
+    #[test]
+    fn errors_are_some_two_times_those_of_the_plain_product() {
+        let case = Case::new(192, 768, 128);
+        let size = |errors: Vec<f64>| (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
+        let ours = size(case.errors(&case.run(Base::Zero, Finish::Nothing, Threads::Pool)));
+        let mut out = vec![0.0; case.rows * case.leading()];
+        let (a, leading) = (Matrix::new(&case.a, case.rows, case.inner), case.leading());
+        let (base, finish) = (Base::Zero, Finish::Nothing);
+        product::multiply(&mut out, leading, base, 1.0, a, case.right(), finish, Precision::F32, Threads::Pool);
+        let plain = size(case.errors(&out));
+        println!("{ours:.2e} against {plain:.2e}");
+        assert!(ours < 3.0 * plain, "{ours:e} {plain:e}");
+    }
+
+    #[test]
+    fn no_value_depends_on_the_number_of_threads() {
+        let case = Case::new(331, 768, 192);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            pool.install(|| case.run(Base::Bias(&case.bias), Finish::Nothing, Threads::Pool))
+        };
+        let one = case.run(Base::Bias(&case.bias), Finish::Nothing, Threads::One);
+        for threads in [1, 2, 3, 16] {
+            assert_eq!(run(threads), one, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn shapes_that_cannot_be_halved_are_left_to_the_plain_product() {
+        let width = Kernel::new(Precision::F32).columns;
+        for (inner, columns) in [(191, 128), (256, 100), (256, 64), (1538, 128), (256, 128 + width)] {
+            let values = vec![0.0; inner * columns];
+            assert!(!PackedSums::apply(&Matrix::new(&values, inner, columns)), "{inner} {columns}");
+        }
+    }
+}

@@ -125,6 +125,59 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_added_in_two_places_stay_there(
+        rows in 0usize..32, inner in 0usize..40, gaps in (0usize..4, 0usize..4), beside: bool, both: bool,
+    ) {
+        for kernel in kernels() {
+            // The second place is right of the first or below it.
+            let gaps = (gaps.0, gaps.1 + if beside { kernel.columns } else { 0 });
+            let mut case = Case::new(&kernel, rows, inner, gaps, false);
+            let distance = if beside { kernel.columns } else { case.rows * case.out_stride };
+            let out_len = if case.rows > 0 { distance + case.out.len() } else { 0 };
+            case.out = procedural::values("out", out_len, -1.0, 1.0, 5);
+            let (mut once, mut out) = (vec![0.0; case.out.len()], case.out.clone());
+            let targets = Targets { first: 0, second: both.then_some((distance, -2.0)) };
+            let lent = Lent::new(&[&case.a, &case.panel, &ZEROS], &[&once, &out]);
+            case.run(&kernel, Start::Zero, &mut once);
+            let a = Left { values: &case.a, row: case.strides.0, inner: 1 };
+            kernel.add_to(case.rows, inner, a, &case.panel, &mut out, case.out_stride, targets);
+            drop(lent);
+            for (place, value) in out.iter().enumerate() {
+                let product = |place: usize| {
+                    let inside = place / case.out_stride < case.rows && place % case.out_stride < kernel.columns;
+                    if inside { once[place] } else { 0.0 }
+                };
+                let second = if both { place.checked_sub(distance).map_or(0.0, product) } else { 0.0 };
+                let expected = case.out[place] + product(place) - 2.0 * second;
+                prop_assert!((value - expected).abs() < 1e-4, "{}: {} {}", place, value, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn places_outside_of_the_output_never_reach_the_tile() {
+    for kernel in kernels() {
+        let case = Case::new(&kernel, kernel.large.rows, 3, (0, 0), false);
+        let a = Left { values: &case.a, row: case.strides.0, inner: 1 };
+        for targets in [Targets { first: 1, second: None }, Targets { first: 0, second: Some((1, 1.0)) }] {
+            let mut out = case.out.clone();
+            let lent = Lent::new(&[&case.a, &case.panel], &[&out]);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                kernel.add_to(case.rows, 3, a, &case.panel, &mut out, case.out_stride, targets);
+            }));
+            drop(lent);
+            let message =
+                *result.expect_err("a place past the end was taken").downcast::<&str>().expect("an assertion");
+            assert!(message.starts_with("assertion failed"), "{message}");
+        }
+    }
+}
+
 #[test]
 fn a_slice_that_is_one_value_short_is_noticed() {
     for kernel in kernels() {
