@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use clap::Parser;
-use lxmert_core::cli::CommonArgs;
+use lxmert_core::cli::{CommonArgs, keep_freed_memory};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
 use lxmert_core::ops::{self, DropoutRng, PackedWeights, Precision};
@@ -143,6 +143,8 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     arguments.common.start()?;
+    // As the trainer does.
+    keep_freed_memory();
     for case in &CASES {
         for (suffix, precision) in [("", Precision::F32), (", bf16", Precision::Bf16)] {
             let name = format!("{}{suffix}", case.name);

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use lxmert_core::cli::{CommonArgs, catch_interrupts};
+use lxmert_core::cli::{CommonArgs, catch_interrupts, keep_freed_memory};
 use lxmert_core::features::FeatureStore;
 use lxmert_train::answering::{self, AnswerCheckpoint};
 use lxmert_train::arguments::{DataArgs, Settings, TrainArgs};
@@ -92,6 +92,7 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn run_training(args: &TrainArgs, cli: &Cli, device: candle_core::Device) -> Result<()> {
+    keep_freed_memory();
     let Settings { recipe, data, output } = args.settings(cli.common.seed)?;
     let job = Job {
         recipe,

@@ -23,6 +23,7 @@ ROWS = [
     ("steps", "base step, batch 32", [""], 5.5),
     ("steps", "small step, batch 64", [""], 0.55),
     ("steps", "student step, batch 32", [""], 0.2),
+    ("steps", "base forward, batch 1, bf16", [""], None),
     ("steps", "base forward, batch 32, bf16", [""], None),
     ("steps", "base step, batch 32, bf16", [""], None),
     ("steps", "small step, batch 64, bf16", [""], None),
