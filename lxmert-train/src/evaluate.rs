@@ -1,6 +1,7 @@
-//! Scores of pairs, and the measures over them.
+//! How a model is run to be measured; scores of pairs, and the measures over them.
 
 use crate::Result;
+use crate::config::Recipe;
 use crate::data::Dataset;
 use crate::data::batches;
 use crate::data::pairs::Pair;
@@ -9,7 +10,30 @@ use candle_core::Device;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{Forward, MatchingModel};
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::ops::{PackedWeights, Precision};
+
+/// How a model is run to be measured: without dropout, batch by batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluation<'a> {
+    /// Examples per batch.
+    pub batch_size: usize,
+    /// What the products of the encoders' layers round their operands to; all else is f32 (see [`Forward::precision`]).
+    pub precision: Precision,
+    /// The device that holds the model.
+    pub device: &'a Device,
+}
+
+impl<'a> Evaluation<'a> {
+    /// As a run by `recipe` measures itself: in f32, whatever it trains in, so that runs compare.
+    pub fn of_run(recipe: &Recipe, device: &'a Device) -> Self {
+        Self { batch_size: recipe.evaluation_batch(), precision: Precision::F32, device }
+    }
+
+    /// How to run the model, whose weights stay in `packed` from batch to batch.
+    pub fn forward<'p>(&self, packed: &'p PackedWeights) -> Forward<'p> {
+        Forward::eval().with_precision(self.precision).with_packed(packed)
+    }
+}
 
 /// The match logit of each pair, in the pairs' order, without dropout.
 ///
@@ -19,22 +43,21 @@ pub fn logits(
     model: &MatchingModel,
     dataset: &Dataset,
     pairs: &[Pair],
-    batch_size: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
-    let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), batch_size);
+    let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), how.batch_size);
     let mut logits = vec![0f32; pairs.len()];
     let mut at = 0;
     let packed = PackedWeights::new();
-    let run = Forward::eval().pooled_only().with_packed(&packed);
+    let run = how.forward(&packed).pooled_only();
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect());
     batches::for_each(
         planned,
         |pairs: Vec<Pair>| dataset.read(&pairs),
         |batch| {
             check_interrupt()?;
-            let output = model.forward(&batch.inputs(device)?, &run)?;
+            let output = model.forward(&batch.inputs(how.device)?, &run)?;
             for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
                 logits[place] = logit;
             }
@@ -54,11 +77,10 @@ pub fn metrics(
     model: &MatchingModel,
     dataset: &Dataset,
     pairs: &[Pair],
-    batch_size: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<Metrics> {
-    let scores = logits(model, dataset, pairs, batch_size, device, bar)?;
+    let scores = logits(model, dataset, pairs, how, bar)?;
     let matched: Vec<bool> = pairs.iter().map(Pair::matched).collect();
     Ok(Metrics::new(&scores, &matched))
 }

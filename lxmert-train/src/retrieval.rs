@@ -9,12 +9,13 @@ use crate::Result;
 use crate::data::Dataset;
 use crate::data::pairs::{Pair, PairKind};
 use crate::data::splits::Split;
+use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
-use lxmert_core::model::{Encoded, Forward, MatchingModel};
+use lxmert_core::model::{Encoded, MatchingModel};
 use lxmert_core::ops::PackedWeights;
 use std::time::Instant;
 
@@ -67,8 +68,7 @@ pub fn retrieval(
     dataset: &Dataset,
     split: Split,
     max_images: usize,
-    batch_size: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<Retrieval> {
     let start = Instant::now();
@@ -78,7 +78,7 @@ pub fn retrieval(
         .map(|&c| images.binary_search(&dataset.captions.captions[c].image).unwrap_or(usize::MAX))
         .collect();
     bar.set_length((images.len() * captions.len()) as u64);
-    let scores = score_all(model, dataset, &images, &captions, batch_size, device, bar)?;
+    let scores = score_all(model, dataset, &images, &captions, how, bar)?;
     let width = captions.len();
     let image_ranks =
         (0..images.len()).map(|i| best_rank(&scores[i * width..(i + 1) * width], |c| owner[c] == i)).collect();
@@ -109,38 +109,38 @@ pub fn score_all(
     dataset: &Dataset,
     images: &[usize],
     captions: &[usize],
-    batch_size: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
+    let batch_size = how.batch_size.max(1);
     let packed = PackedWeights::new();
-    let run = Forward::eval().pooled_only().with_packed(&packed);
+    let run = how.forward(&packed).pooled_only();
     let pair = |image: usize, caption: usize| Pair { image, caption, kind: PairKind::Matched };
 
     // Captions once, in batches of about equal length.
     let mut order: Vec<usize> = (0..captions.len()).collect();
     order.sort_by_key(|&place| dataset.tokens(&pair(0, captions[place])).len());
     let mut encoded_captions = Vec::new();
-    for places in order.chunks(batch_size.max(1)) {
+    for places in order.chunks(batch_size) {
         check_interrupt()?;
         let pairs: Vec<Pair> =
             places.iter().map(|&p| pair(dataset.captions.captions[captions[p]].image, captions[p])).collect();
-        let inputs = dataset.read(&pairs)?.inputs(device)?;
+        let inputs = dataset.read(&pairs)?.inputs(how.device)?;
         let encoded = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         encoded_captions.push(EncodedCaptions { places: places.to_vec(), encoded });
     }
 
     // Images once, then each image against each batch of captions.
     let mut scores = vec![0f32; images.len() * captions.len()];
-    for (chunk, group) in images.chunks(batch_size.max(1)).enumerate() {
+    for (chunk, group) in images.chunks(batch_size).enumerate() {
         let Some(&any_caption) = captions.first() else { break };
         let pairs: Vec<Pair> = group.iter().map(|&image| pair(image, any_caption)).collect();
-        let inputs = dataset.read(&pairs)?.inputs(device)?;
+        let inputs = dataset.read(&pairs)?.inputs(how.device)?;
         let mask = inputs.visual_attention_mask.as_ref();
         let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
         for i in 0..group.len() {
             check_interrupt()?;
-            let row = (chunk * batch_size.max(1) + i) * captions.len();
+            let row = (chunk * batch_size + i) * captions.len();
             for batch in &encoded_captions {
                 let image = repeat(&vision, mask, i, batch.places.len())?;
                 let output = model.match_encoded(&batch.encoded, &image, &run)?;

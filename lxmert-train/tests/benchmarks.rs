@@ -150,7 +150,7 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
     // Measured alone, on other questions, the checkpoint writes the same form of predictions.
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     evaluate.arg("evaluate").arg(root.join("run")).args(["--task", "questions", "--json", "--features"]);
-    evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("valid.json"));
+    evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("valid.json")).args(["--precision", "bf16"]);
     let printed = evaluate.arg("--predictions").arg(root.join("again")).assert().success().get_output().stdout.clone();
     let printed: Value = serde_json::from_slice(&printed).unwrap();
     assert!(printed.pointer("/test/all/accuracy").is_some_and(|accuracy| accuracy.as_f64() > Some(0.8)), "{printed}");
@@ -217,8 +217,11 @@ fn statements_about_two_images_are_learnt() {
         .args(["--task", "statements", "--features"])
         .arg(root.join("features"));
     evaluate.arg("--test-file").arg(root.join("test.json")).arg("--predictions").arg(root.join("again"));
+    let mut rounded = Command::from_std(std::process::Command::new(evaluate.get_program()));
+    rounded.args(evaluate.get_args()).args(["--precision", "bf16"]);
     evaluate.assert().success().stdout(predicates::str::contains("consistency"));
     assert_eq!(std::fs::read_to_string(root.join("again/nlvr2.csv")).unwrap(), predictions);
+    rounded.assert().success().stdout(predicates::str::contains("in bf16"));
 }
 
 /// The original's NLVR2 snapshots: `lxrt_encoder.model.bert.*`, and `logit_fc.*` over the width of two pooled outputs.

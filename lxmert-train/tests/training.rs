@@ -116,6 +116,26 @@ fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     let report: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(whole.join("report.json")).unwrap()).unwrap();
     assert_eq!(measured["test"], report["test"]);
+    assert_eq!(measured["precision"], "f32");
+
+    // In bf16 it is the same measures, of other logits; another precision is refused.
+    let in_precision = |precision| {
+        let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+        evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args([
+            "--json",
+            "--quiet",
+            "--precision",
+            precision,
+        ]);
+        evaluate.assert()
+    };
+    let output = in_precision("bf16").success();
+    let rounded: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(rounded["precision"], "bf16");
+    let loss = |measured: &serde_json::Value| measured.pointer("/test/random/loss").unwrap().as_f64().unwrap();
+    let difference = (loss(&rounded) - loss(&measured)).abs();
+    assert!(difference > 0.0 && difference < 1e-2, "loss {} and {}", loss(&rounded), loss(&measured));
+    in_precision("f16").code(2).stderr(predicate::str::contains("f16"));
 }
 
 /// Pre-training on captions alone (no answers, no attributes) and retrieval, stopped and resumed.

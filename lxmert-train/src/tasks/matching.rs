@@ -11,11 +11,12 @@ use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
 use crate::data::splits::Split;
 use crate::data::{Dataset, LoadOptions};
+use crate::evaluate::{self, Evaluation};
 use crate::measures::Measures;
 use crate::metrics::{Metrics, cross_entropy};
 use crate::run_folder::{Checkpoint, Preprocessing, matching_weights, weights_file};
 use crate::trainer::Job;
-use crate::{Result, evaluate, retrieval};
+use crate::{Result, retrieval};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
@@ -169,12 +170,10 @@ impl Task for Matching {
 
     fn validate(&self) -> Result<Measures> {
         let mut measures = Measures::default();
-        let quiet = ProgressBar::hidden();
+        let (how, quiet) = (Evaluation::of_run(&self.recipe, &self.device), ProgressBar::hidden());
         for (set, pairs) in [("random", &self.validation), ("hard", &self.validation_hard)] {
             if !pairs.is_empty() {
-                let batch = self.recipe.evaluation_batch();
-                evaluate::metrics(&self.model, &self.dataset, pairs, batch, &self.device, &quiet)?
-                    .add_to(&mut measures, set);
+                evaluate::metrics(&self.model, &self.dataset, pairs, how, &quiet)?.add_to(&mut measures, set);
             }
         }
         Ok(measures)
@@ -182,7 +181,8 @@ impl Task for Matching {
 
     fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
         let best = Checkpoint::open(folder, &self.device)?;
-        test(&best.model, &self.dataset, self.recipe.evaluation_batch(), self.recipe.recall_images, &self.device, bar)
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        test(&best.model, &self.dataset, self.recipe.recall_images, how, bar)
     }
 
     fn checkpoint(&self) -> CheckpointParts {
@@ -230,9 +230,8 @@ impl Task for Matching {
 pub fn test(
     model: &MatchingModel,
     dataset: &Dataset,
-    batch: usize,
     recall_images: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<Measures> {
     let source = dataset.pairs(Split::Test);
@@ -241,14 +240,14 @@ pub fn test(
     bar.set_length((pairs.len() + hard.len()) as u64);
     for (set, pairs) in [("random", pairs), ("hard", hard)] {
         if !pairs.is_empty() {
-            let metrics: Metrics = evaluate::metrics(model, dataset, &pairs, batch, device, bar)?;
+            let metrics: Metrics = evaluate::metrics(model, dataset, &pairs, how, bar)?;
             metrics.add_to(&mut measures, set);
         }
     }
     if recall_images > 0 {
         bar.reset();
         bar.set_prefix("recall");
-        retrieval::retrieval(model, dataset, Split::Test, recall_images, batch, device, bar)?.add_to(&mut measures);
+        retrieval::retrieval(model, dataset, Split::Test, recall_images, how, bar)?.add_to(&mut measures);
     }
     Ok(measures)
 }

@@ -14,6 +14,7 @@ use crate::data::paths::ExamplePaths;
 use crate::data::predictions::{AnswerFile, answer_accuracy, write_answers};
 use crate::data::question_set::QuestionSet;
 use crate::data::questions::{AnswerType, QuestionId};
+use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::run_folder::{Preprocessing, weights_file};
 use crate::trainer::Job;
@@ -24,7 +25,7 @@ use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::features::FeatureStore;
-use lxmert_core::model::{AnswerModel, Forward};
+use lxmert_core::model::AnswerModel;
 use lxmert_core::ops::PackedWeights;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
@@ -154,17 +155,16 @@ impl Task for Answering {
     }
 
     fn validate(&self) -> Result<Measures> {
-        let batch = self.recipe.evaluation_batch();
-        let bar = ProgressBar::hidden();
-        let place = (&self.store, self.regions);
-        measure(&self.model, &self.answers, &self.validation, place, batch, &self.device, &bar).map(|(found, _)| found)
+        let (place, how) = ((&self.store, self.regions), Evaluation::of_run(&self.recipe, &self.device));
+        measure(&self.model, &self.answers, &self.validation, place, how, &ProgressBar::hidden())
+            .map(|(found, _)| found)
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
         let best = answering::AnswerCheckpoint::open(folder, &self.device)?;
         bar.set_length(self.test.len() as u64);
-        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
-        let (measures, labels) = measure(&best.model, &self.answers, &self.test, place, batch, &self.device, bar)?;
+        let (place, how) = ((&self.store, self.regions), Evaluation::of_run(&self.recipe, &self.device));
+        let (measures, labels) = measure(&best.model, &self.answers, &self.test, place, how, bar)?;
         write_predictions(predictions, &self.answers, &self.test, &labels)?;
         Ok(measures)
     }
@@ -205,26 +205,26 @@ pub fn measure(
     answers: &AnswerTable,
     set: &QuestionSet,
     place: (&FeatureStore, usize),
-    batch_size: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<(Measures, Vec<u32>)> {
     let all: Vec<usize> = (0..set.len()).collect();
-    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), batch_size);
+    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
     let mut labels = vec![0u32; set.len()];
     let (mut loss, mut counted) = (0.0, 0usize);
     let packed = PackedWeights::new();
+    let run = how.forward(&packed);
     batches::for_each(
         order.into_iter(),
         |questions| Ok((set.batch(place.0, place.1, &questions)?, questions)),
         |(inputs, questions)| {
             check_interrupt()?;
-            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval().with_packed(&packed))?.logits;
+            let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
             for (&question, label) in questions.iter().zip(largest(&logits)?) {
                 labels[question] = label;
             }
             let targets: Vec<&[(u32, f32)]> = questions.iter().map(|&i| set.target(i)).collect();
-            let losses = answer_losses(&logits, &targets, AnswerLoss::Scores, device)?.to_vec1::<f32>()?;
+            let losses = answer_losses(&logits, &targets, AnswerLoss::Scores, how.device)?.to_vec1::<f32>()?;
             for (question, value) in questions.iter().zip(losses) {
                 if set.examples()[*question].scores.is_some() {
                     loss += f64::from(value);

@@ -10,6 +10,7 @@ use crate::config::Recipe;
 use crate::data::batches::{self, Batch};
 use crate::data::predictions::{statement_accuracy, write_judgements};
 use crate::data::statements::StatementSet;
+use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::run_folder::{CheckpointFiles, Preprocessing, lacking_head, weights_file};
 use crate::trainer::Job;
@@ -21,7 +22,7 @@ use lxmert_core::checkpoint::{load_weights, names, read_tensors, take_weights};
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
-use lxmert_core::model::{Forward, PairModel};
+use lxmert_core::model::PairModel;
 use lxmert_core::ops::PackedWeights;
 use lxmert_core::text::WordPiece;
 use std::collections::{BTreeMap, HashMap};
@@ -144,16 +145,15 @@ impl Task for Judging {
     }
 
     fn validate(&self) -> Result<Measures> {
-        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
-        measure(&self.model, &self.validation, place, batch, &self.device, &ProgressBar::hidden())
-            .map(|(found, _)| found)
+        let (place, how) = ((&self.store, self.regions), Evaluation::of_run(&self.recipe, &self.device));
+        measure(&self.model, &self.validation, place, how, &ProgressBar::hidden()).map(|(found, _)| found)
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
         let best = open_model(&weights_file(folder)?, &self.config, &self.device)?;
         bar.set_length(self.test.len() as u64);
-        let (place, batch) = ((&self.store, self.regions), self.recipe.evaluation_batch());
-        let (measures, judged) = measure(&best, &self.test, place, batch, &self.device, bar)?;
+        let (place, how) = ((&self.store, self.regions), Evaluation::of_run(&self.recipe, &self.device));
+        let (measures, judged) = measure(&best, &self.test, place, how, bar)?;
         write_predictions(predictions, &self.test, &judged)?;
         Ok(measures)
     }
@@ -230,21 +230,21 @@ pub fn measure(
     model: &PairModel,
     set: &StatementSet,
     place: (&FeatureStore, usize),
-    batch_size: usize,
-    device: &Device,
+    how: Evaluation,
     bar: &ProgressBar,
 ) -> Result<(Measures, Vec<bool>)> {
     let all: Vec<usize> = (0..set.len()).collect();
-    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), batch_size);
+    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
     let mut judged = vec![false; set.len()];
     let mut loss = 0.0;
     let packed = PackedWeights::new();
+    let run = how.forward(&packed);
     batches::for_each(
         order.into_iter(),
         |statements| Ok((set.batch(place.0, place.1, &statements)?, statements)),
         |(inputs, statements)| {
             check_interrupt()?;
-            let logits = model.forward(&inputs.inputs(device)?, &Forward::eval().with_packed(&packed))?;
+            let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
             let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
             let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
             let judgements = logits.argmax(1)?.to_vec1::<u32>()?;

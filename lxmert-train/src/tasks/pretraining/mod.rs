@@ -11,6 +11,7 @@ use crate::config::Recipe;
 use crate::data::answers;
 use crate::data::batches::{self, Batch};
 use crate::data::pretraining::Pretraining as Sentences;
+use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::run_folder::{Preprocessing, pretraining_weights, weights_file};
 use crate::trainer::Job;
@@ -244,12 +245,13 @@ impl Pretraining {
         let all: Vec<usize> = (0..split.len()).collect();
         let examples = self.draw(split, &all, MISMATCHES);
         let length = |example: &Example| split.tokens(example.sentence).len();
-        let order = batches::plan_in_order(&examples, length, self.recipe.evaluation_batch());
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        let order = batches::plan_in_order(&examples, length, how.batch_size);
         let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect());
         let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
         let mut number = 0;
         let packed = PackedWeights::new();
-        let run = Forward::eval().with_packed(&packed);
+        let run = how.forward(&packed);
         batches::for_each(
             planned,
             |examples: Vec<Example>| self.data.read(split, examples, self.regions()),
