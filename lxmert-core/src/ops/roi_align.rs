@@ -179,8 +179,8 @@ impl Samples {
         }
         let axis = |start: f32, length: f32, size: usize| {
             let bin = length / options.output_size as f32;
-            // A region that is far larger than the features needs no more points than this.
-            let limit = 4 * size + 16;
+            // So many points only a region takes that is far larger than the features, and from a broken file: no more of it.
+            let limit = (4 * size).max(1024);
             let grid =
                 if options.sampling_ratio > 0 { options.sampling_ratio } else { (bin.ceil() as usize).min(limit) };
             let points = (0..options.output_size)
