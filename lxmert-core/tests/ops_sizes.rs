@@ -316,6 +316,18 @@ proptest! {
 }
 
 #[test]
+fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
+    let level = random("level", &[1, 2, 1, 1]);
+    let options = RoiAlign { spatial_scale: 1.0, output_size: 1, sampling_ratio: 0, aligned: false };
+    let region = LevelRegion { level: 0, image: 0, xyxy: [0.0, 0.0, 0.0, 21.0] };
+    let want = pooled_by_points(&level, &region, options);
+    let map = roi_align_levels(&[(&level, options)], &[region], &BufferPool::new()).unwrap();
+    for (value, want) in map.values().iter().zip(want) {
+        assert!((f64::from(*value) - want).abs() < 1e-6, "{value} for {want}");
+    }
+}
+
+#[test]
 fn regions_without_a_place_are_zero() {
     let level = random("level", &[1, 3, 4, 5]);
     for sampling_ratio in [0, 2] {

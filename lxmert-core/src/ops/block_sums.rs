@@ -31,6 +31,9 @@ pub(super) enum Side {
     Right,
 }
 
+/// Values in the widest register: no line is shorter.
+const LANES: usize = 16;
+
 /// One line of the sums.
 type Line = unsafe fn(*mut f32, usize, [*const f32; 4], usize);
 
@@ -52,9 +55,7 @@ fn lines_of(level: Level) -> [Line; 2] {
 
 fn write_by(kernels: [Line; 2], side: Side, sums: Sums, quarters: Quarters) {
     let Quarters { values, leading, lines, len } = quarters;
-    if lines == 0 || len == 0 {
-        return;
-    }
+    assert!(lines > 0 && len >= LANES);
     assert!(values.len() >= (2 * lines - 1) * leading + 2 * len);
     assert!(sums.values.len() >= (PRODUCTS - 1) * sums.apart + (lines - 1) * sums.leading + len);
     for index in 0..lines {
@@ -82,41 +83,31 @@ unsafe fn avx2<const RIGHT: bool>(out: *mut f32, apart: usize, blocks: [*const f
 }
 
 /// # Safety
-/// The four pointers are valid for `len` values, and `out` for as many at each of seven places `apart`.
+/// `len` is at least a register's. The four pointers are valid for `len` values, and `out` for as many at each of seven places `apart`.
 #[inline(always)]
 unsafe fn line<V: Vector, const RIGHT: bool>(out: *mut f32, apart: usize, blocks: [*const f32; 4], len: usize) {
     let mut at = 0;
-    // SAFETY: `at + LANES <= len` in the first loop and `at < len` in the second; pointers step as in `kernel.rs`.
+    // SAFETY: `at + LANES <= len`; pointers step as in `kernel.rs`.
     unsafe {
-        if len >= V::LANES {
-            loop {
-                let [x11, x12, x21, x22] = blocks;
-                let x = [
-                    V::load(x11.wrapping_add(at)),
-                    V::load(x12.wrapping_add(at)),
-                    V::load(x21.wrapping_add(at)),
-                    V::load(x22.wrapping_add(at)),
-                ];
-                let mut to = out.wrapping_add(at);
-                for sum in combine::<V, RIGHT>(x) {
-                    sum.store(to);
-                    to = to.wrapping_add(apart);
-                }
-                at += V::LANES;
-                if at == len {
-                    return;
-                }
-                // The last register covers some values again.
-                at = at.min(len - V::LANES);
+        loop {
+            let [x11, x12, x21, x22] = blocks;
+            let x = [
+                V::load(x11.wrapping_add(at)),
+                V::load(x12.wrapping_add(at)),
+                V::load(x21.wrapping_add(at)),
+                V::load(x22.wrapping_add(at)),
+            ];
+            let mut to = out.wrapping_add(at);
+            for sum in combine::<V, RIGHT>(x) {
+                sum.store(to);
+                to = to.wrapping_add(apart);
             }
-        }
-        // Fewer values than a register has.
-        while at < len {
-            let x = blocks.map(|block| Plain::splat(*block.wrapping_add(at)));
-            for (index, sum) in combine::<Plain, RIGHT>(x).into_iter().enumerate() {
-                *out.wrapping_add(index * apart + at) = sum.first();
+            at += V::LANES;
+            if at == len {
+                return;
             }
-            at += 1;
+            // The last register covers some values again.
+            at = at.min(len - V::LANES);
         }
     }
 }
@@ -172,12 +163,12 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn sums_stay_within_their_slices(lines in 0usize..4, len in 0usize..50, gaps in (0usize..3, 0usize..3, 0usize..3)) {
+        fn sums_stay_within_their_slices(lines in 1usize..4, len in LANES..50, gaps in (0usize..3, 0usize..3, 0usize..3)) {
             let (leading, out_leading) = (2 * len + gaps.0, len + gaps.1);
             let apart = lines * out_leading + gaps.2;
-            let size = |count: usize, leading: usize, len: usize| if count * len > 0 { (count - 1) * leading + len } else { 0 };
+            let size = |count: usize, leading: usize, len: usize| (count - 1) * leading + len;
             let values = procedural::values("x", size(2 * lines, leading, 2 * len), -1.0, 1.0, 1);
-            let before = vec![7.0; if lines * len > 0 { (PRODUCTS - 1) * apart + size(lines, out_leading, len) } else { 0 }];
+            let before = vec![7.0; (PRODUCTS - 1) * apart + size(lines, out_leading, len)];
             for (kernels, side) in kernels().into_iter().flat_map(|k| [(k, Side::Left), (k, Side::Right)]) {
                 let mut out = before.clone();
                 let lent = Lent::new(&[&values], &[&out]);

@@ -45,9 +45,15 @@ impl PackedWeights {
         weights: Matrix,
         precision: Precision,
     ) -> Arc<PackedMatrix> {
-        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let pack = || Arc::new(PackedMatrix::new(weights.t(), precision));
-        packed.entry((id, part, precision)).or_insert_with(pack).clone()
+        let key = (id, part, precision);
+        let packed = || self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = packed().get(&key) {
+            return there.clone();
+        }
+        // Packed without the lock: a thread of the pool that waits for its parts may run another pass meanwhile, which asks here too.
+        // Where two packed the same, the first stays.
+        let new = Arc::new(PackedMatrix::new(weights.t(), precision));
+        packed().entry(key).or_insert(new).clone()
     }
 }
 
@@ -72,5 +78,41 @@ impl PackedMatrix {
             Self::Panels(b) => product::multiply_packed(out, leading, base, a, b, finish, Threads::Pool),
             Self::Sums(b) => strassen::multiply(out, leading, base, a, b, finish, Threads::Pool),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Tensor};
+    use rayon::prelude::*;
+    use std::time::Duration;
+
+    /// While one pass waits for the parts that it packs, its thread may run another pass.
+    #[test]
+    fn passes_at_once_share_what_is_packed_without_waiting_for_each_other() -> candle_core::Result<()> {
+        let (out, inner) = (256, 768);
+        let tensors =
+            (0..8).map(|_| Tensor::zeros(1, DType::F32, &Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
+        let (done, finished) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let values = vec![1.0; out * inner];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+            let packed = PackedWeights::new();
+            pool.install(|| {
+                (0..32).into_par_iter().for_each(|pass: usize| {
+                    for tensor in &tensors {
+                        let weights = Matrix::new(&values, out, inner);
+                        let precision = if pass.is_multiple_of(2) { Precision::F32 } else { Precision::Bf16 };
+                        packed.get((tensor.id(), 0), weights, precision);
+                    }
+                });
+            });
+            let first = packed.get((tensors[0].id(), 0), Matrix::new(&values, out, inner), Precision::F32);
+            let again = packed.get((tensors[0].id(), 0), Matrix::new(&values, out, inner), Precision::F32);
+            done.send(Arc::ptr_eq(&first, &again)).expect("the test waits");
+        });
+        assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(true), "the passes wait for each other");
+        Ok(())
     }
 }

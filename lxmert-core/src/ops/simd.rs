@@ -129,13 +129,6 @@ pub(crate) fn has_bf16() -> bool {
 #[derive(Clone, Copy)]
 pub(crate) struct Plain([f32; 4]);
 
-impl Plain {
-    /// The first of its values.
-    pub fn first(self) -> f32 {
-        self.0[0]
-    }
-}
-
 macro_rules! lanewise {
     ($a:expr, $b:expr, $f:expr) => {
         Plain([$f($a.0[0], $b.0[0]), $f($a.0[1], $b.0[1]), $f($a.0[2], $b.0[2]), $f($a.0[3], $b.0[3])])
