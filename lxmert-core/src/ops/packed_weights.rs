@@ -85,34 +85,20 @@ impl PackedMatrix {
 mod tests {
     use super::*;
     use candle_core::{DType, Device, Tensor};
-    use rayon::prelude::*;
-    use std::time::Duration;
 
-    /// While one pass waits for the parts that it packs, its thread may run another pass.
     #[test]
-    fn passes_at_once_share_what_is_packed_without_waiting_for_each_other() -> candle_core::Result<()> {
-        let (out, inner) = (256, 768);
-        let tensors =
-            (0..8).map(|_| Tensor::zeros(1, DType::F32, &Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
-        let (done, finished) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let values = vec![1.0; out * inner];
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
-            let packed = PackedWeights::new();
-            pool.install(|| {
-                (0..32).into_par_iter().for_each(|pass: usize| {
-                    for tensor in &tensors {
-                        let weights = Matrix::new(&values, out, inner);
-                        let precision = if pass.is_multiple_of(2) { Precision::F32 } else { Precision::Bf16 };
-                        packed.get((tensor.id(), 0), weights, precision);
-                    }
-                });
-            });
-            let first = packed.get((tensors[0].id(), 0), Matrix::new(&values, out, inner), Precision::F32);
-            let again = packed.get((tensors[0].id(), 0), Matrix::new(&values, out, inner), Precision::F32);
-            done.send(Arc::ptr_eq(&first, &again)).expect("the test waits");
-        });
-        assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(true), "the passes wait for each other");
+    fn a_part_of_a_tensor_is_packed_once_for_each_precision() -> candle_core::Result<()> {
+        let values = [1.0; 6];
+        let (weights, packed) = (Matrix::new(&values, 2, 3), PackedWeights::new());
+        let ids = [Tensor::zeros(1, DType::F32, &Device::Cpu)?.id(), Tensor::zeros(1, DType::F32, &Device::Cpu)?.id()];
+        let first = packed.get((ids[0], 0), weights, Precision::F32);
+        // A clone shares it.
+        assert!(Arc::ptr_eq(&first, &packed.clone().get((ids[0], 0), weights, Precision::F32)));
+        for (key, precision) in
+            [((ids[0], 1), Precision::F32), ((ids[1], 0), Precision::F32), ((ids[0], 0), Precision::Bf16)]
+        {
+            assert!(!Arc::ptr_eq(&first, &packed.get(key, weights, precision)), "{key:?} {precision}");
+        }
         Ok(())
     }
 }
