@@ -116,6 +116,21 @@ impl DataSet {
         captions.captions.iter().filter(|c| captions.images[c.image] == image).map(|c| c.text.as_str()).collect()
     }
 
+    /// The captions of a split whose image the store holds: image, sentence, and its false sibling where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the data set has no captions.
+    pub fn captions(&self, split: Split) -> Result<Vec<(&str, &str, Option<&str>)>> {
+        let all = self.captioned()?;
+        let captions = all.splits.captions(&all.captions, split).into_iter();
+        let row = |c: usize| {
+            let caption = &all.captions.captions[c];
+            let image = all.captions.images[caption.image].as_str();
+            all.is_stored(caption.image).then_some((image, caption.text.as_str(), all.hard[c].as_deref()))
+        };
+        Ok(captions.filter_map(row).collect())
+    }
+
     /// The fixed test pairs: half captions, half captions of other images; and, when there are any, the hard
     /// ones: true captions and minimally changed false ones.
     ///

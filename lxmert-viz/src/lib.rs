@@ -7,6 +7,7 @@
 //! | [`pictures`] | the kinds of pictures, and what they are drawn with |
 //! | [`commands`] | what each subcommand of `lxmert-viz` does, as library calls |
 //! | [`places`], [`dataset`], [`photo`] | where a run's photos, features and captions lie, and reading them |
+//! | [`export`] | attention maps, relevances, boxes, words and scores as arrays, and how Python reads them |
 //! | [`figures`] | where figures go, in which formats and sizes |
 //!
 //! # What a score rests on
@@ -52,6 +53,7 @@ pub mod commands;
 pub mod dataset;
 pub mod error;
 pub mod explain;
+pub mod export;
 pub mod figures;
 pub mod photo;
 pub mod pictures;

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::workspace::Workspace;
+use lxmert_viz::commands::export::ExportArgs;
 use lxmert_viz::commands::grounding::GroundingArgs;
 use lxmert_viz::commands::maps::{HeadsArgs, HeatmapArgs, OverlayArgs};
 use lxmert_viz::commands::pair::PairArgs;
@@ -49,6 +50,8 @@ enum Command {
     Grounding(GroundingArgs),
     /// All heads beside each other, a line a layer
     Heads(HeadsArgs),
+    /// Attention maps, relevances, boxes, words and scores as arrays (safetensors) for one's own analysis
+    Export(ExportArgs),
     /// Test pairs with probabilities, right or wrong
     Grid,
     /// The training curves of the run
@@ -93,6 +96,7 @@ fn run(cli: &Cli) -> lxmert_viz::Result<Report> {
         Some(Command::Perturbation(args)) => args.run(&session),
         Some(Command::Grounding(args)) => args.run(&session),
         Some(Command::Heads(args)) => args.run(&session),
+        Some(Command::Export(args)) => args.run(&session),
         Some(Command::Grid) => predictions::run(&session),
         Some(Command::Curves) => commands::curves(&session),
     }

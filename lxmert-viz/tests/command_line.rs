@@ -264,6 +264,70 @@ fn perturbation_writes_curves_areas_and_a_table() {
 }
 
 #[test]
+fn export_writes_the_arrays_that_its_docs_name() {
+    let made = workspace();
+    let export = |args: &[&str]| {
+        let output = viz(&made).arg("export").args(args).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap()
+    };
+    let text = export(&["--split", "test", "--false-captions", "-o", "out/all.safetensors"]);
+    let path = made.root().join("out/all.safetensors");
+    let arrays = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let lines = |name: &str| -> Vec<String> {
+        let bytes = arrays[name].to_vec1::<u8>().unwrap();
+        String::from_utf8(bytes).unwrap().lines().map(String::from).collect()
+    };
+    let shape = |name: &str| arrays[name].dims().to_vec();
+    let (images, texts, tokens) = (lines("images"), lines("texts"), lines("tokens"));
+    let n = images.len();
+    assert!(text.contains(&format!("{n} pairs")) && n > 10 && texts.len() == n && tokens.len() == n, "{text}");
+    let (w, r) = (shape("input_ids")[1], shape("labels")[1]);
+    // One language, one vision and two cross layers of two heads.
+    for (name, layers, rows, columns) in [
+        ("language", 1, w, w),
+        ("vision", 1, r, r),
+        ("language-to-vision", 2, w, r),
+        ("vision-to-language", 2, r, w),
+        ("language-self", 2, w, w),
+        ("vision-self", 2, r, r),
+    ] {
+        assert_eq!(shape(&format!("attention/{name}")), [n, layers, 2, rows, columns], "{name}");
+    }
+    for method in ["attention", "gradient-attention", "relevancy", "rollout", "grad-cam", "relevancy-against"] {
+        assert_eq!(shape(&format!("relevance/{method}/words")), [n, w], "{method}");
+        assert_eq!(shape(&format!("relevance/{method}/regions")), [n, r], "{method}");
+        assert_eq!(shape(&format!("relevance/{method}/words-to-regions")), [n, w, r], "{method}");
+    }
+    assert_eq!(shape("boxes"), [n, r, 4]);
+    let words = arrays["num_words"].to_vec1::<u32>().unwrap();
+    let regions = arrays["num_regions"].to_vec1::<u32>().unwrap();
+    let truth = arrays["truth"].to_vec1::<u8>().unwrap();
+    assert_eq!(truth.iter().filter(|t| **t == 1).count(), truth.iter().filter(|t| **t == 0).count());
+    for i in 0..n {
+        let (words, regions) = (words[i] as usize, regions[i] as usize);
+        assert_eq!(tokens[i].split(' ').count(), words);
+        // Each word's attention sums to 1 over the regions that are there, and is 0 beyond.
+        let map = arrays["attention/language-to-vision"].get(i).unwrap().get(1).unwrap().get(0).unwrap();
+        for (row, values) in map.to_vec2::<f32>().unwrap().iter().enumerate() {
+            let sum: f32 = values.iter().sum();
+            let want = if row < words { 1.0 } else { 0.0 };
+            assert!((sum - want).abs() < 1e-5 && values[regions..].iter().all(|v| *v == 0.0), "{i} {row}: {sum}");
+        }
+    }
+    // One pair alone gives the same numbers, and the default file.
+    let (image, caption) = (&images[n - 1], &texts[n - 1]);
+    export(&["--image", image, "--text", caption, "--no-maps"]);
+    let one = made.run().join("plots/export.safetensors");
+    let one = candle_core::safetensors::load(one, &candle_core::Device::Cpu).unwrap();
+    assert!(!one.keys().any(|name| name.starts_with("attention/")));
+    let logit = |arrays: &std::collections::HashMap<String, candle_core::Tensor>, i: usize| {
+        arrays["logits"].to_vec1::<f32>().unwrap()[i]
+    };
+    assert!((logit(&one, 0) - logit(&arrays, n - 1)).abs() < 1e-4);
+    viz(&made).args(["export", "-o", "out.npz"]).assert().code(1).stderr(contains(".safetensors"));
+}
+
+#[test]
 fn grounding_counts_by_type_of_phrase_on_scenes_and_on_entities() {
     let made = workspace();
     // Every object is a region with its true box here, so the best region always hits.

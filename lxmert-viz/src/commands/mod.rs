@@ -1,5 +1,6 @@
 //! What each subcommand does: it takes a [`Session`] and its own options, writes files, and gives a [`Report`].
 
+pub mod export;
 pub mod gallery;
 pub mod grounding;
 pub mod maps;
@@ -132,10 +133,14 @@ impl Report {
         self.lines.push(line.into());
     }
 
+    fn add(&mut self, path: PathBuf) {
+        self.files.push(Written { path, shows: String::new() });
+    }
+
     /// Writes a text file.
     fn write(&mut self, path: PathBuf, text: &str) -> Result<()> {
         write_whole(&path, text.as_bytes())?;
-        self.files.push(Written { path, shows: String::new() });
+        self.add(path);
         Ok(())
     }
 
