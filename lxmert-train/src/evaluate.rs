@@ -1,7 +1,7 @@
 //! How a model is run to be measured; scores of pairs, and the measures over them.
 
 use crate::Result;
-use crate::config::Recipe;
+use crate::recipe::Recipe;
 use crate::data::Dataset;
 use crate::data::batches;
 use crate::data::pairs::Pair;

@@ -1,6 +1,6 @@
 //! What an evaluation gives: named numbers, in named sets.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -8,7 +8,22 @@ use std::fmt::Write;
 /// lower, every other one higher.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Measures(BTreeMap<String, BTreeMap<String, f64>>);
+pub struct Measures(#[serde(deserialize_with = "numbers")] BTreeMap<String, BTreeMap<String, f64>>);
+
+/// JSON has no NaN: it is written as null, and null is read as NaN.
+pub(crate) fn nan_for_null<'de, D: Deserializer<'de>>(json: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(
+    json: D,
+) -> std::result::Result<BTreeMap<String, BTreeMap<String, f64>>, D::Error> {
+    #[derive(Deserialize)]
+    struct Number(#[serde(deserialize_with = "nan_for_null")] f64);
+    let sets: BTreeMap<String, BTreeMap<String, Number>> = Deserialize::deserialize(json)?;
+    let plain = |values: BTreeMap<String, Number>| values.into_iter().map(|(name, Number(v))| (name, v)).collect();
+    Ok(sets.into_iter().map(|(set, values)| (set, plain(values))).collect())
+}
 
 /// Decimals that a table shows; whole numbers are shown whole.
 const DECIMALS: usize = 4;
@@ -120,6 +135,15 @@ mod tests {
         m.extend("hard", [("accuracy", 0.5), ("loss", 0.75)]);
         m.extend("retrieval", [("images", 200.0)]);
         m
+    }
+
+    #[test]
+    fn nan_is_written_to_json_and_read_back() {
+        let mut measures = measures();
+        measures.set("hard", "loss", f64::NAN);
+        let json = serde_json::to_string(&measures).unwrap();
+        let read: Measures = serde_json::from_str(&json).unwrap();
+        assert!(read.get("hard", "loss").unwrap().is_nan() && read.get("random", "loss") == Some(0.5), "{json}");
     }
 
     #[test]

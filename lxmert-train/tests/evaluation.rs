@@ -13,7 +13,7 @@ use lxmert_train::data::paths::DataPaths;
 use lxmert_train::data::splits::Split;
 use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::evaluate::{self, Evaluation};
-use lxmert_train::retrieval::{participants, score_all};
+use lxmert_train::recalls::{participants, score_all};
 
 /// Norm of the difference over the norm of `want`, as for the model's own outputs in bf16.
 fn relative(got: &[f32], want: &[f32]) -> f32 {

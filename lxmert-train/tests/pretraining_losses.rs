@@ -5,9 +5,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, LxmertInputs, PretrainingModel};
+use lxmert_train::recipe::RegionLosses;
+use lxmert_train::task_weights::TaskWeights;
 use lxmert_train::tasks::masked_words::MaskedWords;
-use lxmert_train::tasks::pretraining::data::TaskWeights;
-use lxmert_train::tasks::pretraining::regions::{Classes, MaskedRegions, RegionLosses};
+use lxmert_train::tasks::pretraining::regions::{Classes, MaskedRegions};
 use lxmert_train::tasks::pretraining::terms::{Targets, terms};
 use std::collections::HashMap;
 
