@@ -5,6 +5,7 @@ use lxmert_core::workspace::Workspace;
 use lxmert_train::data::answers::{AnswerTable, normalise};
 use lxmert_train::data::image_examples::ImageExample;
 use lxmert_train::data::questions::Question;
+use lxmert_train::data::splits::Split;
 use lxmert_train::data::statements::Statement;
 use lxmert_train::data::vqa_answers::soft_scores;
 
@@ -13,7 +14,7 @@ fn main() -> anyhow::Result<()> {
     let scenes = workspace.data("scenes");
 
     // %% The questions about one scene: every object that one names is the only one of its description.
-    let (images, questions) = Question::read(&scenes.join("questions_val.json"))?;
+    let (images, questions) = Question::read(&scenes.join("questions_val.json"), Split::Val)?;
     println!("{}", images[0]);
     for question in questions.iter().filter(|question| question.image == 0) {
         let answers: Vec<&str> = question.scores.iter().flatten().map(|(answer, _)| answer.as_str()).collect();
@@ -21,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     }
 
     // %% A statement is true of one pair and false of another that shares a picture: the words alone do not tell.
-    let (images, statements) = Statement::read(&scenes.join("statements_val.json"))?;
+    let (images, statements) = Statement::read(&scenes.join("statements_val.json"), Split::Val)?;
     for statement in &statements[..6] {
         let [left, right] = statement.images.map(|image| images[image].as_str());
         println!("{left} {right}  {:5}  {}", statement.label == Some(true), statement.sentence);

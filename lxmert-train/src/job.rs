@@ -93,7 +93,8 @@ impl RunSettings {
         }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         serde_json::from_str(&text).map(Some).map_err(|e| {
-            let reason = format!("not the settings of a run of this version ({e}); use another --output, or --overwrite");
+            let reason =
+                format!("not the settings of a run of this version ({e}); use another --output, or --overwrite");
             Error::file(&path, reason)
         })
     }

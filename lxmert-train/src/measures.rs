@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_watched_downwards_and_an_unknown_measure_is_named() {
+    fn watches_losses_downwards_and_names_unknown_measures() {
         assert_eq!(measures().watched("random/loss").unwrap(), -0.5);
         assert_eq!(measures().watched("hard/accuracy").unwrap(), 0.5);
         let error = measures().watched("hard/auc").unwrap_err().to_string();

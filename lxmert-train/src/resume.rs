@@ -109,7 +109,8 @@ pub fn position(path: &Path) -> Result<Position> {
     let mut size = [0u8; 8];
     file.read_exact(&mut size).map_err(Error::io(path))?;
     let size = u64::from_le_bytes(size);
-    let bad = |reason: &str| Error::file(path, format!("not a training state ({reason}); start anew with --overwrite"));
+    let bad =
+        |reason: &str| Error::file(path, format!("not a training state ({reason}); start again with --overwrite"));
     if size > total.saturating_sub(8) {
         return Err(bad("its header is cut short"));
     }

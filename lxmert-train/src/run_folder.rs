@@ -106,7 +106,8 @@ impl RunFolder {
     pub fn remove_leftovers(&self) -> Result<()> {
         // The root may hold files of the user's, the folders in it hold only ours.
         let root = [self.settings(), self.state(), self.curves(), self.report()];
-        let own: Vec<String> = root.iter().filter_map(|path| Some(format!(".{}", path.file_name()?.to_str()?))).collect();
+        let own: Vec<String> =
+            root.iter().filter_map(|path| Some(format!(".{}", path.file_name()?.to_str()?))).collect();
         for folder in [self.root.clone(), self.best(), self.last(), self.predictions()] {
             let Ok(entries) = std::fs::read_dir(&folder) else { continue }; // not there yet
             for path in entries.flatten().map(|entry| entry.path()) {
@@ -431,7 +432,8 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let folder = RunFolder::new(temporary.path());
         std::fs::create_dir(folder.last()).unwrap();
-        let leftovers = [folder.root().join(".state.safetensorsAb3dE9.tmp"), folder.last().join(".vocab.txtAAAAAA.tmp")];
+        let leftovers =
+            [folder.root().join(".state.safetensorsAb3dE9.tmp"), folder.last().join(".vocab.txtAAAAAA.tmp")];
         let others = [".notes.txtAb3dE9.tmp", "state.safetensorsAb3dE9.tmp", "run.json", ".tmp"];
         let others = others.map(|name| folder.root().join(name));
         for path in leftovers.iter().chain(&others) {

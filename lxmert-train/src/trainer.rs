@@ -1,7 +1,7 @@
 //! The training loop: epochs of batches, validation after each, the best checkpoint to the test.
 //!
 //! Read [`run`] for the life of a run and `Trainer::epoch` for a step. Whatever happens between
-//! two optimiser steps (Ctrl-C, a kill, a power cut), the run goes on from its last saved state
+//! two optimiser steps (Ctrl-C, a kill, a power cut), the run resumes from its last saved state
 //! and ends with the weights it would have had.
 
 use crate::data::batches;
@@ -408,7 +408,7 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn a_checkpoint_that_does_not_fit_says_what_to_do() {
+    fn advises_on_a_checkpoint_that_does_not_fit() {
         let said = |missing: &[&str], found: &[usize]| {
             let regions = Misshapen { name: REGION_WEIGHTS.into(), expected: vec![128, 256], found: found.to_vec() };
             let misshapen = if found == [128, 256] { Vec::new() } else { vec![regions] };
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_position_and_segment_tables_have_a_frozen_row() {
+    fn freezes_row_0_of_the_position_and_segment_tables_only() {
         let table = |name: &str| format!("lxmert.embeddings.{name}.weight");
         let names = ["position_embeddings", "token_type_embeddings", "word_embeddings"].map(table);
         let var = || Var::ones((3, 2), candle_core::DType::F32, &Device::Cpu).unwrap();

@@ -22,7 +22,7 @@ fn relative(got: &[f32], want: &[f32]) -> f32 {
 }
 
 #[test]
-fn logits_in_bf16_are_close_to_those_in_f32_but_rounded() {
+fn bf16_logits_differ_from_f32_by_rounding_only() {
     let folder = tempfile::tempdir().unwrap();
     common::write_data(folder.path(), 40);
     let paths = DataPaths {

@@ -305,20 +305,21 @@ fn overwrite_deletes_nothing_before_data_and_init_are_checked() {
 fn second_training_in_a_folder_is_refused_and_a_killed_one_leaves_nothing_behind() {
     let (folder, data) = data(24);
     let run = folder.path().join("run");
-    let mut first = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train"))
-        .args(arguments(&data, &run))
-        .args(["--epochs", "500"])
-        .spawn()
-        .unwrap();
+    let mut arguments = arguments(&data, &run);
+    let epochs = arguments.iter().position(|argument| argument == "--epochs").unwrap() + 1;
+    arguments[epochs] = "500".into();
+    let train = |flags: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.args(&arguments).args(flags).assert()
+    };
+    let mut first =
+        std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train")).args(&arguments).spawn().unwrap();
     while !run.join("metrics.jsonl").exists() && first.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let holder = format!("process {} (lxmert-train --data ", first.id());
     for flags in [[].as_slice(), &["--resume"], &["--overwrite"]] {
-        command(&data, &run)
-            .args(["--epochs", "500"])
-            .args(flags)
-            .assert()
+        train(flags)
             .code(1)
             .stderr(predicate::str::contains(&holder).and(predicate::str::contains("is training here")));
     }
@@ -329,6 +330,6 @@ fn second_training_in_a_folder_is_refused_and_a_killed_one_leaves_nothing_behind
     std::fs::create_dir_all(run.join("last")).unwrap();
     leftovers.iter().for_each(|path| std::fs::write(path, "half").unwrap());
     // The dead process's lock does not stand in the way.
-    command(&data, &run).args(["--epochs", "500", "--stop-after", "1"]).assert().code(130);
+    train(&["--stop-after", "1"]).code(130);
     assert!(leftovers.iter().all(|path| !path.exists()));
 }

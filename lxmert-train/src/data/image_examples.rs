@@ -6,6 +6,7 @@
 use super::batches::Batch;
 use super::names::NameFinder;
 use super::sentences::Sentences;
+use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
@@ -18,11 +19,12 @@ pub trait ImageExample<const IMAGES: usize>: Sized {
     /// What one is called in messages, in the singular.
     const NOUN: &'static str;
 
-    /// Reads a file: the images' names, and the examples.
+    /// Reads a file: the images' names, and the examples. `split` is what they are read for; it matters only where one file
+    /// holds several splits.
     ///
     /// # Errors
     /// When the file cannot be understood.
-    fn read(path: &Path) -> Result<(Vec<String>, Vec<Self>)>;
+    fn read(path: &Path, split: Split) -> Result<(Vec<String>, Vec<Self>)>;
 
     /// Its images, as indices into the file's names.
     fn images(&self) -> [usize; IMAGES];
@@ -103,11 +105,12 @@ pub struct ImageExamples<T, const IMAGES: usize> {
 }
 
 impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
-    /// Reads files of examples.
+    /// Reads the examples of `split` from files.
     ///
     /// # Errors
     /// When a file cannot be understood, or too many images have no features.
     pub fn read(
+        split: Split,
         files: &[PathBuf],
         store: &FeatureStore,
         (text, max_length): (&WordPiece, usize),
@@ -116,7 +119,7 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
         let finder = NameFinder::new(store);
         let (mut all, mut store_index, mut images) = (Vec::new(), Vec::new(), 0);
         for path in files {
-            let (names, examples) = T::read(path)?;
+            let (names, examples) = T::read(path, split)?;
             let found = finder.find_all(&names, allow_missing_images)?;
             images += found.iter().flatten().count();
             for example in examples {

@@ -335,7 +335,7 @@ mod tests {
         {"img_id": "b", "sentf": {"vg": ["a cat"]}, "labelf": {}}]"#;
 
     #[test]
-    fn the_original_s_files_become_examples() {
+    fn reads_the_originals_files() {
         let fixture = Fixture::new();
         let data = fixture.read(TWO_IMAGES, false).unwrap();
         assert_eq!((data.len(), data.num_images(), data.answered(), data.answers_dropped()), (6, 2, 2, 3));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_is_of_another_image_and_says_something_else() {
+    fn mismatch_has_another_image_and_other_words() {
         let data = Fixture::new().read(TWO_IMAGES, false).unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         for _ in 0..50 {
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_rows_and_missing_images_are_named() {
+    fn names_bad_rows_and_missing_images() {
         let fixture = Fixture::new();
         for (second, reason) in [
             (

@@ -10,6 +10,7 @@
 
 use super::image_examples::{Collector, ImageExample};
 use super::json_list::{first_character, for_each_entry};
+use super::splits::Split;
 use super::vqa_answers::soft_scores;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -140,7 +141,7 @@ impl ImageExample<1> for Question {
     /// # Errors
     /// When the file cannot be read, has none of the forms, holds no question, or has a row that cannot be used: an empty
     /// question, an id that appears twice, a score that is no number from 0 to 1. The error names the row.
-    fn read(path: &Path) -> Result<(Vec<String>, Vec<Self>)> {
+    fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
         match first_character(path)? {
             Some('{') => read_official(path, &mut found)?,
@@ -227,7 +228,7 @@ mod tests {
     fn read(text: &str) -> Result<(Vec<String>, Vec<Question>)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Question::read(file.path())
+        Question::read(file.path(), Split::Val)
     }
 
     #[test]
@@ -259,7 +260,7 @@ mod tests {
             r#"{"info": {}, "data_subtype": "val2014", "questions": [{"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}]}"#,
         )
         .unwrap();
-        assert_eq!(Question::read(&questions).unwrap().1[0].scores, None);
+        assert_eq!(Question::read(&questions, Split::Val).unwrap().1[0].scores, None);
         let answers: Vec<String> =
             ["down", "Down.", "down", "at table", "skateboard", "down", "table", "down", "down", "down"]
                 .iter()
@@ -274,13 +275,13 @@ mod tests {
             )
         };
         std::fs::write(&annotations, annotation(262148000)).unwrap();
-        let (images, read) = Question::read(&questions).unwrap();
+        let (images, read) = Question::read(&questions, Split::Val).unwrap();
         assert_eq!(images, ["COCO_val2014_000000262148"]);
         let question = &read[0];
         assert_eq!((question.score("down"), question.answer_type), (1.0, Some(AnswerType::Other)));
         assert!((question.score("at table") - 0.3).abs() < 1e-6);
         std::fs::write(&annotations, annotation(1)).unwrap();
-        let error = Question::read(&questions).unwrap_err().to_string();
+        let error = Question::read(&questions, Split::Val).unwrap_err().to_string();
         assert!(error.contains("row 1: question 262148000 has no annotation"), "{error}");
     }
 

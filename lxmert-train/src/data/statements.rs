@@ -5,6 +5,7 @@
 
 use super::image_examples::{Collector, ImageExample};
 use super::json_list::for_each_entry;
+use super::splits::Split;
 use crate::Result;
 use serde::Deserialize;
 use std::path::Path;
@@ -61,7 +62,7 @@ impl ImageExample<2> for Statement {
     ///
     /// # Errors
     /// When the file cannot be read, is no such list, is empty, or has a row that cannot be used; the error names it.
-    fn read(path: &Path) -> Result<(Vec<String>, Vec<Self>)> {
+    fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
         for_each_entry(path, |_, entry: Entry| {
             let Entry { identifier, img0, img1, sent: sentence, label } = entry;
@@ -98,7 +99,7 @@ mod tests {
     fn read(text: &str) -> Result<(Vec<String>, Vec<Statement>)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Statement::read(file.path())
+        Statement::read(file.path(), Split::Val)
     }
 
     #[test]

@@ -9,8 +9,8 @@ pub mod tensorboard;
 pub use jsonl::{Record, read_records};
 
 use crate::Result;
-use crate::sums::Sums;
 use crate::run_folder::RunFolder;
+use crate::sums::Sums;
 use jsonl::{EpochRecord, JsonlWriter, StepRecord, TestRecord};
 use std::time::Instant;
 use tensorboard::EventWriter;
@@ -104,7 +104,7 @@ impl RunLog {
         read_records(&folder.metrics())
     }
 
-    /// Draws the run's curves anew.
+    /// Draws the run's curves again.
     ///
     /// # Errors
     /// When the picture cannot be written.

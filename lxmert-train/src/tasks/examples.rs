@@ -3,6 +3,7 @@
 use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
 use crate::data::paths::Data;
+use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::recipe::Recipe;
@@ -48,9 +49,11 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
         let paths = job.data.examples()?;
         let store = FeatureStore::open(&paths.features)?;
         let text = (text, job.recipe.max_length);
-        let read = |files: &[PathBuf]| ImageExamples::read(files, &store, text, job.allow_missing_images);
-        let (train, validation, test): (ImageExamples<E, IMAGES>, ImageExamples<E, IMAGES>, _) =
-            (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
+        let read = |split, files: &[PathBuf]| {
+            ImageExamples::<E, IMAGES>::read(split, files, &store, text, job.allow_missing_images)
+        };
+        let train = read(Split::Train, &paths.train)?;
+        let (validation, test) = (read(Split::Val, &paths.valid)?, read(Split::Test, &paths.test)?);
         let learnt: Vec<usize> =
             (0..train.len()).filter(|&i| train.examples()[i].labelled() && learn(&train.examples()[i])).collect();
         for (what, files, usable) in [
@@ -77,7 +80,7 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
         allow_missing_images: bool,
     ) -> Result<(ImageExamples<E, IMAGES>, usize)> {
         let text = (text, preprocessing.max_length);
-        let set = ImageExamples::read(&data.examples()?.test, store, text, allow_missing_images)?;
+        let set = ImageExamples::read(Split::Test, &data.examples()?.test, store, text, allow_missing_images)?;
         Ok((set, preprocessing.regions.min(store.info().regions)))
     }
 

@@ -6,6 +6,7 @@
 use super::losses::binary_cross_entropy;
 use super::masked_words::MaskedWords;
 use super::{Exam, Reads, Step, Task, alignment, refuse_predictions};
+use crate::Result;
 use crate::answering::check_features;
 use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
@@ -20,7 +21,6 @@ use crate::recalls::recalls;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{Checkpoint, CheckpointParts, Preprocessing, matching_weights, weights_file};
 use crate::sums::{BatchLoss, Part};
-use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
@@ -291,7 +291,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     #[test]
-    fn loss_and_gradient_are_those_of_the_cross_entropy() {
+    fn loss_and_gradient_equal_the_cross_entropys() {
         let x = Var::new(&[0.3f32, -2.0, 40.0, -90.0, 0.0], &Device::Cpu).unwrap();
         let y = Tensor::new(&[1f32, 0.0, 0.0, 1.0, 0.0], &Device::Cpu).unwrap();
         let loss = binary_cross_entropy(x.as_tensor(), &y).unwrap().sum_all().unwrap();

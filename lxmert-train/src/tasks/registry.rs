@@ -74,9 +74,7 @@ pub fn task(name: &str) -> Result<&'static Entry> {
 /// # Errors
 /// When there is none.
 pub fn named_recipe(name: &str) -> Result<&'static NamedRecipe> {
-    recipes()
-        .find(|recipe| recipe.name == name)
-        .ok_or_else(|| Error::Argument(format!("no recipe is called '{name}'")))
+    recipes().find(|recipe| recipe.name == name).ok_or_else(|| Error::Argument(format!("no recipe is called '{name}'")))
 }
 
 /// Every recipe that `--recipe` names.

@@ -105,7 +105,12 @@ impl PretrainingData {
     ///
     /// # Errors
     /// When the store is damaged.
-    pub fn read(&self, split: &PretrainingSentences, examples: Vec<Example>, regions: usize) -> Result<PretrainingBatch> {
+    pub fn read(
+        &self,
+        split: &PretrainingSentences,
+        examples: Vec<Example>,
+        regions: usize,
+    ) -> Result<PretrainingBatch> {
         let images: Vec<usize> = examples.iter().map(|example| split.store_index(example.image)).collect();
         let rows: Vec<(usize, &[u32])> =
             images.iter().zip(&examples).map(|(&image, example)| (image, split.tokens(example.sentence))).collect();
