@@ -100,7 +100,8 @@ fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> std::resu
     let matches = command.try_get_matches_from_mut(words)?;
     if let Some((subcommand, _)) = matches.subcommand() {
         let given = |arg: &&clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
-        if let Some(arg) = command.get_arguments().filter(|arg| !arg.is_global_set()).find(given) {
+        let misplaced = command.get_arguments().filter(|arg| !arg.is_global_set()).find(given).map(ToString::to_string);
+        if let Some(arg) = misplaced {
             let message = format!("the argument '{arg}' cannot be used before the subcommand '{subcommand}'");
             return Err(command.error(ErrorKind::ArgumentConflict, message));
         }
