@@ -282,12 +282,20 @@ impl<W: Write + Seek> Rows<'_, W> {
         self.put(name, row, &bytes).map_err(Error::io(name))
     }
 
-    fn pair(&mut self, row: usize, pair: &ExportPair, (scored, regions): (&Scored, &Regions), sizes: &Sizes) -> Result<()> {
+    fn pair(
+        &mut self,
+        row: usize,
+        pair: &ExportPair,
+        (scored, regions): (&Scored, &Regions),
+        sizes: &Sizes,
+    ) -> Result<()> {
         let Sizes { words: w, regions: r, .. } = *sizes;
         let (words, count) = (scored.encoding.ids.len(), regions.num_regions());
         if words > w || count > r {
             let image = &pair.image;
-            return Err(Error::Shape(format!("{image}: {words} word pieces of at most {w}, {count} regions of at most {r}")));
+            return Err(Error::Shape(format!(
+                "{image}: {words} word pieces of at most {w}, {count} regions of at most {r}"
+            )));
         }
         self.floats("logits", row, &[scored.logit])?;
         self.floats("probabilities", row, &[scored.probability()])?;
@@ -304,7 +312,8 @@ impl<W: Write + Seek> Rows<'_, W> {
         }
         for direction in Direction::ALL {
             let size = sides(direction, (w, r));
-            let heads = |layer: &&HeadMaps| layer.probabilities.iter().flat_map(|map| table(map, size)).collect::<Vec<_>>();
+            let heads =
+                |layer: &&HeadMaps| layer.probabilities.iter().flat_map(|map| table(map, size)).collect::<Vec<_>>();
             let values: Vec<f32> = maps.layers(direction).iter().flat_map(heads).collect();
             self.floats(&format!("attention/{}", direction.slug()), row, &values)?;
         }

@@ -1,7 +1,7 @@
 //! `lxmert-viz`: see `lxmert-viz --help`.
 
 use clap::{Parser, Subcommand};
-use lxmert_core::cli::{CommonArgs, catch_interrupts};
+use lxmert_core::cli::{self, CommonArgs};
 use lxmert_core::workspace::Workspace;
 use lxmert_viz::commands::export::ExportArgs;
 use lxmert_viz::commands::grounding::GroundingArgs;
@@ -9,10 +9,9 @@ use lxmert_viz::commands::maps::{HeadsArgs, HeatmapArgs, OverlayArgs};
 use lxmert_viz::commands::pair::PairArgs;
 use lxmert_viz::commands::perturbation::PerturbationArgs;
 use lxmert_viz::commands::relevancy::RelevancyArgs;
-use lxmert_viz::commands::{self, Report, Session, gallery, predictions};
+use lxmert_viz::commands::{self, Session, gallery, predictions};
 use lxmert_viz::figures::FigureArgs;
 use lxmert_viz::places::PlacesArgs;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Pictures of what a trained LXMERT attends to.
@@ -59,25 +58,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(report) => {
-            // A reader such as `head` may have closed the pipe; the files are written all the same.
-            let _ = write!(std::io::stdout(), "{report}");
-            if let Some(warning) = report.warning() {
-                log::warn!("{warning}");
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(if lxmert_core::cli::interrupted() { 130 } else { 1 })
-        }
+    match run(&cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::report_failure(&error, cli::interrupted()),
     }
 }
 
-fn run(cli: &Cli) -> lxmert_viz::Result<Report> {
+fn run(cli: &Cli) -> lxmert_viz::Result<()> {
     let device = cli.common.start()?;
-    catch_interrupts();
+    cli::catch_interrupts();
     let questions = matches!(&cli.command, Some(Command::Relevancy(args)) if args.question.is_some());
     let default_run = if questions { "scenes-questions" } else { "scenes" };
     let session = Session {
@@ -87,7 +76,7 @@ fn run(cli: &Cli) -> lxmert_viz::Result<Report> {
         seed: cli.common.seed(),
         progress: cli.common.show_progress(),
     };
-    match &cli.command {
+    let report = match &cli.command {
         None => gallery::run(&session, cli.pairs),
         Some(Command::Pair(args)) => args.run(&session),
         Some(Command::Heatmap(args)) => args.run(&session),
@@ -99,7 +88,12 @@ fn run(cli: &Cli) -> lxmert_viz::Result<Report> {
         Some(Command::Export(args)) => args.run(&session),
         Some(Command::Grid) => predictions::run(&session),
         Some(Command::Curves) => commands::curves(&session),
+    }?;
+    cli::print(&report)?;
+    if let Some(warning) = report.warning() {
+        log::warn!("{warning}");
     }
+    Ok(())
 }
 
 #[cfg(test)]

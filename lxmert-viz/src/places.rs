@@ -4,7 +4,8 @@
 use crate::{Error, Result};
 use lxmert_core::workspace::Workspace;
 use lxmert_train::data::paths::{Data, DataPaths};
-use serde::Deserialize;
+use lxmert_train::job::RunSettings;
+use lxmert_train::run_folder::RunFolder;
 use std::path::{Path, PathBuf};
 
 /// The options that say where things lie.
@@ -108,7 +109,7 @@ impl PlacesArgs {
         let run = self.run.clone().or(of_checkpoint.clone()).unwrap_or_else(|| workspace.run(default_run));
         // A checkpoint from elsewhere has nothing to do with the default run.
         let stranger = self.checkpoint.is_some() && self.run.is_none() && of_checkpoint.is_none();
-        let own = if stranger { None } else { RunFile::read(&run)? };
+        let own = if stranger { None } else { RunSettings::read(&RunFolder::new(&run))? };
         let scenes = workspace.data("scenes");
         let mut places = Places {
             name: "scenes".into(),
@@ -119,12 +120,12 @@ impl PlacesArgs {
             hard_negatives: None,
             images: self.images.clone(),
             beside: scenes.clone(),
-            seed: own.as_ref().map_or(0, |file| file.recipe.seed),
+            seed: own.as_ref().map_or(0, |settings| settings.recipe.seed),
             notice: None,
             run,
         };
         match &own {
-            Some(file) => places.set(&file.data),
+            Some(settings) => places.set(&settings.data),
             None => {
                 let paths = DataPaths::of_files(scenes.join("results.csv"), None, workspace.features("scenes"));
                 places.set(&Data::Captions(DataPaths { name: "scenes".into(), ..paths }));
@@ -160,31 +161,6 @@ impl PlacesArgs {
             None => None,
         };
         Ok(places)
-    }
-}
-
-/// What a picture needs to know of a run's settings.
-#[derive(Deserialize)]
-struct RunFile {
-    data: Data,
-    recipe: Seed,
-}
-
-#[derive(Deserialize)]
-struct Seed {
-    seed: u64,
-}
-
-impl RunFile {
-    /// The `run.json` of a run, where it has one.
-    fn read(run: &Path) -> Result<Option<Self>> {
-        let path = run.join("run.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let reason = |e: serde_json::Error| format!("not the settings of a run of this version ({e})");
-        serde_json::from_str(&text).map(Some).map_err(|e| Error::Format { path, reason: reason(e) })
     }
 }
 

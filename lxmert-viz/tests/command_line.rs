@@ -6,6 +6,9 @@ mod loopback;
 
 use assert_cmd::Command;
 use common::{Made, question_checkpoint, workspace};
+use lxmert_train::data::paths::{Data, DataPaths};
+use lxmert_train::job::RunSettings;
+use lxmert_train::recipe::Recipe;
 use predicates::prelude::*;
 use predicates::str::contains;
 use std::path::Path;
@@ -131,12 +134,16 @@ fn other_run(made: &Made) -> std::path::PathBuf {
     std::fs::rename(made.root().join("data/features/scenes"), &features).unwrap();
     let run = made.root().join("runs/other");
     std::fs::rename(made.run(), &run).unwrap();
-    let data = serde_json::json!({ "captions": {
-        "name": "photos", "captions": other.join("photos.csv"), "splits": other.join("splits.json"),
-        "hard_negatives": null, "features": features,
-    } });
-    let settings = serde_json::json!({ "data": data, "recipe": { "seed": 3 }, "data_sha256": "" });
-    std::fs::write(run.join("run.json"), settings.to_string()).unwrap();
+    let splits = Some(other.join("splits.json"));
+    let paths = DataPaths {
+        name: "photos".into(),
+        splits,
+        hard_negatives: None,
+        ..DataPaths::of_files(other.join("photos.csv"), None, features)
+    };
+    let (recipe, data) = (Recipe::scenes(), Data::Captions(paths));
+    let settings = RunSettings { recipe, data, data_sha256: String::new() };
+    std::fs::write(run.join("run.json"), serde_json::to_string(&settings).unwrap()).unwrap();
     run
 }
 

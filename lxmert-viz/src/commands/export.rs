@@ -5,7 +5,7 @@ use crate::dataset::DataSet;
 use crate::explain::scorer::{PairInput, Scorer};
 use crate::export::{ExportInfo, ExportPair, write};
 use crate::{Error, Result};
-use lxmert_core::cli::check_interrupt;
+use lxmert_core::interrupt::check_interrupt;
 use lxmert_core::model::Capture;
 use lxmert_train::data::splits::Split;
 use std::collections::BTreeMap;

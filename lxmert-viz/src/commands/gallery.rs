@@ -10,7 +10,7 @@ use crate::explain::scorer::{PairInput, Scorer};
 use crate::pictures::explained::Explained;
 use crate::{Error, Result};
 use lxmert_core::boxes::{BoxXyxy, normalise};
-use lxmert_core::cli::check_interrupt;
+use lxmert_core::interrupt::check_interrupt;
 use lxmert_core::model::Capture;
 use lxmert_extract::scenes::{Annotations, read_annotations};
 use lxmert_train::data::pairs::PairKind;

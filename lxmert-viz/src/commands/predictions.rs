@@ -5,7 +5,7 @@ use crate::Result;
 use crate::dataset::{DataSet, Example, inputs, spread};
 use crate::explain::scorer::Scorer;
 use crate::pictures::grid::{Card, PredictionPicture};
-use lxmert_core::cli::check_interrupt;
+use lxmert_core::interrupt::check_interrupt;
 use lxmert_core::model::Capture;
 use lxmert_train::data::pairs::PairKind;
 use std::collections::HashSet;

@@ -255,7 +255,7 @@ pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl F
     let mut all = Row::new("all");
     let mut kinds: Vec<Row> = KINDS.into_iter().map(Row::new).collect();
     for (number, batch) in cases.chunks(BATCH).enumerate() {
-        lxmert_core::cli::check_interrupt()?;
+        lxmert_core::interrupt::check_interrupt()?;
         let regions = batch.iter().map(|case| data.regions(&case.image)).collect::<Result<Vec<_>>>()?;
         let pairs: Vec<PairInput> =
             batch.iter().zip(&regions).map(|(case, regions)| PairInput { regions, text: &case.text }).collect();

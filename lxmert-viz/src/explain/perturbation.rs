@@ -205,7 +205,7 @@ pub fn measure(
         let pairs: Vec<PairInput> =
             chunk.iter().zip(&regions).map(|(e, regions)| PairInput { regions, text: &e.text }).collect();
         for (i, (scored, regions)) in scorer.score(&pairs, Capture::Probes)?.iter().zip(&regions).enumerate() {
-            lxmert_core::cli::check_interrupt()?;
+            lxmert_core::interrupt::check_interrupt()?;
             let index = number * BATCH + i;
             let (words, count) = (scored.encoding.ids.len(), regions.num_regions());
             let random = |what: &str, n: usize| values(&format!("{what}.{index}"), n, 0.0, 1.0, seed);
