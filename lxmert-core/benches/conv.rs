@@ -6,7 +6,7 @@
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, Matrix, MatrixMut, PrepackedConv2d, Residual, Threads, Write, conv2d, gemm,
+    BufferPool, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Residual, Threads, Write, conv2d, gemm,
 };
 use std::hint::black_box;
 
