@@ -12,7 +12,6 @@
 //! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
-pub mod answers;
 pub mod batches;
 pub mod captions;
 pub mod image_examples;
@@ -28,6 +27,8 @@ pub mod sentences;
 pub mod splits;
 pub mod statements;
 pub mod vqa_answers;
+
+pub use lxmert_core::answers;
 
 use crate::trainer::Job;
 use crate::{Error, Result};
