@@ -199,7 +199,7 @@ fn a_model_starts_with_the_checkpoint_s_configuration_or_one_that_agrees() {
     assert_eq!(opened.start(Some(agrees.clone())).unwrap(), agrees);
     for (asked, part) in [
         (config(), "hidden_act is \"relu\", not the \"gelu\""),
-        (LxmertConfig { layer_norm_eps: 1e-5, ..relu.clone() }, "layer_norm_eps is 1e-12, not the 1e-5"),
+        (LxmertConfig { layer_norm_eps: 1e-5, ..relu.clone() }, "layer_norm_eps is 1e-12, not the 0.00001"),
         (LxmertConfig { num_attention_heads: 4, ..relu.clone() }, "num_attention_heads is 2, not the 4"),
         (LxmertConfig { x_layers: 2, ..relu.clone() }, "x_layers is 1, not the 2"),
         (LxmertConfig { vocab_size: 30522, ..relu }, "vocab_size is 12, not the 30522"),
