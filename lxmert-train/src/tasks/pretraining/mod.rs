@@ -228,7 +228,7 @@ impl Pretraining {
         run: &Forward,
     ) -> Result<Vec<Term>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let answers = batch.answers.iter().map(|answers| answers::sample(answers, &mut rng)).collect();
+        let answers = batch.answers.iter().map(|answers| terms::sample(answers, &mut rng)).collect();
         if weights.any_region() {
             batch.regions.mask(&mut batch.inputs, &self.data.store, &mut rng)?;
         }
