@@ -18,9 +18,16 @@
 //! lxmert-viz relevancy --question "what colour is the heart ?" [--answer NAME] [--photo photo.jpg]
 //! ```
 //!
-//! One picture: for raw attention, rollout, Grad-CAM and relevancy the photo with its regions shaded and the sentence
-//! with its words shaded, by one scale. The methods see only the attention maps and the gradient of one scalar with
-//! respect to them, so the match logit and an answer's logit are explained alike ([`maps::read`]).
+//! One picture: attention, rollout, Grad-CAM and relevancy, each with the photo and its regions and the sentence and its
+//! words. The two methods that read gradients have two panels, what speaks for the score and what speaks against it, in one
+//! measure. Weights are multiples of an even spread, so that a model without an opinion looks like one: nothing stands out.
+//! The methods see only the attention maps and the gradient of one scalar with respect to them, so the match logit and an
+//! answer's logit are explained alike ([`explain::maps::read`]).
+//!
+//! # Which data
+//!
+//! A run's `run.json` names its captions and its feature store, and every command uses them. `--captions`, `--features` and
+//! `--splits` show other data; each picture then says so below. Regions are numbered from 1 in pictures and tables.
 //!
 //! # Whether it is true
 //!
