@@ -225,7 +225,11 @@ fn draw_panel(
     };
     let high = if high > low { high } else { low + 1.0 };
     let text = |size: u32| ("sans-serif", size).into_font().color(&RGBColor(40, 40, 40));
-    let title = if logarithmic { format!("{}, logarithmic", panel.title) } else { panel.title.clone() };
+    let alone = match panel.series.as_slice() {
+        [only] if only.of != "training" => format!(": {}", only.label), // it has no legend
+        _ => String::new(),
+    };
+    let title = format!("{}{alone}{}", panel.title, if logarithmic { ", logarithmic" } else { "" });
     let mut chart = ChartBuilder::on(area)
         .caption(title, text(19))
         .margin(10)
