@@ -3,6 +3,7 @@
 
 pub mod answering;
 pub mod answers;
+pub mod batch;
 pub mod boxes;
 pub mod checkpoint;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod error;
 pub mod features;
 pub mod interrupt;
 pub mod json;
+pub mod losses;
 pub mod model;
 pub mod nearby;
 pub mod ops;

@@ -188,7 +188,7 @@ impl Dataset {
     /// When the store is damaged.
     pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
         let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
-        Batch::read(&self.store, self.regions, &rows)
+        Ok(Batch::read(&self.store, self.regions, &rows)?)
     }
 
     /// The WordPiece ids of a pair's sentence.
