@@ -8,9 +8,10 @@ use crate::detector::box_coder::BoxCoder;
 use crate::detector::rpn::{LevelPrediction, propose};
 use crate::detector::transform::transform;
 use crate::detector::{DetectorConfig, Network, NormMode};
-use candle_core::{Device, Tensor, Var};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use candle_core::{Device, Tensor};
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::ops;
+use lxmert_core::optim::{AdamW, AdamWConfig};
 use lxmert_core::{Error, Result};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -149,15 +150,12 @@ impl Trainer {
         }
         let variables = SeededVariables::new(config.seed);
         let network = Network::new(detector, NormMode::Batch, variables.builder(device))?;
-        let learnt: Vec<Var> = variables
-            .all()
-            .into_iter()
-            .filter(|(name, _)| !name.ends_with("running_mean") && !name.ends_with("running_var"))
-            .map(|(_, variable)| variable)
-            .collect();
-        let params = ParamsAdamW { weight_decay: config.weight_decay, ..ParamsAdamW::default() };
+        let mut learnt = variables.all();
+        learnt.retain(|name, _| !name.ends_with("running_mean") && !name.ends_with("running_var"));
+        let constants =
+            AdamWConfig { weight_decay: config.weight_decay, decay_all: true, ..AdamWConfig::default() };
         Ok(Self {
-            optimizer: AdamW::new(learnt, params)?,
+            optimizer: AdamW::new(constants, learnt)?,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
             config: config.clone(),
             detector: detector.clone(),
@@ -191,8 +189,8 @@ impl Trainer {
                 self.step
             )));
         }
-        self.optimizer.set_learning_rate(self.config.learning_rate_at(self.step));
-        self.optimizer.backward_step(&loss)?;
+        let gradients = self.optimizer.gradients(&ops::backward(&loss)?);
+        self.optimizer.step(&gradients, self.config.learning_rate_at(self.step), 1.0)?;
         self.step += 1;
         Ok(losses)
     }
