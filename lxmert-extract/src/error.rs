@@ -54,6 +54,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the job stopped because of Ctrl-C.
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Core(lxmert_core::Error::Interrupted))
+    }
+
     /// An [`Error::Image`] at `path`.
     pub fn image(path: impl AsRef<Path>, reason: impl ToString) -> Self {
         Self::Image { path: path.as_ref().to_path_buf(), reason: reason.to_string() }

@@ -8,6 +8,7 @@ use crate::detector::box_coder::BoxCoder;
 use crate::detector::rpn::{LevelPrediction, propose};
 use crate::detector::transform::transform;
 use crate::detector::{DetectorConfig, Network, NormMode};
+use crate::images::DecodedImage;
 use candle_core::{Device, Tensor};
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::ops;
@@ -69,8 +70,8 @@ impl TrainingConfig {
 /// An image with its true objects.
 #[derive(Debug, Clone)]
 pub struct Example {
-    /// `[3, height, width]`, RGB in 0..1. All examples of a batch have the same size.
-    pub image: Tensor,
+    /// The picture. All examples of a batch have the same size.
+    pub image: DecodedImage,
     /// Boxes in pixels of the image.
     pub boxes_xyxy_px: Vec<BoxXyxy>,
     /// Label id of each object, 1 and up.
@@ -365,5 +366,18 @@ mod tests {
         assert!((config.learning_rate_at(9) - 1.0).abs() < 1e-12);
         assert!((config.learning_rate_at(60) - 0.5).abs() < 1e-12);
         assert!(config.learning_rate_at(109) < 1e-3);
+    }
+
+    #[test]
+    fn steps_on_the_same_scenes_lower_the_loss() -> Result<()> {
+        use crate::detector::training::scenes::{detector_config, example};
+        use crate::scenes::{Scene, ScenesConfig};
+        let config = TrainingConfig { warmup_steps: 1, ..TrainingConfig::default() };
+        let batch: Vec<Example> =
+            (0..2).map(|index| example(&Scene::generate(&ScenesConfig::default(), index))).collect();
+        let mut trainer = Trainer::new(&config, &detector_config(), &Device::Cpu)?;
+        let losses = (0..10).map(|_| Ok(trainer.train_on(&batch)?.total())).collect::<Result<Vec<f32>>>()?;
+        assert!(losses[9] < 0.7 * losses[0], "{losses:?}");
+        Ok(())
     }
 }
