@@ -1,4 +1,4 @@
-//! Image files as a person sees them.
+//! Decoding: orientation, colour spaces, transparency, and files that are refused.
 
 use image::{DynamicImage, ImageFormat};
 use lxmert_extract::images::{decode, decode_file};
@@ -53,7 +53,7 @@ fn grey_sixteen_bit_and_transparent_images_become_rgb() {
 }
 
 #[test]
-fn what_is_no_whole_image_is_refused_with_its_reason() {
+fn rejects_damaged_files_with_the_reason() {
     let jpeg = std::fs::read(fixture("cmyk.jpg")).unwrap();
     assert!(decode(&jpeg[..jpeg.len() - 40]).unwrap_err().contains("cut off"));
     let png = encoded(&image::RgbImage::new(40, 40).into(), ImageFormat::Png);
@@ -65,7 +65,7 @@ fn what_is_no_whole_image_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_decompression_bomb_is_refused_before_it_is_decoded() {
+fn rejects_decompression_bombs_before_decoding() {
     let mut bmp = encoded(&image::RgbImage::new(1, 1).into(), ImageFormat::Bmp);
     bmp[18..22].copy_from_slice(&60_000u32.to_le_bytes());
     bmp[22..26].copy_from_slice(&60_000u32.to_le_bytes());
@@ -85,11 +85,11 @@ fn png_of_size(image: &DynamicImage, width: u32, height: u32) -> Vec<u8> {
 }
 
 #[test]
-fn pixels_that_would_take_too_much_memory_are_refused_before_they_are_decoded() {
+fn rejects_pixels_that_take_too_much_memory_before_decoding() {
     let deep: DynamicImage = image::ImageBuffer::<image::Rgba<u16>, _>::new(1, 1).into();
     let reason = decode(&png_of_size(&deep, 10_000, 10_000)).unwrap_err();
     assert!(reason.contains("10000 × 10000 pixels of 8 bytes take more than 400 MB"), "{reason}");
-    // Half of the pixels could be taken; here the data is missing.
+    // Half of the pixels are within the limit; here their data is missing.
     assert!(decode(&png_of_size(&deep, 5_000, 10_000)).unwrap_err().contains("cannot be decoded"));
     let shallow = image::GrayImage::new(1, 1).into();
     assert!(decode(&png_of_size(&shallow, 10_000, 10_001)).unwrap_err().contains("1 to 100000000"));

@@ -1,4 +1,4 @@
-//! The inference path over packed weights computes what the network computes.
+//! The inference path over packed weights against the plain network.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn assert_close(packed: &Tensor, plain: &Tensor) -> Result<()> {
 }
 
 #[test]
-fn levels_and_predictions_are_the_network_s() -> Result<()> {
+fn levels_and_predictions_match_the_plain_network() -> Result<()> {
     // Widths that are and are not multiples of a vector register; levels of odd sizes.
     for (block, width) in [(Block::Bottleneck, 16), (Block::Bottleneck, 6), (Block::Basic, 8)] {
         let network = network(&config(block, width))?;

@@ -1,4 +1,4 @@
-//! The detector that ships finds the objects of scenes that it was not trained on.
+//! The detector that ships, on scenes that it was not trained on.
 
 use candle_core::Device;
 use lxmert_core::boxes::{iou, normalise};

@@ -39,12 +39,17 @@ impl RegionSource for CellSource {
 
     fn regions(&self, input: NetworkInput) -> Result<Regions> {
         let map = self.loaded.detector.last_map(&input)?;
-        Ok(mean_regions(&map, self.side, &input)?)
+        Ok(mean_regions(&map, (self.side, self.side), &input)?)
     }
 }
 
-/// Means of `map` `[1, channels, rows, columns]`, which covers the padded input, over at most `side` × `side` rectangles.
-pub(super) fn mean_regions(map: &Tensor, side: usize, input: &NetworkInput) -> candle_core::Result<Regions> {
+/// Means of `map` `[1, channels, rows, columns]`, which covers the padded input, over at most so many rectangles down and
+/// across.
+pub(super) fn mean_regions(
+    map: &Tensor,
+    most: (usize, usize),
+    input: &NetworkInput,
+) -> candle_core::Result<Regions> {
     let (_, channels, rows, columns) = map.dims4()?;
     let (height, width) = input.image_size;
     // A cell counts when the image reaches into it.
@@ -59,7 +64,7 @@ pub(super) fn mean_regions(map: &Tensor, side: usize, input: &NetworkInput) -> c
         feature_dim: channels,
         ..Regions::default()
     };
-    let (down, across) = (parts(tall, side), parts(wide, side));
+    let (down, across) = (parts(tall, most.0), parts(wide, most.1));
     // Ends in 0..1 of the image; its last cell may reach beyond.
     let ends = |part: &Range<usize>, cells: usize, resized: usize, padded: usize| {
         let end = |cell: usize| ((cell * padded) as f32 / (cells * resized) as f32).min(1.0);
