@@ -94,7 +94,11 @@ impl Extraction {
         };
         warn_of_slow(self.precision, device);
         let options = SourceOptions {
-            detector: self.detector.as_ref().unwrap_or(if bare { &DetectorChoice::Scenes } else { &DetectorChoice::Coco }),
+            detector: self.detector.as_ref().unwrap_or(if bare {
+                &DetectorChoice::Scenes
+            } else {
+                &DetectorChoice::Coco
+            }),
             weights: self.weights.as_ref(),
             regions: self.regions.unwrap_or(RegionChoice::Detections(if bare { 12 } else { 36 })),
             select: self.select,

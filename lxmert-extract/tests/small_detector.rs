@@ -12,8 +12,8 @@ use lxmert_extract::choice::LoadedDetector;
 use lxmert_extract::detector::config::{
     AttributeConfig, Block, FpnConfig, ResNetConfig, RoiHeadsConfig, RpnConfig, TransformConfig,
 };
-use lxmert_extract::detector::{Detector, DetectorConfig, Network, NormMode, expected_tensors};
 use lxmert_extract::detector::transform::transform;
+use lxmert_extract::detector::{Detector, DetectorConfig, Network, NormMode, expected_tensors};
 use lxmert_extract::images::DecodedImage;
 use lxmert_extract::regions::detections::select;
 use lxmert_extract::regions::{CellSource, GridSource, RegionSource as _, Selection};
@@ -239,7 +239,7 @@ fn cell_regions_are_means_of_the_last_map() -> Result<()> {
     let regions = source.find(&image)?;
     let info = source.info(StoreDtype::F32);
     assert_eq!((info.regions, info.feature_dim, info.settings["select"].as_str()), (16, 24, "cells:4"));
-    assert_eq!((info.label_names, info.has_attributes()), (vec!["cell".to_string()], false));
+    assert_eq!((&info.label_names[..], info.has_attributes()), (&["cell".to_string()][..], false));
     assert_eq!((regions.num_regions(), regions.attributes), (16, None));
     assert_eq!((regions.labels, regions.scores), (vec![0; 16], vec![1.0; 16]));
 
@@ -254,7 +254,8 @@ fn cell_regions_are_means_of_the_last_map() -> Result<()> {
         let (row, column) = (region / 4, columns[region % 4].clone());
         let (x0, x1) = (column.start as f32 * 16.0 / 85.0, (column.end as f32 * 16.0 / 85.0).min(1.0));
         assert_near(b, &[x0, row as f32 / 4.0, x1, (row + 1) as f32 / 4.0], 1e-6);
-        let mean: Vec<f32> = map.iter().map(|plane| (plane[row][column.start] + plane[row][column.end - 1]) / 2.0).collect();
+        let mean: Vec<f32> =
+            map.iter().map(|plane| (plane[row][column.start] + plane[row][column.end - 1]) / 2.0).collect();
         assert_near(&regions.features[region * 24..][..24], &mean, 1e-5);
     }
     // A map of fewer cells than asked for gives one region a cell.

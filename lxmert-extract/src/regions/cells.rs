@@ -45,11 +45,7 @@ impl RegionSource for CellSource {
 
 /// Means of `map` `[1, channels, rows, columns]`, which covers the padded input, over at most so many rectangles down and
 /// across.
-pub(super) fn mean_regions(
-    map: &Tensor,
-    most: (usize, usize),
-    input: &NetworkInput,
-) -> candle_core::Result<Regions> {
+pub(super) fn mean_regions(map: &Tensor, most: (usize, usize), input: &NetworkInput) -> candle_core::Result<Regions> {
     let (_, channels, rows, columns) = map.dims4()?;
     let (height, width) = input.image_size;
     // A cell counts when the image reaches into it.
@@ -58,12 +54,8 @@ pub(super) fn mean_regions(
         covered(rows, input.resized_size.0, input.padded_size.0),
         covered(columns, input.resized_size.1, input.padded_size.1),
     );
-    let mut regions = Regions {
-        image_width: width as u32,
-        image_height: height as u32,
-        feature_dim: channels,
-        ..Regions::default()
-    };
+    let mut regions =
+        Regions { image_width: width as u32, image_height: height as u32, feature_dim: channels, ..Regions::default() };
     let (down, across) = (parts(tall, most.0), parts(wide, most.1));
     // Ends in 0..1 of the image; its last cell may reach beyond.
     let ends = |part: &Range<usize>, cells: usize, resized: usize, padded: usize| {

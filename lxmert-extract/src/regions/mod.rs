@@ -120,10 +120,8 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
 fn detector_info(loaded: &LoadedDetector, select: String, regions: usize, dtype: StoreDtype) -> StoreInfo {
     let config = loaded.detector.config();
     let attribute = config.attributes.first();
-    let mut settings = BTreeMap::from([
-        ("select".to_string(), select),
-        ("weights sha256".to_string(), loaded.weights_sha256.clone()),
-    ]);
+    let mut settings =
+        BTreeMap::from([("select".to_string(), select), ("weights sha256".to_string(), loaded.weights_sha256.clone())]);
     if loaded.precision != Precision::F32 {
         settings.insert("precision".into(), loaded.precision.to_string());
     }

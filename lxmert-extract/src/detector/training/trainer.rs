@@ -153,8 +153,7 @@ impl Trainer {
         let network = Network::new(detector, NormMode::Batch, variables.builder(device))?;
         let mut learnt = variables.all();
         learnt.retain(|name, _| !name.ends_with("running_mean") && !name.ends_with("running_var"));
-        let constants =
-            AdamWConfig { weight_decay: config.weight_decay, decay_all: true, ..AdamWConfig::default() };
+        let constants = AdamWConfig { weight_decay: config.weight_decay, decay_all: true, ..AdamWConfig::default() };
         Ok(Self {
             optimizer: AdamW::new(constants, learnt)?,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
