@@ -96,6 +96,7 @@ fn trajectory(reference: &serde_json::Value, precision: Precision) -> Vec<(f64, 
 
 /// Largest deviation of the losses, and of the gradient norms relative to themselves.
 fn deviation(steps: &[(f64, f64)], wanted: impl IntoIterator<Item = (f64, f64)>) -> (f64, f64) {
+    assert!(steps.iter().all(|(loss, norm)| loss.is_finite() && norm.is_finite()), "{steps:?}");
     steps.iter().zip(wanted).fold((0.0, 0.0), |(worst_loss, worst_norm), ((loss, norm), (want_loss, want_norm))| {
         (f64::max(worst_loss, (loss - want_loss).abs()), f64::max(worst_norm, (norm / want_norm - 1.0).abs()))
     })
