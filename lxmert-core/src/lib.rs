@@ -2,11 +2,14 @@
 //! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
 
 pub mod boxes;
+pub mod captions;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod error;
 pub mod features;
+pub mod files;
+pub mod image_names;
 pub mod model;
 pub mod nearby;
 pub mod ops;

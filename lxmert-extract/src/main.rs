@@ -10,7 +10,7 @@ use lxmert_extract::choice::{self, DetectorChoice};
 use lxmert_extract::detector::training::cli::{self as training_cli, TrainDetectorArgs};
 use lxmert_extract::import::pt::import_pt;
 use lxmert_extract::import::tsv::{TsvOptions, import_tsv};
-use lxmert_extract::inputs::find_images;
+use lxmert_extract::inputs::{find_captioned, find_images};
 use lxmert_extract::pipeline::{DetectorRegions, ExtractSummary, PipelineOptions, extract};
 use lxmert_extract::regions::Selection;
 use lxmert_extract::scenes::cli::{self as scenes_cli, ScenesArgs};
@@ -159,8 +159,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Import(Import::BottomUp { tsv, output, dtype, objects, attributes })) => {
             let (object_names, attribute_names) = (read_names(objects)?, read_names(attributes)?);
-            let store = import_tsv(&tsv, &output, &TsvOptions { dtype, object_names, attribute_names })?;
-            println!("{}: {} images", store.folder.display(), store.images);
+            let options = TsvOptions { dtype, object_names, attribute_names };
+            let imported = import_tsv(&tsv, &output, &options, cli.common.show_progress())?;
+            return Ok(report("imported", &imported));
         }
         Some(Command::Import(Import::Student { folder, output, dtype })) => {
             return Ok(report("imported", &import_pt(&folder, &output, dtype, cli.common.show_progress())?));
@@ -178,7 +179,7 @@ fn read_names(path: Option<PathBuf>) -> anyhow::Result<Vec<String>> {
 fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Device) -> anyhow::Result<ExitCode> {
     let bare = args.images.is_none() && args.captions.is_none() && args.flickr30k.is_none();
     let (source, folder) = match (&args.flickr30k, &args.captions, &args.images) {
-        (Some(flickr), ..) => (flickr.join("results.csv"), None),
+        (Some(flickr), ..) => (flickr.clone(), None),
         (None, Some(captions), images) => (captions.clone(), images.clone()),
         (None, None, Some(images)) => (images.clone(), None),
         (None, None, None) => {
@@ -196,7 +197,10 @@ fn run_extract(args: ExtractArgs, common: &CommonArgs, device: &candle_core::Dev
             (scenes.join("images"), None)
         }
     };
-    let images = find_images(&source, folder.as_deref())?;
+    let images = match &args.flickr30k {
+        Some(folder) => find_captioned(folder)?,
+        None => find_images(&source, folder.as_deref())?,
+    };
     let output = match args.output {
         Some(output) => output,
         None if bare => Workspace::locate()?.features("scenes"),

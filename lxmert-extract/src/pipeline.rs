@@ -77,7 +77,7 @@ pub fn extract(
 ) -> Result<ExtractSummary> {
     let started = Instant::now();
     let folder = store.folder().to_path_buf();
-    let work: Vec<&ImageEntry> = images.iter().filter(|image| !store.contains(&image.name)).collect();
+    let work: Vec<&ImageEntry> = images.iter().filter(|image| image.fault.is_some() || !store.contains(&image.name)).collect();
     let already = images.len() - work.len();
     let bar = progress_bar(work.len(), options.progress);
     let decoders = options.decoders.clamp(1, work.len().max(1));
@@ -115,10 +115,13 @@ pub fn extract(
 
 fn decode_all<'a>(images: impl Iterator<Item = &'a ImageEntry>, queue: &SyncSender<Decoded>) {
     for image in images {
-        let decoded = images::decode_file(&image.path).map_err(|error| match error {
-            Error::Image { reason, .. } => reason,
-            other => other.to_string(),
-        });
+        let decoded = match &image.fault {
+            Some(fault) => Err(fault.clone()),
+            None => images::decode_file(&image.path).map_err(|error| match error {
+                Error::Image { reason, .. } => reason,
+                other => other.to_string(),
+            }),
+        };
         // The other end is gone when the job stops early.
         if queue.send(decoded).is_err() {
             return;

@@ -5,7 +5,7 @@ use crate::font::Face;
 use crate::palette::{Rgb, WHITE};
 use crate::{Error, Result};
 use image::RgbImage;
-use lxmert_core::checkpoint::atomic_write;
+use lxmert_core::files::atomic_write;
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, Circle, Color, DrawingArea, IntoDrawingArea, PathElement, RGBColor, Rectangle};
 use std::io::Write as _;

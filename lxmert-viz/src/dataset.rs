@@ -3,9 +3,10 @@
 use crate::scorer::PairInput;
 use crate::{Error, Result, photo};
 use image::RgbImage;
+use lxmert_core::captions::{CaptionFolder, Captions, image_folder_of, read_hard_negatives};
 use lxmert_core::features::{FeatureStore, Regions};
+use lxmert_core::image_names::{ImageFolder, NameFinder};
 use lxmert_core::workspace::Workspace;
-use lxmert_train::data::captions::{Captions, read_hard_negatives};
 use lxmert_train::data::pairs::{Pair, PairKind, PairSource};
 use lxmert_train::data::splits::{Split, Splits};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ pub struct Places {
     pub checkpoint: PathBuf,
     /// The feature store.
     pub features: PathBuf,
-    /// The folder that the photos' names are relative to.
-    pub images: PathBuf,
+    /// The folder that the photos' names are relative to; none where it is to be found beside the captions.
+    pub images: Option<PathBuf>,
     /// The caption file.
     pub captions: PathBuf,
     /// The split file, when there is one.
@@ -42,7 +43,7 @@ impl Places {
             run: workspace.run("scenes"),
             checkpoint: workspace.run("scenes").join("best"),
             features: workspace.features("scenes"),
-            images: data.join("images"),
+            images: Some(data.join("images")),
             captions: data.join("results.csv"),
             splits: Some(data.join("splits.json")),
             hard_negatives: Some(data.join("hard_negatives.csv")),
@@ -50,35 +51,26 @@ impl Places {
         }
     }
 
-    /// The run on Flickr30k, whose photos and captions lie in `folder` (as `data/README.md` lays them out).
+    /// The run on Flickr30k, whose photos and captions lie in `folder` in any layout that [`CaptionFolder::find`] knows.
     ///
     /// # Errors
-    /// [`Error::Missing`] when there is no such folder or no caption file in it.
+    /// [`Error::Missing`] when there is no caption file in the folder.
     pub fn flickr30k(workspace: &Workspace, folder: &Path) -> Result<Self> {
-        let missing = |what, path: &Path| Error::Missing {
-            what,
-            path: path.to_path_buf(),
-            advice: "data/README.md says how Flickr30k is laid out".into(),
-        };
-        let first =
-            |names: &[&str], is: fn(&Path) -> bool| names.iter().map(|name| folder.join(name)).find(|path| is(path));
-        let captions = first(&["results.csv", "flickr30k_images/results.csv", "dataset_flickr30k.json"], Path::is_file)
-            .ok_or_else(|| missing("Flickr30k's results.csv", &folder.join("results.csv")))?;
-        let images = first(
-            &["flickr30k_images/flickr30k_images", "flickr30k_images", "flickr30k-images", "images"],
-            Path::is_dir,
-        )
-        .unwrap_or_else(|| folder.to_path_buf());
-        let splits = first(&["dataset_flickr30k.json", "splits.json"], Path::is_file);
+        let CaptionFolder { captions, splits, hard_negatives } =
+            CaptionFolder::find(folder).ok_or_else(|| Error::Missing {
+                what: "Flickr30k's results.csv",
+                path: folder.join("results.csv"),
+                advice: "data/README.md says how Flickr30k is laid out".into(),
+            })?;
         Ok(Self {
             name: "flickr30k".into(),
             run: workspace.run("flickr30k"),
             checkpoint: workspace.run("flickr30k").join("best"),
             features: workspace.features("flickr30k"),
-            images,
+            images: None,
             captions,
             splits,
-            hard_negatives: None,
+            hard_negatives,
             scenes: None,
         })
     }
@@ -95,6 +87,10 @@ pub struct DataSet {
     /// The split of each image.
     pub splits: Splits,
     hard: Vec<Option<String>>,
+    /// Per image of the captions: its number in the store, where it is there.
+    store_index: Vec<Option<usize>>,
+    /// The folder of the photos.
+    images: PathBuf,
 }
 
 /// A sentence and an image, with the truth.
@@ -131,28 +127,31 @@ impl DataSet {
             Some(path) => read_hard_negatives(path, &captions)?,
             None => vec![None; captions.captions.len()],
         };
-        Ok(Self { places, store, captions, splits, hard })
+        let finder = NameFinder::new(store.names());
+        let store_index = captions.images.iter().map(|name| finder.find(name)).collect();
+        let images = places.images.clone().or_else(|| image_folder_of(&captions.path, &captions.images));
+        let images = images.or_else(|| Some(captions.path.parent()?.to_path_buf())).unwrap_or_default();
+        Ok(Self { places, store, captions, splits, hard, store_index, images })
     }
 
     /// The names of the test images that the store holds.
     pub fn test_images(&self) -> Vec<&str> {
-        let names = self.splits.images(Split::Test).map(|image| self.captions.images[image].as_str());
-        names.filter(|name| self.store.index_of(name).is_some()).collect()
+        let images = self.splits.images(Split::Test).filter(|image| self.store_index[*image].is_some());
+        images.map(|image| self.captions.images[image].as_str()).collect()
     }
 
     /// The sentences of an image.
     pub fn captions_of(&self, image: &str) -> Vec<&str> {
+        let image = NameFinder::new(&self.captions.images).find(image);
         let captions = self.captions.captions.iter();
-        captions.filter(|c| self.captions.images[c.image] == image).map(|c| c.text.as_str()).collect()
+        captions.filter(|caption| Some(caption.image) == image).map(|caption| caption.text.as_str()).collect()
     }
 
     /// The fixed test pairs: half captions, half captions of other images; and, when there are any, the hard
     /// ones: true captions and minimally changed false ones.
     pub fn test_pairs(&self) -> (Vec<Example>, Vec<Example>) {
-        let indices = self.splits.captions(&self.captions, Split::Test).into_iter().filter(|c| {
-            let image = &self.captions.images[self.captions.captions[*c].image];
-            self.store.index_of(image).is_some()
-        });
+        let indices = self.splits.captions(&self.captions, Split::Test).into_iter();
+        let indices = indices.filter(|c| self.store_index[self.captions.captions[*c].image].is_some());
         let rows = indices.map(|c| {
             let caption = &self.captions.captions[c];
             (c, caption.image, caption.text.as_str(), self.hard[c].is_some())
@@ -174,7 +173,7 @@ impl DataSet {
     /// # Errors
     /// [`Error::Argument`] when the store does not hold it.
     pub fn regions(&self, image: &str) -> Result<Regions> {
-        let index = self.store.index_of(image).ok_or_else(|| {
+        let index = NameFinder::new(self.store.names()).find(image).ok_or_else(|| {
             let some: Vec<&str> = self.store.names().iter().take(3).map(String::as_str).collect();
             Error::Argument(format!(
                 "no image '{image}' in {}; it holds {} images, such as {}",
@@ -191,7 +190,7 @@ impl DataSet {
     /// # Errors
     /// [`Error::Missing`] when it is not there; [`Error::Extract`] when it is no picture.
     pub fn photo(&self, image: &str) -> Result<RgbImage> {
-        let path = self.places.images.join(image);
+        let path = ImageFolder::new(&self.images).locate(image);
         if !path.exists() {
             let advice = "name the folder of the photos with --images".into();
             return Err(Error::Missing { what: "the photo", path, advice });

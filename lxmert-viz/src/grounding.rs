@@ -14,10 +14,10 @@ use crate::words;
 use crate::{Error, Result};
 use lxmert_core::boxes::{BoxXyxy, iou, normalise};
 use lxmert_core::features::FeatureStore;
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::model::Capture;
 use lxmert_core::text::Encoding;
 use lxmert_extract::scenes::{Annotations, CaptionKind};
-use lxmert_train::data::names::NameFinder;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -259,7 +259,7 @@ pub fn measure(
     if cases.is_empty() {
         return Err(Error::Shape("no held-out caption with a phrase whose box is known".into()));
     }
-    let names = NameFinder::new(store);
+    let names = NameFinder::new(store.names());
     let mut all = Row::new("all");
     let mut kinds: Vec<Row> = KINDS.into_iter().map(Row::new).collect();
     for (number, batch) in cases.chunks(BATCH).enumerate() {

@@ -5,6 +5,7 @@ mod commands;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use image::RgbImage;
+use lxmert_core::captions::CaptionFolder;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::cli::{CommonArgs, catch_interrupts};
 use lxmert_core::features::Regions;
@@ -56,7 +57,7 @@ struct PlacesArgs {
     /// The feature store [default: data/features/scenes]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
     features: Option<PathBuf>,
-    /// The folder of the photos [default: data/scenes/images]
+    /// The folder of the photos [default: data/scenes/images; with --captions or --flickr30k the one beside the captions]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
     images: Option<PathBuf>,
     /// The caption file [default: data/scenes/results.csv]
@@ -271,21 +272,21 @@ fn places(args: &PlacesArgs) -> Result<Places> {
     if let Some(captions) = &args.captions {
         places.captions.clone_from(captions);
         // What belongs to the default captions does not belong to these.
-        (places.splits, places.hard_negatives, places.scenes) = (None, None, None);
-        if let Some(folder) = captions.parent() {
-            places.splits = Some(folder.join("splits.json"));
-            places.images = folder.to_path_buf();
-        }
+        let CaptionFolder { splits, hard_negatives, .. } = CaptionFolder::beside(captions.clone());
+        (places.splits, places.hard_negatives) = (splits, hard_negatives);
+        (places.images, places.scenes) = (None, None);
     }
     let choices = [
         (&args.checkpoint, &mut places.checkpoint),
         (&args.features, &mut places.features),
-        (&args.images, &mut places.images),
     ];
     for (given, place) in choices {
         if let Some(given) = given {
             place.clone_from(given);
         }
+    }
+    if args.images.is_some() {
+        places.images.clone_from(&args.images);
     }
     if let Some(splits) = &args.splits {
         std::fs::metadata(splits).map_err(lxmert_core::Error::io(splits))?;

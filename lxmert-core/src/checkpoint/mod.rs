@@ -16,14 +16,14 @@ mod load;
 pub mod names;
 mod place;
 mod safetensors_file;
-pub mod save;
+pub(crate) mod save;
 pub mod torch_pickle;
 
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
 pub use load::{load_weights, take_weights};
 pub use place::Place;
-pub use save::{atomic_write, save_safetensors};
+pub use save::save_safetensors;
 
 use crate::{Error, Result};
 use candle_core::Tensor;

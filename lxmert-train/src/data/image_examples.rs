@@ -1,10 +1,11 @@
 //! Sentences about images, out of many files: tokenised, with their images found in a feature store.
 
 use super::batches::Batch;
-use super::names::NameFinder;
+use super::names;
 use super::sentences::Sentences;
 use crate::Result;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use std::path::{Path, PathBuf};
 
@@ -43,11 +44,11 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
         (text, max_length): (&WordPiece, usize),
         allow_missing_images: bool,
     ) -> Result<Self> {
-        let finder = NameFinder::new(store);
+        let finder = NameFinder::new(store.names());
         let (mut all, mut store_index, mut images) = (Vec::new(), Vec::new(), 0);
         for path in files {
             let (names, examples) = T::read(path)?;
-            let found = finder.find_all(&names, allow_missing_images)?;
+            let found = names::find_all(store, &finder, &names, allow_missing_images)?;
             images += found.iter().flatten().count();
             for example in examples {
                 let index = example.images().map(|image| found[image]);

@@ -2,7 +2,7 @@
 //!
 //! | module | what it reads |
 //! | --- | --- |
-//! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
+//! | [`splits`], [`paths`] | which image of a caption file is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
 //! | [`questions`], [`question_set`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
@@ -14,7 +14,6 @@
 
 pub mod answers;
 pub mod batches;
-pub mod captions;
 pub mod image_examples;
 pub mod json_list;
 pub mod names;
@@ -32,10 +31,10 @@ pub mod vqa_answers;
 use crate::trainer::Job;
 use crate::{Error, Result};
 use batches::Batch;
-use captions::Captions;
+use lxmert_core::captions::{Captions, read_hard_negatives};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
-use names::NameFinder;
+use lxmert_core::image_names::NameFinder;
 use pairs::{Pair, PairKind, PairSource};
 use paths::DataPaths;
 use splits::{Split, Splits};
@@ -109,21 +108,18 @@ impl CaptionedImages {
     /// When a file cannot be understood, the store is absent, or too many images have no features.
     pub fn read(paths: &DataPaths, seed: u64, allow_missing_images: bool) -> Result<Self> {
         let mut captions = Captions::read(&paths.captions)?;
-        for repair in &captions.repairs {
-            log::warn!("{}: {repair}", paths.captions.display());
-        }
         paths.check_features()?;
         let store = FeatureStore::open(&paths.features)?;
         if store.is_unfinished() {
             log::warn!("{}: extraction has not finished; images may be missing", paths.features.display());
         }
         let mut hard_negatives = match &paths.hard_negatives {
-            Some(path) => captions::read_hard_negatives(path, &captions)?,
+            Some(path) => read_hard_negatives(path, &captions)?,
             None => vec![None; captions.captions.len()],
         };
 
         let (found, missing) = {
-            let found = NameFinder::new(&store).find_all(&captions.images, allow_missing_images)?;
+            let found = names::find_all(&store, &NameFinder::new(store.names()), &captions.images, allow_missing_images)?;
             let without = captions.images.iter().zip(&found).filter(|(_, found)| found.is_none());
             let missing = without.map(|(name, _)| name.clone()).collect();
             (found, missing)
