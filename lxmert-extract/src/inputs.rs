@@ -230,8 +230,14 @@ mod tests {
             ("commas.csv", "image_name,comment_number,comment\nb.jpg,0,x\na.jpg,0,y\n"),
             ("captions.txt", "image,caption\nb.jpg,\"one\ntwo\"\nb.jpg,three\na.jpg,four\n"),
             ("tokens.txt", "b.jpg#0\tone\nb.jpg#1\ttwo\na.jpg#0\tthree\n"),
-            ("dataset.json", r#"{"images":[{"filename":"b.jpg","sentences":[{"raw":"x"}]},{"filename":"a.jpg","sentences":[{"raw":"x"}]}]}"#),
-            ("captions_val2014.json", r#"{"images":[{"id":1,"file_name":"a.jpg"},{"id":2,"file_name":"b.jpg"}],"annotations":[{"image_id":2,"caption":"x"},{"image_id":1,"caption":"y"}]}"#),
+            (
+                "dataset.json",
+                r#"{"images":[{"filename":"b.jpg","sentences":[{"raw":"x"}]},{"filename":"a.jpg","sentences":[{"raw":"x"}]}]}"#,
+            ),
+            (
+                "captions_val2014.json",
+                r#"{"images":[{"id":1,"file_name":"a.jpg"},{"id":2,"file_name":"b.jpg"}],"annotations":[{"image_id":2,"caption":"x"},{"image_id":1,"caption":"y"}]}"#,
+            ),
         ] {
             let path = folder.path().join(file);
             std::fs::write(&path, text).unwrap();

@@ -77,7 +77,8 @@ pub fn extract(
 ) -> Result<ExtractSummary> {
     let started = Instant::now();
     let folder = store.folder().to_path_buf();
-    let work: Vec<&ImageEntry> = images.iter().filter(|image| image.fault.is_some() || !store.contains(&image.name)).collect();
+    let work: Vec<&ImageEntry> =
+        images.iter().filter(|image| image.fault.is_some() || !store.contains(&image.name)).collect();
     let already = images.len() - work.len();
     let bar = progress_bar(work.len(), options.progress);
     let decoders = options.decoders.clamp(1, work.len().max(1));

@@ -276,10 +276,7 @@ fn places(args: &PlacesArgs) -> Result<Places> {
         (places.splits, places.hard_negatives) = (splits, hard_negatives);
         (places.images, places.scenes) = (None, None);
     }
-    let choices = [
-        (&args.checkpoint, &mut places.checkpoint),
-        (&args.features, &mut places.features),
-    ];
+    let choices = [(&args.checkpoint, &mut places.checkpoint), (&args.features, &mut places.features)];
     for (given, place) in choices {
         if let Some(given) = given {
             place.clone_from(given);

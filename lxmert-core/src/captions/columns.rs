@@ -2,13 +2,37 @@
 
 /// Names of the image, the most telling first, in lower case without spaces, `_` and `-`.
 const IMAGE: [&str; 16] = [
-    "filename", "imagename", "imagefile", "imagefilename", "filepath", "imagepath", "image", "img", "imgname",
-    "imgfile", "imgpath", "file", "path", "imageid", "imgid", "photo",
+    "filename",
+    "imagename",
+    "imagefile",
+    "imagefilename",
+    "filepath",
+    "imagepath",
+    "image",
+    "img",
+    "imgname",
+    "imgfile",
+    "imgpath",
+    "file",
+    "path",
+    "imageid",
+    "imgid",
+    "photo",
 ];
 /// Names of the sentence, likewise; each may be numbered.
 const CAPTION: [&str; 12] = [
-    "caption", "captions", "sentence", "sentences", "comment", "comments", "text", "texts", "raw", "title",
-    "description", "descriptions",
+    "caption",
+    "captions",
+    "sentence",
+    "sentences",
+    "comment",
+    "comments",
+    "text",
+    "texts",
+    "raw",
+    "title",
+    "description",
+    "descriptions",
 ];
 /// Names of a caption's number among those of its image.
 const NUMBER: [&str; 6] =

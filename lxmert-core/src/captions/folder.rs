@@ -29,7 +29,9 @@ impl CaptionFolder {
     /// The caption file in a folder or up to two folders below, and what belongs to it.
     pub fn find(folder: &Path) -> Option<Self> {
         let places = folders_below(folder, DEPTH);
-        let captions = places.iter().find_map(|place| first_file(place, &CAPTION_FILES))
+        let captions = places
+            .iter()
+            .find_map(|place| first_file(place, &CAPTION_FILES))
             .or_else(|| places.iter().find_map(|place| first_file(place, &KARPATHY_FILES)))?;
         let mut found = Self::beside(captions);
         if found.splits.is_none() {

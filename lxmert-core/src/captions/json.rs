@@ -73,7 +73,10 @@ pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {
             let images: Map<String, Value> = parse(&path, text)?;
             if !images.values().all(|captions| sentences(captions).is_some()) {
                 let keys = short(&images.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
-                return Err(Error::format(&path, format!("an object of {keys} is no caption file; wanted is {WANTED}")));
+                return Err(Error::format(
+                    &path,
+                    format!("an object of {keys} is no caption file; wanted is {WANTED}"),
+                ));
             }
             for (i, (image, captions)) in images.iter().enumerate() {
                 let pushed = reader.push(i + 1, image, None, &sentences(captions).unwrap_or_default());

@@ -85,7 +85,8 @@ fn an_unpaired_quotation_mark_is_text_and_swallows_no_row() {
 
 #[test]
 fn a_line_break_between_quotation_marks_is_part_of_the_caption() {
-    let text = "image,caption\n0.jpg,\"A red shape\nbeside a blue one .\"\r\n1.jpg,\"Two\r\n\r\nshapes .\"\n2.jpg,Three .\n";
+    let text =
+        "image,caption\n0.jpg,\"A red shape\nbeside a blue one .\"\r\n1.jpg,\"Two\r\n\r\nshapes .\"\n2.jpg,Three .\n";
     let c = read(text).unwrap();
     let texts: Vec<&str> = c.captions.iter().map(|c| c.text.as_str()).collect();
     assert_eq!(texts, ["A red shape beside a blue one .", "Two shapes .", "Three ."]);
@@ -156,7 +157,10 @@ fn splits_are_read_and_restval_trains() {
     assert_eq!(c.images, ["a.jpg", "val2014/b.jpg"]);
     let table = read("filename,raw,split\na.jpg,\"[\"\"x\"\"]\",val\nb.jpg,y,train\n").unwrap();
     assert_eq!(table.splits, Some(vec![Split::Val, Split::Train]));
-    assert!(error("{\"images\":[{\"filename\":\"a\",\"split\":\"dev\",\"sentences\":[{\"raw\":\"x\"}]}]}").contains("'dev'"));
+    assert!(
+        error("{\"images\":[{\"filename\":\"a\",\"split\":\"dev\",\"sentences\":[{\"raw\":\"x\"}]}]}")
+            .contains("'dev'")
+    );
     let both = error("image,caption,split\na.jpg,x,val\na.jpg,y,test\n");
     assert!(both.contains("row 3") && both.contains("both val and test"), "{both}");
 }

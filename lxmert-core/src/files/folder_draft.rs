@@ -24,8 +24,7 @@ impl FolderDraft {
     /// When `place` names no folder, or nothing can be written beside it.
     pub fn start(place: impl AsRef<Path>) -> Result<Self> {
         let place = place.as_ref().to_path_buf();
-        let name =
-            place.file_name().ok_or_else(|| Error::Argument(format!("{} names no folder", place.display())))?;
+        let name = place.file_name().ok_or_else(|| Error::Argument(format!("{} names no folder", place.display())))?;
         let parent = match place.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),

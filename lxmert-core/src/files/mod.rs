@@ -14,8 +14,8 @@ mod folder_draft;
 mod text;
 
 pub use append_log::AppendLog;
-pub use atomic::atomic_write;
 pub(crate) use atomic::UNFINISHED;
+pub use atomic::atomic_write;
 pub use folder_draft::FolderDraft;
 pub use text::{open_text, read_json, read_text};
 

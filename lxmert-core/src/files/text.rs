@@ -104,8 +104,7 @@ mod tests {
             let bytes = |unit: u16| if big { unit.to_be_bytes() } else { unit.to_le_bytes() };
             "\u{feff}a café\n".encode_utf16().flat_map(bytes).collect()
         };
-        let forms =
-            ["a café\n".as_bytes().to_vec(), b"\xef\xbb\xbfa caf\xc3\xa9\n".to_vec(), b"a caf\xe9\n".to_vec()];
+        let forms = ["a café\n".as_bytes().to_vec(), b"\xef\xbb\xbfa caf\xc3\xa9\n".to_vec(), b"a caf\xe9\n".to_vec()];
         for bytes in forms.into_iter().chain([utf16(true), utf16(false)]) {
             assert_eq!(read(&bytes).unwrap(), "a café\n", "{bytes:?}");
         }

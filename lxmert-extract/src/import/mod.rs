@@ -35,7 +35,7 @@ fn copy<R>(
         }
         bar.inc(1);
         let regions = if !seen.insert(name.clone()) {
-            Err("an image of this name came before".into())
+            Err("another one gives an image of this name".into())
         } else if store.contains(&name) {
             already += 1;
             continue;

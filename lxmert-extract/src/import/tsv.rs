@@ -57,8 +57,8 @@ pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions, show_progres
     };
     let records = Rows::open(path)?.map(|row| {
         let row = row?;
-        let name = row.line.as_ref().ok().and_then(|line| Some(Columns::of(line).ok()?.name.to_string()));
-        Ok((name.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("row {}", row.number)), row))
+        let name = row.line.as_deref().unwrap_or_default().split('\t').next().unwrap_or_default().to_string();
+        Ok((if name.is_empty() { format!("row {}", row.number) } else { name }, row))
     });
     let read = |row: Row| row.regions().map_err(|reason| format!("row {}: {reason}", row.number));
     copy(output, info, (found.rows, records), read, show_progress)
@@ -165,7 +165,6 @@ impl Iterator for Rows<'_> {
 
 /// The columns of a row, as text.
 struct Columns<'a> {
-    name: &'a str,
     width: &'a str,
     height: &'a str,
     /// Ids and scores of objects and attributes; LXMERT's form has them.
@@ -183,12 +182,12 @@ impl<'a> Columns<'a> {
         };
         let columns: Vec<&str> = line.split('\t').map(bytes).collect();
         match *columns.as_slice() {
-            [name, height, width, objects, object_scores, attributes, attribute_scores, count, boxes, features] => {
+            [_, height, width, objects, object_scores, attributes, attribute_scores, count, boxes, features] => {
                 let labels = Some([objects, object_scores, attributes, attribute_scores]);
-                Ok(Self { name, width, height, labels, count, boxes, features })
+                Ok(Self { width, height, labels, count, boxes, features })
             }
-            [name, width, height, count, boxes, features] => {
-                Ok(Self { name, width, height, labels: None, count, boxes, features })
+            [_, width, height, count, boxes, features] => {
+                Ok(Self { width, height, labels: None, count, boxes, features })
             }
             _ => Err(format!("{} columns, not the 10 or 6 of bottom-up attention's TSV", columns.len())),
         }

@@ -4,8 +4,8 @@
 //! validation image into training, and the validation accuracy would measure memory.
 
 use crate::{Error, Result};
-pub use lxmert_core::captions::Split;
 use lxmert_core::captions::Captions;
+pub use lxmert_core::captions::Split;
 use lxmert_core::files::read_json;
 use lxmert_core::image_names::NameFinder;
 use lxmert_core::procedural::splitmix64;
