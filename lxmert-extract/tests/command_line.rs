@@ -344,7 +344,7 @@ fn the_student_projects_files_are_imported_without_their_padding() {
     std::fs::write(place.at("photos/1000092795.jpg.pt"), &whole).unwrap();
     import().assert().code(1).stdout(contains("0 of 5 images imported")).stdout(contains("3 there before, 2 failed"));
     let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
-    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another file"), "{failures}");
+    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another one"), "{failures}");
     std::fs::write(place.at("photos/late.pt"), &whole).unwrap();
     std::fs::remove_file(place.at("photos/1000092795.jpg.pt")).unwrap();
     import().assert().success().stdout(contains("1 of 4 images imported"));
