@@ -10,6 +10,7 @@ pub mod error;
 pub mod features;
 pub mod files;
 pub mod image_names;
+pub mod interrupt;
 pub mod model;
 pub mod nearby;
 pub mod ops;

@@ -1,7 +1,7 @@
 //! Writing a file whole or not at all.
 
 use crate::{Error, Result};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -35,8 +35,9 @@ fn write_beside<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std:
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let prefix = prefix_of(name);
-    remove_leftovers(folder, &prefix);
+    let name = shortened(name);
+    remove_leftovers(folder, |left| left == name);
+    let prefix = format!(".{name}.");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).rand_bytes(RANDOM).suffix(UNFINISHED);
     #[cfg(unix)]
@@ -66,32 +67,25 @@ fn write_beside<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std:
     Ok(value)
 }
 
-/// `.NAME.`, of a long name as much as leaves room for the rest.
-fn prefix_of(name: &OsStr) -> OsString {
-    let room = LONGEST_NAME - RANDOM - UNFINISHED.len() - 2;
-    let mut prefix = OsString::from(".");
-    if name.len() <= room {
-        prefix.push(name);
-    } else {
-        let name = name.to_string_lossy();
-        prefix.push(&name[..name.floor_char_boundary(room)]);
-    }
-    prefix.push(".");
-    prefix
+/// A file's name in that of its temporary file: of a long one as much as leaves room for the rest.
+fn shortened(name: &OsStr) -> String {
+    let name = name.to_string_lossy();
+    name[..name.floor_char_boundary(LONGEST_NAME - RANDOM - UNFINISHED.len() - 2)].to_string()
 }
 
-/// Removes what killed processes left of the same file. It is housekeeping: nothing depends on it.
-fn remove_leftovers(folder: &Path, prefix: &OsStr) {
-    let prefix = prefix.to_string_lossy();
-    let is_leftover = |name: &str| {
-        let random = name.strip_prefix(&*prefix).and_then(|rest| rest.strip_suffix(UNFINISHED));
-        random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_alphanumeric()))
-    };
+/// Removes from a folder what killed processes left of the files that `is_wanted` (it is given a name, shortened where it
+/// is long) while [`atomic_write`] wrote them. Files that a process is writing stay. It is housekeeping: errors are passed
+/// over, for nothing depends on it.
+pub fn remove_leftovers(folder: impl AsRef<Path>, is_wanted: impl Fn(&str) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let temporary = entry.file_name();
+        let temporary = temporary.to_string_lossy();
+        let parts = temporary.strip_prefix('.').and_then(|rest| rest.strip_suffix(UNFINISHED)?.rsplit_once('.'));
+        let is_leftover = parts.is_some_and(|(name, random)| {
+            random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric()) && is_wanted(name)
+        });
         let path = entry.path();
-        if is_leftover(&entry.file_name().to_string_lossy())
-            && File::options().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok())
-        {
+        if is_leftover && File::options().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
             let _ = std::fs::remove_file(path);
         }
     }

@@ -15,7 +15,7 @@ mod text;
 
 pub use append_log::AppendLog;
 pub(crate) use atomic::UNFINISHED;
-pub use atomic::atomic_write;
+pub use atomic::{atomic_write, remove_leftovers};
 pub use folder_draft::FolderDraft;
 pub use text::{open_text, read_json, read_text};
 
