@@ -10,12 +10,11 @@ use std::io::Write;
 use std::path::Path;
 
 /// Writes tensors (from any device) and text metadata as a safetensors file, whole or not at all. The
-/// same tensors and metadata give the same bytes: metadata sorted by key; tensors by element size, larger
-/// first so that each lies aligned, then by name. (The safetensors crate's own writer puts metadata in the
-/// random order of a hash map.)
+/// same tensors and metadata give the same bytes, which the format's own writer does not promise: metadata is sorted by key,
+/// tensors by element size, the larger first so that each lies aligned, then by name.
 ///
 /// # Errors
-/// [`Error::Argument`] on a name given twice or an element type that safetensors lacks; [`Error::Io`].
+/// [`Error::Argument`] for a repeated name or an element type that safetensors lacks; [`Error::Io`].
 pub fn save_safetensors(
     path: impl AsRef<Path>,
     tensors: &[(String, Tensor)],

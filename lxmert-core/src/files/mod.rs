@@ -17,7 +17,7 @@ pub use append_log::AppendLog;
 pub(crate) use atomic::UNFINISHED;
 pub use atomic::{atomic_write, remove_leftovers};
 pub use folder_draft::FolderDraft;
-pub use text::{open_text, read_json, read_text};
+pub use text::{Fields, open_text, read_json, read_text};
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};

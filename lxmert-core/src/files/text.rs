@@ -40,6 +40,9 @@ pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
     })
 }
 
+/// The keys and values of a JSON object.
+pub type Fields = serde_json::Map<String, serde_json::Value>;
+
 /// Reads a JSON file, in whatever encoding [`read_text`] understands.
 ///
 /// # Errors

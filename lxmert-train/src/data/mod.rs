@@ -13,7 +13,6 @@
 //! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
-pub mod answers;
 pub mod batches;
 pub mod dataset;
 pub mod image_examples;
@@ -30,3 +29,4 @@ pub mod statements;
 pub mod vqa_answers;
 
 pub use dataset::{CaptionedImages, Dataset, LoadOptions};
+pub use lxmert_core::answers;
