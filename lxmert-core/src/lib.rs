@@ -16,6 +16,7 @@ pub mod interrupt;
 pub mod model;
 pub mod nearby;
 pub mod ops;
+pub mod optim;
 pub mod pretrained;
 pub mod procedural;
 pub mod text;

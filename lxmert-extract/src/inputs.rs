@@ -78,7 +78,8 @@ pub fn find_captioned(folder: &Path) -> Result<Vec<ImageEntry>> {
 /// The images that a caption file names.
 fn captioned(path: &Path, images_folder: Option<&Path>) -> Result<Vec<ImageEntry>> {
     let names = Captions::read(path)?.images;
-    let folder = images_folder.map(Path::to_path_buf).or_else(|| image_folder_of(path, &names)).ok_or_else(|| {
+    let beside = path.parent().unwrap_or(Path::new(""));
+    let folder = images_folder.map(Path::to_path_buf).or_else(|| image_folder_of(beside, &names)).ok_or_else(|| {
         let example = names.first().map_or("its images", String::as_str);
         Error::input(
             path,

@@ -54,10 +54,9 @@ impl CaptionFolder {
     }
 }
 
-/// The folder that holds `images`, which a caption file names, by its first ones: the file's own, one below it, or one
-/// beside it. `None` when there is none.
-pub fn image_folder_of(captions: &Path, images: &[String]) -> Option<PathBuf> {
-    let own = captions.parent().unwrap_or(Path::new(""));
+/// The folder that holds `images`, which a caption file in the folder `own` names, by its first ones: `own`, one below it,
+/// or one beside it. `None` when there is none.
+pub fn image_folder_of(own: &Path, images: &[String]) -> Option<PathBuf> {
     let mut places = folders_below(own, DEPTH);
     // COCO's captions lie in `annotations`, its images in folders beside that.
     let parent = std::path::absolute(own).ok().and_then(|own| Some(own.parent()?.to_path_buf()));
@@ -124,7 +123,8 @@ mod tests {
             write(root.path().join(image), "x");
             let found = CaptionFolder::find(root.path()).unwrap();
             assert_eq!(found.captions, root.path().join(caption_file));
-            let folder = image_folder_of(&found.captions, &Captions::read(&found.captions).unwrap().images);
+            let images = Captions::read(&found.captions).unwrap().images;
+            let folder = image_folder_of(found.captions.parent().unwrap(), &images);
             assert_eq!(folder.as_deref(), root.path().join(image).parent(), "{caption_file} {image}");
         }
         let root = tempfile::tempdir().unwrap();

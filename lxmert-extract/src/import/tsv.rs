@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lxmert_core::boxes::normalise;
 use lxmert_core::features::{Attributes, FeatureStore, Regions, StoreDtype, StoreInfo};
-use lxmert_core::files::open_text;
+use lxmert_core::files::{open_text, read_text};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -30,6 +30,20 @@ pub struct TsvOptions {
     pub object_names: Vec<String>,
     /// Names of the attribute ids; empty for numbers.
     pub attribute_names: Vec<String>,
+}
+
+impl TsvOptions {
+    /// Options with the names that two files list, one a line, of synonyms the first.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn new(dtype: StoreDtype, objects: Option<&Path>, attributes: Option<&Path>) -> Result<Self> {
+        let names = |path: Option<&Path>| -> Result<Vec<String>> {
+            let text = path.map_or(Ok(String::new()), read_text)?;
+            Ok(text.lines().map(|line| line.split(',').next().unwrap_or(line).trim().to_string()).collect())
+        };
+        Ok(Self { dtype, object_names: names(objects)?, attribute_names: names(attributes)? })
+    }
 }
 
 /// Copies every image of the TSV that the store does not have. A store takes images of several files; it has room for as
