@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod features;
+pub mod interrupt;
 pub mod json;
 pub mod model;
 pub mod nearby;
