@@ -8,7 +8,7 @@ use lxmert_core::ops::Precision;
 use lxmert_core::pretrained::Preprocessing;
 use serde::{Deserialize, Serialize};
 
-use crate::optim::AdamWConfig;
+use lxmert_core::optim::AdamWConfig;
 
 /// The optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

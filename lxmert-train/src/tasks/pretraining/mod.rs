@@ -248,7 +248,7 @@ impl Pretraining {
                 .filter(|(_, example)| example.matched())
                 .map(|(row, example)| (row as u32, example.image))
                 .collect();
-            if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.states, &vision.states)? {
+            if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.padded()?, &vision.padded()?)? {
                 terms.push(Term { name: "alignment", loss, right: 0, guesses: 0, weight: batch.examples.len() as f64 });
             }
         }
