@@ -11,7 +11,7 @@ use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
 
-/// Longest sentence in word pieces; what is longer is cut off and told.
+/// Longest sentence in word pieces; longer ones are cut, with a warning.
 pub const LONGEST_SENTENCE: usize = 50;
 
 /// A matching model with its vocabulary.
@@ -121,7 +121,7 @@ impl Scorer {
             .collect())
     }
 
-    /// A sentence as the model reads it; what is too long is cut off and told.
+    /// A sentence as the model reads it; one that is too long is cut, with a warning.
     ///
     /// # Errors
     /// [`Error::Core`] when it cannot be encoded.
