@@ -59,7 +59,8 @@ impl Answerer {
             return Err(Error::Argument("the detector found no region in the photo".into()));
         }
         let ids = self.text.encode(question, self.preprocessing.max_length)?.ids;
-        let inputs = Batch::of_regions(&[(regions, &ids)], self.preprocessing.regions).inputs(device)?;
+        let (most, pad) = (self.preprocessing.regions, self.text.special().pad);
+        let inputs = Batch::of_regions(&[(regions, &ids)], most, pad).inputs(device)?;
         let logits = self.model.forward(&inputs, &Forward::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
         Ok(self.best(&logits, top))
     }

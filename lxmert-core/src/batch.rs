@@ -16,7 +16,7 @@ pub struct Batch {
     pub regions: usize,
     /// Width of a region's feature.
     pub feature_dim: usize,
-    /// `[rows, length]`, padded with 0.
+    /// `[rows, length]`, padded with `[PAD]`.
     pub input_ids: Vec<u32>,
     /// `[rows, length]`, 1 for words.
     pub attention_mask: Vec<f32>,
@@ -30,14 +30,14 @@ pub struct Batch {
 
 impl Batch {
     /// Reads the regions of `images` (numbers in the store, the first `regions` of each) and pads their sentences'
-    /// WordPiece ids.
+    /// WordPiece ids with `pad`.
     ///
     /// # Errors
     /// When the store is damaged or lacks an image.
-    pub fn read(store: &FeatureStore, regions: usize, rows: &[(usize, &[u32])]) -> Result<Self> {
+    pub fn read(store: &FeatureStore, regions: usize, rows: &[(usize, &[u32])], pad: u32) -> Result<Self> {
         let images: Vec<usize> = rows.iter().map(|(image, _)| *image).collect();
         let info = store.info();
-        let sentences = Self::of_sentences(rows.iter().map(|(_, tokens)| *tokens));
+        let sentences = Self::of_sentences(rows.iter().map(|(_, tokens)| *tokens), pad);
         let mut batch = Self { regions, feature_dim: info.feature_dim, ..sentences };
         store.read_batch(&images, &mut batch.features, &mut batch.boxes, &mut batch.region_mask)?;
         if regions < info.regions {
@@ -48,13 +48,13 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Pads the regions of images, at most the first `most` of each, and their sentences' WordPiece ids. All features must have
-    /// one length.
-    pub fn of_regions(rows: &[(&Regions, &[u32])], most: usize) -> Self {
+    /// Pads the regions of images, at most the first `most` of each, and their sentences' WordPiece ids with `pad`. All features
+    /// must have one length.
+    pub fn of_regions(rows: &[(&Regions, &[u32])], most: usize, pad: u32) -> Self {
         let count = |image: &Regions| image.num_regions().min(most);
         let regions = rows.iter().map(|(image, _)| count(image)).max().unwrap_or(0);
         let width = rows.first().map_or(0, |(image, _)| image.feature_dim);
-        let sentences = Self::of_sentences(rows.iter().map(|(_, tokens)| *tokens));
+        let sentences = Self::of_sentences(rows.iter().map(|(_, tokens)| *tokens), pad);
         let mut batch = Self { regions, feature_dim: width, ..sentences };
         for (row, (image, _)) in rows.iter().enumerate() {
             let (real, end) = (count(image), (row + 1) * regions);
@@ -68,14 +68,14 @@ impl Batch {
         batch
     }
 
-    fn of_sentences<'a>(sentences: impl Iterator<Item = &'a [u32]> + Clone) -> Self {
+    fn of_sentences<'a>(sentences: impl Iterator<Item = &'a [u32]> + Clone, pad: u32) -> Self {
         let length = sentences.clone().map(<[u32]>::len).max().unwrap_or(0);
         let mut batch = Self { length, ..Self::default() };
         for tokens in sentences {
             batch.rows += 1;
             let end = batch.rows * length;
             batch.input_ids.extend_from_slice(tokens);
-            batch.input_ids.resize(end, 0);
+            batch.input_ids.resize(end, pad);
             batch.attention_mask.resize(end - length + tokens.len(), 1.0);
             batch.attention_mask.resize(end, 0.0);
         }
@@ -128,9 +128,9 @@ mod tests {
             ..Regions::default()
         };
         let (first, second) = (image(1, 0.5), image(3, 0.25));
-        let batch = Batch::of_regions(&[(&first, &[1, 2, 3]), (&second, &[4])], 2);
+        let batch = Batch::of_regions(&[(&first, &[1, 2, 3]), (&second, &[4])], 2, 9);
         assert_eq!((batch.rows, batch.length, batch.regions), (2, 3, 2));
-        assert_eq!(batch.input_ids, [1, 2, 3, 4, 0, 0]);
+        assert_eq!(batch.input_ids, [1, 2, 3, 4, 9, 9]);
         assert_eq!(batch.attention_mask, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
         assert_eq!(batch.features, [0.5, 0.5, 0.0, 0.0, 0.25, 0.25, 0.25, 0.25]);
         assert_eq!(batch.region_mask, [1.0, 0.0, 1.0, 1.0]);

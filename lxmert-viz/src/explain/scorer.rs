@@ -12,7 +12,7 @@ use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
 
-/// Longest sentence in word pieces; what is longer is cut off and told.
+/// Longest sentence in word pieces; longer ones are cut, with a warning.
 pub const LONGEST_SENTENCE: usize = 50;
 
 /// A matching model with its vocabulary.
@@ -91,6 +91,11 @@ impl Scorer {
         &self.config
     }
 
+    /// What [`batch`] needs: the length of a feature, and the id that fills the shorter sentences.
+    fn sizes(&self) -> (usize, u32) {
+        (self.config.visual_feat_dim, self.vocabulary.special().pad)
+    }
+
     /// Scores pairs in one batch. With [`Capture::Probes`] the maps carry the match logit's gradients.
     ///
     /// # Errors
@@ -102,7 +107,7 @@ impl Scorer {
         let encodings = pairs.iter().map(|pair| self.encode(pair.text)).collect::<Result<Vec<_>>>()?;
         let rows: Vec<(&Regions, &[u32])> =
             pairs.iter().zip(&encodings).map(|(pair, e)| (pair.regions, e.ids.as_slice())).collect();
-        let inputs = batch(&rows, self.config.visual_feat_dim, &self.device)?;
+        let inputs = batch(&rows, self.sizes(), &self.device)?;
         let output = self.model.forward(&inputs, &Forward::capture(capture))?;
         let logits: Vec<f32> = output.logits.to_dtype(DType::F32)?.to_vec1()?;
         let mut maps: Vec<Option<PairMaps>> = match &output.trunk.attentions {
@@ -122,7 +127,7 @@ impl Scorer {
             .collect())
     }
 
-    /// A sentence as the model reads it; what is too long is cut off and told.
+    /// A sentence as the model reads it; one that is too long is cut, with a warning.
     ///
     /// # Errors
     /// [`Error::Core`] when it cannot be encoded.
@@ -144,7 +149,7 @@ impl Scorer {
         if pairs.is_empty() {
             return Ok(Vec::new());
         }
-        let inputs = padded(pairs, self.config.visual_feat_dim, &self.device)?;
+        let inputs = padded(pairs, self.sizes(), &self.device)?;
         Ok(self
             .model
             .forward(&inputs, &Forward::eval().pooled_only().with_packed(&self.packed))?
@@ -154,19 +159,20 @@ impl Scorer {
     }
 }
 
-/// Pairs of regions and word piece ids, padded to one batch; `width` is the length of a feature that the model takes.
+/// Pairs of regions and word piece ids, padded to one batch. `sizes`: the length of a feature that the model takes, and the id
+/// of `[PAD]`.
 ///
 /// # Errors
 /// [`Error::Argument`] when features have another length or an image has no region.
-pub fn batch(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+pub fn batch(pairs: &[(&Regions, &[u32])], sizes: (usize, u32), device: &Device) -> Result<LxmertInputs> {
     if pairs.iter().any(|(regions, _)| regions.boxes.is_empty()) {
         return Err(Error::Argument("an image without regions: nothing to attend to".into()));
     }
-    padded(pairs, width, device)
+    padded(pairs, sizes, device)
 }
 
 /// [`batch`], but none of the images may have a region: an attention over nothing gives zeros.
-fn padded(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Device) -> Result<LxmertInputs> {
     for (regions, _) in pairs {
         if regions.feature_dim != width {
             return Err(Error::Argument(format!(
@@ -179,7 +185,7 @@ fn padded(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result
     if pairs.iter().any(|(regions, _)| regions.boxes.is_empty() != pairs[0].0.boxes.is_empty()) {
         return Err(Error::Argument("an image without regions beside others that have some".into()));
     }
-    Ok(Batch::of_regions(pairs, usize::MAX).inputs(device)?)
+    Ok(Batch::of_regions(pairs, usize::MAX, pad).inputs(device)?)
 }
 
 /// The regions whose numbers (within range) are in `kept`, in that order.
