@@ -212,9 +212,10 @@ fn grid_and_cells_are_other_sources_of_regions() {
     let store = FeatureStore::open(place.at("cells")).unwrap();
     // The last map of a 64 × 85 input has 2 × 3 cells of the last stage's width.
     assert_eq!((store.regions(0).unwrap().num_regions(), store.info().feature_dim), (6, 4));
-    for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x7"] {
+    for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x", "0x7"] {
         extract("none", wrong).code(2).stderr(contains("grid:N"));
     }
+    extract("none", "7x7").code(1).stderr(contains("is for a DINOv2 transformer"));
     let mut both = program();
     both.args(place.arguments("photos", "none")).args(["--regions", "grid:2", "--select", "student"]);
     both.assert().code(1).stderr(contains("--select chooses among detections"));
