@@ -2,10 +2,9 @@
 
 use crate::Result;
 use crate::detector::{Detector, DetectorConfig};
-use crate::regions::patches::Dinov2Config;
 use crate::weights;
 use candle_core::Device;
-use lxmert_core::checkpoint::{Place, WeightSource};
+use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::nearby;
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
@@ -20,7 +19,7 @@ pub enum DetectorChoice {
     Scenes,
     /// torchvision's Faster R-CNN R50-FPN for the 91 ids of COCO.
     Coco,
-    /// A folder with `config.json` and `model.safetensors`, or a repository of the hub (`hf:owner/repo[@revision]`).
+    /// A folder with `config.json` and `model.safetensors`; of DINOv2 also a repository of the hub, `hf:owner/repo`.
     Folder(PathBuf),
 }
 
@@ -31,51 +30,13 @@ impl std::str::FromStr for DetectorChoice {
         match text {
             "scenes" => Ok(Self::Scenes),
             "coco" => Ok(Self::Coco),
-            folder if folder.starts_with("hf:") => Ok(Self::Folder(folder.into())),
+            repository if repository.starts_with("hf:") => Ok(Self::Folder(repository.into())),
             folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
             other => {
                 let missing = nearby::missing(Path::new(other)).map_or_else(String::new, |what| format!(": {what}"));
-                Err(format!(
-                    "not scenes, coco, hf:owner/repo, or a folder with config.json and model.safetensors{missing}"
-                ))
+                Err(format!("not scenes, coco, or a folder with config.json and model.safetensors{missing}"))
             }
         }
-    }
-}
-
-/// A detector's name and where its files lie.
-pub(crate) struct DetectorFiles {
-    pub name: String,
-    pub config: PathBuf,
-    pub weights: PathBuf,
-}
-
-impl DetectorFiles {
-    /// Those of `place`, a folder or `hf:owner/repo[@revision]`; `source` replaces the weights.
-    ///
-    /// # Errors
-    /// When they cannot be found or downloaded.
-    pub fn find(place: &Path, source: Option<&WeightSource>, show_progress: bool) -> Result<Self> {
-        let (name, folder, weights) = match place.to_str().and_then(|text| text.strip_prefix("hf:")) {
-            Some(repository) => {
-                let found = Place::find(place)?;
-                (repository.to_string(), found.folder, found.weights)
-            }
-            None => {
-                let name = place.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy());
-                (name.into_owned(), place.to_path_buf(), place.join("model.safetensors"))
-            }
-        };
-        let weights = source.map_or(Ok(weights), |source| source.resolve(None, show_progress))?;
-        Ok(Self { name, config: folder.join("config.json"), weights })
-    }
-
-    /// SHA-256 of the weights, in hexadecimal.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn weights_sha256(&self) -> Result<String> {
-        Ok(sha256(&self.weights).map_err(lxmert_core::Error::io(&self.weights))?)
     }
 }
 
@@ -104,37 +65,38 @@ pub fn load(
     device: &Device,
     show_progress: bool,
 ) -> Result<LoadedDetector> {
-    let files = match (choice, source) {
-        (DetectorChoice::Coco, None) => {
-            return Ok(LoadedDetector {
-                detector: weights::load_coco(precision, device, show_progress)?,
-                name: "coco".into(),
-                weights_sha256: weights::COCO_FILE.sha256.into(),
-                precision,
-            });
-        }
-        (DetectorChoice::Coco, Some(source)) => {
-            DetectorFiles { name: "coco".into(), config: PathBuf::new(), weights: source.resolve(None, show_progress)? }
-        }
-        (DetectorChoice::Scenes, source) => {
-            let folder = Workspace::locate()?.data("scenes-detector");
-            DetectorFiles { name: "scenes".into(), ..DetectorFiles::find(&folder, source, show_progress)? }
-        }
-        (DetectorChoice::Folder(place), source) => DetectorFiles::find(place, source, show_progress)?,
+    let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
+        let detector = weights::load(config, path, precision, device)?;
+        let weights_sha256 = sha256(path).map_err(lxmert_core::Error::io(path))?;
+        Ok(LoadedDetector { detector, name, weights_sha256, precision })
     };
-    let config = match choice {
-        DetectorChoice::Coco => DetectorConfig::coco(),
-        _ if Dinov2Config::is_in(&files.config) => {
-            let reason = format!("{} is a DINOv2 transformer, which has patches: give --regions 7x7", files.name);
-            return Err(lxmert_core::Error::Argument(reason).into());
+    let folder = match choice {
+        DetectorChoice::Coco => {
+            return match source {
+                Some(source) => of_file("coco".into(), &DetectorConfig::coco(), &source.resolve(None, show_progress)?),
+                None => Ok(LoadedDetector {
+                    detector: weights::load_coco(precision, device, show_progress)?,
+                    name: "coco".into(),
+                    weights_sha256: weights::COCO_FILE.sha256.into(),
+                    precision,
+                }),
+            };
         }
-        _ => DetectorConfig::from_json_file(&files.config)?,
+        DetectorChoice::Scenes => Workspace::locate()?.data("scenes-detector"),
+        DetectorChoice::Folder(path) => path.clone(),
     };
-    let detector = weights::load(&config, &files.weights, precision, device)?;
-    Ok(LoadedDetector { detector, weights_sha256: files.weights_sha256()?, name: files.name, precision })
+    let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
+    let name = match choice {
+        DetectorChoice::Scenes => "scenes".to_string(),
+        _ => folder.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy().into_owned()),
+    };
+    match source {
+        Some(source) => of_file(name, &config, &source.resolve(None, show_progress)?),
+        None => of_file(name, &config, &folder.join("model.safetensors")),
+    }
 }
 
-fn sha256(path: &Path) -> std::io::Result<String> {
+pub(crate) fn sha256(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
     loop {

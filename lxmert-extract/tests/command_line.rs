@@ -215,7 +215,7 @@ fn grid_and_cells_are_other_sources_of_regions() {
     for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x", "0x7"] {
         extract("none", wrong).code(2).stderr(contains("grid:N"));
     }
-    extract("none", "7x7").code(1).stderr(contains("is for a DINOv2 transformer"));
+    extract("none", "7x7").code(1).stderr(contains("not that of DINOv2"));
     let mut both = program();
     both.args(place.arguments("photos", "none")).args(["--regions", "grid:2", "--select", "student"]);
     both.assert().code(1).stderr(contains("--select chooses among detections"));

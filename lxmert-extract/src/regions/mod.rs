@@ -19,7 +19,7 @@ pub mod patches;
 pub use cells::CellSource;
 pub use detections::{DetectionSource, Selection};
 pub use grid::GridSource;
-pub use patches::PatchSource;
+pub use patches::{Dinov2Config, PatchSource};
 
 use crate::Result;
 use crate::choice::{self, DetectorChoice, LoadedDetector};
@@ -118,6 +118,13 @@ pub struct SourceOptions<'a> {
 pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -> Result<Box<dyn RegionSource>> {
     if options.select != Selection::Detections && !matches!(options.regions, RegionChoice::Detections(_)) {
         return Err(Error::Argument("--select chooses among detections: give --regions a number".into()).into());
+    }
+    if let DetectorChoice::Folder(folder) = options.detector
+        && !matches!(options.regions, RegionChoice::Patches(..))
+        && (folder.to_string_lossy().starts_with("hf:") || Dinov2Config::is_in(&folder.join("config.json")))
+    {
+        let reason = format!("{} has patches, not detections: give --regions 7x7", folder.display());
+        return Err(Error::Argument(reason).into());
     }
     let load = || choice::load(options.detector, options.weights, options.precision, device, show_progress);
     Ok(match options.regions {

@@ -10,14 +10,14 @@
 use super::cells::mean_regions;
 use super::{RegionSource, SourceOptions};
 use crate::Result;
-use crate::choice::{DetectorChoice, DetectorFiles};
+use crate::choice::{DetectorChoice, sha256};
 use crate::detector::config::TransformConfig;
 use crate::detector::transform::{NetworkInput, transform};
 use crate::images::DecodedImage;
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::Error;
-use lxmert_core::checkpoint::{FitOptions, fit, read_tensors};
+use lxmert_core::checkpoint::{FitOptions, Place, fit, read_tensors};
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 use lxmert_core::model::init;
 use lxmert_core::ops::{Precision, gelu, layer_norm, linear};
@@ -283,6 +283,8 @@ fn cubic_taps(from: usize, to: usize) -> Vec<[(usize, f32); 4]> {
         .collect()
 }
 
+const FOR_DINOV2: &str = "--regions NxN takes a DINOv2 transformer, such as --detector hf:facebook/dinov2-small";
+
 /// A vision transformer whose patch states are regions.
 #[derive(Debug)]
 pub struct PatchSource {
@@ -309,26 +311,32 @@ impl PatchSource {
         device: &Device,
         show_progress: bool,
     ) -> Result<Self> {
-        let files = match options.detector {
-            DetectorChoice::Folder(place) => Some(DetectorFiles::find(place, options.weights, show_progress)?),
-            _ => None,
+        let (named, place) = match options.detector {
+            DetectorChoice::Folder(named) => (named, Place::find(named)?),
+            _ => return Err(Error::Argument(FOR_DINOV2.into()).into()),
         };
-        let Some(files) = files.filter(|files| Dinov2Config::is_in(&files.config)) else {
-            let reason = "--regions NxN is for a DINOv2 transformer, such as --detector hf:facebook/dinov2-small";
-            return Err(Error::Argument(reason.into()).into());
-        };
+        let path = place.folder.join("config.json");
+        if !Dinov2Config::is_in(&path) {
+            return Err(Error::format(path, format!("not that of DINOv2; {FOR_DINOV2}")).into());
+        }
         if options.precision != Precision::F32 {
             return Err(Error::Argument("--precision bf16 is for detectors, not for DINOv2".into()).into());
         }
-        let config = Dinov2Config::from_json_file(&files.config)?;
+        let config = Dinov2Config::from_json_file(&path)?;
+        let weights =
+            options.weights.map_or(Ok(place.weights.clone()), |source| source.resolve(None, show_progress))?;
         let expected = init::expected(|vb| Dinov2::new(&config, vb).map(drop))?;
         // What pre-training puts in a hidden patch's place.
-        let options = FitOptions { ignore: vec!["embeddings.mask_token".into()], ..FitOptions::default() };
-        let tensors = fit(&files.weights, &expected, read_tensors(&files.weights)?, &options)?;
+        let ignoring = FitOptions { ignore: vec!["embeddings.mask_token".into()], ..FitOptions::default() };
+        let tensors = fit(&weights, &expected, read_tensors(&weights)?, &ignoring)?;
         let vb = VarBuilder::from_tensors(tensors.into_iter().collect(), DType::F32, device);
         let transformer = Dinov2::new(&config, vb)?;
-        let weights_sha256 = files.weights_sha256()?;
-        Ok(Self { transformer, name: files.name, weights_sha256, grid, device: device.clone() })
+        let name = match named.to_str().and_then(|named| named.strip_prefix("hf:")) {
+            Some(repository) => repository.to_string(),
+            None => named.file_name().unwrap_or(named.as_os_str()).to_string_lossy().into_owned(),
+        };
+        let weights_sha256 = sha256(&weights).map_err(Error::io(&weights))?;
+        Ok(Self { transformer, name, weights_sha256, grid, device: device.clone() })
     }
 }
 
