@@ -35,6 +35,13 @@ def formula(name, shape, low, high):
     return torch.from_numpy((low + (high - low) * u).astype(np.float32).reshape(shape))
 
 
+def hub_name(name):
+    """The name in the hub's checkpoints; transformers 5 calls the layers of an attention otherwise in memory."""
+    for new, old in [("q_proj", "attention.query"), ("k_proj", "attention.key"), ("v_proj", "attention.value")]:
+        name = name.replace(f"attention.{new}", f"attention.{old}")
+    return name.replace("attention.o_proj", "attention.output.dense")
+
+
 def bounds(name, shape):
     """Norm weights and layer scales lie around 1, all else is uniform with variance 1 / fan-in."""
     if "lambda1" in name or ("norm" in name and name.endswith("weight")):
@@ -51,7 +58,7 @@ config = Dinov2Config(**settings, attn_implementation="eager")
 model = Dinov2Model(config).eval()
 with torch.no_grad():
     for name, parameter in model.named_parameters():
-        parameter.copy_(formula(name, tuple(parameter.shape), *bounds(name, parameter.shape)))
+        parameter.copy_(formula(hub_name(name), tuple(parameter.shape), *bounds(name, parameter.shape)))
     out = {}
     for height, width in [(70, 70), (56, 98)]:
         pixels = formula(f"pixels {height}x{width}", (1, 3, height, width), -2.0, 2.0)

@@ -48,7 +48,8 @@ fn patch_states_match_transformers() -> Result<()> {
         assert_eq!(states.dims(), [1, 48, height / 14, width / 14]);
         let error = common::relative_error(&states.flatten_from(2)?.transpose(1, 2)?, &reference[&name])?;
         println!("{name}: {error:.1e}");
-        assert!(error < 2e-5, "{name}: {error}");
+        // Measured: 1.6e-6.
+        assert!(error < 8e-6, "{name}: {error}");
     }
     Ok(())
 }
