@@ -15,7 +15,7 @@
 use crate::answers::AnswerTable;
 use crate::checkpoint::{Place, is_bert, names, read_tensors, sizes, take_weights};
 use crate::config::{self, LxmertConfig};
-use crate::json::{self, Fields};
+use crate::files::{Fields, read_json};
 use crate::model::{AnswerModel, MatchingModel, PairModel, init};
 use crate::text::WordPiece;
 use crate::workspace::Workspace;
@@ -99,7 +99,7 @@ impl Pretrained {
         let described = path.is_file();
         let (mut config, labels) = match described {
             true => {
-                let fields: Fields = json::read(&path)?;
+                let fields: Fields = read_json(&path)?;
                 (described_by(&fields, &found, is_bert, (&path, &place.weights))?, labels(&fields))
             }
             false => (shaped_by(&found, is_bert, &place.weights)?, Vec::new()),
@@ -292,7 +292,7 @@ impl Preprocessing {
             let published = Self::default();
             return Ok(Self { max_length: published.max_length.min(longest), ..published });
         }
-        let read: Self = json::read(&path)?;
+        let read: Self = read_json(&path)?;
         if !(3..=longest).contains(&read.max_length) {
             let reason =
                 format!("max_length is {}, but must be 3 to {longest}, the model's positions", read.max_length);

@@ -10,7 +10,7 @@
 use super::cells::mean_regions;
 use super::{RegionSource, SourceOptions};
 use crate::Result;
-use crate::choice::{DetectorChoice, sha256};
+use crate::choice::DetectorChoice;
 use crate::detector::config::TransformConfig;
 use crate::detector::transform::{NetworkInput, transform};
 use crate::images::DecodedImage;
@@ -19,6 +19,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::{FitOptions, Place, fit, read_tensors};
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
+use lxmert_core::files::sha256;
 use lxmert_core::model::init;
 use lxmert_core::ops::{Precision, gelu, layer_norm, linear};
 use serde::Deserialize;
@@ -335,7 +336,7 @@ impl PatchSource {
             Some(repository) => repository.to_string(),
             None => named.file_name().unwrap_or(named.as_os_str()).to_string_lossy().into_owned(),
         };
-        let weights_sha256 = sha256(&weights).map_err(Error::io(&weights))?;
+        let weights_sha256 = sha256(&weights)?;
         Ok(Self { transformer, name, weights_sha256, grid, device: device.clone() })
     }
 }
