@@ -72,7 +72,7 @@ impl Dinov2Config {
         if !widths || !counts {
             return refuse("hidden_size, mlp_ratio, num_hidden_layers, image_size or patch_size cannot be used");
         }
-        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return refuse("num_attention_heads does not divide hidden_size");
         }
         if config.use_swiglu_ffn {
@@ -218,7 +218,7 @@ impl Dinov2 {
     pub fn forward(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let (_, _, height, width) = images.dims4()?;
         let patch = self.config.patch_size;
-        if height % patch != 0 || width % patch != 0 {
+        if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
             candle_core::bail!("{height} × {width} pixels are no whole patches of {patch}");
         }
         let (rows, columns) = (height / patch, width / patch);
