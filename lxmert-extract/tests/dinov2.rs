@@ -63,7 +63,7 @@ fn patches_of_a_folder_become_a_store() -> Result<()> {
     let config = Dinov2Config::from_json_file(at("dino/config.json"))?;
     let mut tensors: Vec<(String, Tensor)> = weights(&config)?.into_iter().collect();
     tensors.push(("embeddings.mask_token".into(), Tensor::zeros((1, 48), DType::F32, &Device::Cpu)?));
-    save_safetensors(&at("dino/model.safetensors"), &tensors, &BTreeMap::new())?;
+    save_safetensors(at("dino/model.safetensors"), &tensors, &BTreeMap::new())?;
     image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8, y as u8, 9])).save(at("photo.png"))?;
     let extract = |regions: &str| {
         let mut command = Command::cargo_bin("lxmert-extract").expect("the binary of this crate");
