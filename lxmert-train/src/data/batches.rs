@@ -56,8 +56,6 @@ pub fn plan_in_order<E>(examples: &[E], length: impl Fn(&E) -> usize, batch_size
     order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-<<<<<<< HEAD
-=======
 /// Calls `work` with each batch in order, while the next ones are read on another thread by `read`.
 /// Ends early, without an error, when `work` gives `false`.
 ///

@@ -189,11 +189,7 @@ impl Dataset {
     /// When the store is damaged.
     pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
         let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
-<<<<<<< HEAD
-        Ok(Batch::read(&self.store, self.regions, &rows)?)
-=======
-        Batch::read(&self.store, self.regions, &rows, self.pad)
->>>>>>> main
+        Ok(Batch::read(&self.store, self.regions, &rows, self.pad)?)
     }
 
     /// The WordPiece ids of a pair's sentence.
