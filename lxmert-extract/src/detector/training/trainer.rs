@@ -1,21 +1,26 @@
 //! One step of training: network, targets, losses, gradient, update.
 
 use super::initial::SeededVariables;
-use super::losses::{binary_cross_entropy, cross_entropy, smooth_l1_sum};
 use super::targets::{Match, Matcher, sample};
 use crate::detector::anchors::AnchorGrid;
 use crate::detector::box_coder::BoxCoder;
 use crate::detector::rpn::{LevelPrediction, propose};
 use crate::detector::transform::transform;
 use crate::detector::{DetectorConfig, Network, NormMode};
-use candle_core::{Device, Tensor, Var};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use crate::images::DecodedImage;
+use candle_core::{Device, Tensor};
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::losses::{binary_cross_entropy, cross_entropy, smooth_l1};
+use lxmert_core::ops;
+use lxmert_core::optim::{AdamW, AdamWConfig};
 use lxmert_core::{Error, Result};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+
+/// Where the box loss turns from a square into a line, as in torchvision.
+const SMOOTH_L1_BETA: f64 = 1.0 / 9.0;
 
 /// How to train. What is not here is fixed by the papers and stands in [`Matcher`] and in the losses.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,8 +73,8 @@ impl TrainingConfig {
 /// An image with its true objects.
 #[derive(Debug, Clone)]
 pub struct Example {
-    /// `[3, height, width]`, RGB in 0..1. All examples of a batch have the same size.
-    pub image: Tensor,
+    /// The picture. All examples of a batch have the same size.
+    pub image: DecodedImage,
     /// Boxes in pixels of the image.
     pub boxes_xyxy_px: Vec<BoxXyxy>,
     /// Label id of each object, 1 and up.
@@ -149,15 +154,11 @@ impl Trainer {
         }
         let variables = SeededVariables::new(config.seed);
         let network = Network::new(detector, NormMode::Batch, variables.builder(device))?;
-        let learnt: Vec<Var> = variables
-            .all()
-            .into_iter()
-            .filter(|(name, _)| !name.ends_with("running_mean") && !name.ends_with("running_var"))
-            .map(|(_, variable)| variable)
-            .collect();
-        let params = ParamsAdamW { weight_decay: config.weight_decay, ..ParamsAdamW::default() };
+        let mut learnt = variables.all();
+        learnt.retain(|name, _| !name.ends_with("running_mean") && !name.ends_with("running_var"));
+        let constants = AdamWConfig { weight_decay: config.weight_decay, decay_all: true, ..AdamWConfig::default() };
         Ok(Self {
-            optimizer: AdamW::new(learnt, params)?,
+            optimizer: AdamW::new(constants, learnt)?,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
             config: config.clone(),
             detector: detector.clone(),
@@ -191,8 +192,8 @@ impl Trainer {
                 self.step
             )));
         }
-        self.optimizer.set_learning_rate(self.config.learning_rate_at(self.step));
-        self.optimizer.backward_step(&loss)?;
+        let gradients = self.optimizer.gradients(&ops::backward(&loss)?);
+        self.optimizer.step(&gradients, self.config.learning_rate_at(self.step), 1.0)?;
         self.step += 1;
         Ok(losses)
     }
@@ -279,7 +280,7 @@ impl Trainer {
         targets.resize(count, 0.0);
         let all = [positives.as_slice(), &negatives].concat();
         let chosen = logits.index_select(&Tensor::from_vec(all, count, &self.device)?, 0)?;
-        let objectness = binary_cross_entropy(&chosen, &Tensor::from_vec(targets, count, &self.device)?)?;
+        let objectness = binary_cross_entropy(&chosen, &Tensor::from_vec(targets, count, &self.device)?)?.mean_all()?;
         let boxes = self.box_loss(&deltas, positives, wanted, count)?;
         Ok((objectness, boxes))
     }
@@ -329,14 +330,14 @@ impl Trainer {
         let features = heads.features(&heads.pooler.forward(levels, &regions, padded)?)?;
         let prediction = heads.predict(&features)?;
         let count = labels.len();
-        let class_loss = cross_entropy(&prediction.class_logits, &Tensor::from_vec(labels, count, &self.device)?)?;
+        let class_loss = cross_entropy(&prediction.class_logits, &labels)?.mean_all()?;
         let deltas = prediction.box_deltas.reshape((count * classes, 4))?;
         let box_loss = self.box_loss(&deltas, positives, wanted, count)?;
         let mut attribute_loss = Tensor::new(0f32, &self.device)?;
         if !rows.is_empty() {
             let rows = Tensor::new(rows, &self.device)?;
             for (logits, values) in prediction.attribute_logits.iter().zip(values) {
-                let loss = cross_entropy(&logits.index_select(&rows, 0)?, &Tensor::new(values, &self.device)?)?;
+                let loss = cross_entropy(&logits.index_select(&rows, 0)?, &values)?.mean_all()?;
                 attribute_loss = (attribute_loss + loss)?;
             }
         }
@@ -352,7 +353,7 @@ impl Trainer {
         let count = rows.len();
         let chosen = deltas.index_select(&Tensor::from_vec(rows, count, &self.device)?, 0)?;
         let wanted = Tensor::from_vec(wanted, (count, 4), &self.device)?;
-        Ok((smooth_l1_sum(&chosen, &wanted)? / samples as f64)?)
+        Ok((smooth_l1(&chosen, &wanted, SMOOTH_L1_BETA)?.sum_all()? / samples as f64)?)
     }
 }
 
@@ -367,5 +368,18 @@ mod tests {
         assert!((config.learning_rate_at(9) - 1.0).abs() < 1e-12);
         assert!((config.learning_rate_at(60) - 0.5).abs() < 1e-12);
         assert!(config.learning_rate_at(109) < 1e-3);
+    }
+
+    #[test]
+    fn steps_on_the_same_scenes_lower_the_loss() -> Result<()> {
+        use crate::detector::training::scenes::{detector_config, example};
+        use crate::scenes::{Scene, ScenesConfig};
+        let config = TrainingConfig { warmup_steps: 1, ..TrainingConfig::default() };
+        let batch: Vec<Example> =
+            (0..2).map(|index| example(&Scene::generate(&ScenesConfig::default(), index))).collect();
+        let mut trainer = Trainer::new(&config, &detector_config(), &Device::Cpu)?;
+        let losses = (0..10).map(|_| Ok(trainer.train_on(&batch)?.total())).collect::<Result<Vec<f32>>>()?;
+        assert!(losses[9] < 0.7 * losses[0], "{losses:?}");
+        Ok(())
     }
 }
