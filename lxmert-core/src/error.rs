@@ -36,6 +36,16 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// A row, line or entry of a file cannot be understood.
+    #[error("{path}, row {row}: {reason}", path = path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1: a line, or an entry of a JSON list.
+        row: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An argument or a configuration value that cannot be used.
     #[error("{0}")]
     Argument(String),
@@ -82,7 +92,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A file could not be had from the hub.
+    /// A file could not be downloaded from the hub.
     #[error("{file}: {reason}")]
     Hub {
         /// The source as the user wrote it, `hf:owner/repo/file[@revision]`.
@@ -127,8 +137,27 @@ impl Error {
         move |source| Self::Json { path, source }
     }
 
+    /// This error, or an [`Error::Format`] with `reason` where a checkpoint lacks nothing but the head whose weights start with
+    /// `head`.
+    #[must_use]
+    pub fn for_lacking_head(self, head: &str, reason: &str) -> Self {
+        match self {
+            Self::Checkpoint { path, missing, misshapen, .. }
+                if misshapen.is_empty() && !missing.is_empty() && missing.iter().all(|name| name.starts_with(head)) =>
+            {
+                Self::format(path, reason)
+            }
+            other => other,
+        }
+    }
+
     /// An [`Error::Format`] at `path`.
     pub fn format(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Format { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::Row`] at `path`.
+    pub fn row(path: impl AsRef<Path>, row: usize, reason: impl Into<String>) -> Self {
+        Self::Row { path: path.as_ref().to_path_buf(), row, reason: reason.into() }
     }
 }

@@ -1,16 +1,23 @@
 //! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels it
 //! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
 
+pub mod answering;
+pub mod answers;
 pub mod boxes;
+pub mod captions;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod error;
 pub mod features;
+pub mod files;
+pub mod image_names;
 pub mod interrupt;
 pub mod model;
 pub mod nearby;
 pub mod ops;
+pub mod optim;
+pub mod pretrained;
 pub mod procedural;
 pub mod text;
 pub mod workspace;

@@ -5,11 +5,10 @@ use crate::detector::{Detector, DetectorConfig};
 use crate::weights;
 use candle_core::Device;
 use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::files::sha256;
 use lxmert_core::nearby;
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
-use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The detectors that can be asked for by name, or a folder with one.
@@ -48,13 +47,15 @@ pub struct LoadedDetector {
     pub name: String,
     /// SHA-256 of the weight file, in hexadecimal.
     pub weights_sha256: String,
+    /// What its products round their operands to.
+    pub precision: Precision,
 }
 
 /// Reads a detector whose products are of `precision`; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own
 /// weights.
 ///
 /// # Errors
-/// When a file is missing, cannot be had, or does not fit the configuration; as [`Detector::new`] too.
+/// When a file is missing, cannot be downloaded, or does not fit the configuration; as [`Detector::new`] too.
 pub fn load(
     choice: &DetectorChoice,
     source: Option<&WeightSource>,
@@ -64,8 +65,8 @@ pub fn load(
 ) -> Result<LoadedDetector> {
     let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
         let detector = weights::load(config, path, precision, device)?;
-        let weights_sha256 = sha256(path).map_err(lxmert_core::Error::io(path))?;
-        Ok(LoadedDetector { detector, name, weights_sha256 })
+        let weights_sha256 = sha256(path)?;
+        Ok(LoadedDetector { detector, name, weights_sha256, precision })
     };
     let folder = match choice {
         DetectorChoice::Coco => {
@@ -75,6 +76,7 @@ pub fn load(
                     detector: weights::load_coco(precision, device, show_progress)?,
                     name: "coco".into(),
                     weights_sha256: weights::COCO_FILE.sha256.into(),
+                    precision,
                 }),
             };
         }
@@ -89,16 +91,5 @@ pub fn load(
     match source {
         Some(source) => of_file(name, &config, &source.resolve(None, show_progress)?),
         None => of_file(name, &config, &folder.join("model.safetensors")),
-    }
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => hash.update(&block[..n]),
-        }
     }
 }

@@ -12,8 +12,8 @@ use lxmert_core::cli::{CommonArgs, keep_freed_memory};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
 use lxmert_core::ops::{self, DropoutRng, PackedWeights, Precision};
+use lxmert_core::optim::{AdamW, AdamWConfig, clip};
 use lxmert_core::procedural;
-use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::{BTreeMap, HashMap};
 
@@ -134,7 +134,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         // Plain tensors, as read from a checkpoint: no graph is kept, and they are packed once, in the first run.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        let run = Forward { pooled_only: pooled, precision, packed: Some(&packed), ..Forward::eval() };
+        let run = Forward { pooled_only: pooled, precision, prepacked: Some(&packed), ..Forward::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     timing::time(runs, run)

@@ -12,7 +12,6 @@ use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
-use candle_core::Tensor;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{Encoded, MatchingModel};
@@ -126,7 +125,7 @@ pub fn score_all(
         let pairs: Vec<Pair> =
             places.iter().map(|&p| pair(dataset.captions.captions[captions[p]].image, captions[p])).collect();
         let inputs = dataset.read(&pairs)?.inputs(how.device)?;
-        let encoded = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
+        let encoded = model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         encoded_captions.push(EncodedCaptions { places: places.to_vec(), encoded });
     }
 
@@ -137,12 +136,12 @@ pub fn score_all(
         let pairs: Vec<Pair> = group.iter().map(|&image| pair(image, any_caption)).collect();
         let inputs = dataset.read(&pairs)?.inputs(how.device)?;
         let mask = inputs.visual_attention_mask.as_ref();
-        let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
+        let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
         for i in 0..group.len() {
             check_interrupt()?;
             let row = (chunk * batch_size + i) * captions.len();
             for batch in &encoded_captions {
-                let image = repeat(&vision, mask, i, batch.places.len())?;
+                let image = vision.repeat(i, batch.places.len())?;
                 let output = model.match_encoded(&batch.encoded, &image, &run)?;
                 for (&place, logit) in batch.places.iter().zip(output.logits.to_vec1::<f32>()?) {
                     scores[row + place] = logit;
@@ -152,17 +151,4 @@ pub fn score_all(
         }
     }
     Ok(scores)
-}
-
-/// Image `i` of an encoded batch, `times` over.
-fn repeat(vision: &Encoded, mask: Option<&Tensor>, i: usize, times: usize) -> Result<Encoded> {
-    let (_, regions, hidden) = vision.states.dims3()?;
-    let states = vision.states.narrow(0, i, 1)?.expand((times, regions, hidden))?.contiguous()?;
-    let mask = match mask {
-        Some(mask) => {
-            Some(lxmert_core::ops::KeyMask::new(&mask.narrow(0, i, 1)?.expand((times, regions))?.contiguous()?)?)
-        }
-        None => None,
-    };
-    Ok(Encoded { states, mask, maps: Vec::new() })
 }

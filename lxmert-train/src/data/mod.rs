@@ -3,7 +3,7 @@
 //! | module | what it reads |
 //! | --- | --- |
 //! | [`dataset`] | captioned images with splits, features and tokens |
-//! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
+//! | [`splits`], [`paths`] | which image of a caption file is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
 //! | [`questions`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
@@ -13,9 +13,7 @@
 //! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
-pub mod answers;
 pub mod batches;
-pub mod captions;
 pub mod dataset;
 pub mod image_examples;
 pub mod json_list;
@@ -31,3 +29,4 @@ pub mod statements;
 pub mod vqa_answers;
 
 pub use dataset::{CaptionedImages, Dataset, LoadOptions};
+pub use lxmert_core::answers;

@@ -1,0 +1,372 @@
+//! The innermost product: a tile of a few rows times a panel of packed columns, its sums held in registers; and what
+//! is done to a tile before it is stored.
+//!
+//! Weights are packed once into panels, each `inner` × `columns` values in the order they are read, zero-padded at the
+//! right edge. The left side is read as it lies, row after row, one value broadcast at a time. Callers block the inner
+//! dimension, so that a block's panel streams through the first-level cache while its rows stay in the second.
+
+#![allow(unsafe_code)]
+
+use super::bf16::{self, Precision};
+use super::simd::{Level, Plain, Vector, has_bf16, level, vectorised};
+
+/// The product of a tile, compiled for one kind of machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernel {
+    level: Level,
+    precision: Precision,
+    /// Columns of a tile: the width of a panel.
+    pub columns: usize,
+    /// Rows of a large tile, which keeps as many sums in registers as there are, and of a small one for what is left.
+    large: Tile,
+    small: Tile,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    rows: usize,
+    run: unsafe fn(Operands),
+}
+
+impl Tile {
+    fn new(rows: usize, run: unsafe fn(Operands)) -> Self {
+        Self { rows, run }
+    }
+}
+
+/// Where a tile's operands lie.
+#[derive(Clone, Copy)]
+struct Operands {
+    inner: usize,
+    a: *const f32,
+    a_strides: (usize, usize),
+    panel: *const f32,
+    /// What is added to the sums: a row of two registers, and how far the next row's is.
+    start: *const f32,
+    start_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+/// The left side of a product: values, and how far apart rows and inner places are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    pub values: &'a [f32],
+    pub row: usize,
+    pub inner: usize,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Base<'a> {
+    Zero,
+    /// What the output holds.
+    Out,
+    /// The same row for all.
+    Bias(&'a [f32]),
+}
+
+/// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
+const CHAIN: usize = 384;
+
+/// As wide as the widest panel.
+static ZEROS: [f32; 32] = [0.0; 32];
+
+impl Kernel {
+    /// The one for this machine and operands of `precision`.
+    pub fn new(precision: Precision) -> Self {
+        // Without AVX-512's instruction for pairs, unpacking them with AVX2 is as fast.
+        let level = if precision == Precision::Bf16 && !has_bf16() { level().min(Level::Avx2) } else { level() };
+        Self::of(level, precision)
+    }
+
+    fn of(level: Level, precision: Precision) -> Self {
+        let pairs = precision == Precision::Bf16;
+        let (columns, large, small): (usize, Tile, Tile) = match level {
+            // 24 of 32 registers hold sums.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if pairs => (32, Tile::new(12, avx512_pairs::<12>), Tile::new(4, avx512_pairs::<4>)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => (32, Tile::new(12, avx512::<12>), Tile::new(4, avx512::<4>)),
+            // 12 of 16 registers hold sums.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 if pairs => (16, Tile::new(6, avx2::<6, true>), Tile::new(2, avx2::<2, true>)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => (16, Tile::new(6, avx2::<6, false>), Tile::new(2, avx2::<2, false>)),
+            _ if pairs => (8, Tile::new(4, plain::<4, true>), Tile::new(2, plain::<2, true>)),
+            _ => (8, Tile::new(4, plain::<4, false>), Tile::new(2, plain::<2, false>)),
+        };
+        Self { level, precision, columns, large, small }
+    }
+
+    /// What its operands are.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Words of an operand with `inner` values: pairs of bf16 share one.
+    pub fn words(&self, inner: usize) -> usize {
+        match self.precision {
+            Precision::F32 => inner,
+            Precision::Bf16 => inner.div_ceil(2),
+        }
+    }
+
+    /// The instructions that it was compiled for.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Values in a register.
+    pub fn lanes(&self) -> usize {
+        self.columns / 2
+    }
+
+    /// Rows of the tile that is fastest.
+    pub fn large_rows(&self) -> usize {
+        self.large.rows
+    }
+
+    /// `rows` rounded up to what [`multiply`](Self::multiply) can do.
+    pub fn round_rows(&self, rows: usize) -> usize {
+        rows.next_multiple_of(self.small.rows)
+    }
+
+    /// `out` (`rows` × `columns`) = `a` (`rows` × `inner`, rows `a_stride` apart) · `panel` (`inner` × `columns`).
+    /// `rows` must be a multiple of the small tile's.
+    pub fn multiply(&self, rows: usize, inner: usize, a: &[f32], a_stride: usize, panel: &[f32], out: &mut [f32]) {
+        let a = Left { values: a, row: a_stride, inner: 1 };
+        self.multiply_into(rows, inner, a, panel, Base::Zero, out, self.columns);
+    }
+
+    /// As [`multiply`](Self::multiply), of a left side that may lie column by column, to rows `out_stride` apart.
+    #[allow(clippy::too_many_arguments)] // the sizes and strides of three matrices
+    pub fn multiply_into(
+        &self,
+        rows: usize,
+        inner: usize,
+        a: Left,
+        panel: &[f32],
+        base: Base,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        let mut row = 0;
+        while row < rows {
+            let tile = if rows - row >= self.large.rows { self.large } else { self.small };
+            let (a_values, out) = (&a.values[row * a.row..], &mut out[row * out_stride..]);
+            assert!(inner == 0 || a_values.len() > (tile.rows - 1) * a.row + (inner - 1) * a.inner);
+            assert!(panel.len() >= inner * self.columns && out.len() >= (tile.rows - 1) * out_stride + self.columns);
+            let (first, start_stride) = match base {
+                Base::Zero => (ZEROS.as_ptr(), 0),
+                Base::Out => (out.as_ptr(), out_stride),
+                Base::Bias(values) => {
+                    assert!(values.len() >= self.columns);
+                    (values.as_ptr(), 0)
+                }
+            };
+            let mut operands = Operands {
+                inner: inner.min(CHAIN),
+                a: a_values.as_ptr(),
+                a_strides: (a.row, a.inner),
+                panel: panel.as_ptr(),
+                start: first,
+                start_stride,
+                out: out.as_mut_ptr(),
+                out_stride,
+            };
+            // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
+            unsafe { (tile.run)(operands) }
+            let mut done = operands.inner;
+            while done < inner {
+                operands.a = operands.a.wrapping_add(operands.inner * a.inner);
+                operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
+                operands.inner = CHAIN.min(inner - done);
+                (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to what was stored.
+                unsafe { (tile.run)(operands) }
+                done += operands.inner;
+            }
+            row += tile.rows;
+        }
+    }
+
+    /// Panels of the matrix whose element (inner, column) is `at(inner, column)`, one after another.
+    pub fn pack(&self, inner: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+        let words = self.words(inner);
+        let at = |k: usize, j: usize| if k < inner && j < columns { at(k, j) } else { 0.0 };
+        let mut packed = Vec::with_capacity(columns.next_multiple_of(self.columns) * words);
+        for first in (0..columns).step_by(self.columns) {
+            for word in 0..words {
+                packed.extend((first..first + self.columns).map(|j| match self.precision {
+                    Precision::F32 => at(word, j),
+                    Precision::Bf16 => bf16::pair(at(2 * word, j), at(2 * word + 1, j)),
+                }));
+            }
+        }
+        packed
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512<const ROWS: usize>(operands: Operands) {
+    // SAFETY: passed on to the caller, which has checked the lengths.
+    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, false>(operands) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+unsafe fn avx512_pairs<const ROWS: usize>(operands: Operands) {
+    // SAFETY: passed on to the caller, which has checked the lengths.
+    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, true>(operands) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
+    // SAFETY: as above.
+    unsafe { multiply::<std::arch::x86_64::__m256, ROWS, PAIRS>(operands) }
+}
+
+unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
+    // SAFETY: as above.
+    unsafe { multiply::<Plain, ROWS, PAIRS>(operands) }
+}
+
+/// With `PAIRS` a word of either side is two values of bf16.
+///
+/// # Safety
+/// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
+/// rows of two registers at their strides.
+#[inline(always)]
+unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
+    let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
+    // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
+    // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
+    unsafe {
+        let mut sums = [[V::splat(0.0); 2]; ROWS];
+        let (mut a, mut b) = (a, panel);
+        for _ in 0..inner {
+            let (left, right) = (V::load(b), V::load(b.wrapping_add(V::LANES)));
+            let mut row = a;
+            for sum in &mut sums {
+                let value = V::broadcast(row);
+                *sum = match PAIRS {
+                    false => [value.mul_add(left, sum[0]), value.mul_add(right, sum[1])],
+                    true => [value.mul_add_pairs(left, sum[0]), value.mul_add_pairs(right, sum[1])],
+                };
+                row = row.wrapping_add(a_strides.0);
+            }
+            a = a.wrapping_add(a_strides.1);
+            b = b.wrapping_add(2 * V::LANES);
+        }
+        let (mut start, mut out) = (start, out);
+        for sum in sums {
+            sum[0].add(V::load(start)).store(out);
+            sum[1].add(V::load(start.wrapping_add(V::LANES))).store(out.wrapping_add(V::LANES));
+            start = start.wrapping_add(start_stride);
+            out = out.wrapping_add(out_stride);
+        }
+    }
+}
+
+/// How many of `count` rows a task takes, in whole blocks of `block` and at most `most` (but one block), so that the last
+/// of the threads is done soonest.
+pub(crate) fn balanced(count: usize, block: usize, most: usize) -> usize {
+    let (blocks, threads) = (count.div_ceil(block).max(1), rayon::current_num_threads());
+    let most = (most / block).max(1);
+    let time = |per_task: usize| blocks.div_ceil(per_task).div_ceil(threads) * per_task;
+    // The larger of equal ones: it reuses the weights more.
+    (most.div_ceil(2)..=most).rev().min_by_key(|&per_task| time(per_task)).unwrap_or(1) * block
+}
+
+/// Where a tile's columns go: `width` of them from `start` on in rows `leading` apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Columns {
+    pub leading: usize,
+    pub start: usize,
+    pub width: usize,
+}
+
+vectorised! {
+    /// `out = values + bias [+ residual] [then ReLU]` in `columns` of all rows of `out`; `residual` lies like `out`, `values`
+    /// are rows of `panel`, `bias` begins at the columns' start.
+    pub(crate) fn finish(
+        out: &mut [f32], columns: Columns, values: &[f32], panel: usize, bias: &[f32], residual: Option<&[f32]>, relu: bool,
+    ) {
+        let Columns { leading, start, width } = columns;
+        let bias = &bias[..width];
+        let least = if relu { 0.0 } else { f32::NEG_INFINITY };
+        // NaN stays NaN.
+        let activate = |value: f32| if value < least { least } else { value };
+        for (row, (out, values)) in out.chunks_exact_mut(leading).zip(values.chunks_exact(panel)).enumerate() {
+            let (out, values) = (&mut out[start..start + width], &values[..width]);
+            match residual {
+                None => {
+                    for i in 0..width {
+                        out[i] = activate(values[i] + bias[i]);
+                    }
+                }
+                Some(residual) => {
+                    let residual = &residual[row * leading + start..][..width];
+                    for i in 0..width {
+                        out[i] = activate(values[i] + bias[i] + residual[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod bounds;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_of_this_machine_multiplies() {
+        let levels = [Level::Plain, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= level());
+        for kernel in levels.clone().map(|l| Kernel::of(l, Precision::F32)) {
+            check(&kernel);
+        }
+        for kernel in levels.filter(|l| *l < Level::Avx512 || has_bf16()).map(|l| Kernel::of(l, Precision::Bf16)) {
+            check(&kernel);
+        }
+    }
+
+    fn check(kernel: &Kernel) {
+        let (rows, columns) = (kernel.large.rows + 2 * kernel.small.rows, kernel.columns);
+        for inner in [0, 1, 7, 64] {
+            let words = kernel.words(inner);
+            let stride = words + 3;
+            let bf16 = kernel.precision() == Precision::Bf16;
+            let rounded = |x: f32| if bf16 { half::bf16::from_f32(x).to_f32() } else { x };
+            let values = crate::procedural::values("a", rows * inner, -1.0, 1.0, 1);
+            let b = crate::procedural::values("b", inner * (columns + 5), -1.0, 1.0, 2);
+            let mut a = vec![0.0; rows * stride];
+            for (from, to) in values.chunks(inner.max(1)).zip(a.chunks_mut(stride)) {
+                match bf16 {
+                    true => bf16::pairs(from, to),
+                    false => to[..inner].copy_from_slice(from),
+                }
+            }
+            let at = |k: usize, j: usize| b[k * (columns + 5) + j];
+            let packed = kernel.pack(inner, columns + 5, at);
+            for (panel, packed) in packed.chunks(words.max(1) * columns).enumerate() {
+                let mut out = vec![f32::NAN; rows * columns];
+                kernel.multiply(rows, words, &a, stride, packed, &mut out);
+                for (place, value) in out.iter().enumerate() {
+                    let (row, column) = (place / columns, panel * columns + place % columns);
+                    let expected: f32 = match column < columns + 5 {
+                        true => (0..inner).map(|k| rounded(values[row * inner + k]) * rounded(at(k, column))).sum(),
+                        false => 0.0,
+                    };
+                    assert!((value - expected).abs() < 1e-5, "{kernel:?} {row} {column}: {value} {expected}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Any number of weights as one argument of an operation: candle's custom operations take three.
+
+use super::super::gradients::deliver;
+use super::super::{Held, hold};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor, TensorId};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+
+/// An operation's weights. In the graph a [`node`](Self::node) without data stands for them: the operation leaves their
+/// gradients here, and the node's own backward, which comes after, hands them on.
+#[derive(Debug, Clone)]
+pub(super) struct Parameters {
+    tensors: Vec<Tensor>,
+    /// Of the tensors as they were given: a copy made contiguous is another one each time.
+    ids: Vec<TensorId>,
+    gradients: Arc<Mutex<Vec<Option<Tensor>>>>,
+}
+
+impl Parameters {
+    pub fn new(tensors: &[&Tensor]) -> Result<Self> {
+        let ids = tensors.iter().map(|t| t.id()).collect();
+        let tensors: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+        Ok(Self { gradients: Arc::new(Mutex::new(vec![None; tensors.len()])), tensors, ids })
+    }
+
+    /// What stands for them in the graph.
+    pub fn node(&self) -> Result<Tensor> {
+        let mut node = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?;
+        for (index, pair) in self.tensors.chunks(2).enumerate() {
+            if pair.iter().any(Tensor::track_op) {
+                let op = Link { gradients: self.gradients.clone(), first: 2 * index };
+                node = node.apply_op3(&pair[0], pair.last().unwrap_or(&pair[0]), op)?;
+            }
+        }
+        Ok(node)
+    }
+
+    /// Weight `index`, for reading.
+    pub fn hold(&self, index: usize) -> Held<'_, impl Deref<Target = Storage>> {
+        hold(&self.tensors[index])
+    }
+
+    /// What weight `index` is known by.
+    pub fn id(&self, index: usize) -> TensorId {
+        self.ids[index]
+    }
+
+    /// Whether the gradient of weight `index` or of the one after it is asked for.
+    pub fn is_learned(&self, index: usize) -> bool {
+        self.tensors[index..].iter().take(2).any(Tensor::track_op)
+    }
+
+    /// A vector for the gradient of weight `index`; empty where nobody asks for it.
+    pub fn zeros(&self, index: usize) -> Vec<f32> {
+        let tensor = &self.tensors[index];
+        vec![0.0; if tensor.track_op() { tensor.elem_count() } else { 0 }]
+    }
+
+    /// Leaves the gradient of weight `index`, if it is asked for.
+    pub fn set(&self, index: usize, gradient: Vec<f32>) -> Result<()> {
+        let gradient = deliver(&self.tensors[index], gradient)?;
+        if let Ok(mut gradients) = self.gradients.lock() {
+            gradients[index] = gradient;
+        }
+        Ok(())
+    }
+}
+
+/// Two weights (or one, twice) and the node of those before them.
+struct Link {
+    gradients: Arc<Mutex<Vec<Option<Tensor>>>>,
+    first: usize,
+}
+
+impl CustomOp3 for Link {
+    fn name(&self) -> &'static str {
+        "parameters"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), 1.into()))
+    }
+
+    fn bwd(
+        &self,
+        before: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients =
+            self.gradients.lock().map_err(|_| candle_core::Error::Msg("a gradient's lock is poisoned".into()))?;
+        let mut take = |index: usize| gradients.get_mut(index).and_then(Option::take);
+        let (first, second) = (take(self.first), take(self.first + 1));
+        Ok((before.track_op().then(|| grad.clone()), first, second))
+    }
+}
