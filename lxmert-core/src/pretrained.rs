@@ -141,7 +141,7 @@ impl Pretrained {
         let Some(asked) = asked else { return Ok(self.config.clone()) };
         let (own, wanted) = (fields_of(&self.config)?, fields_of(&asked)?);
         let differs = |key: &&&str| own.get(**key) != wanted.get(**key);
-        let by_shape = ["vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"];
+        let by_shape = ["hidden_size", "vocab_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"];
         let by_file = ["num_attention_heads", "hidden_act", "layer_norm_eps"];
         let layers = ["l_layers", "r_layers", "x_layers", "cross_layer"];
         let by_file = by_file.iter().filter(|_| self.described);
