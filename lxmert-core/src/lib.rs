@@ -5,6 +5,7 @@
 
 pub mod answering;
 pub mod answers;
+pub mod batch;
 pub mod boxes;
 pub mod captions;
 pub mod checkpoint;
@@ -16,6 +17,7 @@ pub mod features;
 pub mod files;
 pub mod image_names;
 pub mod interrupt;
+pub mod losses;
 pub mod model;
 pub mod nearby;
 pub mod ops;
