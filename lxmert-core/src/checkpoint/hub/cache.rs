@@ -1,4 +1,4 @@
-//! The cache on disk, in the Python library's layout, and the hashes of its files.
+//! The cache on disk, in the Python library's layout (which the crate `hf-hub` knows), and the hashes of its files.
 //!
 //! Under `models--owner--repo/`: `blobs/` holds each content once, named by the hub's ETag (for a large file its sha256);
 //! `snapshots/<commit>/` holds links to blobs under the files' names; `refs/<revision>` says which commit a branch or tag is.
@@ -6,32 +6,39 @@
 use super::{ExpectedFile, HubFile};
 use crate::files::sha256;
 use crate::{Error, Result};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-/// One repository's folder in the cache.
+/// One revision of a repository in the cache.
 #[derive(Debug)]
-pub(super) struct Repository(pub PathBuf);
+pub(super) struct Repository {
+    cached: CacheRepo,
+    /// The repository's folder.
+    pub folder: PathBuf,
+}
 
 impl Repository {
     pub fn of(file: &HubFile, cache: &Path) -> Self {
-        Self(cache.join(format!("models--{}--{}", file.owner, file.repo)))
+        let id = format!("{}/{}", file.owner, file.repo);
+        let repo = Repo::with_revision(id, RepoType::Model, file.revision().into());
+        let folder = cache.join(repo.folder_name());
+        Self { cached: Cache::new(cache.into()).repo(repo), folder }
     }
 
     /// The file's path if it is there: in the snapshot of the revision, which may be a commit, or in the newest snapshot that has
     /// it where no commit is noted for `main`.
     pub fn find(&self, file: &HubFile) -> Option<PathBuf> {
-        let snapshots = self.0.join("snapshots");
         let noted = std::fs::read_to_string(self.reference(file)).ok();
         let commit = noted.as_deref().map_or(file.revision(), str::trim);
-        let path = snapshots.join(commit).join(&file.file);
+        let path = self.cached.pointer_path(commit).join(&file.file);
         if path.is_file() {
             return Some(path);
         }
         if noted.is_some() || file.revision.is_some() {
             return None;
         }
-        let dated = std::fs::read_dir(snapshots).ok()?.flatten().filter_map(|snapshot| {
+        let dated = std::fs::read_dir(self.folder.join("snapshots")).ok()?.flatten().filter_map(|snapshot| {
             let path = snapshot.path().join(&file.file);
             path.is_file().then_some((snapshot.metadata().and_then(|m| m.modified()).ok(), path))
         });
@@ -39,20 +46,20 @@ impl Repository {
     }
 
     pub fn blob(&self, etag: &str) -> PathBuf {
-        self.0.join("blobs").join(etag)
+        self.folder.join("blobs").join(etag)
     }
 
     /// Where the commit of the file's revision is noted.
     fn reference(&self, file: &HubFile) -> PathBuf {
-        self.0.join("refs").join(file.revision())
+        self.folder.join("refs").join(file.revision())
     }
 
     /// Gives the blob `etag` its name in the snapshot `commit` and notes the commit. What is so already is not written, so
     /// a complete cache may be read-only.
     pub fn link(&self, file: &HubFile, commit: &str, etag: &str) -> std::io::Result<PathBuf> {
-        let path = self.0.join("snapshots").join(commit).join(&file.file);
+        let path = self.cached.pointer_path(commit).join(&file.file);
         if path.canonicalize().ok() != self.blob(etag).canonicalize().ok() {
-            std::fs::create_dir_all(path.parent().unwrap_or(&self.0))?;
+            std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -68,15 +75,14 @@ impl Repository {
         }
         let reference = self.reference(file);
         if file.revision() != commit && std::fs::read(&reference).ok().as_deref() != Some(commit.as_bytes()) {
-            std::fs::create_dir_all(reference.parent().unwrap_or(&self.0))?;
-            std::fs::write(reference, commit)?;
+            self.cached.create_ref(commit)?;
         }
         Ok(path)
     }
 
     /// [`ExpectedFile::check`], but a file that passed before and has the same size and time of change is not hashed again.
     pub fn check(&self, path: &Path, expected: &ExpectedFile<'_>) -> Result<()> {
-        let memory = self.0.join(".verified").join(expected.sha256);
+        let memory = self.folder.join(".verified").join(expected.sha256);
         let now = fingerprint(path);
         if now.is_some() && now == std::fs::read_to_string(&memory).ok() {
             return expected.check_size(path);
@@ -84,7 +90,7 @@ impl Repository {
         expected.check(path)?;
         if let Some(now) = now {
             // Only saves time: in a cache that cannot be written, the next call hashes the file again.
-            let _ = std::fs::create_dir_all(self.0.join(".verified"));
+            let _ = std::fs::create_dir_all(self.folder.join(".verified"));
             let _ = std::fs::write(&memory, now);
         }
         Ok(())

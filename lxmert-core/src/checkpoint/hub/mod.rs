@@ -3,9 +3,9 @@
 //! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders). [`HubOptions`] has
 //! the cache's folder, the endpoint and the token, from the Python library's environment variables.
 //!
-//! [`client`](Hub) decides what is fetched and when the cached copy serves; `cache` knows the layout of the cache and checks
-//! hashes; `network` speaks the protocol, over `ureq`. Only the last needs the crate's feature `hub`: a build without it reads
-//! the cache as it does offline.
+//! [`client`](Hub) decides what is fetched and when the cached copy serves; `cache` keeps the cache, whose layout is `hf-hub`'s, and
+//! checks hashes; `network` speaks the protocol over `ureq` (hf-hub's own clients were left out: see the workspace's
+//! `Cargo.toml`). Only the last needs the crate's feature `hub`: a build without it reads the cache as it does offline.
 
 mod cache;
 mod client;

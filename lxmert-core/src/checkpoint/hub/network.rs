@@ -146,7 +146,7 @@ impl Hub {
             }
             return Err(error);
         }
-        repository.link(file, &remote.commit, &remote.etag).map_err(Error::io(&repository.0))
+        repository.link(file, &remote.commit, &remote.etag).map_err(Error::io(&repository.folder))
     }
 
     /// Downloads a blob; says whether it began with what an earlier call had left.
