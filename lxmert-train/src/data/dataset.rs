@@ -218,7 +218,7 @@ impl Dataset {
     /// When the store is damaged.
     pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
         let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
-        Batch::read(&self.store, self.regions, &rows, self.pad)
+        Ok(Batch::read(&self.store, self.regions, &rows, self.pad)?)
     }
 
     /// The WordPiece ids of a pair's sentence.

@@ -2,11 +2,12 @@
 
 use super::maps::{self, PairMaps};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
+use lxmert_core::batch::Batch;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
-use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass};
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
@@ -21,7 +22,7 @@ pub struct Scorer {
     vocabulary: WordPiece,
     device: Device,
     regions: usize,
-    packed: PackedWeights,
+    packed: PrepackedWeights,
 }
 
 /// A sentence and an image's regions.
@@ -76,7 +77,7 @@ impl Scorer {
             vocabulary: text,
             regions: preprocessing.regions,
             device: device.clone(),
-            packed: PackedWeights::new(),
+            packed: PrepackedWeights::new(),
         })
     }
 
@@ -107,7 +108,7 @@ impl Scorer {
         let rows: Vec<(&Regions, &[u32])> =
             pairs.iter().zip(&encodings).map(|(pair, e)| (pair.regions, e.ids.as_slice())).collect();
         let inputs = batch(&rows, self.sizes(), &self.device)?;
-        let output = self.model.forward(&inputs, &Forward::capture(capture))?;
+        let output = self.model.forward(&inputs, &Pass::capture(capture))?;
         let logits: Vec<f32> = output.logits.to_dtype(DType::F32)?.to_vec1()?;
         let mut maps: Vec<Option<PairMaps>> = match &output.trunk.attentions {
             Some(attentions) => {
@@ -151,7 +152,7 @@ impl Scorer {
         let inputs = padded(pairs, self.sizes(), &self.device)?;
         Ok(self
             .model
-            .forward(&inputs, &Forward::eval().pooled_only().with_packed(&self.packed))?
+            .forward(&inputs, &Pass::eval().pooled_only().with_packed(&self.packed))?
             .logits
             .to_dtype(DType::F32)?
             .to_vec1()?)
@@ -184,30 +185,7 @@ fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Dev
     if pairs.iter().any(|(regions, _)| regions.boxes.is_empty() != pairs[0].0.boxes.is_empty()) {
         return Err(Error::Argument("an image without regions beside others that have some".into()));
     }
-    let rows = pairs.len();
-    let length = pairs.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
-    let most = pairs.iter().map(|(regions, _)| regions.boxes.len()).max().unwrap_or(0);
-    let (mut ids, mut word_mask) = (vec![pad; rows * length], vec![0f32; rows * length]);
-    let (mut features, mut boxes) = (vec![0f32; rows * most * width], vec![0f32; rows * most * 4]);
-    let mut region_mask = vec![0f32; rows * most];
-    for (i, (regions, words)) in pairs.iter().enumerate() {
-        ids[i * length..i * length + words.len()].copy_from_slice(words);
-        word_mask[i * length..i * length + words.len()].fill(1.0);
-        let from = i * most;
-        let count = regions.boxes.len();
-        features[from * width..(from + count) * width].copy_from_slice(&regions.features);
-        for (slot, corners) in boxes[from * 4..].chunks_exact_mut(4).zip(&regions.boxes) {
-            slot.copy_from_slice(corners);
-        }
-        region_mask[from..from + count].fill(1.0);
-    }
-    Ok(LxmertInputs {
-        input_ids: Tensor::from_vec(ids, (rows, length), device)?,
-        attention_mask: Some(Tensor::from_vec(word_mask, (rows, length), device)?),
-        visual_feats: Tensor::from_vec(features, (rows, most, width), device)?,
-        visual_boxes: Tensor::from_vec(boxes, (rows, most, 4), device)?,
-        visual_attention_mask: Some(Tensor::from_vec(region_mask, (rows, most), device)?),
-    })
+    Ok(Batch::of_regions(pairs, usize::MAX, pad).inputs(device)?)
 }
 
 /// The regions whose numbers (within range) are in `kept`, in that order.
