@@ -1,6 +1,7 @@
 //! Which regions of an image go on to the transformer, and with which features.
 
 use crate::detector::box_coder::is_at_least;
+use crate::detector::config::BoxConvention;
 use crate::detector::detect::Candidate;
 use crate::detector::nms::nms;
 use crate::detector::{Analysis, Detector};
@@ -99,7 +100,7 @@ fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: usize) -> V
         return chosen;
     }
     let mut weaker = best_guesses(analysis);
-    weaker.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size));
+    weaker.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size, BoxConvention::Continuous));
     weaker.sort_by(|a, b| b.score.total_cmp(&a.score));
     for guess in &weaker {
         if chosen.len() == count {

@@ -1,6 +1,7 @@
 //! Where a detector's weights come from, and that they are the right ones.
 
-use crate::detector::{Detector, DetectorConfig, expected_tensors};
+use crate::detector::config::KeyNames;
+use crate::detector::{Detector, DetectorConfig, expected_tensors, visual_genome};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::checkpoint::{
@@ -18,7 +19,8 @@ pub const COCO_SOURCE: &str = "hf:zeyuzy/vision_model-base_model/fasterrcnn_resn
 pub const COCO_FILE: ExpectedFile<'static> =
     ExpectedFile { size: 167_502_836, sha256: "258fb6c638b15964ddcdd1ae0748c5eef1be9e732750120cc857feed3faac384" };
 
-/// A detector from a weight file: safetensors, or a `.pth` of any age, with today's or the older key names.
+/// A detector from a weight file: safetensors, a `.pth` of any age, or detectron2's `.pkl`, with the key names and layout of
+/// any port that the configuration has a place for.
 ///
 /// # Errors
 /// When the file cannot be read or does not fit `config`: the error lists every missing, unexpected and
@@ -29,7 +31,24 @@ pub fn load(
     precision: Precision,
     device: &Device,
 ) -> Result<Detector> {
-    detector(config, read_fitting(config, path.as_ref())?, precision, device)
+    let path = path.as_ref();
+    from_tensors(config, path, read_tensors(path)?, precision, device)
+}
+
+/// [`load`] of the tensors of a file that was read already. `path` is for messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_tensors(
+    config: &DetectorConfig,
+    path: &Path,
+    tensors: BTreeMap<String, Tensor>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Detector> {
+    let mut config = config.clone();
+    let tensors = fitting(&mut config, path, tensors)?;
+    detector(&config, tensors, precision, device)
 }
 
 /// The COCO detector: the published file by way of the hub's cache, checked by size and hash and converted once to
@@ -78,12 +97,25 @@ fn converted(
 }
 
 fn read_fitting(config: &DetectorConfig, path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    fitting(&mut config.clone(), path, read_tensors(path)?)
+}
+
+/// The tensors that the network needs, in its layout. Anchors that the file holds go to `config`.
+fn fitting(
+    config: &mut DetectorConfig,
+    path: &Path,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = match config.key_names {
+        KeyNames::Torchvision => names::detector(path, tensors)?,
+        KeyNames::Detectron2 => visual_genome::to_network_layout(config, path, tensors)?,
+    };
     let options = FitOptions {
         // A counter that training keeps and inference does not need; FrozenBatchNorm2d has none.
         ignore: vec!["*.num_batches_tracked".into()],
         ..FitOptions::default()
     };
-    fit(path, &expected_tensors(config)?, names::detector(path, read_tensors(path)?)?, &options)
+    fit(path, &expected_tensors(config)?, tensors, &options)
 }
 
 fn detector(
@@ -110,7 +142,7 @@ mod tests {
                 stage_widths: vec![4; 4],
                 ..ResNetConfig::default()
             },
-            fpn: FpnConfig { channels: 2, ..FpnConfig::default() },
+            fpn: Some(FpnConfig { channels: 2, ..FpnConfig::default() }),
             roi_heads: RoiHeadsConfig { representation_size: 3, ..RoiHeadsConfig::default() },
             label_names: vec!["background".into(), "thing".into()],
             ..DetectorConfig::coco()

@@ -32,11 +32,11 @@ use std::path::Path;
 
 /// Every tensor of a checkpoint by name, on the CPU, in the file's own element types where candle has
 /// them (bool becomes u8, int8 becomes i16). The format is told by the content, not by the file's name:
-/// safetensors, torch's zip `.pth`, or its legacy `.pth` from before version 1.6. State dicts that lie
+/// safetensors, torch's zip `.pth`, its legacy `.pth` from before version 1.6, or a pickle of NumPy arrays. State dicts that lie
 /// under `state_dict`, `model` or `model_state_dict` are taken out of there.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is none of the three (the
+/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is none of these (the
 /// message says what it looks like instead) or is damaged, [`Error::PickleClass`] when its pickle
 /// wants anything but tensors.
 pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
@@ -54,9 +54,10 @@ pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -
         Container::Safetensors => safetensors_file::read(path, &bytes, &keep),
         Container::TorchZip => torch_pickle::read_zip(path, &bytes, &keep),
         Container::TorchLegacy => torch_pickle::read_legacy(path, &bytes, &keep),
+        Container::Pickle => torch_pickle::read_pickle(path, &bytes, &keep),
         Container::Other(what) => Err(Error::format(
             path,
-            format!("{what}; weights are read from .safetensors files and from torch's .pth, .pt or .bin files"),
+            format!("{what}; weights are read from .safetensors files, torch's .pth, .pt or .bin files, and .pkl files of arrays"),
         )),
     }
 }
@@ -104,6 +105,7 @@ enum Container {
     Safetensors,
     TorchZip,
     TorchLegacy,
+    Pickle,
     Other(&'static str),
 }
 
@@ -145,7 +147,7 @@ impl Container {
                 "this is a tar archive; unpack it first (torch before 0.1.10 wrote such files: save it again with a newer torch)",
             )
         } else if bytes[0] == 0x80 {
-            Self::Other("this is a pickle, but not one that torch.save wrote")
+            Self::Pickle
         } else {
             Self::Other("this is no format of weights known here; the download may be cut or damaged")
         }

@@ -15,7 +15,7 @@
 //! - [`batch_norm`](mod@batch_norm): batch normalisation in training;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
-//! - [`roi_align()`]: torchvision's RoIAlign;
+//! - [`roi_align()`]: torchvision's RoIAlign; [`roi_pool()`]: its RoI max pooling, for inference;
 //! - [`PackedConv2d`], [`PackedLinear`] and [`roi_align_levels`] on [`FeatureMap`]s: the inference path of a detector, channels
 //!   last, in f32 or with products of bf16 ([`Precision`]).
 
@@ -48,6 +48,7 @@ mod packing;
 pub mod pool;
 mod product;
 pub mod roi_align;
+mod roi_pool;
 mod scratch;
 pub(crate) mod simd;
 mod strassen;
@@ -75,6 +76,7 @@ pub use packed_weights::PackedWeights;
 pub use packing::Packing;
 pub use pool::max_pool2d;
 pub use roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
+pub use roi_pool::{RoiPool, roi_pool};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
 use std::ops::Deref;

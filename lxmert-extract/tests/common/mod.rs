@@ -34,14 +34,17 @@ struct Entry {
     high: f64,
 }
 
+/// The formula tensors that a manifest among the fixtures lists.
+pub fn manifest_weights(name: &str, seed: u64) -> Result<HashMap<String, Tensor>> {
+    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(fixture(name))?)?;
+    let tensors = manifest.tensors.into_iter();
+    tensors.map(|t| Ok((t.name.clone(), procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?))).collect()
+}
+
 /// All weights of the reference network, by torchvision's names.
 pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
-    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(fixture("frcnn/manifest.json"))?)?;
     let mut weights = tensors(&format!("frcnn/batchnorm-seed-{seed}.safetensors"))?;
-    for t in manifest.tensors {
-        let tensor = procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?;
-        weights.insert(t.name, tensor);
-    }
+    weights.extend(manifest_weights("frcnn/manifest.json", seed)?);
     Ok(weights)
 }
 
