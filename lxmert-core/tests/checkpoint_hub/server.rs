@@ -133,7 +133,7 @@ impl Site {
         self.log.lock().unwrap().push(line);
 
         let file = &self.published;
-        let resolve = path.starts_with("/owner/repo/resolve/");
+        let resolve = path.starts_with("/owner/repo/resolve/") || path.starts_with("/spaces/owner/repo/resolve/");
         if resolve && method == "HEAD" {
             match self.head {
                 Head::Good => {}

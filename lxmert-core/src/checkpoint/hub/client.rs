@@ -8,7 +8,7 @@
 use super::transfer::{Silence, Watch};
 use super::{ExpectedFile, HubFile, HubOptions, verify};
 use crate::{Error, Result};
-use hf_hub::repository::RepoTypeModel;
+use hf_hub::repository::{RepoType as _, RepoTypeAny};
 use hf_hub::{HFClientBuilder, HFClientSync, HFError, HFRepositorySync};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -118,12 +118,13 @@ impl Hub {
     }
 
     fn of<'a>(&'a self, file: &'a HubFile, show_progress: bool) -> Fetch<'a> {
+        let kind = if file.space { RepoTypeAny::Space } else { RepoTypeAny::Model };
         Fetch {
             options: &self.options,
             file,
-            repo: self.client.model(&file.owner, &file.repo),
-            folder: self.options.cache_dir.join(format!("models--{}--{}", file.owner, file.repo)),
-            page: format!("{}/{}/{}", self.endpoint(), file.owner, file.repo),
+            repo: self.client.repository(kind, &file.owner, &file.repo),
+            folder: self.options.cache_dir.join(format!("{}--{}--{}", kind.plural(), file.owner, file.repo)),
+            page: format!("{}/{}{}/{}", self.endpoint(), kind.url_prefix(), file.owner, file.repo),
             watch: Watch::new(show_progress && !self.options.offline, &file.file),
         }
     }
@@ -138,7 +139,7 @@ impl Hub {
 struct Fetch<'a> {
     options: &'a HubOptions,
     file: &'a HubFile,
-    repo: HFRepositorySync<RepoTypeModel>,
+    repo: HFRepositorySync<RepoTypeAny>,
     /// The repository's folder in the cache.
     folder: PathBuf,
     /// The repository's page, for messages.

@@ -1,6 +1,7 @@
 //! Weights from a file or from the hub, through the cache that Python's `huggingface_hub` uses.
 //!
-//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders).
+//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders); of a space, which is a
+//! repository too, as `hf:spaces/owner/repo/file[@revision]`.
 //! The cache's place, the endpoint and the token are those of the Python library's environment:
 //! `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`; `HF_ENDPOINT`; `HF_TOKEN`, `HF_TOKEN_PATH`, and the token
 //! that `hf auth login` stored; `HF_HUB_OFFLINE=1` forbids the network.
@@ -27,9 +28,11 @@ pub enum WeightSource {
     Hub(HubFile),
 }
 
-/// A file of a model repository on the hub.
+/// A file of a repository on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubFile {
+    /// Whether the repository is a space and not a model.
+    pub space: bool,
     /// The repository's owner.
     pub owner: String,
     /// The repository's name.
@@ -99,13 +102,17 @@ impl fmt::Display for WeightSource {
 impl FromStr for HubFile {
     type Err = String;
 
-    /// `owner/repo/file[@revision]`, after the `hf:`.
+    /// `[spaces/]owner/repo/file[@revision]`, after the `hf:`.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = |what: &str| format!("'hf:{text}' {what}; a hub file is written hf:owner/repo/file[@revision]");
         let (path, revision) = match text.rsplit_once('@') {
             Some((_, "")) => return Err(wrong("has an empty revision")),
             Some((path, revision)) => (path, Some(revision)),
             None => (text, None),
+        };
+        let (space, path) = match path.strip_prefix("spaces/") {
+            Some(path) => (true, path),
+            None => (false, path),
         };
         let mut parts = path.splitn(3, '/');
         let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
@@ -117,13 +124,15 @@ impl FromStr for HubFile {
         if ![owner, repo].into_iter().chain(file.split('/')).chain(revision_parts).all(plain) {
             return Err(wrong("has an empty part or one of '.', '..' and '\\'"));
         }
-        Ok(Self { owner: owner.into(), repo: repo.into(), file: file.into(), revision: revision.map(Into::into) })
+        let revision = revision.map(Into::into);
+        Ok(Self { space, owner: owner.into(), repo: repo.into(), file: file.into(), revision })
     }
 }
 
 impl fmt::Display for HubFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hf:{}/{}/{}", self.owner, self.repo, self.file)?;
+        let space = if self.space { "spaces/" } else { "" };
+        write!(f, "hf:{space}{}/{}/{}", self.owner, self.repo, self.file)?;
         self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
     }
 }
