@@ -84,8 +84,7 @@ impl Reference {
         let at = |y: usize, x: usize| -> Result<Vec<f32>> {
             Ok(map.get(0)?.narrow(1, y, 1)?.narrow(2, x, 1)?.flatten_all()?.to_vec1()?)
         };
-        let all = map.abs()?.mean_all()?.to_scalar::<f32>()?;
-        self.compare(&format!("{name}.mean_abs"), &[all], mean, bound)?;
+        self.compare(&format!("{name}.mean_abs"), &[mean_abs(map)?], mean, bound)?;
         self.compare(&format!("{name}.centre"), &at(dims[2] / 2, dims[3] / 2)?, mean, bound)?;
         self.compare(&format!("{name}.corner"), &at(dims[2] - 1, dims[3] - 1)?, mean, bound)
     }
@@ -98,6 +97,12 @@ impl Reference {
             assert!(largest < bound, "{} {name}: {largest} is not below {bound}", self.stem);
         }
     }
+}
+
+/// The mean of absolute values, summed in f64: sums of millions in f32 are off by more than the values.
+fn mean_abs(tensor: &Tensor) -> Result<f32> {
+    let values = flat(tensor)?;
+    Ok((values.iter().map(|v| f64::from(v.abs())).sum::<f64>() / values.len() as f64) as f32)
 }
 
 fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
@@ -115,7 +120,7 @@ fn compare_proposals(reference: &mut Reference, detector: &Detector, analysis: &
     reference.compare("input_slice", &flat(&image.narrow(1, 100, 8)?.narrow(2, 200, 8)?)?, 1.0, 3e-4)?;
     let corner = image.narrow(1, height - 4, 4)?.narrow(2, width - 4, 4)?;
     reference.compare("input_corner", &flat(&corner)?, 1.0, 3e-4)?;
-    reference.compare("input.mean_abs", &[image.abs()?.mean_all()?.to_scalar()?], 1.0, 3e-4)?;
+    reference.compare("input.mean_abs", &[mean_abs(&image)?], 1.0, 3e-4)?;
     let res4 = &analysis.levels[0];
     reference.compare_map("res4", res4, 6e-4)?;
 
@@ -161,7 +166,7 @@ fn compare_features(
     let proposals = boxes(&reference.get("proposals")?)?;
     let pooled = pooler.forward(&analysis.levels, &[proposals], analysis.input.padded_size)?;
     let mean = reference.numbers("roi_pool.mean_abs")?[0];
-    reference.compare("roi_pool.mean_abs", &[pooled.abs()?.mean_all()?.to_scalar()?], mean, 6e-4)?;
+    reference.compare("roi_pool.mean_abs", &[mean_abs(&pooled)?], mean, 6e-4)?;
     if reference.tensors.contains_key("roi_pool_first") {
         reference.compare("roi_pool_first", &flat(&pooled.get(0)?.narrow(0, 0, 8)?)?, mean, 6e-4)?;
     }
@@ -234,8 +239,7 @@ fn compare_hugging_face(detector: &Detector, stem: &str) -> Result<()> {
     let best: Vec<(usize, f32)> = order.iter().map(|&i| analysis.best_class(i)).collect();
     assert_eq!(best.iter().map(|b| b.0 - 1).collect::<Vec<_>>(), reference.indices("obj_ids_all")?);
     reference.compare("obj_probs_all", &best.iter().map(|b| b.1).collect::<Vec<_>>(), 1.0, 1.5e-4)?;
-    let regressed: Vec<f32> =
-        order.iter().zip(&best).flat_map(|(&i, b)| analysis.regressed_box(i, b.0)).collect();
+    let regressed: Vec<f32> = order.iter().zip(&best).flat_map(|(&i, b)| analysis.regressed_box(i, b.0)).collect();
     reference.compare("boxes_all", &regressed, 1.0, 1.5e-2)?;
     let attributes = detector.first_attribute(&features)?.context("attributes")?;
     let ids: Vec<usize> = attributes.labels.iter().map(|id| *id as usize).collect();
@@ -430,6 +434,6 @@ fn weights_of_the_other_family_are_refused_with_the_detector_to_take() -> Result
     assert!(told(&visual_genome::hugging_face(), 24)?.contains("use --detector visual-genome-caffe"));
     assert!(told(&visual_genome::caffe(), 12)?.contains("use --detector visual-genome"));
     let missing = told(&visual_genome::caffe(), 24)?;
-    assert!(missing.contains("538 missing (backbone.res2.0.conv1.norm.bias"), "{missing}");
+    assert!(missing.contains("534 missing (backbone.res2.0.conv1.norm.bias"), "{missing}");
     Ok(())
 }

@@ -57,7 +57,9 @@ pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -
         Container::Pickle => torch_pickle::read_pickle(path, &bytes, &keep),
         Container::Other(what) => Err(Error::format(
             path,
-            format!("{what}; weights are read from .safetensors files, torch's .pth, .pt or .bin files, and .pkl files of arrays"),
+            format!(
+                "{what}; weights are read from .safetensors files, torch's .pth, .pt or .bin files, and .pkl files of arrays"
+            ),
         )),
     }
 }

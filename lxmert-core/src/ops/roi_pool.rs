@@ -103,7 +103,8 @@ mod tests {
     #[test]
     fn phases_are_every_second_bin() -> Result<()> {
         let features = procedural::tensor("features", &[2, 3, 9, 11], -1.0, 1.0, 0)?;
-        let regions = [[0.0, 0.0, 9.0, 8.0], [3.0, 2.0, 6.0, 20.0]].map(|xyxy| LevelRegion { level: 0, image: 1, xyxy });
+        let regions =
+            [[0.0, 0.0, 9.0, 8.0], [3.0, 2.0, 6.0, 20.0]].map(|xyxy| LevelRegion { level: 0, image: 1, xyxy });
         let pooled = |dilation| -> Result<Tensor> {
             let options = RoiPool { spatial_scale: 1.0, output_size: 4, dilation };
             roi_pool(&features, &regions, options, &BufferPool::new())?.into_tensor()

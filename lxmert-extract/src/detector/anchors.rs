@@ -106,11 +106,8 @@ mod tests {
 
     #[test]
     fn stored_anchors_and_the_stride_of_a_level_win() {
-        let config = RpnConfig {
-            cell_anchors: Some(vec![[0., 0., 1., 1.]]),
-            anchor_stride: Some(16),
-            ..RpnConfig::default()
-        };
+        let config =
+            RpnConfig { cell_anchors: Some(vec![[0., 0., 1., 1.]]), anchor_stride: Some(16), ..RpnConfig::default() };
         // 76 columns of 1203 pixels: the ratio would be 15.
         assert_eq!(AnchorGrid::new(&config, 0, (1, 76), (16, 1203)).get(75), [1200., 0., 1201., 1.]);
     }

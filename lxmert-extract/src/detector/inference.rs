@@ -43,7 +43,10 @@ pub(super) struct PackedPyramid {
 pub(super) enum PackedHead {
     TwoLinear([PackedLinear; 2]),
     /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
-    Res5 { stage: PackedStage, dilation: usize },
+    Res5 {
+        stage: PackedStage,
+        dilation: usize,
+    },
 }
 
 /// Residual blocks, one after another.
@@ -101,18 +104,7 @@ impl PackedNetwork {
         let head = network.roi_heads.pack(network.level_channels, precision)?;
         let pooler = network.roi_heads.pooler.clone();
         let pool = BufferPool::new();
-        Ok(Some(Self {
-            stem,
-            ceil_mode,
-            stages,
-            fpn,
-            rpn_hidden,
-            rpn_predictor,
-            anchors_per_cell,
-            pooler,
-            head,
-            pool,
-        }))
+        Ok(Some(Self { stem, ceil_mode, stages, fpn, rpn_hidden, rpn_predictor, anchors_per_cell, pooler, head, pool }))
     }
 
     /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the levels, finest first, the pooled
@@ -155,7 +147,9 @@ impl PackedNetwork {
                     let cells = stage.forward(&pooled)?;
                     width = cells.shape()[3];
                     let of_region = cells.values().len() / count;
-                    means.par_extend(cells.values().par_chunks_exact(of_region).flat_map_iter(|cells| mean(cells, width)));
+                    means.par_extend(
+                        cells.values().par_chunks_exact(of_region).flat_map_iter(|cells| mean(cells, width)),
+                    );
                 }
                 Tensor::from_vec(means, (total, width), &Device::Cpu)
             }

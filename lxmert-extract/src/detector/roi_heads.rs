@@ -9,7 +9,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, LevelRegion, PackedLinear, Precision, RoiAlign, RoiPool, roi_align, roi_align_levels, roi_pool,
+    BufferPool, FeatureMap, LevelRegion, PackedLinear, Precision, RoiAlign, RoiPool, roi_align, roi_align_levels,
+    roi_pool,
 };
 
 /// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1), or from the only one.
@@ -25,10 +26,7 @@ impl RoiPooler {
     pub fn new(config: &DetectorConfig) -> Self {
         // The stem and each stage but the first halve the size; the stem's pooling does as well.
         let stride = || (4 << (config.backbone.blocks.len() - 1)) as f32;
-        Self {
-            config: config.roi_heads.clone(),
-            scale: config.fpn.is_none().then(|| stride().recip()),
-        }
+        Self { config: config.roi_heads.clone(), scale: config.fpn.is_none().then(|| stride().recip()) }
     }
 
     /// `levels`: those to pool from, finest first, each `[batch, channels, rows, columns]`; `boxes`: for each image of the
@@ -157,7 +155,11 @@ enum Head {
 enum AttributeHead {
     Linear(Linear),
     /// On the feature and the embedding `[classes, embedding_size]` of the most probable class.
-    ObjectEmbedding { embedding: Tensor, hidden: Linear, scores: Linear },
+    ObjectEmbedding {
+        embedding: Tensor,
+        hidden: Linear,
+        scores: Linear,
+    },
 }
 
 impl AttributeHead {
@@ -280,7 +282,8 @@ impl RoiHeads {
     /// When the shapes do not fit.
     pub fn predict(&self, features: &Tensor) -> Result<RegionPrediction> {
         let class_logits = apply(&self.class_logits, features)?;
-        let attribute_logits = self.attributes.iter().map(|a| a.logits(features, &class_logits)).collect::<Result<_>>()?;
+        let attribute_logits =
+            self.attributes.iter().map(|a| a.logits(features, &class_logits)).collect::<Result<_>>()?;
         Ok(RegionPrediction { box_deltas: apply(&self.box_deltas, features)?, class_logits, attribute_logits })
     }
 }

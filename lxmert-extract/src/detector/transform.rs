@@ -104,8 +104,8 @@ pub fn transform(config: &TransformConfig, image: &Tensor, device: &Device) -> R
     let (padded_height, padded_width) = (pad(new_height), pad(new_width));
 
     let step = |from: usize, to: usize| match config.resize {
-        Resize::Caffe => (1.0 / scale) as f32,
-        Resize::Torchvision | Resize::Detectron2 => from as f32 / to as f32,
+        Resize::Caffe => 1.0 / scale,
+        Resize::Torchvision | Resize::Detectron2 => f64::from(from as f32 / to as f32),
     };
     let rows = taps(height, new_height, step(height, new_height));
     let columns = taps(width, new_width, step(width, new_width));
@@ -147,13 +147,13 @@ pub fn transform(config: &TransformConfig, image: &Tensor, device: &Device) -> R
     })
 }
 
-/// Bilinear resampling of `from` samples to `to`, `step` apart, in f32 as torch's `interpolate` with `align_corners=False`
-/// and no antialias computes it: for each target the two sources and the weight of the second. Outside, the border is
-/// repeated.
-fn taps(from: usize, to: usize, step: f32) -> Vec<(usize, usize, f32)> {
+/// Bilinear resampling of `from` samples to `to`, `step` apart, as torch's `interpolate` with `align_corners=False` and no
+/// antialias, and OpenCV's `resize`, compute it: for each target the two sources and the weight of the second. Outside, the
+/// border is repeated. Positions are rounded to f32 once (torch's product and difference are one fused operation).
+fn taps(from: usize, to: usize, step: f64) -> Vec<(usize, usize, f32)> {
     (0..to)
         .map(|i| {
-            let position = (step * (i as f32 + 0.5) - 0.5).max(0.0);
+            let position = ((step * (i as f64 + 0.5) - 0.5) as f32).max(0.0);
             let first = (position as usize).min(from - 1);
             (first, (first + 1).min(from - 1), (position - first as f32).clamp(0.0, 1.0))
         })
@@ -179,7 +179,8 @@ mod tests {
         assert_eq!(resized_size(&hugging_face, (300, 451)).0, (800, 1203)); // 1202.67
         assert_eq!(resized_size(&hugging_face, (500, 1500)).0, (444, 1333));
         assert_eq!(resized_size(&hugging_face, (427, 640)).0, (800, 1199)); // 1199.06
-        let caffe = TransformConfig { resize: Resize::Caffe, min_size: 600, max_size: 1000, ..TransformConfig::default() };
+        let caffe =
+            TransformConfig { resize: Resize::Caffe, min_size: 600, max_size: 1000, ..TransformConfig::default() };
         assert_eq!(resized_size(&caffe, (300, 451)), ((600, 902), 2.0));
         assert_eq!(resized_size(&caffe, (375, 500)), ((600, 800), 1.6));
         assert_eq!(resized_size(&caffe, (300, 600)).0, (500, 1000));

@@ -19,8 +19,9 @@
 //! [`to_network_layout`] brings the files' tensors into this form.
 
 use super::config::{
-    AnchorStyle, AttributeConfig, BoxConvention, BoxHead, ChannelOrder, DetectorConfig, KeyNames, ObjectEmbeddingConfig,
-    PoolerType, RegionRule, Res5Config, ResNetConfig, Resize, RoiHeadsConfig, RpnConfig, TransformConfig,
+    AnchorStyle, AttributeConfig, BoxConvention, BoxHead, ChannelOrder, DetectorConfig, KeyNames,
+    ObjectEmbeddingConfig, PoolerType, RegionRule, Res5Config, ResNetConfig, Resize, RoiHeadsConfig, RpnConfig,
+    TransformConfig,
 };
 use candle_core::{DType, Tensor};
 use lxmert_core::{Error, Result};
@@ -226,7 +227,10 @@ mod tests {
 
     #[test]
     fn keys_of_every_port_become_hugging_face_s() {
-        assert_eq!(hugging_face_name("roi_heads.box_predictor.attr_linear1.bias"), "roi_heads.box_predictor.fc_attr.bias");
+        assert_eq!(
+            hugging_face_name("roi_heads.box_predictor.attr_linear1.bias"),
+            "roi_heads.box_predictor.fc_attr.bias"
+        );
         assert_eq!(hugging_face_name("backbone.stem.conv1.norm.gamma"), "backbone.stem.conv1.norm.weight");
         assert_eq!(hugging_face_name("backbone.stem.conv1.norm.beta"), "backbone.stem.conv1.norm.bias");
         assert_eq!(hugging_face_name("a"), "a");

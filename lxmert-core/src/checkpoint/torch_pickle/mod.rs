@@ -193,7 +193,8 @@ fn tensors<'a>(
                     Bytes::At(range) => file.get(range.clone()).unwrap_or_default(),
                     Bytes::Own(bytes) => bytes,
                 };
-                let too_large = || Error::format(path, format!("array '{name}' of shape {:?} is too large", array.shape));
+                let too_large =
+                    || Error::format(path, format!("array '{name}' of shape {:?} is too large", array.shape));
                 materialise(path, &name, &array.tensor().ok_or_else(too_large)?, bytes, &mut budget)?
             }
         };
@@ -216,7 +217,9 @@ fn named_tensors(heap: &Heap, root: Id) -> Vec<(String, Value<'_>)> {
         _ => None,
     };
     match heap.get(root) {
-        Node::Tensor(_) | Node::Array(_) => tensor(root).map(|value| ("tensor".to_string(), value)).into_iter().collect(),
+        Node::Tensor(_) | Node::Array(_) => {
+            tensor(root).map(|value| ("tensor".to_string(), value)).into_iter().collect()
+        }
         Node::List(items) | Node::Tuple(items) => {
             items.iter().enumerate().filter_map(|(i, &item)| Some((i.to_string(), tensor(item)?))).collect()
         }

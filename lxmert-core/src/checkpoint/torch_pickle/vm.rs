@@ -364,7 +364,8 @@ impl<'a> Machine<'a> {
                     self.copied += text.len();
                     self.check_copied()?;
                 }
-                let array = ArraySpec::of_state(&self.heap, state).map_err(|reason| Fault::Damaged { reason, offset })?;
+                let array =
+                    ArraySpec::of_state(&self.heap, state).map_err(|reason| Fault::Damaged { reason, offset })?;
                 self.heap.nodes[object.0 as usize] = Node::Array(Some(array));
                 Ok(())
             }
