@@ -10,6 +10,7 @@ pub mod features;
 pub mod model;
 pub mod nearby;
 pub mod ops;
+pub mod optim;
 pub mod procedural;
 pub mod text;
 pub mod workspace;

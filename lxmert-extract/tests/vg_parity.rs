@@ -16,8 +16,9 @@ use lxmert_extract::detector::nms::{Suppression, nms};
 use lxmert_extract::detector::selection::{
     ChosenProposal, RegionCount, class_aware_confidence, keep_confident, select_proposals,
 };
-use lxmert_extract::detector::transform::{rgb_tensor, transform};
+use lxmert_extract::detector::transform::transform;
 use lxmert_extract::detector::{Analysis, Detector, DetectorConfig, visual_genome};
+use lxmert_extract::images::DecodedImage;
 use lxmert_extract::weights;
 use std::collections::{BTreeMap, HashMap};
 
@@ -204,7 +205,7 @@ fn compare_choice(
 
 fn compare_hugging_face(detector: &Detector, stem: &str) -> Result<()> {
     let mut reference = Reference::open(stem)?;
-    let analysis = detector.analyse(&photo(&format!("{stem}.png"))?)?;
+    let analysis = detector.analyse(detector.input(&photo(&format!("{stem}.png"))?)?)?;
 
     // %% The trunk of the plain network
     let body = &detector.network().body;
@@ -275,7 +276,7 @@ fn compare_hugging_face(detector: &Detector, stem: &str) -> Result<()> {
 
 fn compare_caffe(detector: &Detector, stem: &str) -> Result<()> {
     let mut reference = Reference::open(&format!("{stem}_caffe"))?;
-    let analysis = detector.analyse(&photo(&format!("{stem}.png"))?)?;
+    let analysis = detector.analyse(detector.input(&photo(&format!("{stem}.png"))?)?)?;
     let order = compare_proposals(&mut reference, detector, &analysis)?;
     let scores: Vec<f32> = order.iter().map(|&i| analysis.proposals.scores[i]).collect();
     reference.compare("proposal_scores", &scores, 1.0, 1e-4)?;
@@ -352,7 +353,7 @@ fn resizes_are_the_originals() -> Result<()> {
         let (height, width, _) = bgr.dims3()?;
         let rgb: Vec<u8> =
             bgr.flatten_all()?.to_vec1::<u8>()?.chunks_exact(3).flat_map(|p| [p[2], p[1], p[0]]).collect();
-        let image = rgb_tensor(&rgb, width, height)?;
+        let image = DecodedImage { width: width as u32, height: height as u32, rgb };
         for (family, config) in [("hf", visual_genome::hugging_face()), ("caffe", visual_genome::caffe())] {
             let config = TransformConfig { min_size, max_size, ..config.transform };
             let input = transform(&config, &image, &Device::Cpu)?;

@@ -25,7 +25,6 @@ pub mod evaluate;
 pub mod log;
 pub mod measures;
 pub mod metrics;
-pub mod optim;
 pub mod resume;
 pub mod retrieval;
 pub mod run_folder;
@@ -33,3 +32,4 @@ pub mod tasks;
 pub mod trainer;
 
 pub use error::{Error, Result};
+pub use lxmert_core::optim;

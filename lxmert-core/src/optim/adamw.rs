@@ -4,10 +4,10 @@
 //! On the CPU one pass over each parameter updates weight and moments in place; elsewhere the same
 //! formula is composed of tensor operations.
 
+use crate::ops::in_pool;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
-use lxmert_core::ops::in_pool;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -65,7 +65,7 @@ pub struct AdamW {
 /// Whether a parameter of this name decays by default: weights of linear layers and embeddings do,
 /// biases and layer norms do not.
 pub fn decays_by_default(name: &str) -> bool {
-    let norm = lxmert_core::model::init::is_norm(name);
+    let norm = crate::model::init::is_norm(name);
     // The student project's torch layers call their norms norm1, norm2, …
     let norm = norm || name.rsplit('.').nth(1).is_some_and(|module| module.starts_with("norm"));
     !norm && !name.ends_with("bias")

@@ -1,8 +1,8 @@
 //! The gradients' global norm, and clipping to it.
 
 use crate::Result;
+use crate::ops::in_pool;
 use candle_core::{CpuStorage, Storage, Tensor};
-use lxmert_core::ops::in_pool;
 use rayon::prelude::*;
 
 /// Elements summed in one piece. Pieces are added in order, so that the sum does not depend on the

@@ -1,66 +1,78 @@
-//! Which regions of an image go on to the transformer, and with which features.
+//! Regions that the detector finds, and the rules that choose among its boxes.
 
+use super::{RegionSource, detector_info, regions_of};
+use crate::Result;
+use crate::choice::LoadedDetector;
 use crate::detector::box_coder::is_at_least;
 use crate::detector::config::BoxConvention;
 use crate::detector::detect::Candidate;
 use crate::detector::nms::nms;
+use crate::detector::transform::NetworkInput;
 use crate::detector::{Analysis, Detector};
+use crate::images::DecodedImage;
 use candle_core::Tensor;
-use lxmert_core::Result;
-use lxmert_core::boxes::{BoxXyxy, iou, normalise};
-use lxmert_core::features::Attributes;
+use lxmert_core::boxes::{BoxXyxy, iou};
+use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 
 /// How an image's regions are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Selection {
-    /// The detections, best first, then weaker ones until there are enough. Features are pooled at
-    /// the region's own box.
+    /// The detections, best first, then weaker ones until there are enough; features are pooled at
+    /// the region's own box
     #[default]
     Detections,
     /// The rule of the student project (durakalon/LXMERT_Flickr): each proposal stands for its most
     /// probable class; class-agnostic suppression at 0.5; features are pooled at the proposal's box
-    /// while the stored box is the regressed one.
+    /// while the stored box is the regressed one
     Student,
 }
 
-/// The regions of one image, best first within each step of the selection.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SelectedRegions {
-    /// Height and width of the image in pixels.
-    pub image_size: (usize, usize),
-    /// x0 y0 x1 y1 in 0..1 of the image.
-    pub boxes_normalised: Vec<BoxXyxy>,
-    /// Label ids of the detector, 1 and up.
-    pub labels: Vec<u32>,
-    /// Probability of the label.
-    pub scores: Vec<f32>,
-    /// Length of a feature.
-    pub feature_dim: usize,
-    /// Features, region by region: as many as boxes × `feature_dim`.
-    pub features: Vec<f32>,
-    /// The most probable value of the detector's first attribute, from detectors that have one.
-    pub attributes: Option<Attributes>,
+impl Selection {
+    /// Its name at the command line and in a store's settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Detections => "detections",
+            Self::Student => "student",
+        }
+    }
 }
 
-/// The `count` regions of `image`: `[3, height, width]`, RGB in 0..1, f32. Fewer only when the network
-/// has no more boxes to give.
-///
-/// # Errors
-/// When the image has another shape or a computation fails.
-pub fn select(detector: &Detector, image: &Tensor, count: usize, selection: Selection) -> Result<SelectedRegions> {
-    select_from(detector, &detector.analyse(image)?, count, selection)
+/// A detector together with the rule that chooses its regions.
+#[derive(Debug)]
+pub struct DetectionSource {
+    /// The detector.
+    pub loaded: LoadedDetector,
+    /// Regions an image; fewer only when the network has no more boxes.
+    pub count: usize,
+    /// How they are chosen.
+    pub selection: Selection,
 }
 
-/// As [`select`], from what the network has said already.
+impl RegionSource for DetectionSource {
+    fn info(&self, dtype: StoreDtype) -> StoreInfo {
+        detector_info(&self.loaded, self.selection.name().into(), self.count, dtype)
+    }
+
+    fn input(&self, image: &DecodedImage) -> Result<NetworkInput> {
+        Ok(self.loaded.detector.input(image)?)
+    }
+
+    fn regions(&self, input: NetworkInput) -> Result<Regions> {
+        let detector = &self.loaded.detector;
+        Ok(select(detector, &detector.analyse(input)?, self.count, self.selection)?)
+    }
+}
+
+/// The `count` best regions of an image; fewer only when the network has no more boxes.
 ///
 /// # Errors
 /// When a computation fails.
-pub fn select_from(
+pub fn select(
     detector: &Detector,
     analysis: &Analysis,
     count: usize,
     selection: Selection,
-) -> Result<SelectedRegions> {
+) -> lxmert_core::Result<Regions> {
     let (chosen, features) = match selection {
         Selection::Detections => {
             let chosen = strong_then_weak(detector, analysis, count);
@@ -70,24 +82,14 @@ pub fn select_from(
         }
         Selection::Student => student(analysis, count)?,
     };
-    let input = &analysis.input;
-    let (height, width) = (input.resized_size.0 as f32, input.resized_size.1 as f32);
-    Ok(SelectedRegions {
-        image_size: input.image_size,
-        boxes_normalised: chosen.iter().map(|c| normalise(&c.box_xyxy, width, height)).collect(),
-        labels: chosen.iter().map(|c| c.label).collect(),
-        scores: chosen.iter().map(|c| c.score).collect(),
-        feature_dim: detector.config().roi_heads.representation_size,
-        attributes: detector.first_attribute(&features)?,
-        features: features.flatten_all()?.to_vec1::<f32>()?,
-    })
+    regions_of(detector, &analysis.input, &chosen, &features)
 }
 
 /// torchvision's detections; when they are fewer than `count`, weaker ones in this order:
 ///
 /// 1. each proposal's most probable class at its regressed box, best score first, when it overlaps no
-///    chosen region by more than the suppression threshold (whatever the classes: a region that
-///    is there already under another name tells nothing new);
+///    chosen region by more than the suppression threshold, whatever the classes (the same region
+///    under another name adds nothing);
 /// 2. the others of these, best score first;
 /// 3. the proposals' own boxes, best objectness first.
 ///
@@ -134,7 +136,7 @@ fn best_guesses(analysis: &Analysis) -> Vec<Candidate> {
 }
 
 /// The student project's rule; its threshold is its own.
-fn student(analysis: &Analysis, count: usize) -> Result<(Vec<Candidate>, Tensor)> {
+fn student(analysis: &Analysis, count: usize) -> lxmert_core::Result<(Vec<Candidate>, Tensor)> {
     let guesses = best_guesses(analysis);
     let boxes: Vec<BoxXyxy> = guesses.iter().map(|g| g.box_xyxy).collect();
     let scores: Vec<f32> = guesses.iter().map(|g| g.score).collect();
