@@ -19,6 +19,15 @@ pub const COCO_SOURCE: &str = "hf:zeyuzy/vision_model-base_model/fasterrcnn_resn
 pub const COCO_FILE: ExpectedFile<'static> =
     ExpectedFile { size: 167_502_836, sha256: "258fb6c638b15964ddcdd1ae0748c5eef1be9e732750120cc857feed3faac384" };
 
+/// Hugging Face's weights of bottom-up attention's detector, in a copy that a space of the hub has: the repository
+/// `unc-nlp/frcnn-vg-finetuned` itself is gone.
+pub const VISUAL_GENOME_SOURCE: &str =
+    "hf:spaces/WwYc/explain-LXMERT/lxmert/unc-nlp/frcnn-vg-finetuned/pytorch_model.bin";
+
+/// Size and hash of [`VISUAL_GENOME_SOURCE`].
+pub const VISUAL_GENOME_FILE: ExpectedFile<'static> =
+    ExpectedFile { size: 262_398_754, sha256: "d3bf8ad74828a244a95d85e17a842cc0ac75419a53e4e81ee68386f192bb24c5" };
+
 /// A detector from a weight file: safetensors, a `.pth` of any age, or detectron2's `.pkl`, with the key names and layout of
 /// any port that the configuration has a place for.
 ///
@@ -56,12 +65,16 @@ pub fn from_tensors(
 ///
 /// # Errors
 /// As [`WeightSource::resolve`] and [`load`].
-pub fn load_coco(precision: Precision, device: &Device, show_progress: bool) -> Result<Detector> {
-    let config = DetectorConfig::coco();
+pub fn load_coco(
+    config: &DetectorConfig,
+    precision: Precision,
+    device: &Device,
+    show_progress: bool,
+) -> Result<Detector> {
     let published: WeightSource = COCO_SOURCE.parse().map_err(Error::Argument)?;
     let copy = converted_path(&HubOptions::from_env().cache_dir, COCO_FILE.sha256);
-    let tensors = converted(&config, &copy, || published.resolve(Some(&COCO_FILE), show_progress))?;
-    detector(&config, tensors, precision, device)
+    let tensors = converted(config, &copy, || published.resolve(Some(&COCO_FILE), show_progress))?;
+    detector(config, tensors, precision, device)
 }
 
 /// Where the converted copy of the file with this hash lies: in `lxmert`, beside the hub's cache.

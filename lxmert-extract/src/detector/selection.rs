@@ -24,6 +24,12 @@ impl RegionCount {
     }
 }
 
+impl From<usize> for RegionCount {
+    fn from(count: usize) -> Self {
+        Self::exactly(count)
+    }
+}
+
 impl std::fmt::Display for RegionCount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
