@@ -81,7 +81,8 @@ fn packed_and_plain_network_agree_and_images_of_any_shape_pass() -> Result<()> {
             assert!(common::relative_error(&analysis.features, &heads.features(&pooled)?)? < 1e-3);
             for index in 0..boxes.len() {
                 let b = analysis.input.to_image(&analysis.regressed_box(index, 1));
-                let inside = b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= width as f32 * 1.001 && b[3] <= height as f32 * 1.001;
+                let inside =
+                    b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= width as f32 * 1.001 && b[3] <= height as f32 * 1.001;
                 assert!(inside, "{b:?} in {width}×{height}");
             }
         }
@@ -134,7 +135,9 @@ fn too_few_regions_are_fewer_and_never_those_of_another_image() -> Result<()> {
     // Those that the last threshold leaves, of this image.
     for (i, a) in chosen.iter().enumerate() {
         assert_eq!(analysis.best_class(a.proposal).1, a.candidate.score);
-        assert!(chosen[..i].iter().all(|b| lxmert_core::boxes::iou(&a.candidate.box_xyxy, &b.candidate.box_xyxy) <= 0.7));
+        assert!(
+            chosen[..i].iter().all(|b| lxmert_core::boxes::iou(&a.candidate.box_xyxy, &b.candidate.box_xyxy) <= 0.7)
+        );
     }
     assert_eq!(regions(&second, 1000)?.1, before, "an image's regions depend on the one before it");
     Ok(())
@@ -151,7 +154,8 @@ fn the_attribute_depends_on_the_object() -> Result<()> {
         Ok(Network::new(&config, NormMode::Folded, vb)?)
     };
     let features = procedural::tensor("features", &[5, 20], 0.0, 1.0, 0)?;
-    let logits = |shift| -> Result<Tensor> { Ok(network(shift)?.roi_heads.predict(&features)?.attribute_logits.remove(0)) };
+    let logits =
+        |shift| -> Result<Tensor> { Ok(network(shift)?.roi_heads.predict(&features)?.attribute_logits.remove(0)) };
     assert_eq!(logits(0.0)?.dims(), [5, 5]);
     assert!(common::relative_error(&logits(0.0)?, &logits(1.0)?)? > 1e-2);
     Ok(())

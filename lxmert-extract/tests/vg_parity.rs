@@ -8,7 +8,7 @@ mod common;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
-use common::{box_error, boxes, fixture, manifest_weights, photo, tensors};
+use common::{box_error, boxes, fixture, photo, tensors, visual_genome_detector};
 use lxmert_core::ops::{BufferPool, FeatureMap, LevelRegion, Precision, RoiPool, roi_pool};
 use lxmert_extract::detector::anchors::cell_anchors;
 use lxmert_extract::detector::config::{AnchorStyle, BoxConvention, Resize, TransformConfig};
@@ -21,26 +21,6 @@ use lxmert_extract::detector::{Analysis, Detector, DetectorConfig, visual_genome
 use lxmert_extract::images::DecodedImage;
 use lxmert_extract::weights;
 use std::collections::{BTreeMap, HashMap};
-
-/// The reference's weights, as the files of either family hold them.
-fn file_weights(caffe: bool) -> Result<BTreeMap<String, Tensor>> {
-    let mut weights: BTreeMap<String, Tensor> = manifest_weights("frcnn_vg/manifest.json", 0)?.into_iter().collect();
-    let calibration = tensors("frcnn_vg/calibration.safetensors")?;
-    let (own, other): (Vec<_>, Vec<_>) = calibration.into_iter().partition(|(name, _)| !name.starts_with("caffe."));
-    weights.extend(own);
-    if caffe {
-        weights.retain(|name, _| !name.contains("box_predictor"));
-        weights.extend(manifest_weights("frcnn_vg/manifest_caffe.json", 0)?);
-        weights.extend(other.into_iter().map(|(name, tensor)| (name.replacen("caffe.", "", 1), tensor)));
-    }
-    Ok(weights)
-}
-
-fn detector(caffe: bool) -> Result<Detector> {
-    let config = if caffe { visual_genome::caffe() } else { visual_genome::hugging_face() };
-    let weights = file_weights(caffe)?;
-    Ok(weights::from_tensors(&config, &fixture("frcnn_vg"), weights, Precision::F32, &Device::Cpu)?)
-}
 
 /// A reference run, and what was measured against it.
 struct Reference {
@@ -321,7 +301,7 @@ fn sorted(mut indices: Vec<usize>) -> Vec<usize> {
 
 #[test]
 fn hugging_face_s_rules_agree_with_its_own_code() -> Result<()> {
-    let detector = detector(false)?;
+    let detector = visual_genome_detector(false, Precision::F32)?;
     for stem in ["chelsea", "coffee"] {
         compare_hugging_face(&detector, stem)?;
     }
@@ -330,7 +310,7 @@ fn hugging_face_s_rules_agree_with_its_own_code() -> Result<()> {
 
 #[test]
 fn caffe_s_rules_agree_with_a_port_of_the_original() -> Result<()> {
-    let detector = detector(true)?;
+    let detector = visual_genome_detector(true, Precision::F32)?;
     for stem in ["chelsea", "coffee"] {
         compare_caffe(&detector, stem)?;
     }
