@@ -41,7 +41,7 @@ pub(super) struct PackedPyramid {
 /// What makes the feature of a pooled region.
 #[derive(Debug)]
 pub(super) enum PackedHead {
-    TwoLinear([PackedLinear; 2]),
+    TwoLinear(Box<[PackedLinear; 2]>),
     /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
     Res5 {
         stage: PackedStage,
@@ -144,7 +144,8 @@ impl PackedNetwork {
         let assigned = self.pooler.assign(levels, boxes, padded_size)?;
         let total = assigned.regions.len();
         match &self.head {
-            PackedHead::TwoLinear([fc6, fc7]) => {
+            PackedHead::TwoLinear(layers) => {
+                let [fc6, fc7] = layers.as_ref();
                 let pooled = self.pooler.packed(levels, &assigned, 0..total, 1, &self.pool)?;
                 let inner = fc6.forward(&pooled)?;
                 drop(pooled);

@@ -265,10 +265,10 @@ impl RoiHeads {
                 let (out, inner) = fc6.weight().dims2()?;
                 let bins = inner / channels;
                 let weight = fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
-                Ok(PackedHead::TwoLinear([
+                Ok(PackedHead::TwoLinear(Box::new([
                     PackedLinear::new(&weight, fc6.bias(), true, precision)?,
                     PackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
-                ]))
+                ])))
             }
             Head::Res5 { stage, dilation } => {
                 Ok(PackedHead::Res5 { stage: stage.pack(precision)?, dilation: *dilation })

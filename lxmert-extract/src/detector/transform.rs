@@ -86,10 +86,10 @@ pub fn transform(config: &TransformConfig, image: &DecodedImage, device: &Device
     let (padded_height, padded_width) = (pad(new_height), pad(new_width));
 
     // The mean is subtracted before the resize or after it; the other step changes nothing.
-    let normalisation = |channel: usize| (config.image_mean[channel], config.image_std[channel]);
-    let (before, after): ([(f32, f32); 3], [(f32, f32); 3]) = match config.resize {
-        Resize::Detectron2 => ([(0.0, 1.0); 3], std::array::from_fn(normalisation)),
-        Resize::Torchvision | Resize::Caffe => (std::array::from_fn(normalisation), [(0.0, 1.0); 3]),
+    let normalisation: [_; 3] = std::array::from_fn(|channel| (config.image_mean[channel], config.image_std[channel]));
+    let (before, after) = match config.resize {
+        Resize::Detectron2 => ([(0.0, 1.0); 3], normalisation),
+        Resize::Torchvision | Resize::Caffe => (normalisation, [(0.0, 1.0); 3]),
     };
     // What each byte is in the network, by channel.
     let values: [[f32; 256]; 3] = std::array::from_fn(|channel| {
