@@ -77,7 +77,7 @@ fn packed_and_plain_network_agree_and_images_of_any_shape_pass() -> Result<()> {
                 continue;
             }
             let heads = &network.roi_heads;
-            let pooled = heads.pooler.forward(&levels, &[boxes.clone()], analysis.input.padded_size)?;
+            let pooled = heads.pooler.forward(&levels, std::slice::from_ref(boxes), analysis.input.padded_size)?;
             assert!(common::relative_error(&analysis.features, &heads.features(&pooled)?)? < 1e-3);
             for index in 0..boxes.len() {
                 let b = analysis.input.to_image(&analysis.regressed_box(index, 1));
