@@ -14,7 +14,7 @@
 use super::bf16::Precision;
 use super::feature_map::{FeatureMap, ResidualRows};
 use super::geometry::Windows;
-use super::kernel::{Columns, Kernel, balanced, finish};
+use super::microkernel::{Columns, Kernel, balanced, finish};
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector};
 use rayon::prelude::*;

@@ -1,5 +1,5 @@
 //! Body, pyramid if there is one, proposal head and region features for inference on the CPU: the same network as [`Network`]'s, over layers
-//! with packed weights and channels-last maps (`lxmert_core::ops::PackedConv2d`).
+//! with packed weights and channels-last maps (`lxmert_core::ops::PrepackedConv2d`).
 //!
 //! Additions and ReLUs happen inside the convolutions: a block's input is the residual of its last convolution, a
 //! coarser level that of a lateral one. `LXMERT_KERNELS=reference` goes through [`Network`] instead; the parity tests
@@ -10,19 +10,19 @@ use super::roi_heads::RoiPooler;
 use super::rpn::LevelPrediction;
 use candle_core::{Device, Result, Tensor};
 use lxmert_core::boxes::BoxXyxy;
-use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, PackedLinear, Precision, Residual, use_reference};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, PrepackedLinear, Residual, use_reference};
 use rayon::prelude::*;
 
 /// The convolutional part of a detector with packed weights.
 #[derive(Debug)]
 pub struct PackedNetwork {
-    stem: PackedConv2d,
+    stem: PrepackedConv2d,
     ceil_mode: bool,
     stages: Vec<PackedStage>,
     fpn: Option<PackedPyramid>,
-    rpn_hidden: PackedConv2d,
+    rpn_hidden: PrepackedConv2d,
     /// Logits and deltas in one.
-    rpn_predictor: PackedConv2d,
+    rpn_predictor: PrepackedConv2d,
     anchors_per_cell: usize,
     pooler: RoiPooler,
     head: PackedHead,
@@ -33,15 +33,15 @@ pub struct PackedNetwork {
 #[derive(Debug)]
 pub(super) struct PackedPyramid {
     /// With the stage (1 and up) that each lateral convolution reads.
-    pub laterals: Vec<(usize, PackedConv2d)>,
-    pub outputs: Vec<PackedConv2d>,
+    pub laterals: Vec<(usize, PrepackedConv2d)>,
+    pub outputs: Vec<PrepackedConv2d>,
     pub pool_level: bool,
 }
 
 /// What makes the feature of a pooled region.
 #[derive(Debug)]
 pub(super) enum PackedHead {
-    TwoLinear(Box<[PackedLinear; 2]>),
+    TwoLinear(Box<[PrepackedLinear; 2]>),
     /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
     Res5 {
         stage: PackedStage,
@@ -66,8 +66,8 @@ impl PackedStage {
 /// A residual block; its last convolution adds the input or the projection of it, then applies the ReLU.
 #[derive(Debug)]
 pub(super) struct PackedBlock {
-    pub convolutions: Vec<PackedConv2d>,
-    pub projection: Option<PackedConv2d>,
+    pub convolutions: Vec<PrepackedConv2d>,
+    pub projection: Option<PrepackedConv2d>,
 }
 
 impl PackedBlock {

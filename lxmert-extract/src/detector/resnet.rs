@@ -6,7 +6,7 @@ use super::inference::{PackedBlock, PackedStage};
 use super::layers::{ConvBlock, ConvShape, NormMode};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::ops::{PackedConv2d, Precision, max_pool2d};
+use lxmert_core::ops::{Precision, PrepackedConv2d, max_pool2d};
 
 /// The residual network without its classifier.
 #[derive(Debug, Clone)]
@@ -138,7 +138,7 @@ impl ResNet {
     }
 
     /// Stem, whether its pooling is in ceil mode, and stages, for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PackedConv2d, bool, Vec<PackedStage>)> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, bool, Vec<PackedStage>)> {
         let stages = self.stages.iter().map(|stage| stage.pack(precision)).collect::<Result<_>>()?;
         Ok((self.stem.pack(None, precision)?, self.ceil_mode, stages))
     }

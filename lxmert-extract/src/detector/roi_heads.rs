@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, LevelRegion, PackedLinear, Precision, RoiAlign, RoiPool, roi_align, roi_align_levels,
+    BufferPool, FeatureMap, LevelRegion, Precision, PrepackedLinear, RoiAlign, RoiPool, roi_align, roi_align_levels,
     roi_pool,
 };
 
@@ -96,7 +96,7 @@ impl RoiPooler {
 
     fn roi_align(&self, spatial_scale: f32) -> RoiAlign {
         let RoiHeadsConfig { pool_size: output_size, sampling_ratio, .. } = self.config;
-        RoiAlign { spatial_scale, output_size, sampling_ratio, aligned: false }
+        RoiAlign { spatial_scale, output_size, sampling_ratio }
     }
 
     /// Finds the level of each box.
@@ -266,8 +266,8 @@ impl RoiHeads {
                 let bins = inner / channels;
                 let weight = fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
                 Ok(PackedHead::TwoLinear(Box::new([
-                    PackedLinear::new(&weight, fc6.bias(), true, precision)?,
-                    PackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
+                    PrepackedLinear::new(&weight, fc6.bias(), true, precision)?,
+                    PrepackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
                 ])))
             }
             Head::Res5 { stage, dilation } => {

@@ -9,7 +9,7 @@ use super::nms::{Suppression, batched_nms};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use lxmert_core::boxes::BoxXyxy;
-use lxmert_core::ops::{PackedConv2d, Precision};
+use lxmert_core::ops::{Precision, PrepackedConv2d};
 
 /// A 3×3 convolution with ReLU, then 1×1 objectness logits and box deltas; shared by all levels.
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ impl RpnHead {
     }
 
     /// The hidden convolution, logits and deltas as one, and the anchors of a cell, for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PackedConv2d, PackedConv2d, usize)> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, PrepackedConv2d, usize)> {
         let predictor = self.logits.pack_both(&self.deltas, precision)?;
         Ok((self.convolution.pack(None, precision)?, predictor, self.logits.outputs()))
     }
