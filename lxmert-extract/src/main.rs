@@ -1,7 +1,7 @@
 //! `lxmert-extract`: arguments, and what to print.
 
 use clap::{Parser, Subcommand};
-use lxmert_core::cli::{self, CommonArgs};
+use lxmert_core::cli::{self, CommonArgs, print_line};
 use lxmert_core::features::{FeatureStore, StoreDtype};
 use lxmert_extract::detector::training::cli::{self as training_cli, TrainDetectorArgs};
 use lxmert_extract::extraction::Extraction;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 /// Without arguments: draws data/scenes if it is not there and extracts it into data/features/scenes.
 /// Exit code: 0 success, 1 some images or the job failed, 2 wrong arguments, 130 after Ctrl-C.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -79,11 +79,8 @@ enum Import {
 }
 
 fn main() -> ExitCode {
-    run(Cli::parse()).unwrap_or_else(|error| {
-        // Our errors carry their cause in their own text; printing the chain would repeat it.
-        eprintln!("error: {error}");
-        ExitCode::from(if error.is_interrupt() { 130 } else { 1 })
-    })
+    // Our errors carry their cause in their own text; printing the chain would repeat it.
+    run(cli::parse()).unwrap_or_else(|error| cli::report_failure(&error, error.is_interrupt()))
 }
 
 fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
@@ -91,41 +88,41 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
     let (seed, progress) = (cli.common.seed(), cli.common.show_progress());
     cli::catch_interrupts();
     match cli.command {
-        None => return Ok(report("extracted", &cli.extraction.run(seed, &device, progress)?)),
+        None => return report("extracted", &cli.extraction.run(seed, &device, progress)?),
         Some(Command::Scenes(args)) => scenes_cli::run(&args, seed, progress)?,
         Some(Command::TrainDetector(args)) => training_cli::run(&args, seed, &device, progress)?,
         Some(Command::Inspect { store, image }) => {
             let store = FeatureStore::open(store)?;
             match image {
-                Some(name) => print!("{}", inspect::describe_image(&store, &name)?),
-                None => print!("{}", inspect::describe_store(&store)?),
+                Some(name) => cli::print(inspect::describe_image(&store, &name)?)?,
+                None => cli::print(inspect::describe_store(&store)?)?,
             }
         }
         Some(Command::Import(Import::BottomUp { tsv, output, dtype, objects, attributes })) => {
             let options = TsvOptions::new(dtype, objects.as_deref(), attributes.as_deref())?;
             let store = import_tsv(&tsv, &output, &options)?;
-            println!("{}: {} images", store.folder.display(), store.images);
+            print_line(format_args!("{}: {} images", store.folder.display(), store.images))?;
         }
         Some(Command::Import(Import::Student { folder, output, dtype })) => {
-            return Ok(report("imported", &import_pt(&folder, &output, dtype, progress)?));
+            return report("imported", &import_pt(&folder, &output, dtype, progress)?);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what a job did; returns its exit code.
-fn report(done: &str, summary: &ExtractSummary) -> ExitCode {
-    println!("{}", summary.describe(done));
+fn report(done: &str, summary: &ExtractSummary) -> lxmert_extract::Result<ExitCode> {
+    print_line(summary.describe(done))?;
     if !summary.failures.is_empty() {
         let list = failures::path_in(&summary.store.folder);
         eprintln!("{} images failed: see {}", summary.failures.len(), list.display());
     }
-    if summary.interrupted {
+    Ok(if summary.interrupted {
         eprintln!("stopped; run the same command again to continue");
         ExitCode::from(130)
     } else if summary.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    }
+    })
 }

@@ -239,7 +239,7 @@ impl Stream {
     /// `[batch, length, hidden]`; rows of padding are 0.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     pub fn padded(&self) -> Result<Tensor> {
         self.rows.scatter(&self.states)
     }

@@ -1,5 +1,5 @@
 //! Does the model look at what a phrase names? Measured where the true boxes are known: on held-out scenes, and on
-//! Flickr30k Entities ([`crate::entities`]).
+//! Flickr30k Entities ([`super::entities`]).
 //!
 //! Each way of weighing regions chooses, for each phrase, the region with the largest weight in the mean of the rows
 //! of the phrase's word pieces. Two measures say whether it is right: in the *pointing game* its centre must lie in
@@ -7,17 +7,15 @@
 //! least 0.5. Two figures say what a share is worth: a region drawn blindly (chance), and any of the regions (the
 //! best that a choice can reach). A phrase of several types counts in each of them.
 
-use crate::pictures::region_weights;
-use crate::relevancy::Method;
-use crate::scorer::{PairInput, Scorer};
-use crate::words;
+use super::methods::{Method, region_weights};
+use super::scorer::{PairInput, Scorer};
+use super::words;
+use crate::dataset::DataSet;
 use crate::{Error, Result};
 use lxmert_core::boxes::{BoxXyxy, iou, normalise};
-use lxmert_core::features::FeatureStore;
 use lxmert_core::model::Capture;
 use lxmert_core::text::Encoding;
 use lxmert_extract::scenes::{Annotations, CaptionKind};
-use lxmert_train::data::names::NameFinder;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -248,33 +246,17 @@ fn find_word(text: &str, from: usize, word: &str) -> Option<Range<usize>> {
 /// cases are through.
 ///
 /// # Errors
-/// [`Error::Missing`] when the store lacks an image; [`Error::Shape`] when there is no case; what
+/// [`Error::Argument`] when the store lacks an image; [`Error::Shape`] when there is no case; what
 /// [`Scorer::score`] says.
-pub fn measure(
-    scorer: &Scorer,
-    store: &FeatureStore,
-    cases: &[Case],
-    mut done: impl FnMut(usize),
-) -> Result<Grounding> {
+pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl FnMut(usize)) -> Result<Grounding> {
     if cases.is_empty() {
         return Err(Error::Shape("no held-out caption with a phrase whose box is known".into()));
     }
-    let names = NameFinder::new(store);
     let mut all = Row::new("all");
     let mut kinds: Vec<Row> = KINDS.into_iter().map(Row::new).collect();
     for (number, batch) in cases.chunks(BATCH).enumerate() {
-        lxmert_core::cli::check_interrupt()?;
-        let regions = batch
-            .iter()
-            .map(|case| {
-                let index = names.find(&case.image).ok_or_else(|| Error::Missing {
-                    what: "an image's regions",
-                    path: store.folder().join(&case.image),
-                    advice: "extract again with `cargo run -p lxmert-extract`".into(),
-                })?;
-                Ok(store.regions(index)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        lxmert_core::interrupt::check_interrupt()?;
+        let regions = batch.iter().map(|case| data.regions(&case.image)).collect::<Result<Vec<_>>>()?;
         let pairs: Vec<PairInput> =
             batch.iter().zip(&regions).map(|(case, regions)| PairInput { regions, text: &case.text }).collect();
         for ((case, regions), scored) in batch.iter().zip(&regions).zip(scorer.score(&pairs, Capture::Probes)?) {

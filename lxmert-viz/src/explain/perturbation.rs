@@ -6,13 +6,17 @@
 //! The score is the share of these pairs that the model still calls a match. False captions are left out: of them
 //! the model says "no match" all the more, the less it sees, so nothing could fall.
 //!
-//! What is removed is dropped from the sequence, not zeroed. Words keep their order and move up, `[CLS]` and `[SEP]`
-//! stay. At the last step nothing of the image or of the sentence is left, and all methods meet: words that attend to no
-//! region take zeros from them, as in the reference (the softmax of an empty row times no values). Equal weights go in random order, so that a method without an opinion counts as chance.
+//! What is removed is dropped from the sequence, not zeroed. Words keep their order and move up, `[CLS]` and `[SEP]` stay.
+//! At the last step nothing of the image or of the sentence is left, and all methods meet: words that attend to no region
+//! take zeros from them, as in the reference (the softmax of an empty row times no values). Equal weights go in random
+//! order, so that a method without an opinion counts as chance.
+//!
+//! The reference removes 25, 50, 75, 80, 85, 90, 95 and 100 % of 36 regions. Here each of these fractions is rounded to a
+//! whole number of the things there are, and no fraction comes twice: of 12 regions 3, 6, 9, 10, 11 and 12 go ([`steps`]).
 
+use super::methods::{Method, Relevance};
+use super::scorer::{PairInput, Scorer, keep_regions};
 use crate::dataset::{DataSet, Example};
-use crate::relevancy::{Method, Relevance};
-use crate::scorer::{PairInput, Scorer, keep_regions};
 use crate::{Error, Result};
 use lxmert_core::features::Regions;
 use lxmert_core::model::Capture;
@@ -20,8 +24,16 @@ use lxmert_core::procedural::values;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// The fractions removed (the reference's `pert_steps`).
-pub const STEPS: [f64; 9] = [0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
+/// The fractions that the reference removes (`pert_steps`).
+const REFERENCE_STEPS: [f64; 9] = [0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
+
+/// The reference's fractions as whole numbers of `count` things, none twice.
+pub fn steps(count: usize) -> Vec<f64> {
+    let count = count.max(1) as f64;
+    let mut steps = REFERENCE_STEPS.map(|step| (step * count).round() / count).to_vec();
+    steps.dedup();
+    steps
+}
 
 /// Examples explained, and perturbed pairs scored, at once.
 const BATCH: usize = 64;
@@ -91,6 +103,8 @@ pub struct Curve {
     pub order: Order,
     /// By which method; `None` is random.
     pub ranking: Option<Method>,
+    /// The fractions removed.
+    pub steps: Vec<f64>,
     /// Per step the share of pairs still called a match.
     pub scores: Vec<f64>,
     /// The area under it over the fraction removed, 0..1.
@@ -108,19 +122,27 @@ pub struct Perturbation {
     pub curves: Vec<Curve>,
 }
 
+impl Curve {
+    /// Per step the standard error of the share, over `examples` pairs.
+    pub fn score_errors(&self, examples: usize) -> Vec<f64> {
+        self.scores.iter().map(|p| (p * (1.0 - p) / examples.max(1) as f64).sqrt()).collect()
+    }
+}
+
 impl Perturbation {
     /// The curve of one test and ranking.
     pub fn curve(&self, test: (Side, Order), ranking: Option<Method>) -> Option<&Curve> {
         self.curves.iter().find(|c| (c.side, c.order) == test && c.ranking == ranking)
     }
 
-    /// Every point as a table: side, order, method, fraction removed, score.
+    /// Every point as a table: side, order, method, fraction removed, share still matched, its standard error.
     pub fn to_csv(&self) -> String {
-        let mut out = String::from("side,order,method,removed,matched\n");
+        let mut out = String::from("side,order,method,removed,matched,standard_error\n");
         for curve in &self.curves {
-            for (step, score) in STEPS.iter().zip(&curve.scores) {
+            let errors = curve.score_errors(self.examples);
+            for ((step, score), error) in curve.steps.iter().zip(&curve.scores).zip(errors) {
                 let (side, order, name) = (curve.side.name(), curve.order.name(), ranking_name(curve.ranking));
-                let _ = writeln!(out, "{side},{order},{name},{step},{score:.6}");
+                let _ = writeln!(out, "{side},{order},{name},{step:.6},{score:.6},{error:.6}");
             }
         }
         out
@@ -131,11 +153,11 @@ impl Perturbation {
         let curve = |c: &Curve| {
             serde_json::json!({
                 "side": c.side.name(), "order": c.order.name(), "method": ranking_name(c.ranking),
-                "area": c.area, "standard_error": c.error, "matched": c.scores,
+                "area": c.area, "standard_error": c.error, "removed": c.steps, "matched": c.scores,
             })
         };
         let curves: Vec<_> = self.curves.iter().map(curve).collect();
-        serde_json::json!({ "examples": self.examples, "removed": STEPS, "curves": curves })
+        serde_json::json!({ "examples": self.examples, "curves": curves })
     }
 }
 
@@ -174,14 +196,16 @@ pub fn measure(
     }
     let lines: Vec<((Side, Order), Option<Method>)> =
         TESTS.into_iter().flat_map(|test| rankings().map(move |ranking| (test, ranking))).collect();
-    let mut matched = vec![[0usize; STEPS.len()]; lines.len()];
+    let [region_steps, word_steps] = sequences(data, scorer, examples)?;
+    let steps_of = |side| if side == Side::Regions { &region_steps } else { &word_steps };
+    let mut matched: Vec<Vec<usize>> = lines.iter().map(|((side, _), _)| vec![0; steps_of(*side).len()]).collect();
     let mut areas = vec![Vec::with_capacity(examples.len()); lines.len()];
     for (number, chunk) in examples.chunks(BATCH).enumerate() {
         let regions = chunk.iter().map(|e| data.regions(&e.image)).collect::<Result<Vec<_>>>()?;
         let pairs: Vec<PairInput> =
             chunk.iter().zip(&regions).map(|(e, regions)| PairInput { regions, text: &e.text }).collect();
         for (i, (scored, regions)) in scorer.score(&pairs, Capture::Probes)?.iter().zip(&regions).enumerate() {
-            lxmert_core::cli::check_interrupt()?;
+            lxmert_core::interrupt::check_interrupt()?;
             let index = number * BATCH + i;
             let (words, count) = (scored.encoding.ids.len(), regions.num_regions());
             let random = |what: &str, n: usize| values(&format!("{what}.{index}"), n, 0.0, 1.0, seed);
@@ -194,20 +218,23 @@ pub fn measure(
                 .collect::<Result<Vec<_>>>()?;
             for (line, ((side, order), _)) in lines.iter().enumerate() {
                 let relevance = &found[line % found.len()];
-                let steps = STEPS.map(|step| {
+                let cut = |step: &f64| {
                     let kept = match side {
-                        Side::Regions => kept_regions(&relevance.regions, &ties.regions, *order, step),
-                        Side::Words => kept_words(&relevance.words, &ties.words, *order, step),
+                        Side::Regions => kept_regions(&relevance.regions, &ties.regions, *order, *step),
+                        Side::Words => kept_words(&relevance.words, &ties.words, *order, *step),
                     };
                     variants.index(*side, kept)
-                });
-                wanted.push(steps);
+                };
+                wanted.push(steps_of(*side).iter().map(cut).collect::<Vec<_>>());
             }
             let logits = variants.score(scorer, regions, &scored.encoding.ids)?;
-            for ((steps, counts), areas) in wanted.iter().zip(&mut matched).zip(&mut areas) {
-                let stays = steps.map(|variant| logits[variant] >= 0.0);
-                counts.iter_mut().zip(stays).for_each(|(count, stays)| *count += usize::from(stays));
-                areas.push(area(&stays.map(|stays| f64::from(u8::from(stays)))));
+            for ((cuts, (counts, areas)), ((side, _), _)) in
+                wanted.iter().zip(matched.iter_mut().zip(&mut areas)).zip(&lines)
+            {
+                let stays: Vec<bool> = cuts.iter().map(|variant| logits[*variant] >= 0.0).collect();
+                counts.iter_mut().zip(&stays).for_each(|(count, stays)| *count += usize::from(*stays));
+                let scores: Vec<f64> = stays.into_iter().map(|stays| f64::from(u8::from(stays))).collect();
+                areas.push(area(steps_of(*side), &scores));
             }
             done(index + 1);
         }
@@ -216,9 +243,22 @@ pub fn measure(
     let curves = lines.iter().zip(&matched).zip(&areas).map(|((((side, order), ranking), counts), areas)| {
         let (area, error) = mean_and_error(areas);
         let scores = counts.iter().map(|count| *count as f64 / total).collect();
-        Curve { side: *side, order: *order, ranking: *ranking, scores, area, error }
+        Curve { side: *side, order: *order, ranking: *ranking, steps: steps_of(*side).clone(), scores, area, error }
     });
     Ok(Perturbation { examples: examples.len(), curves: curves.collect() })
+}
+
+/// The steps for the regions and for the words of these examples: of the most regions that an image has, and of the words
+/// that a sentence has in the median.
+fn sequences(data: &DataSet, scorer: &Scorer, examples: &[Example]) -> Result<[Vec<f64>; 2]> {
+    let mut regions = 0;
+    let mut words = Vec::with_capacity(examples.len());
+    for example in examples {
+        regions = regions.max(data.regions(&example.image)?.num_regions());
+        words.push(scorer.encode(&example.text)?.ids.len().saturating_sub(2));
+    }
+    words.sort_unstable();
+    Ok([steps(regions), steps(words[words.len() / 2])])
 }
 
 /// What of one pair is to be scored, each set of kept regions or words once.
@@ -298,9 +338,9 @@ pub fn kept_words(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec
     kept
 }
 
-/// The area under the scores over [`STEPS`], by trapezoids.
-fn area(scores: &[f64]) -> f64 {
-    let parts = STEPS.windows(2).zip(scores.windows(2));
+/// The area under the scores over the fractions removed, by trapezoids.
+fn area(steps: &[f64], scores: &[f64]) -> f64 {
+    let parts = steps.windows(2).zip(scores.windows(2));
     parts.map(|(step, score)| (step[1] - step[0]) * (score[0] + score[1]) / 2.0).sum()
 }
 
@@ -328,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn words_keep_their_order_and_their_frame() {
+    fn words_keep_their_order_and_cls_and_sep_stay() {
         let weights = [9.0, 0.2, 0.8, 0.1, 0.4, 9.0];
         assert_eq!(kept_words(&weights, &TIES, Order::Positive, 0.5), [0, 1, 3, 5]);
         assert_eq!(kept_words(&weights, &TIES, Order::Negative, 0.5), [0, 2, 4, 5]);
@@ -344,16 +384,28 @@ mod tests {
     }
 
     #[test]
-    fn counts_do_not_suffer_from_rounding() {
+    fn rounding_does_not_change_how_many_are_kept() {
         assert_eq!([0.0, 0.25, 0.8, 0.9, 1.0].map(|step| number_kept(10, step)), [10, 7, 2, 1, 0]);
     }
 
     #[test]
+    fn each_step_removes_another_whole_number_of_things() {
+        let removed = |count: usize| -> Vec<usize> {
+            steps(count).iter().map(|step| count - number_kept(count, *step)).collect()
+        };
+        assert_eq!(removed(36), [0, 9, 18, 27, 29, 31, 32, 34, 36]);
+        assert_eq!(removed(12), [0, 3, 6, 9, 10, 11, 12]);
+        assert_eq!(removed(1), [0, 1]);
+        assert_eq!(removed(100), [0, 25, 50, 75, 80, 85, 90, 95, 100]);
+    }
+
+    #[test]
     fn areas_are_trapezoids_over_uneven_steps() {
-        assert!((area(&[1.0; 9]) - 1.0).abs() < 1e-12);
+        let steps = REFERENCE_STEPS;
+        assert!((area(&steps, &[1.0; 9]) - 1.0).abs() < 1e-12);
         // Falls from 1 to 0 between 0 and 0.25: half of that.
-        assert!((area(&[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]) - 0.125).abs() < 1e-12);
-        assert!((area(&STEPS.map(|step| 1.0 - step)) - 0.5).abs() < 1e-12);
+        assert!((area(&steps, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]) - 0.125).abs() < 1e-12);
+        assert!((area(&steps, &steps.map(|step| 1.0 - step)) - 0.5).abs() < 1e-12);
         let (mean, error) = mean_and_error(&[0.0, 1.0, 0.0, 1.0]);
         assert!((mean - 0.5).abs() < 1e-12 && (error - (1.0 / 12.0f64).sqrt()).abs() < 1e-12);
     }

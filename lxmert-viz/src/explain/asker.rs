@@ -1,7 +1,8 @@
 //! A checkpoint that answers questions, and what an answer rests on.
 
-use crate::scorer::{Scored, batch, keep_regions};
-use crate::{Error, Result, maps};
+use super::maps;
+use super::scorer::{Scored, batch, keep_regions};
+use crate::{Error, Result};
 use candle_core::{DType, Device};
 use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::features::Regions;

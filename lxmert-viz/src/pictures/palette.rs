@@ -29,12 +29,12 @@ pub const LINES: [Rgb; 6] =
     [[230, 159, 0], [86, 180, 233], [0, 114, 178], [0, 158, 115], [204, 121, 167], [120, 120, 120]];
 
 /// A scale from 0 to 1 in colours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum ColourScale {
-    /// Dark violet over green to yellow (Smith & van der Walt 2015).
+    /// Dark violet over green to yellow (Smith & van der Walt 2015)
     #[default]
     Viridis,
-    /// Dark blue over grey to yellow, tuned for colour-deficient vision (Nuñez et al. 2018).
+    /// Dark blue over grey to yellow, tuned for colour-deficient vision (Nuñez et al. 2018)
     Cividis,
 }
 

@@ -1,6 +1,6 @@
 //! Where labels go: beside the boxes they name, never over one another, never off the picture.
 
-use crate::canvas::Rect;
+use super::shapes::Rect;
 
 /// A label to place: its size, and the box it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A trained checkpoint that says how well sentences and images match, and shows where it looks.
 
-use crate::relevancy::PairMaps;
-use crate::{Error, Result, maps};
+use super::maps::{self, PairMaps};
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
@@ -146,7 +146,7 @@ impl Scorer {
         let inputs = padded(pairs, self.config.visual_feat_dim, &self.device)?;
         Ok(self
             .model
-            .forward(&inputs, &Forward::eval().with_packed(&self.packed))?
+            .forward(&inputs, &Forward::eval().pooled_only().with_packed(&self.packed))?
             .logits
             .to_dtype(DType::F32)?
             .to_vec1()?)

@@ -15,7 +15,7 @@
 //! A number may have several boxes, a box several numbers, and a phrase several types (`clothing/other`). Number 0
 //! (`notvisual`) means nothing that can be seen; scenes mostly have no box. Pixels count from 1, both ends within.
 
-use crate::grounding::{Case, Target};
+use super::grounding::{Case, Target};
 use crate::{Error, Result};
 use lxmert_core::boxes::{BoxXyxy, normalise};
 use roxmltree::{Document, Node};

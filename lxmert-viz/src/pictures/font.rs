@@ -1,8 +1,5 @@
-//! Text from one bundled font, set with sub-pixel positions and exact measures, so that a layout
-//! that was computed is the layout that is drawn on every machine.
-//!
-//! plotters' own `ab_glyph` backend rounds every advance to a pixel and drops side bearings, which
-//! shows at the sizes of row labels; the glyphs here are rasterised by `ab_glyph` directly.
+//! Text from one bundled font (DejaVu Sans), set with sub-pixel positions and exact measures, so that a layout looks the
+//! same on every machine. `ab_glyph` draws the glyphs.
 
 use crate::{Error, Result};
 use ab_glyph::{Font as _, FontRef, Glyph, PxScale, ScaleFont as _, point};
@@ -115,14 +112,20 @@ impl Face {
         (glyphs, x)
     }
 
-    /// Calls `pixel(x, y, coverage)` for every pixel that `text` touches, with the text's beginning
-    /// on its base line at `(0, 0)`, `y` growing downwards.
+    /// Whether the bundled font has no glyph for `character`.
+    pub fn lacks(&self, character: char) -> bool {
+        !character.is_control() && self.font().is_ok_and(|font| font.glyph_id(character).0 == 0)
+    }
+
+    /// Calls `pixel(x, y, coverage)` for every pixel that `text` touches, with the text's beginning on its base line at
+    /// `(start, 0)`, `y` growing downwards.
     ///
     /// # Errors
     /// [`Error::Drawing`] when the bundled font is damaged.
-    pub fn rasterise(&self, text: &str, mut pixel: impl FnMut(i32, i32, f32)) -> Result<()> {
+    pub fn rasterise(&self, text: &str, start: f32, mut pixel: impl FnMut(i32, i32, f32)) -> Result<()> {
         let font = self.font()?;
-        for glyph in self.set(font, text).0 {
+        for mut glyph in self.set(font, text).0 {
+            glyph.position.x += start;
             if let Some(outline) = font.outline_glyph(glyph) {
                 let bounds = outline.px_bounds();
                 let (left, top) = (bounds.min.x as i32, bounds.min.y as i32);
@@ -155,7 +158,7 @@ mod tests {
         let face = Face::regular(14.0);
         for text in ["fish bike", "A woman (left), 36 ✓", "ÄÖÜ ##ing", "lllll", "WWW"] {
             let (mut right, mut left) = (i32::MIN, i32::MAX);
-            face.rasterise(text, |x, _, coverage| {
+            face.rasterise(text, 0.0, |x, _, coverage| {
                 if coverage > 0.5 {
                     right = right.max(x);
                     left = left.min(x);
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_lines_fit_and_keep_every_word_unless_told() {
+    fn wrapped_lines_fit_and_keep_every_word_within_the_line_limit() {
         let face = Face::regular(13.0);
         let text = "a small red circle is to the left of a very large blue square with stripes";
         let lines = face.wrap(text, 160, 20);
