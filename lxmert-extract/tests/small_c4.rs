@@ -6,13 +6,18 @@ mod common;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use lxmert_core::checkpoint::save_safetensors;
+use lxmert_core::features::StoreDtype;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
+use lxmert_extract::choice::DetectorChoice;
 use lxmert_extract::detector::config::{AttributeConfig, BoxHead, ObjectEmbeddingConfig, Res5Config};
 use lxmert_extract::detector::selection::{RegionCount, select_proposals};
 use lxmert_extract::detector::{Detector, DetectorConfig, Network, NormMode, expected_tensors, visual_genome};
 use lxmert_extract::images::DecodedImage;
-use std::collections::HashMap;
+use lxmert_extract::regions::{self, RegionSource, Selection, SourceOptions};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// `big`, narrow: 5 classes, 4 attributes, 20 numbers a region.
 fn small(mut config: DetectorConfig) -> DetectorConfig {
@@ -159,4 +164,67 @@ fn the_attribute_depends_on_the_object() -> Result<()> {
     assert_eq!(logits(0.0)?.dims(), [5, 5]);
     assert!(common::relative_error(&logits(0.0)?, &logits(1.0)?)? > 1e-2);
     Ok(())
+}
+
+/// The small detector in a folder, its weights as Hugging Face's file holds them: no box deltas for background.
+fn folder(path: &Path) -> Result<DetectorChoice> {
+    let config = small(visual_genome::hugging_face());
+    let mut tensors: Vec<(String, Tensor)> = weights(&config)?.into_iter().collect();
+    for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("bbox_pred")) {
+        *tensor = tensor.narrow(0, 4, tensor.dim(0)? - 4)?.contiguous()?;
+    }
+    std::fs::write(path.join("config.json"), serde_json::to_string(&config)?)?;
+    save_safetensors(path.join("model.safetensors"), &tensors, &BTreeMap::new())?;
+    Ok(DetectorChoice::Folder(path.into()))
+}
+
+fn open(choice: &DetectorChoice, swap_channels: bool) -> Result<Box<dyn RegionSource>> {
+    let options = SourceOptions {
+        detector: choice,
+        weights: None,
+        regions: "3..7".parse().map_err(anyhow::Error::msg)?,
+        select: Selection::Detections,
+        precision: Precision::F32,
+        swap_channels,
+    };
+    Ok(regions::open(&options, &Device::Cpu, false)?)
+}
+
+#[test]
+fn regions_name_objects_and_attributes_and_count_from_the_first_object() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let source = open(&folder(dir.path())?, false)?;
+    let info = source.info(StoreDtype::F32);
+    assert_eq!(info.label_names, ["yolk", "goal", "bathroom", "macaroni"]);
+    assert_eq!(info.attribute_names[0], "gray");
+    assert_eq!((info.regions, info.feature_dim, info.settings["regions"].as_str()), (7, 20, "3..7"));
+    let found = source.find(&image("a", 80, 60))?;
+    assert!((3..=7).contains(&found.num_regions()), "{} regions", found.num_regions());
+    assert!(found.labels.iter().all(|&label| label < 4));
+    let attributes = found.attributes.expect("the detector names attributes");
+    assert!(attributes.labels.iter().all(|&label| label < 4));
+    assert!(found.boxes.iter().all(|b| b[0] <= b[2] && b[1] <= b[3] && b.iter().all(|v| (0.0..=1.0).contains(v))));
+    Ok(())
+}
+
+/// `--swap-channels` is Hugging Face's fault with local files: red for blue, the mean subtracted as if they were not swapped.
+#[test]
+fn swapped_channels_are_those_of_a_swapped_image_and_a_store_says_so() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let choice = folder(dir.path())?;
+    let (right, swapped) = (open(&choice, false)?, open(&choice, true)?);
+    let picture = image("a", 80, 60);
+    let mut turned = picture.clone();
+    turned.rgb.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
+    assert_eq!(swapped.find(&picture)?, right.find(&turned)?);
+    assert_ne!(swapped.find(&picture)?.features, right.find(&picture)?.features);
+    let info = [&right, &swapped].map(|source| source.info(StoreDtype::F32).settings);
+    assert_eq!((info[0].get("swap channels"), info[1]["swap channels"].as_str()), (None, "true"));
+    Ok(())
+}
+
+#[test]
+fn weights_that_no_program_can_fetch_say_where_they_are() {
+    let told = open(&DetectorChoice::VisualGenomeCaffe, false).map_or_else(|e| e.to_string(), |_| "loaded".into());
+    assert!(told.contains("MILVLG/bottom-up-attention.pytorch") && told.contains("--weights FILE"), "{told}");
 }
