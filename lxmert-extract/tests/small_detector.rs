@@ -189,6 +189,7 @@ fn loaded() -> Result<LoadedDetector> {
         name: "small".into(),
         weights_sha256: "abc".into(),
         precision: Precision::F32,
+        swap_channels: false,
     })
 }
 
