@@ -52,7 +52,7 @@ fn zip_legacy_and_newer_pickle_protocols_hold_the_same_tensors() {
 }
 
 #[test]
-fn a_state_dict_is_found_beside_epoch_and_optimizer() {
+fn finds_the_state_dict_beside_epoch_and_optimizer() {
     for name in ["nested.pth", "nested_twice.pth"] {
         let tensors = read_tensors(fixture(name)).unwrap();
         assert_eq!(tensors.keys().collect::<Vec<_>>(), ["bias", "weight"], "{name}");
@@ -62,7 +62,7 @@ fn a_state_dict_is_found_beside_epoch_and_optimizer() {
 }
 
 #[test]
-fn a_pickle_that_would_run_a_command_is_refused_by_name_and_runs_nothing() {
+fn rejects_a_pickle_that_would_run_a_command_and_runs_nothing() {
     for name in ["evil_zip.pth", "evil_legacy.pth", "evil.pkl"] {
         match read_tensors(fixture(name)).unwrap_err() {
             Error::PickleClass { class, offset, .. } => {
@@ -76,13 +76,13 @@ fn a_pickle_that_would_run_a_command_is_refused_by_name_and_runs_nothing() {
 }
 
 #[test]
-fn a_whole_pickled_module_names_its_class() {
+fn rejects_a_pickled_module_by_its_class() {
     let error = read_tensors(fixture("whole_module.pth")).unwrap_err().to_string();
     assert!(error.contains("torch.nn.modules.linear.Linear") && error.contains("state dict"), "{error}");
 }
 
 #[test]
-fn what_cannot_become_tensors_says_why() {
+fn error_says_why_a_value_is_no_tensor() {
     for (name, says) in [
         ("no_tensors.pth", "the keys epoch, note"),
         ("complex.pth", "complex64"),
@@ -94,7 +94,7 @@ fn what_cannot_become_tensors_says_why() {
 }
 
 #[test]
-fn pickles_of_numpy_arrays_hold_the_same_tensors_in_every_protocol() {
+fn reads_numpy_arrays_of_every_pickle_protocol() {
     for name in ["protocol2.pkl", "protocol4.pkl", "protocol5.pkl", "python2.pkl"] {
         let tensors = read_tensors(fixture("../numpy").join(name)).unwrap();
         let get = |name: &str| &tensors[name];
@@ -112,7 +112,7 @@ fn pickles_of_numpy_arrays_hold_the_same_tensors_in_every_protocol() {
 }
 
 #[test]
-fn arrays_that_cannot_be_read_say_why() {
+fn error_says_why_a_numpy_array_cannot_be_read() {
     for (name, says) in [
         ("big_endian.pkl", "big-endian"),
         ("objects.pkl", "numbers"),
@@ -126,7 +126,7 @@ fn arrays_that_cannot_be_read_say_why() {
 }
 
 #[test]
-fn what_is_no_checkpoint_is_told_for_what_it_is() {
+fn error_names_the_kind_of_a_file_that_is_no_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.pth");
     for (content, says) in [
@@ -149,7 +149,7 @@ fn what_is_no_checkpoint_is_told_for_what_it_is() {
 }
 
 #[test]
-fn deep_nesting_and_doubling_end_in_an_error_not_in_a_crash() {
+fn deep_nesting_and_doubling_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep.pth");
     let legacy_start = {
@@ -208,7 +208,7 @@ proptest! {
 }
 
 #[test]
-fn a_legacy_file_cut_anywhere_is_an_error() {
+fn legacy_file_cut_at_any_byte_is_an_error() {
     let whole = std::fs::read(fixture("legacy.pth")).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     for length in (0..whole.len()).step_by(7) {

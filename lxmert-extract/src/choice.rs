@@ -7,11 +7,10 @@ use crate::weights;
 use candle_core::Device;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::files::sha256;
 use lxmert_core::nearby;
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
-use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The detectors that can be asked for by name, or a folder with one.
@@ -148,16 +147,5 @@ pub fn load(
         (None, DetectorChoice::Scenes | DetectorChoice::Folder(_)) => choice.folder()?.join("model.safetensors"),
     };
     let detector = weights::load(&config, &path, precision, device)?;
-    loaded(detector, sha256(&path).map_err(Error::io(&path))?)
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => hash.update(&block[..n]),
-        }
-    }
+    loaded(detector, sha256(&path)?)
 }

@@ -16,17 +16,15 @@
 //! ```
 
 use crate::log::jsonl::TestRecord;
-use crate::recipe::Recipe;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
-use lxmert_core::checkpoint::{Place, atomic_write, load_weights, save_safetensors};
+use candle_core::Tensor;
+use lxmert_core::checkpoint::{Place, save_safetensors};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::features::FeatureStore;
-use lxmert_core::model::{MatchingModel, PretrainingModel};
+use lxmert_core::files::{atomic_write, remove_leftovers};
+use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::TryLockError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -98,27 +96,14 @@ impl RunFolder {
         self.root.join("run.lock")
     }
 
-    /// Removes the temporary files that a killed run has left (see [`atomic_write`]). Call it with the lock held, so that no
-    /// other process is writing them.
-    ///
-    /// # Errors
-    /// When one cannot be deleted.
-    pub fn remove_leftovers(&self) -> Result<()> {
+    /// Removes the temporary files that a killed run has left.
+    pub fn remove_leftovers(&self) {
         // The root may hold files of the user's, the folders in it hold only ours.
-        let root = [self.settings(), self.state(), self.curves(), self.report()];
-        let own: Vec<String> =
-            root.iter().filter_map(|path| Some(format!(".{}", path.file_name()?.to_str()?))).collect();
-        for folder in [self.root.clone(), self.best(), self.last(), self.predictions()] {
-            let Ok(entries) = std::fs::read_dir(&folder) else { continue }; // not there yet
-            for path in entries.flatten().map(|entry| entry.path()) {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let ours = folder != self.root || own.iter().any(|own| name.starts_with(own));
-                if ours && name.starts_with('.') && name.ends_with(".tmp") {
-                    remove(&path, std::fs::remove_file(&path))?;
-                }
-            }
+        let own = [self.settings(), self.state(), self.curves(), self.report()];
+        remove_leftovers(&self.root, |name| own.iter().any(|path| path.file_name().is_some_and(|own| own == name)));
+        for folder in [self.best(), self.last(), self.predictions()] {
+            remove_leftovers(folder, |_| true);
         }
-        Ok(())
     }
 
     /// Deletes what a run has written (and nothing else that lies in the folder).
@@ -210,40 +195,6 @@ impl Report {
     }
 }
 
-/// How sentences and regions are to be put before this model; `preprocessor_config.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Preprocessing {
-    /// Longest sentence in WordPieces.
-    pub max_length: usize,
-    /// Regions per image, best first.
-    pub regions: usize,
-    /// The detector whose features the model was trained on.
-    pub detector: String,
-}
-
-impl Preprocessing {
-    /// What a run with this recipe on this store's features does.
-    pub fn of_run(recipe: &Recipe, store: &FeatureStore) -> Self {
-        let info = store.info();
-        let regions = recipe.regions_of(info.regions);
-        Self { max_length: recipe.max_length, regions, detector: info.detector.clone() }
-    }
-
-    /// What a checkpoint folder says of itself; the hub's checkpoints do not say, and these are the
-    /// numbers they were trained with.
-    ///
-    /// # Errors
-    /// When its file cannot be read.
-    pub fn of_checkpoint(folder: &Path) -> Result<Self> {
-        let path = folder.join("preprocessor_config.json");
-        if !path.is_file() {
-            return Ok(Self { max_length: 20, regions: 36, detector: "unknown".into() });
-        }
-        let json = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        serde_json::from_str(&json).map_err(Error::json(&path))
-    }
-}
-
 /// What a checkpoint holds besides the weights.
 #[derive(Debug, Clone)]
 pub struct CheckpointParts {
@@ -294,7 +245,8 @@ pub fn save_checkpoint(
     write_text(&folder.join("vocab.txt"), &text.vocab_text())?;
     write_text(&folder.join("tokenizer.json"), &text.tokenizer_json()?)?;
     let tokenizer = serde_json::json!({
-        "tokenizer_class": "LxmertTokenizer", "do_lower_case": true, "model_max_length": parts.preprocessing.max_length,
+        "tokenizer_class": "LxmertTokenizer", "do_lower_case": text.lower_case(),
+        "model_max_length": parts.preprocessing.max_length,
         "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
     });
     write_json(&folder.join("tokenizer_config.json"), &tokenizer)?;
@@ -303,124 +255,18 @@ pub fn save_checkpoint(
     Ok(save_safetensors(folder.join("model.safetensors"), weights, &metadata)?)
 }
 
-/// A checkpoint, read for evaluation.
-pub struct Checkpoint {
-    /// The model's configuration.
-    pub config: LxmertConfig,
-    /// How to put data before it.
-    pub preprocessing: Preprocessing,
-    /// Its tokeniser.
-    pub text: WordPiece,
-    /// The model.
-    pub model: MatchingModel,
-}
-
-impl Checkpoint {
-    /// Reads a checkpoint of ours or of the hub; `place`: any form that [`Place::find`] takes.
-    ///
-    /// # Errors
-    /// When a file is missing or the weights do not fit the configuration.
-    pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, "matching")?;
-        let weights = matching_weights(&place.weights, &config, &[]).map_err(|error| {
-            let trained = "matching, retrieval or pretraining";
-            lacking_head(
-                error,
-                "cls.seq_relationship.",
-                &format!("no matching head; name a checkpoint of --task {trained}"),
-            )
-        })?;
-        let weights: HashMap<String, Tensor> =
-            weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect::<Result<_>>()?;
-        let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?;
-        Ok(Self { config, preprocessing, text, model })
-    }
-}
-
-/// The weights file of a checkpoint: a folder, a file, or `hf:owner/repo`; see [`Place::find`].
+/// [`Pretrained::open`]. Where there is no checkpoint, the error names the command that trains one for `task`.
 ///
 /// # Errors
-/// When there is none.
-pub fn weights_file(place: &Path) -> Result<PathBuf> {
-    Ok(Place::find(place)?.weights)
-}
-
-/// A checkpoint that stands by itself: weights with a `config.json` beside them, and what else says how it is used.
-#[derive(Debug)]
-pub struct CheckpointFiles {
-    /// Where it lies.
-    pub place: Place,
-    /// The model's configuration.
-    pub config: LxmertConfig,
-    /// How to put data before it.
-    pub preprocessing: Preprocessing,
-    /// Its tokeniser: its own, else the one that ships.
-    pub text: WordPiece,
-}
-
-impl CheckpointFiles {
-    /// Reads all but the weights. `place`: any form that [`Place::find`] takes.
-    ///
-    /// # Errors
-    /// When there is no checkpoint or no `config.json` beside it, with the command that makes one for `task`; when a file
-    /// is damaged.
-    pub fn open(place: &Path, task: &str) -> Result<Self> {
-        let train = format!("train one with `cargo run -p lxmert-train -- --task {task}`");
-        let place = Place::find(place).map_err(|error| match error {
-            lxmert_core::Error::Format { path, reason } => Error::file(path, format!("{reason}; {train}")),
-            other => other.into(),
-        })?;
-        let config = place.folder.join("config.json");
-        if !config.is_file() {
-            let reason = format!("no config.json beside it, which says what model it is; {train}, or put one there");
-            return Err(Error::file(&place.weights, reason));
+/// As [`Pretrained::open`].
+pub fn open_checkpoint(place: &Path, task: &str) -> Result<Pretrained> {
+    let place = Place::find(place).map_err(|error| match error {
+        lxmert_core::Error::Format { path, reason } => {
+            Error::file(path, format!("{reason}; `cargo run -p lxmert-train -- --task {task}` trains one"))
         }
-        let vocabulary = place.folder.join("vocab.txt");
-        Ok(Self {
-            config: LxmertConfig::from_file(config)?,
-            preprocessing: Preprocessing::of_checkpoint(&place.folder)?,
-            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
-            place,
-        })
-    }
-}
-
-/// `error` in the words of `reason` where a checkpoint lacks just the head whose weights start with `head`.
-pub fn lacking_head(error: Error, head: &str, reason: &str) -> Error {
-    match error {
-        Error::Core(lxmert_core::Error::Checkpoint { path, missing, misshapen, .. })
-            if misshapen.is_empty() && !missing.is_empty() && missing.iter().all(|name| name.starts_with(head)) =>
-        {
-            Error::file(path, reason)
-        }
-        other => other,
-    }
-}
-
-/// The weights of a matching model out of a checkpoint of any origin, in f32; see [`load_weights`].
-///
-/// # Errors
-/// With every missing, unexpected and misshapen key.
-pub fn matching_weights(
-    path: &Path,
-    config: &LxmertConfig,
-    allow_missing: &[String],
-) -> Result<BTreeMap<String, Tensor>> {
-    Ok(load_weights(path, &MatchingModel::expected(config)?, allow_missing)?)
-}
-
-/// The weights of a pre-training model out of a checkpoint of any origin, in f32. Heads that the checkpoint lacks start
-/// afresh.
-///
-/// # Errors
-/// With every missing, unexpected and misshapen key.
-pub fn pretraining_weights(
-    path: &Path,
-    config: &LxmertConfig,
-    allow_missing: &[String],
-) -> Result<BTreeMap<String, Tensor>> {
-    let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from);
-    Ok(load_weights(path, &PretrainingModel::expected(config)?, &[&heads, allow_missing].concat())?)
+        other => other.into(),
+    })?;
+    Ok(Pretrained::at(place)?)
 }
 
 #[cfg(test)]
@@ -432,14 +278,16 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let folder = RunFolder::new(temporary.path());
         std::fs::create_dir(folder.last()).unwrap();
-        let leftovers =
-            [folder.root().join(".state.safetensorsAb3dE9.tmp"), folder.last().join(".vocab.txtAAAAAA.tmp")];
-        let others = [".notes.txtAb3dE9.tmp", "state.safetensorsAb3dE9.tmp", "run.json", ".tmp"];
+        let leftovers = [
+            folder.root().join(".state.safetensors.Ab3dE9.unfinished"),
+            folder.last().join(".vocab.txt.AAAAAA.unfinished"),
+        ];
+        let others = [".notes.txt.Ab3dE9.unfinished", "state.safetensors.Ab3dE9.unfinished", "run.json", ".unfinished"];
         let others = others.map(|name| folder.root().join(name));
         for path in leftovers.iter().chain(&others) {
             std::fs::write(path, "x").unwrap();
         }
-        folder.remove_leftovers().unwrap();
+        folder.remove_leftovers();
         assert!(leftovers.iter().all(|path| !path.exists()) && others.iter().all(|path| path.exists()));
     }
 

@@ -1,10 +1,12 @@
 //! LXMERT (Tan & Bansal 2019): two single-modality encoders and a cross-modality encoder.
 //!
-//! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
-//! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
-//! matching head, [`AnswerModel`] and [`PairModel`] the trunk for questions and for statements about two
-//! images, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
-//! variant.
+//! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and weights read alike.
+//! [`LxmertModel`] is the trunk; [`MatchingModel`], [`AnswerModel`] and [`PairModel`] are the trunk with a head for matching, for
+//! questions, and for statements about two images; [`PretrainingHeads`] and [`AnswerHead`] are the published heads. The student
+//! project's variant (`student.rs`) is the same trunk made of other parts.
+//!
+//! Read `attention.rs` and `layers.rs` for the sub-layers and layers, `embeddings.rs` for what comes before them, `encoder.rs` for the
+//! whole. A [`Pass`] says how the model runs, a [`Stream`] is a modality on its way through it.
 
 mod answering;
 mod attention;
@@ -14,7 +16,7 @@ mod heads;
 pub mod init;
 mod layers;
 mod matching;
-pub mod student;
+mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::LxmertModel;

@@ -4,11 +4,12 @@
 //! every reader needs; [`ImageExamples`] does the rest.
 
 use super::batches::Batch;
-use super::names::NameFinder;
+use super::names;
 use super::sentences::Sentences;
 use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -102,6 +103,7 @@ pub struct ImageExamples<T, const IMAGES: usize> {
     store_index: Vec<[usize; IMAGES]>,
     sentences: Sentences,
     images: usize,
+    pad: u32,
 }
 
 impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
@@ -116,11 +118,11 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
         (text, max_length): (&WordPiece, usize),
         allow_missing_images: bool,
     ) -> Result<Self> {
-        let finder = NameFinder::new(store);
+        let finder = NameFinder::new(store.names());
         let (mut all, mut store_index, mut images) = (Vec::new(), Vec::new(), 0);
         for path in files {
             let (names, examples) = T::read(path, split)?;
-            let found = finder.find_all(&names, allow_missing_images)?;
+            let found = names::find_all(store, &finder, &names, allow_missing_images)?;
             images += found.iter().flatten().count();
             for example in examples {
                 let index = example.images().map(|image| found[image]);
@@ -132,7 +134,7 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
         }
         let mut sentences = Sentences::default();
         sentences.extend(text, &all.iter().map(T::sentence).collect::<Vec<_>>(), max_length)?;
-        Ok(Self { examples: all, store_index, sentences, images })
+        Ok(Self { examples: all, store_index, sentences, images, pad: text.special().pad })
     }
 }
 
@@ -179,6 +181,6 @@ impl<T, const IMAGES: usize> ImageExamples<T, IMAGES> {
     /// When the store is damaged.
     pub fn batch(&self, store: &FeatureStore, regions: usize, indices: &[usize]) -> Result<Batch> {
         let rows = |&index: &usize| self.store_index[index].map(|image| (image, self.tokens(index)));
-        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>())
+        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>(), self.pad)
     }
 }

@@ -3,9 +3,9 @@
 //! | module | what it reads |
 //! | --- | --- |
 //! | [`dataset`] | captioned images with splits, features and tokens |
-//! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
+//! | [`splits`], [`paths`] | which image of a caption file is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
-//! | [`questions`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
+//! | [`questions`], [`vqa_answers`] | VQA and GQA; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
 //! | [`image_examples`] | sentences about images out of many files, tokenised, with their images found |
 //! | [`predictions`] | prediction files and what the benchmarks count |
@@ -14,7 +14,6 @@
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
 pub mod batches;
-pub mod captions;
 pub mod dataset;
 pub mod image_examples;
 pub mod json_list;
@@ -30,4 +29,3 @@ pub mod statements;
 pub mod vqa_answers;
 
 pub use dataset::{CaptionedImages, Dataset, LoadOptions};
-pub use lxmert_core::answers;
