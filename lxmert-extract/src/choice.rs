@@ -24,7 +24,7 @@ pub enum DetectorChoice {
     VisualGenome,
     /// The same by the original's rules, for weights converted from Caffe.
     VisualGenomeCaffe,
-    /// A folder with `config.json` and `model.safetensors`.
+    /// A folder with `config.json` and `model.safetensors`; of DINOv2 also a repository of the hub, `hf:owner/repo`.
     Folder(PathBuf),
 }
 
@@ -73,6 +73,7 @@ impl std::str::FromStr for DetectorChoice {
             "coco" => Ok(Self::Coco),
             "visual-genome" => Ok(Self::VisualGenome),
             "visual-genome-caffe" => Ok(Self::VisualGenomeCaffe),
+            repository if repository.starts_with("hf:") => Ok(Self::Folder(repository.into())),
             folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
             other => {
                 let missing = nearby::missing(Path::new(other)).map_or_else(String::new, |what| format!(": {what}"));

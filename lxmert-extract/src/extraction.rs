@@ -31,15 +31,17 @@ pub struct Extraction {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// scenes, coco, visual-genome (LXMERT's own features, Hugging Face's rules), visual-genome-caffe (the original's
-    /// rules), or a folder with config.json and model.safetensors [default: scenes for the bare command, else coco]
+    /// rules), or a folder with config.json and model.safetensors, or hf:owner/repo; of a detector or of DINOv2
+    /// [default: scenes for the bare command, else coco]
     #[arg(long)]
     pub detector: Option<DetectorChoice>,
     /// Weights in place of the detector's own: a safetensors, .pth, .bin or .pkl file, or hf:owner/repo/file[@revision]
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
-    /// Regions an image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, or cells (cells:N) for means of the
-    /// last map's cells, at most 8 × 8 (N × N) [default: 12 for the bare command, else 36]
-    #[arg(long, value_name = "N|N..M|grid:N|cells")]
+    /// Regions an image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, cells (cells:N)
+    /// for means of the last map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches
+    /// [default: 12 for the bare command, else 36]
+    #[arg(long, value_name = "N|N..M|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
     /// Give the detector red for blue, as Hugging Face's demo does with photos from files: only to compare with its numbers
     #[arg(long)]
