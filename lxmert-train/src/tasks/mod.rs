@@ -5,7 +5,6 @@
 
 pub mod alignment;
 pub mod examples;
-pub mod losses;
 pub mod masked_words;
 pub mod matching;
 pub mod pretraining;
@@ -13,6 +12,8 @@ pub mod questions;
 pub mod registry;
 pub mod retrieval;
 pub mod statements;
+
+pub use lxmert_core::losses;
 
 use crate::data::paths::Data;
 use crate::evaluate::Evaluation;
