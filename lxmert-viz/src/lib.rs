@@ -55,7 +55,8 @@
 //! `lxmert-viz grounding` asks whether the region with the largest weight in the rows of a phrase is what the phrase
 //! names: its centre in a true box (the pointing game), or an IoU of 0.5, by type of phrase. On the scenes the boxes
 //! are exact and the types are those of the captions; `--entities DIR` takes the annotations of Flickr30k Entities
-//! (people, clothing, …). On the scenes, over 1,600 nouns: relevancy 94.1 %, attention 87.8 %, chance 26.8 %.
+//! (people, clothing, …). On the scenes, over 1,600 nouns: relevancy
+//! 93.1 %, attention 87.9 %, gradient × attention 80.1 %, rollout 76.8 %, chance 26.8 %, Grad-CAM 5.1 %.
 
 pub mod commands;
 pub mod dataset;

@@ -1,4 +1,4 @@
-//! A sheet's shapes as pixels.
+//! A sheet's shapes as pixels: plotters draws the shapes, [`font`](super::font) sets the text, photos are copied in.
 
 use super::font::Face;
 use super::palette::{Rgb, mix};
@@ -6,33 +6,37 @@ use super::shapes::{Align, Rect, Shape};
 use crate::{Error, Result};
 use image::RgbImage;
 use image::imageops::FilterType;
+use plotters::coord::Shift;
+use plotters::prelude::{
+    BitMapBackend, Circle, Color, Drawable, DrawingArea, IntoDrawingArea, PathElement, Polygon, RGBColor, Rectangle,
+};
 
 /// Draws one shape with every length multiplied by `scale`.
 pub(super) fn draw(pixels: &mut RgbImage, shape: &Shape, scale: f32) -> Result<()> {
-    let points = |points: &[(i32, i32)]| -> Vec<[f32; 2]> {
-        // A whole number means the middle of that pixel.
-        points.iter().map(|(x, y)| [(*x as f32 + 0.5) * scale, (*y as f32 + 0.5) * scale]).collect()
-    };
+    let length = |v: i32| (v as f32 * scale).round() as i32;
+    // A whole number means the middle of that pixel.
+    let middle = |v: i32| ((v as f32 + 0.5) * scale).floor() as i32;
+    let points =
+        |points: &[(i32, i32)]| -> Vec<(i32, i32)> { points.iter().map(|(x, y)| (middle(*x), middle(*y))).collect() };
     match shape {
         Shape::Fill { rect, colour, opacity } => {
             // A veil that is rounded away must not come back as a line over its neighbour; what is opaque stays visible.
             let rect = scaled(rect, scale, i32::from(*opacity >= 1.0));
-            for y in rect.y0..rect.y1 {
-                (rect.x0..rect.x1).for_each(|x| blend(pixels, x, y, *colour, *opacity));
+            if rect.width() > 0 && rect.height() > 0 {
+                // plotters' filled rectangle ends before its second corner, as `Rect` does.
+                let style = rgb(*colour).mix(f64::from(*opacity)).filled();
+                on(pixels, &Rectangle::new([(rect.x0, rect.y0), (rect.x1, rect.y1)], style))?;
             }
         }
         Shape::Line { points: corners, colour, width } => {
-            for ends in points(corners).windows(2) {
-                let [a, b] = [ends[0], ends[1]];
-                near(pixels, &[a, b], width * scale / 2.0, *colour, |point| distance(point, a, b));
-            }
+            let style = rgb(*colour).stroke_width((width * scale).round().max(1.0) as u32);
+            on(pixels, &PathElement::new(points(corners), style))?;
         }
         Shape::Disc { centre, radius, colour } => {
-            let centre = points(&[*centre])[0];
-            near(pixels, &[centre], *radius as f32 * scale, *colour, |[x, y]| (x - centre[0]).hypot(y - centre[1]));
+            on(pixels, &Circle::new(points(&[*centre])[0], length(*radius), rgb(*colour).filled()))?;
         }
         Shape::Polygon { points: corners, colour, opacity } => {
-            polygon(pixels, &points(corners), *colour, *opacity);
+            on(pixels, &Polygon::new(points(corners), rgb(*colour).mix(f64::from(*opacity)).filled()))?;
         }
         Shape::Text { at, align, upwards, face, colour, text } => {
             let face = Face { size: face.size * scale, ..*face };
@@ -88,56 +92,19 @@ fn blend(pixels: &mut RgbImage, x: i32, y: i32, colour: Rgb, weight: f32) {
     }
 }
 
-/// Colours the pixels whose middle is at most `reach` away, by `distance`, from something that lies around `points`; the
-/// edge is smooth.
-fn near(pixels: &mut RgbImage, points: &[[f32; 2]], reach: f32, colour: Rgb, distance: impl Fn([f32; 2]) -> f32) {
-    let bounds = |axis: usize| {
-        let values = || points.iter().map(|point| point[axis]);
-        let least = values().fold(f32::INFINITY, f32::min) - reach - 1.0;
-        least.floor() as i32..=(values().fold(f32::NEG_INFINITY, f32::max) + reach + 1.0).ceil() as i32
-    };
-    for y in bounds(1) {
-        for x in bounds(0) {
-            let coverage = reach + 0.5 - distance([x as f32 + 0.5, y as f32 + 0.5]);
-            if coverage > 0.0 {
-                blend(pixels, x, y, colour, coverage.min(1.0));
-            }
-        }
-    }
+/// Draws an element of plotters on all of `pixels`.
+fn on<E>(pixels: &mut RgbImage, element: &E) -> Result<()>
+where
+    for<'a> &'a E: plotters::element::PointCollection<'a, (i32, i32)>,
+    for<'b> E: Drawable<BitMapBackend<'b>>,
+{
+    let size = pixels.dimensions();
+    let area: DrawingArea<_, Shift> = BitMapBackend::with_buffer(&mut **pixels, size).into_drawing_area();
+    area.draw(element).and_then(|()| area.present()).map_err(|e| Error::Drawing(e.to_string()))
 }
 
-/// From a point to the line between `a` and `b`.
-fn distance([x, y]: [f32; 2], a: [f32; 2], b: [f32; 2]) -> f32 {
-    let (dx, dy) = (b[0] - a[0], b[1] - a[1]);
-    let length = dx * dx + dy * dy;
-    let along = if length > 0.0 { (((x - a[0]) * dx + (y - a[1]) * dy) / length).clamp(0.0, 1.0) } else { 0.0 };
-    (x - a[0] - along * dx).hypot(y - a[1] - along * dy)
-}
-
-/// Fills by the even-odd rule, with four rows of samples a pixel and exact ends in each row.
-fn polygon(pixels: &mut RgbImage, points: &[[f32; 2]], colour: Rgb, opacity: f32) {
-    const ROWS: usize = 4;
-    let width = pixels.width() as usize;
-    for y in 0..pixels.height() {
-        let mut coverage = vec![0f32; width];
-        for sample in 0..ROWS {
-            let row = y as f32 + (sample as f32 + 0.5) / ROWS as f32;
-            let mut crossings: Vec<f32> = (points.iter().zip(points.iter().cycle().skip(1)))
-                .filter(|(a, b)| (a[1] <= row) != (b[1] <= row))
-                .map(|(a, b)| a[0] + (row - a[1]) / (b[1] - a[1]) * (b[0] - a[0]))
-                .collect();
-            crossings.sort_by(f32::total_cmp);
-            for span in crossings.chunks_exact(2) {
-                let (from, to) = (span[0].max(0.0), span[1].min(width as f32));
-                for (x, covered) in coverage.iter_mut().enumerate().take(to.ceil() as usize).skip(from as usize) {
-                    *covered += ((x as f32 + 1.0).min(to) - (x as f32).max(from)).max(0.0) / ROWS as f32;
-                }
-            }
-        }
-        for (x, covered) in coverage.into_iter().enumerate().filter(|(_, covered)| *covered > 0.0) {
-            blend(pixels, x as i32, y as i32, colour, covered * opacity);
-        }
-    }
+fn rgb([red, green, blue]: Rgb) -> RGBColor {
+    RGBColor(red, green, blue)
 }
 
 #[cfg(test)]
@@ -157,10 +124,10 @@ mod tests {
     fn lines_discs_and_polygons_cover_their_areas() {
         let triangle = Shape::Polygon { points: vec![(5, 5), (45, 5), (5, 35)], colour: RED, opacity: 1.0 };
         for (shape, area, slack) in [
-            // 50 long, 3 wide, with round ends.
-            (Shape::Line { points: vec![(10, 10), (40, 50)], colour: RED, width: 3.0 }, 157.0, 5.0),
-            (Shape::Disc { centre: (30, 30), radius: 10, colour: RED }, 314.0, 8.0),
-            (triangle, 600.0, 4.0),
+            // 50 long, 3 wide. plotters takes whole pixels, so a scaled width is rounded.
+            (Shape::Line { points: vec![(10, 10), (40, 50)], colour: RED, width: 3.0 }, 150.0, 15.0),
+            (Shape::Disc { centre: (30, 30), radius: 10, colour: RED }, 314.0, 20.0),
+            (triangle, 600.0, 30.0),
         ] {
             for scale in [1.0, 2.5] {
                 let pixels = drawn(150, std::slice::from_ref(&shape), scale);

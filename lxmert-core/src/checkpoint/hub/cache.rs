@@ -6,7 +6,7 @@
 use super::{ExpectedFile, HubFile};
 use crate::files::sha256;
 use crate::{Error, Result};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use hf_hub::{Cache, CacheRepo};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -20,8 +20,7 @@ pub(super) struct Repository {
 
 impl Repository {
     pub fn of(file: &HubFile, cache: &Path) -> Self {
-        let id = format!("{}/{}", file.owner, file.repo);
-        let repo = Repo::with_revision(id, RepoType::Model, file.revision().into());
+        let repo = file.repository();
         let folder = cache.join(repo.folder_name());
         Self { cached: Cache::new(cache.into()).repo(repo), folder }
     }

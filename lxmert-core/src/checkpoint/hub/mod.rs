@@ -1,13 +1,16 @@
 //! Weights from a file or from the hub, through the cache that Python's `huggingface_hub` uses.
 //!
-//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders). [`HubOptions`] has
+//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders), of a space of the hub
+//! as `hf:spaces/owner/repo/file[@revision]`. [`HubOptions`] has
 //! the cache's folder, the endpoint and the token, from the Python library's environment variables.
 //!
 //! [`client`](Hub) decides what is fetched and when the cached copy serves; `cache` keeps the cache, whose layout is `hf-hub`'s, and
 //! checks hashes; `network` speaks the protocol over `ureq` (hf-hub's own clients were left out: see the workspace's
 //! `Cargo.toml`). Only the last needs the crate's feature `hub`: a build without it reads the cache as it does offline.
 
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
 mod cache;
+#[cfg_attr(not(feature = "hub"), allow(dead_code, unused_variables))]
 mod client;
 #[cfg(feature = "hub")]
 mod network;
@@ -17,6 +20,7 @@ pub use client::Hub;
 pub use options::HubOptions;
 
 use crate::{Error, Result};
+use hf_hub::{Repo, RepoType};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -33,6 +37,8 @@ pub enum WeightSource {
 /// A file of a model repository on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubFile {
+    /// Whether the repository is a space and not a model.
+    pub space: bool,
     /// The repository's owner.
     pub owner: String,
     /// The repository's name.
@@ -73,6 +79,12 @@ impl WeightSource {
 }
 
 impl HubFile {
+    /// The repository at the file's revision, as hf-hub names it in the cache.
+    fn repository(&self) -> Repo {
+        let kind = if self.space { RepoType::Space } else { RepoType::Model };
+        Repo::with_revision(format!("{}/{}", self.owner, self.repo), kind, self.revision().into())
+    }
+
     /// The revision, `main` where none is named.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
@@ -106,13 +118,17 @@ impl fmt::Display for WeightSource {
 impl FromStr for HubFile {
     type Err = String;
 
-    /// `owner/repo/file[@revision]`, after the `hf:`.
+    /// `[spaces/]owner/repo/file[@revision]`, after the `hf:`.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = |what: &str| format!("'hf:{text}' {what}; a hub file is written hf:owner/repo/file[@revision]");
         let (path, revision) = match text.rsplit_once('@') {
             Some((_, "")) => return Err(wrong("has an empty revision")),
             Some((path, revision)) => (path, Some(revision)),
             None => (text, None),
+        };
+        let (space, path) = match path.strip_prefix("spaces/") {
+            Some(path) => (true, path),
+            None => (false, path),
         };
         let mut parts = path.splitn(3, '/');
         let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
@@ -124,13 +140,15 @@ impl FromStr for HubFile {
         if ![owner, repo].into_iter().chain(file.split('/')).chain(revision_parts).all(plain) {
             return Err(wrong("has an empty part or one of '.', '..' and '\\'"));
         }
-        Ok(Self { owner: owner.into(), repo: repo.into(), file: file.into(), revision: revision.map(Into::into) })
+        let revision = revision.map(Into::into);
+        Ok(Self { space, owner: owner.into(), repo: repo.into(), file: file.into(), revision })
     }
 }
 
 impl fmt::Display for HubFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hf:{}/{}/{}", self.owner, self.repo, self.file)?;
+        let space = if self.space { "spaces/" } else { "" };
+        write!(f, "hf:{space}{}/{}/{}", self.owner, self.repo, self.file)?;
         self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
     }
 }
