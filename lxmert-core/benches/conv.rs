@@ -37,7 +37,7 @@ fn layers(c: &mut Criterion) {
         let work = 2 * channels * kernel * kernel * out * (height / stride) * (width / stride);
         let mut group = c.benchmark_group(name);
         group.sample_size(10).throughput(Throughput::Elements(work as u64));
-        let packed = PrepackedConv2d::with_precision(&w, Some(&b), stride, padding, true, Precision::F32).unwrap();
+        let packed = PrepackedConv2d::new(&w, Some(&b), stride, padding, true, Precision::F32).unwrap();
         let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
         group.bench_function("packed", |bench| bench.iter(|| packed.forward(black_box(&map), Residual::None).unwrap()));
         group.bench_function("conv2d", |bench| bench.iter(|| conv2d(black_box(&x), &w, Some(&b), stride, padding)));

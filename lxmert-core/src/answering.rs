@@ -4,7 +4,7 @@ use crate::answers::AnswerTable;
 use crate::batch::Batch;
 use crate::config::LxmertConfig;
 use crate::features::Regions;
-use crate::model::{AnswerModel, Forward};
+use crate::model::{AnswerModel, Pass};
 use crate::pretrained::{Preprocessing, Pretrained};
 use crate::text::WordPiece;
 use crate::{Error, Result};
@@ -61,7 +61,7 @@ impl Answerer {
         let ids = self.text.encode(question, self.preprocessing.max_length)?.ids;
         let (most, pad) = (self.preprocessing.regions, self.text.special().pad);
         let inputs = Batch::of_regions(&[(regions, &ids)], most, pad).inputs(device)?;
-        let logits = self.model.forward(&inputs, &Forward::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
+        let logits = self.model.forward(&inputs, &Pass::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
         Ok(self.best(&logits, top))
     }
 

@@ -8,7 +8,7 @@ use candle_nn::Activation;
 use lxmert_core::checkpoint::{Hub, HubOptions, Place, save_safetensors};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::features::Regions;
-use lxmert_core::model::{AnswerModel, Forward, LxmertInputs, MatchingModel, PairModel, PretrainingModel};
+use lxmert_core::model::{AnswerModel, LxmertInputs, MatchingModel, PairModel, Pass, PretrainingModel};
 use lxmert_core::pretrained::{Preprocessing, Pretrained, configuration};
 use lxmert_core::{answering::Answerer, procedural};
 use serde_json::json;
@@ -75,7 +75,7 @@ fn inputs() -> LxmertInputs {
 }
 
 fn logit(model: &MatchingModel) -> f32 {
-    model.forward(&inputs(), &Forward::eval()).unwrap().logits.to_vec1().unwrap()[0]
+    model.forward(&inputs(), &Pass::eval()).unwrap().logits.to_vec1().unwrap()[0]
 }
 
 fn error(folder: &Path) -> String {

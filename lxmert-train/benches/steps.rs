@@ -10,8 +10,8 @@ use candle_nn::{VarBuilder, VarMap};
 use clap::Parser;
 use lxmert_core::cli::{CommonArgs, keep_freed_memory};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
-use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
-use lxmert_core::ops::{self, DropoutRng, PackedWeights, Precision};
+use lxmert_core::model::{LxmertInputs, MatchingModel, Pass, init};
+use lxmert_core::ops::{self, DropoutRng, Precision, PrepackedWeights};
 use lxmert_core::optim::{AdamW, AdamWConfig, clip};
 use lxmert_core::procedural;
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -115,7 +115,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Err(_) => bail!("the variables' lock is poisoned"),
     };
     let (inputs, pooled, precision) = (inputs(case, &config)?, case.pooled, case.precision);
-    let packed = PackedWeights::new();
+    let packed = PrepackedWeights::new();
     let run: Box<dyn FnMut() -> Result<()> + '_> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
@@ -123,7 +123,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Box::new(move || {
             step += 1;
             let rng = DropoutRng::new(0, step);
-            let run = Forward { pooled_only: pooled, precision, ..Forward::train(&rng) };
+            let run = Pass { pooled_only: pooled, precision, ..Pass::train(&rng) };
             let logits = model.forward(&inputs, &run)?.logits;
             let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
             let gradients = optimiser.gradients(&ops::backward(&loss)?);
@@ -134,7 +134,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         // Plain tensors, as read from a checkpoint: no graph is kept, and they are packed once, in the first run.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        let run = Forward { pooled_only: pooled, precision, prepacked: Some(&packed), ..Forward::eval() };
+        let run = Pass { pooled_only: pooled, precision, prepacked: Some(&packed), ..Pass::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     timing::time(runs, run)

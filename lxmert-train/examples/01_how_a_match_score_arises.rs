@@ -4,7 +4,7 @@
 //! `cargo run -p lxmert-train --example 01_how_a_match_score_arises`.
 
 use candle_core::{Device, IndexOp};
-use lxmert_core::model::{Capture, Forward};
+use lxmert_core::model::{Capture, Pass};
 use lxmert_core::pretrained::Pretrained;
 use lxmert_core::workspace::Workspace;
 use lxmert_train::data::pairs::{Pair, PairKind};
@@ -47,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     );
 
     // %% What comes out: [CLS], pooled by tanh, through the matching head
-    let output = model.forward(&inputs, &Forward::capture(Capture::Maps))?;
+    let output = model.forward(&inputs, &Pass::capture(Capture::Maps))?;
     println!("pooled {:?}", output.trunk.pooled.dims());
     for (pair, logit) in pairs.iter().zip(output.logits.to_vec1::<f32>()?) {
         println!("  logit {logit:>7.3}, probability {:.3}  {}", sigmoid(logit), dataset.sentence(pair));

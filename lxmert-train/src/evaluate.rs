@@ -9,15 +9,15 @@ use crate::recipe::Recipe;
 use candle_core::Device;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
-use lxmert_core::model::{Forward, MatchingModel};
-use lxmert_core::ops::{PackedWeights, Precision};
+use lxmert_core::model::{MatchingModel, Pass};
+use lxmert_core::ops::{Precision, PrepackedWeights};
 
 /// How a model is run to be measured: without dropout, batch by batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Evaluation<'a> {
     /// Examples per batch.
     pub batch_size: usize,
-    /// What the products of the encoders' layers round their operands to; all else is f32 (see [`Forward::precision`]).
+    /// What the products of the encoders' layers round their operands to; all else is f32 (see [`Pass::precision`]).
     pub precision: Precision,
     /// The device that holds the model.
     pub device: &'a Device,
@@ -30,8 +30,8 @@ impl<'a> Evaluation<'a> {
     }
 
     /// How to run the model, whose weights stay in `packed` from batch to batch.
-    pub fn forward<'p>(&self, packed: &'p PackedWeights) -> Forward<'p> {
-        Forward::eval().with_precision(self.precision).with_packed(packed)
+    pub fn forward<'p>(&self, packed: &'p PrepackedWeights) -> Pass<'p> {
+        Pass::eval().with_precision(self.precision).with_prepacked(packed)
     }
 }
 
@@ -49,7 +49,7 @@ pub fn logits(
     let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), how.batch_size);
     let mut logits = vec![0f32; pairs.len()];
     let mut at = 0;
-    let packed = PackedWeights::new();
+    let packed = PrepackedWeights::new();
     let run = how.forward(&packed).pooled_only();
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect());
     batches::for_each(

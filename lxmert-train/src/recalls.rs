@@ -14,8 +14,8 @@ use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
-use lxmert_core::model::{Encoded, MatchingModel};
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::model::{MatchingModel, Stream};
+use lxmert_core::ops::PrepackedWeights;
 use std::time::Instant;
 
 /// Recalls both ways.
@@ -45,7 +45,7 @@ impl Recalls {
 struct EncodedCaptions {
     /// Places among the captions that take part.
     places: Vec<usize>,
-    encoded: Encoded,
+    encoded: Stream,
 }
 
 /// The images of a split that take part, and their captions.
@@ -112,7 +112,7 @@ pub fn score_all(
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
     let batch_size = how.batch_size.max(1);
-    let packed = PackedWeights::new();
+    let packed = PrepackedWeights::new();
     let run = how.forward(&packed).pooled_only();
     let pair = |image: usize, caption: usize| Pair { image, caption, kind: PairKind::Matched };
 

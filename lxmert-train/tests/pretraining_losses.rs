@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, LxmertInputs, PretrainingModel};
+use lxmert_core::model::{LxmertInputs, Pass, PretrainingModel};
 use lxmert_train::recipe::RegionLosses;
 use lxmert_train::task_weights::TaskWeights;
 use lxmert_train::tasks::masked_words::MaskedWords;
@@ -84,7 +84,7 @@ impl Case {
         };
         let losses = (kind, want["normaliser"].as_f64().unwrap());
         let weights = TaskWeights::default();
-        let (terms, ..) = terms(&model, &inputs, &self.targets(masked), &weights, losses, &Forward::eval()).unwrap();
+        let (terms, ..) = terms(&model, &inputs, &self.targets(masked), &weights, losses, &Pass::eval()).unwrap();
 
         let mut total = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
         let mut of: HashMap<&str, f64> = HashMap::new();

@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, LxmertInputs, LxmertModel};
+use lxmert_core::model::{LxmertInputs, LxmertModel, Pass};
 use lxmert_core::ops::{self, Precision};
 use lxmert_core::optim::{AdamW, AdamWConfig, clip};
 use lxmert_core::procedural;
@@ -83,7 +83,7 @@ fn trajectory(reference: &serde_json::Value, precision: Precision) -> Vec<(f64, 
     let steps = reference["losses"].as_array().unwrap().len();
     let mut step = |step: usize| {
         let (inputs, target) = &batches[step % 4];
-        let pooled = model.forward(inputs, &Forward::eval().with_precision(precision)).unwrap().pooled;
+        let pooled = model.forward(inputs, &Pass::eval().with_precision(precision)).unwrap().pooled;
         let logits = candle_nn::Module::forward(&head, &pooled).unwrap().squeeze(1).unwrap();
         let loss = binary_cross_entropy(&logits, target).unwrap().mean_all().unwrap();
         let gradients = optimiser.gradients(&ops::backward(&loss).unwrap());

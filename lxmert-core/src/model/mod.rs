@@ -25,11 +25,6 @@ pub use heads::{
 };
 pub use matching::{MatchingModel, MatchingOutput};
 
-/// Former name.
-pub type Forward<'a> = Pass<'a>;
-/// Former name.
-pub type Encoded = Stream;
-
 use crate::ops::sublayers::Run;
 use crate::ops::{DropoutRng, Precision, PrepackedWeights, Ragged};
 use candle_core::{Result, Tensor, Var};
@@ -197,12 +192,6 @@ impl<'a> Pass<'a> {
     #[must_use]
     pub fn with_prepacked(self, prepacked: &'a PrepackedWeights) -> Self {
         Self { prepacked: Some(prepacked), ..self }
-    }
-
-    /// Former name.
-    #[must_use]
-    pub fn with_packed(self, prepacked: &'a PrepackedWeights) -> Self {
-        self.with_prepacked(prepacked)
     }
 
     /// What concerns the sub-layers.

@@ -69,12 +69,6 @@ pub use pool::max_pool2d;
 pub use prepacked_conv::PrepackedConv2d;
 pub use prepacked_linear::PrepackedLinear;
 pub use prepacked_weights::PrepackedWeights;
-/// Former name.
-pub type PackedWeights = PrepackedWeights;
-/// Former name.
-pub type PackedConv2d = PrepackedConv2d;
-/// Former name.
-pub type PackedLinear = PrepackedLinear;
 pub use ragged::Ragged;
 pub use roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
 pub use roi_pool::{RoiPool, roi_pool};

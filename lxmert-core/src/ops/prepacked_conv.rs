@@ -46,7 +46,7 @@ impl PrepackedConv2d {
     ///
     /// # Errors
     /// When the tensors are of another kind or do not fit each other.
-    pub fn with_precision(
+    pub fn new(
         weight: &Tensor,
         bias: Option<&Tensor>,
         stride: usize,

@@ -94,7 +94,7 @@ impl ConvBlock {
     /// For the packed path, with its own ReLU or, where a residual is added first, the caller's choice.
     pub(super) fn pack(&self, relu: Option<bool>, precision: Precision) -> Result<PrepackedConv2d> {
         let relu = relu.unwrap_or(self.relu);
-        PrepackedConv2d::with_precision(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu, precision)
+        PrepackedConv2d::new(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu, precision)
     }
 
     /// The outputs of two convolutions over the same input, one after the other, without ReLU.
@@ -104,7 +104,7 @@ impl ConvBlock {
             _ => None,
         };
         let weight = Tensor::cat(&[&self.weight, &other.weight], 0)?;
-        PrepackedConv2d::with_precision(&weight, bias.as_ref(), self.stride, self.padding, false, precision)
+        PrepackedConv2d::new(&weight, bias.as_ref(), self.stride, self.padding, false, precision)
     }
 
     /// `x`: `[batch, inputs, height, width]`; the result's sides are `ceil(side / stride)`.

@@ -25,7 +25,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, MatchingModel, WordHead};
+use lxmert_core::model::{MatchingModel, Pass, WordHead};
 use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -164,7 +164,7 @@ impl Task for Matching {
             (head, MaskedWords::draw(&mut batch.inputs, matched, self.word_ids, self.recipe.seed, step.number))
         });
         // Only the guesses of masked words read the streams after they have met.
-        let run = Forward { pooled_only: words.is_none(), ..step.forward() };
+        let run = Pass { pooled_only: words.is_none(), ..step.forward() };
         let inputs = batch.inputs.inputs(step.device)?;
         let language = self.model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         let mask = inputs.visual_attention_mask.as_ref();

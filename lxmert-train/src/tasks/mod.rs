@@ -28,7 +28,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
-use lxmert_core::model::Forward;
+use lxmert_core::model::Pass;
 use lxmert_core::ops::{DropoutRng, Precision};
 use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
@@ -77,8 +77,8 @@ impl<'a> Step<'a> {
     }
 
     /// How to run the model.
-    pub fn forward(&self) -> Forward<'_> {
-        self.dropout.as_ref().map_or_else(Forward::eval, Forward::train).with_precision(self.precision)
+    pub fn forward(&self) -> Pass<'_> {
+        self.dropout.as_ref().map_or_else(Pass::eval, Pass::train).with_precision(self.precision)
     }
 
     /// A batch's loss out of the sum over its examples: `right` of them were judged right.

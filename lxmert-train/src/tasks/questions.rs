@@ -30,7 +30,7 @@ use lxmert_core::answers::{AnswerTable, SoftLabel};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::AnswerModel;
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -213,7 +213,7 @@ fn measure_and_predict(
     bar.set_length(set.len() as u64);
     let mut labels = vec![0u32; set.len()];
     let (mut loss, mut counted) = (0.0, 0usize);
-    let packed = PackedWeights::new();
+    let packed = PrepackedWeights::new();
     let run = how.forward(&packed);
     for_each_batch(set, place, how, bar, |questions, inputs| {
         let logits = model.forward(inputs, &run)?.logits;

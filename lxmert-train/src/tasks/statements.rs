@@ -25,7 +25,7 @@ use lxmert_core::checkpoint::take_weights;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::PairModel;
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -177,7 +177,7 @@ fn measure_and_predict(
     bar.set_length(set.len() as u64);
     let mut judged = vec![false; set.len()];
     let mut loss = 0.0;
-    let packed = PackedWeights::new();
+    let packed = PrepackedWeights::new();
     let run = how.forward(&packed);
     for_each_batch(set, place, how, bar, |statements, inputs| {
         let logits = model.forward(inputs, &run)?;

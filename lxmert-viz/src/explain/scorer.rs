@@ -152,7 +152,7 @@ impl Scorer {
         let inputs = padded(pairs, self.sizes(), &self.device)?;
         Ok(self
             .model
-            .forward(&inputs, &Pass::eval().pooled_only().with_packed(&self.packed))?
+            .forward(&inputs, &Pass::eval().pooled_only().with_prepacked(&self.packed))?
             .logits
             .to_dtype(DType::F32)?
             .to_vec1()?)

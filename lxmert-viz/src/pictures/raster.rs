@@ -8,7 +8,7 @@ use image::RgbImage;
 use image::imageops::FilterType;
 use plotters::coord::Shift;
 use plotters::prelude::{
-    BitMapBackend, Circle, Color, Drawable, DrawingArea, IntoDrawingArea, PathElement, Polygon, RGBColor, Rectangle,
+    BitMapBackend, Circle, Color, DrawingArea, IntoDrawingArea, PathElement, Polygon, RGBColor, Rectangle,
 };
 
 /// Draws one shape with every length multiplied by `scale`.
@@ -96,7 +96,7 @@ fn blend(pixels: &mut RgbImage, x: i32, y: i32, colour: Rgb, weight: f32) {
 fn on<E>(pixels: &mut RgbImage, element: &E) -> Result<()>
 where
     for<'a> &'a E: plotters::element::PointCollection<'a, (i32, i32)>,
-    for<'b> E: Drawable<BitMapBackend<'b>>,
+    for<'b> E: plotters::element::Drawable<BitMapBackend<'b>>,
 {
     let size = pixels.dimensions();
     let area: DrawingArea<_, Shift> = BitMapBackend::with_buffer(&mut **pixels, size).into_drawing_area();

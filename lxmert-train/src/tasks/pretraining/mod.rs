@@ -26,8 +26,8 @@ use indicatif::ProgressBar;
 use lxmert_core::answers::AnswerTable;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, PretrainingModel};
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::model::{Pass, PretrainingModel};
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use lxmert_core::procedural::splitmix64;
 use rand::{Rng, SeedableRng};
@@ -227,7 +227,7 @@ impl Pretraining {
         mut batch: PretrainingBatch,
         weights: &TaskWeights,
         seed: u64,
-        run: &Forward,
+        run: &Pass,
     ) -> Result<Vec<Term>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let answers = batch.answers.iter().map(|answers| terms::sample(answers, &mut rng)).collect();
@@ -265,7 +265,7 @@ impl Pretraining {
         let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect());
         let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
         let mut number = 0;
-        let packed = PackedWeights::new();
+        let packed = PrepackedWeights::new();
         let run = how.forward(&packed);
         batches::for_each(
             planned,

@@ -7,7 +7,7 @@ use crate::task_weights::TaskWeights;
 use crate::tasks::losses::cross_entropy;
 use crate::tasks::masked_words::MaskedWords;
 use candle_core::{D, Tensor};
-use lxmert_core::model::{Encoded, Forward, LxmertInputs, PretrainingModel};
+use lxmert_core::model::{LxmertInputs, Pass, PretrainingModel, Stream};
 use rand::Rng;
 
 /// What is to be guessed of a batch whose words and regions are masked already.
@@ -49,8 +49,8 @@ pub fn terms(
     targets: &Targets,
     weights: &TaskWeights,
     (kind, normaliser): (RegionLosses, f64),
-    run: &Forward,
-) -> Result<(Vec<Term>, Encoded, Encoded)> {
+    run: &Pass,
+) -> Result<(Vec<Term>, Stream, Stream)> {
     let language = model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
     let mask = inputs.visual_attention_mask.as_ref();
     let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, run)?;
