@@ -3,7 +3,7 @@
 //! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
 //! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
 //! matching head, [`AnswerModel`] and [`PairModel`] the trunk for questions and for statements about two
-//! images, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
+//! images, [`ReferringModel`] the trunk for referring expressions, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
 //! variant.
 
 mod answering;
@@ -14,6 +14,7 @@ mod heads;
 pub mod init;
 mod layers;
 mod matching;
+mod referring;
 pub mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
@@ -22,6 +23,7 @@ pub use heads::{
     AnswerHead, PretrainingHeads, PretrainingLogits, PretrainingModel, RegionHead, RegionLogits, WordHead,
 };
 pub use matching::{MatchingModel, MatchingOutput};
+pub use referring::ReferringModel;
 
 use crate::ops::{DropoutRng, PackedWeights, Precision};
 use candle_core::{Tensor, Var};

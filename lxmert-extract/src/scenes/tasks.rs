@@ -1,17 +1,21 @@
-//! The scenes as benchmarks: questions, statements about pairs, and sentences for pre-training, one file for each split
-//! as the real benchmarks have it.
+//! The scenes as benchmarks: questions, statements about pairs, entailment, expressions that name objects, and sentences for
+//! pre-training, in files of the real benchmarks' forms.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `questions_{train,val,test}.json` | questions with answers, in the form of VQA's files |
 //! | `statements_{train,val,test}.json` | statements about two scenes of the split, in the form of NLVR2's files |
+//! | `entailment_{train,val,test}.jsonl` | sentences that a scene entails, contradicts or leaves open, in the form of SNLI-VE's files |
+//! | `refs.json`, `instances.json` | expressions that name an object, with their splits, and the boxes, in the form of RefCOCO's files |
 //! | `pretrain_{train,val,test}.json` | captions and questions by scene, in the form of the original's pre-training files |
 //! | `answers.json` | the answer table: a list, the answer of label 0 first |
 //!
 //! All of it follows from `scenes.json`: [`complete`] adds what a folder lacks, so a data set drawn by an older version
 //! gains these files and keeps every other to the byte.
 
+use super::entailment::{self, EntailmentEntry, Label};
 use super::questions::{self, Question, QuestionEntry};
+use super::referring;
 use super::statements::{self, StatementEntry};
 use super::write::{Annotations, SceneRecord, read_annotations, split};
 use super::{Object, ScenesConfig};
@@ -22,7 +26,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::json;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -39,7 +43,8 @@ pub fn complete(dir: &Path) -> Result<Vec<String>> {
         .iter()
         .flat_map(|kind| SPLITS.map(|split| format!("{kind}_{split}.json")))
         .collect();
-    names.push("answers.json".into());
+    names.extend(SPLITS.map(|split| format!("entailment_{split}.jsonl")));
+    names.extend(["answers.json", "refs.json", "instances.json"].map(String::from));
     names.retain(|name| lacks(name));
     if !names.is_empty() {
         write_lacking(dir, &read_annotations(dir)?, &names)?;
@@ -70,12 +75,25 @@ fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> R
         if let Some(name) = wanted("statements") {
             write_list(&dir.join(name), pair_entries(config, split, &of_split))?;
         }
+        let name = format!("entailment_{split}.jsonl");
+        if lacking.contains(&name) {
+            write_lines(&dir.join(name), entailment_entries(config, &of_split))?;
+        }
         if let Some(name) = wanted("pretrain") {
             write_list(&dir.join(name), of_split.iter().map(|&(_, scene, asked)| pretraining_entry(scene, asked)))?;
         }
     }
-    if lacking.iter().any(|name| name == "answers.json") {
+    let wanted = |name: &str| lacking.iter().any(|lacking| lacking == name);
+    if wanted("answers.json") {
         write_list(&dir.join("answers.json"), questions::ANSWERS)?;
+    }
+    if wanted("refs.json") {
+        write_list(&dir.join("refs.json"), reference_entries(annotations))?;
+    }
+    if wanted("instances.json") {
+        let path = dir.join("instances.json");
+        let text = referring::instances(annotations.scenes.iter()).to_string();
+        atomic_write(&path, |file| writeln!(file, "{text}"))?;
     }
     Ok(())
 }
@@ -133,6 +151,47 @@ fn pair_entries(
     found
 }
 
+fn entailment_entries(config: &ScenesConfig, scenes: &[(usize, &SceneRecord, &[Question])]) -> Vec<EntailmentEntry> {
+    let objects: Vec<&[Object]> = scenes.iter().map(|(_, scene, _)| scene.objects.as_slice()).collect();
+    let mut found = Vec::new();
+    for (place, (index, ..)) in scenes.iter().enumerate() {
+        let mut rng = rng_of(config, *index);
+        for sentence in 0..entailment::PER_SCENE {
+            let Some((hypothesis, places)) = entailment::state(&objects, place, &mut rng) else { continue };
+            let labels = [(Label::Contradiction, 'c'), (Label::Neutral, 'n'), (Label::Entailment, 'e')];
+            for (place, (label, letter)) in places.into_iter().zip(labels) {
+                let image = scenes[place].1.image.trim_end_matches(".png");
+                found.push(EntailmentEntry {
+                    image: image.into(),
+                    pair_id: format!("{index:05}.png#{sentence}{letter}"),
+                    sentence2: hypothesis.sentence(),
+                    gold_label: label,
+                });
+            }
+        }
+    }
+    found
+}
+
+fn reference_entries(annotations: &Annotations) -> Vec<referring::ReferenceEntry> {
+    let config = &annotations.config;
+    let splits = split(annotations.scenes.len(), config.seed);
+    let mut split_of = HashMap::new();
+    for (split, names) in SPLITS.into_iter().zip([splits.train, splits.val, splits.test]) {
+        split_of.extend(names.into_iter().map(|name| (name, split)));
+    }
+    let scenes: Vec<_> = (annotations.scenes.iter().enumerate())
+        .map(|(index, scene)| {
+            let mut rng = rng_of(config, index);
+            let of_object = |object| referring::expressions(&scene.objects, object, &mut rng);
+            let expressions = (0..scene.objects.len()).map(of_object).collect();
+            let split = split_of.get(&scene.image).copied().unwrap_or_default(); // every scene is in one
+            (scene, split, expressions)
+        })
+        .collect();
+    referring::entries(&scenes)
+}
+
 fn pretraining_entry(scene: &SceneRecord, asked: &[Question]) -> serde_json::Value {
     let captions: Vec<&str> = scene.captions.iter().map(|caption| caption.text.as_str()).collect();
     let questions: Vec<&str> = asked.iter().map(|question| question.sentence.as_str()).collect();
@@ -146,9 +205,19 @@ fn pretraining_entry(scene: &SceneRecord, asked: &[Question]) -> serde_json::Val
 
 /// A JSON list, an entry a line.
 fn write_list(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
-    let lines = entries.into_iter().map(|entry| serde_json::to_string(&entry)).collect::<serde_json::Result<Vec<_>>>();
-    let lines = lines.map_err(Error::json(path))?;
+    let lines = lines(path, entries)?;
     atomic_write(path, |file| write!(file, "[\n{}\n]\n", lines.join(",\n")))
+}
+
+/// JSON lines.
+fn write_lines(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
+    let lines = lines(path, entries)?;
+    atomic_write(path, |file| writeln!(file, "{}", lines.join("\n")))
+}
+
+fn lines(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<String>> {
+    let lines = entries.into_iter().map(|entry| serde_json::to_string(&entry)).collect::<serde_json::Result<Vec<_>>>();
+    lines.map_err(Error::json(path))
 }
 
 #[cfg(test)]
@@ -172,13 +241,22 @@ mod tests {
             files
         };
         let whole = read();
-        assert_eq!(whole.len(), 14);
-        for name in ["questions_train.json", "statements_val.json", "pretrain_test.json", "answers.json"] {
+        assert_eq!(whole.len(), 19);
+        let removed = [
+            "answers.json",
+            "entailment_val.jsonl",
+            "instances.json",
+            "pretrain_test.json",
+            "questions_train.json",
+            "refs.json",
+            "statements_val.json",
+        ];
+        for name in removed {
             fs::remove_file(dir.join(name)).unwrap();
         }
         let mut added = complete(&dir).unwrap();
         added.sort();
-        assert_eq!(added, ["answers.json", "pretrain_test.json", "questions_train.json", "statements_val.json"]);
+        assert_eq!(added, removed);
         assert_eq!(read(), whole);
     }
 
@@ -205,6 +283,15 @@ mod tests {
             assert_eq!(statements.len(), 4 * names.len());
             assert!(statements.iter().all(|entry| inside(entry, "img0") && inside(entry, "img1")));
             assert_eq!(statements.iter().filter(|entry| entry["label"] == 1).count() * 2, statements.len());
+
+            let lines = fs::read_to_string(dir.join(format!("entailment_{split}.jsonl"))).unwrap();
+            let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            assert!(lines.iter().all(|line| names.contains(&format!("{}.png", line["Flickr30K_ID"].as_str().unwrap()))));
+            for label in ["contradiction", "neutral", "entailment"] {
+                assert_eq!(lines.iter().filter(|line| line["gold_label"] == label).count() * 3, lines.len());
+            }
+            let refs = json("refs.json".into());
+            assert!(refs.iter().all(|entry| (entry["split"] == split) == inside(entry, "file_name")));
         }
     }
 }

@@ -40,13 +40,26 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
     pub fn read(
         files: &[PathBuf],
         store: &FeatureStore,
+        text: (&WordPiece, usize),
+        allow_missing_images: bool,
+    ) -> Result<Self> {
+        let read = files.iter().map(|path| T::read(path)).collect::<Result<_>>()?;
+        Self::of(read, store, text, allow_missing_images)
+    }
+
+    /// The examples that were read from files, each with its images' names.
+    ///
+    /// # Errors
+    /// When too many images have no features.
+    pub fn of(
+        read: Vec<(Vec<String>, Vec<T>)>,
+        store: &FeatureStore,
         (text, max_length): (&WordPiece, usize),
         allow_missing_images: bool,
     ) -> Result<Self> {
         let finder = NameFinder::new(store);
         let (mut all, mut store_index, mut images) = (Vec::new(), Vec::new(), 0);
-        for path in files {
-            let (names, examples) = T::read(path)?;
+        for (names, examples) in read {
             let found = finder.find_all(&names, allow_missing_images)?;
             images += found.iter().flatten().count();
             for example in examples {

@@ -6,6 +6,8 @@
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
 //! | [`questions`], [`question_set`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
+//! | [`snli_ve`] | SNLI-VE |
+//! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
 //! | [`image_examples`] | questions or statements of many files, tokenised, with their images found |
 //! | [`predictions`] | prediction files and what the benchmarks count |
 //! | [`names`] | image names of a file in a feature store |
@@ -24,7 +26,9 @@ pub mod predictions;
 pub mod pretraining;
 pub mod question_set;
 pub mod questions;
+pub mod refcoco;
 pub mod sentences;
+pub mod snli_ve;
 pub mod splits;
 pub mod statements;
 pub mod vqa_answers;

@@ -16,6 +16,8 @@
 
 mod archive;
 mod classes;
+mod python_text;
+mod value;
 mod vm;
 
 use crate::{Error, Result};
@@ -140,6 +142,12 @@ pub(super) fn read_legacy(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
             .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is cut", storage.key)))
     };
     tensors(path, bytes.len(), &object, keep, &storage)
+}
+
+/// The plain values of a pickle: see [`read_pickle`](super::read_pickle).
+pub(super) fn read_plain(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
+    let pickle = unpickle(path, bytes, 0)?;
+    value::to_json(&pickle).map_err(|reason| Error::format(path, format!("a pickle, but {reason}")))
 }
 
 fn unpickle(path: &Path, stream: &[u8], base: usize) -> Result<Unpickled> {

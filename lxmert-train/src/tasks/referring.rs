@@ -1,0 +1,183 @@
+//! Referring expressions: which region does the expression name? RefCOCO, RefCOCO+, RefCOCOg (Bugliarello et al. 2021; their
+//! code is e-bug/volta).
+//!
+//! Every region is a yes or no of its own. Its target is the IoU of its box with the named object's, and the loss of an
+//! expression is the binary cross entropy of each region's logit with its target: the mean over the regions times their
+//! number, which is the sum over the image's real regions. The region of the largest logit is right when its IoU is above
+//! 0.5. The IoU is the original's, in pixels with the last pixel inside the box.
+
+use super::losses::binary_cross_entropy;
+use crate::Result;
+use crate::data::batches::Batch;
+use crate::data::refcoco::Expression;
+use crate::measures::Measures;
+use candle_core::Tensor;
+use lxmert_core::boxes::{self, BoxXyxy};
+use std::collections::BTreeMap;
+
+/// The IoU that a region must exceed to be right.
+const RIGHT: f32 = 0.5;
+
+/// The IoU of each region of row `row` with the named object's box; 0 for padding.
+fn overlaps(expression: &Expression, batch: &Batch, row: usize) -> Vec<f32> {
+    let [width, height] = expression.image_size_px;
+    regions_px(batch, row, width, height)
+        .map(|region| region.map_or(0.0, |region| boxes::iou_inclusive(&region, &expression.box_xyxy_px)))
+        .collect()
+}
+
+/// The boxes of the regions of row `row` in pixels; `None` for padding.
+fn regions_px(batch: &Batch, row: usize, width: f32, height: f32) -> impl Iterator<Item = Option<BoxXyxy>> + '_ {
+    let all = row * batch.regions..(row + 1) * batch.regions;
+    let (boxes_normalised, _) = batch.boxes[4 * all.start..4 * all.end].as_chunks::<4>();
+    let mask = &batch.region_mask[all];
+    boxes_normalised.iter().zip(mask).map(move |(b, &real)| (real > 0.0).then(|| boxes::to_pixels(b, width, height)))
+}
+
+/// The loss of each expression, `[batch]`. `logits`: `[batch, regions]`; `targets` and `mask`: as many values.
+fn losses(logits: &Tensor, targets: &[f32], mask: &[f32]) -> Result<Tensor> {
+    let of = |values: &[f32]| Tensor::from_slice(values, logits.shape(), logits.device());
+    Ok((binary_cross_entropy(logits, &of(targets)?)? * of(mask)?)?.sum(1)?)
+}
+
+/// What a model chose for an expression, and what there was to choose from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The chosen region's box; `None` in an image without regions.
+    pub box_xyxy_px: Option<BoxXyxy>,
+    /// Its IoU with the named object's box.
+    pub iou: f32,
+    /// The largest IoU of the image's regions.
+    pub best_iou: f32,
+    /// The share of the image's regions that would be right.
+    pub chance: f32,
+}
+
+impl Choice {
+    /// The region of the largest of `logits` (those of row `row`).
+    fn of(expression: &Expression, batch: &Batch, row: usize, logits: &[f32]) -> Self {
+        let [width, height] = expression.image_size_px;
+        let ious = overlaps(expression, batch, row);
+        let regions = regions_px(batch, row, width, height).zip(ious).zip(logits);
+        let real: Vec<(BoxXyxy, f32, f32)> =
+            regions.filter_map(|((region, iou), &logit)| Some((region?, iou, logit))).collect();
+        let chosen = real.iter().copied().reduce(|best, next| if next.2 > best.2 { next } else { best });
+        let right = real.iter().filter(|(_, iou, _)| *iou > RIGHT).count();
+        Self {
+            box_xyxy_px: chosen.map(|(region, ..)| region),
+            iou: chosen.map_or(0.0, |(_, iou, _)| iou),
+            best_iou: real.iter().map(|(_, iou, _)| *iou).fold(0.0, f32::max),
+            chance: right as f32 / real.len().max(1) as f32,
+        }
+    }
+}
+
+/// By split: expressions, accuracy, the upper bound (the share whose image has a region that is right), and what a region
+/// chosen at random would score.
+fn measures<'a>(chosen: impl IntoIterator<Item = (&'a Expression, &'a Choice, f32)>) -> Measures {
+    let mut sums: BTreeMap<&str, [f64; 5]> = BTreeMap::new();
+    for (expression, choice, loss) in chosen {
+        let share = |right: bool| if right { 1.0 } else { 0.0 };
+        let sum = sums.entry(&expression.split).or_default();
+        let values =
+            [1.0, share(choice.iou > RIGHT), share(choice.best_iou > RIGHT), f64::from(choice.chance), f64::from(loss)];
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+    let mut measures = Measures::default();
+    for (split, [count, right, attainable, chance, loss]) in sums {
+        measures.extend(
+            split,
+            [
+                ("expressions", count),
+                ("accuracy", right / count),
+                ("upper_bound", attainable / count),
+                ("chance", chance / count),
+                ("loss", loss / count),
+            ],
+        );
+    }
+    measures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn the_loss_is_binary_cross_entropy_with_the_iou_times_the_number_of_regions() {
+        let logits = Var::new(&[[0.5f32, -1.0, 9.0], [2.0, 0.0, -3.0]], &Device::Cpu).unwrap();
+        // The first image has two regions: its third logit is padding's and counts for nothing.
+        let (targets, mask) = ([0.8f32, 0.1, 0.0, 0.0, 0.0, 1.0], [1f32, 1.0, 0.0, 1.0, 1.0, 1.0]);
+        let loss = losses(&logits, &targets, &mask).unwrap();
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let bce = |x: f64, y: f64| -(y * sigmoid(x).ln() + (1.0 - y) * (1.0 - sigmoid(x)).ln());
+        // The mean over two regions times two; the mean over three times three.
+        let want = [bce(0.5, 0.8) + bce(-1.0, 0.1), bce(2.0, 0.0) + bce(0.0, 0.0) + bce(-3.0, 1.0)];
+        let got: Vec<f32> = loss.to_vec1().unwrap();
+        assert!(got.iter().zip(want).all(|(g, w)| (f64::from(*g) - w).abs() < 2e-6), "{got:?}, not {want:?}");
+        // The gradient by a logit is its sigmoid less its target.
+        let gradients = loss.sum_all().unwrap().backward().unwrap();
+        let got: Vec<f32> = gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let want = [sigmoid(0.5) - 0.8, sigmoid(-1.0) - 0.1, 0.0, sigmoid(2.0), 0.5, sigmoid(-3.0) - 1.0];
+        assert!(got.iter().zip(want).all(|(g, w)| (f64::from(*g) - w).abs() < 2e-6), "{got:?}, not {want:?}");
+    }
+
+    /// Two images of 100 × 50 pixels with two regions each; the second image's second region is padding.
+    fn batch() -> Batch {
+        Batch {
+            rows: 2,
+            regions: 2,
+            boxes: [[0.0, 0.0, 0.09, 0.18], [0.0, 0.0, 0.24, 0.18], [0.5, 0.5, 0.59, 0.68], [0.0; 4]].concat(),
+            region_mask: vec![1.0, 1.0, 1.0, 0.0],
+            ..Batch::default()
+        }
+    }
+
+    fn expression(split: &str, box_xyxy_px: BoxXyxy) -> Expression {
+        Expression {
+            ref_id: 1,
+            sent_id: 2,
+            split: split.into(),
+            image: 0,
+            sentence: "left".into(),
+            box_xyxy_px,
+            image_size_px: [100.0, 50.0],
+        }
+    }
+
+    #[test]
+    fn targets_are_the_ious_of_the_regions_and_0_for_padding() {
+        // 10 × 10 pixels with the last one inside: the whole first region, 10 of the second's 25 columns.
+        let close = |got: Vec<f32>, want: [f32; 2]| got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6);
+        let named = expression("val", [0.0, 0.0, 9.0, 9.0]);
+        assert!(close(overlaps(&named, &batch(), 0), [1.0, 0.4]), "{:?}", overlaps(&named, &batch(), 0));
+        assert!(close(overlaps(&named, &batch(), 1), [0.0, 0.0]));
+        // A box in the corner overlaps the padding's zeros by a pixel, which does not count.
+        assert!(close(overlaps(&expression("val", [0.0; 4]), &batch(), 1), [0.0, 0.0]));
+    }
+
+    #[test]
+    fn the_best_scored_region_is_right_above_one_half() {
+        let named = expression("testA", [0.0, 0.0, 9.0, 9.0]);
+        let (first, second) = (Choice::of(&named, &batch(), 0, &[2.0, 1.0]), Choice::of(&named, &batch(), 0, &[1.0, 2.0]));
+        assert!((first.iou - 1.0).abs() < 1e-6 && (second.iou - 0.4).abs() < 1e-6);
+        assert_eq!((second.best_iou, second.chance), (first.best_iou, 0.5));
+        // Padding is never chosen, however high its logit.
+        let other = expression("testB", [50.0, 25.0, 59.0, 34.0]);
+        let third = Choice::of(&other, &batch(), 1, &[-1.0, 9.0]);
+        assert!(third.iou > 0.99 && third.chance == 1.0, "{third:?}");
+        let nowhere = expression("testB", [80.0, 0.0, 99.0, 40.0]);
+        let fourth = Choice::of(&nowhere, &batch(), 1, &[-1.0, 9.0]);
+        let found = measures([
+            (&named, &first, 1.0),
+            (&named, &Choice { iou: 0.5, ..second }, 3.0),
+            (&other, &third, 1.0),
+            (&nowhere, &fourth, 1.0),
+        ]);
+        let get = |set: &str| {
+            ["expressions", "accuracy", "upper_bound", "chance", "loss"].map(|name| found.get(set, name).unwrap())
+        };
+        assert_eq!((get("testA"), get("testB")), ([2.0, 0.5, 1.0, 0.5, 2.0], [2.0, 0.5, 0.5, 0.5, 1.0]));
+    }
+}
