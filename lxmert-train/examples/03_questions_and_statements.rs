@@ -3,8 +3,10 @@
 
 use lxmert_core::workspace::Workspace;
 use lxmert_train::data::answers::{AnswerTable, normalise};
-use lxmert_train::data::questions::Questions;
-use lxmert_train::data::statements::Statements;
+use lxmert_train::data::image_examples::ImageExample;
+use lxmert_train::data::questions::Question;
+use lxmert_train::data::splits::Split;
+use lxmert_train::data::statements::Statement;
 use lxmert_train::data::vqa_answers::soft_scores;
 
 fn main() -> anyhow::Result<()> {
@@ -12,17 +14,17 @@ fn main() -> anyhow::Result<()> {
     let scenes = workspace.data("scenes");
 
     // %% The questions about one scene: every object that one names is the only one of its description.
-    let questions = Questions::read(&scenes.join("questions_val.json"))?;
-    println!("{}", questions.images[0]);
-    for question in questions.questions.iter().filter(|question| question.image == 0) {
+    let (images, questions) = Question::read(&scenes.join("questions_val.json"), Split::Val)?;
+    println!("{}", images[0]);
+    for question in questions.iter().filter(|question| question.image == 0) {
         let answers: Vec<&str> = question.scores.iter().flatten().map(|(answer, _)| answer.as_str()).collect();
         println!("  {:70} {}", question.sentence, answers.join(", "));
     }
 
     // %% A statement is true of one pair and false of another that shares a picture: the words alone do not tell.
-    let statements = Statements::read(&scenes.join("statements_val.json"))?;
-    for statement in &statements.statements[..6] {
-        let [left, right] = statement.images.map(|image| statements.images[image].as_str());
+    let (images, statements) = Statement::read(&scenes.join("statements_val.json"), Split::Val)?;
+    for statement in &statements[..6] {
+        let [left, right] = statement.images.map(|image| images[image].as_str());
         println!("{left} {right}  {:5}  {}", statement.label == Some(true), statement.sentence);
     }
 

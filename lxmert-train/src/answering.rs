@@ -2,7 +2,6 @@
 
 use crate::data::answers::AnswerTable;
 use crate::run_folder::{CheckpointFiles, Preprocessing};
-use crate::tasks::TaskKind;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -55,7 +54,7 @@ impl AnswerCheckpoint {
     /// # Errors
     /// When a file is missing, the weights do not fit the configuration, or nothing says what its answers are.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, TaskKind::Questions)?;
+        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, "questions")?;
         let path = place.weights;
         let tensors = names::lxmert(&path, read_tensors(&path)?)?;
         let rows = answer_rows(&tensors).ok_or_else(|| {

@@ -52,7 +52,7 @@ pub enum Error {
     #[error("{0}")]
     Argument(String),
     /// A run folder holds a run made with other settings.
-    #[error("{folder}: this run was made with other settings:\n{differences}\nuse the run's settings, another --output (with --init {folder}/last to go on from its weights), or --overwrite to start anew", folder = folder.display())]
+    #[error("{folder}: this run was made with other settings:\n{differences}\nuse the run's settings, another --output (with --init {folder}/last to train on from its weights), or --overwrite to start again", folder = folder.display())]
     OtherSettings {
         /// The run folder.
         folder: PathBuf,

@@ -1,11 +1,11 @@
 //! How a model is run to be measured; scores of pairs, and the measures over them.
 
 use crate::Result;
-use crate::config::Recipe;
 use crate::data::Dataset;
 use crate::data::batches;
 use crate::data::pairs::Pair;
 use crate::metrics::Metrics;
+use crate::recipe::Recipe;
 use candle_core::Device;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;

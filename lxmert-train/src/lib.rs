@@ -1,34 +1,39 @@
-//! Training and evaluation of LXMERT: caption files to pairs, pairs to batches, batches to
-//! steps, steps to checkpoints and reports.
+//! Training and evaluation of LXMERT: caption files and files of examples to batches, batches to steps, steps to
+//! checkpoints and reports.
+//!
+//! A module uses only those above it:
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`data`] | caption files, splits by image, matched and mismatched pairs, batches read ahead |
-//! | [`tasks`] | what is trained: a task's data, model, losses and measures |
+//! | [`measures`], [`metrics`] | named numbers, and what is measured of matching and ranking |
 //! | [`optim`] | AdamW, the learning-rate schedule, gradient clipping |
-//! | [`arguments`] | from arguments to settings: which data, which recipe, which folder |
-//! | [`config`] | every knob of a run, with the recipes that a bare command uses |
+//! | [`data`] | readers, splits by image, matched and mismatched pairs, batches read ahead |
+//! | [`recipe`], [`task_weights`] | every setting of a run, and the recipes that tasks start from |
+//! | [`run_folder`], [`job`] | what a run writes, where, and with which settings |
+//! | [`sums`], [`log`], [`resume`] | what batches add up to; JSONL, TensorBoard, curves, model card; the saved state |
+//! | [`answering`], [`evaluate`], [`recalls`] | checkpoints with an answer head; scoring pairs; ranking images and captions |
+//! | [`tasks`] | what is trained: a task's data, model, losses and measures |
 //! | [`trainer`] | the training loop, read from top to bottom |
-//! | [`resume`] | the state that lets a killed run go on equal to the bit |
-//! | [`answering`], [`ask`] | checkpoints with an answer head, and asking one |
-//! | [`evaluate`], [`retrieval`], [`metrics`], [`measures`] | what is measured, and how |
-//! | [`log`] | JSONL, TensorBoard event files, the progress bar, curves as PNG |
-//! | [`run_folder`] | what a run writes, and where |
+//! | [`tasks::registry`] | the list of tasks |
+//! | [`arguments`], [`ask`] | from the command line to jobs |
 
 pub mod answering;
 pub mod arguments;
 pub mod ask;
-pub mod config;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+pub mod job;
 pub mod log;
 pub mod measures;
 pub mod metrics;
 pub mod optim;
+pub mod recalls;
+pub mod recipe;
 pub mod resume;
-pub mod retrieval;
 pub mod run_folder;
+pub mod sums;
+pub mod task_weights;
 pub mod tasks;
 pub mod trainer;
 

@@ -1,6 +1,6 @@
 //! What an evaluation gives: named numbers, in named sets.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -8,7 +8,22 @@ use std::fmt::Write;
 /// lower, every other one higher.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Measures(BTreeMap<String, BTreeMap<String, f64>>);
+pub struct Measures(#[serde(deserialize_with = "numbers")] BTreeMap<String, BTreeMap<String, f64>>);
+
+/// JSON has no NaN: it is written as null, and null is read as NaN.
+pub(crate) fn nan_for_null<'de, D: Deserializer<'de>>(json: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(
+    json: D,
+) -> std::result::Result<BTreeMap<String, BTreeMap<String, f64>>, D::Error> {
+    #[derive(Deserialize)]
+    struct Number(#[serde(deserialize_with = "nan_for_null")] f64);
+    let sets: BTreeMap<String, BTreeMap<String, Number>> = Deserialize::deserialize(json)?;
+    let plain = |values: BTreeMap<String, Number>| values.into_iter().map(|(name, Number(v))| (name, v)).collect();
+    Ok(sets.into_iter().map(|(set, values)| (set, plain(values))).collect())
+}
 
 /// Decimals that a table shows; whole numbers are shown whole.
 const DECIMALS: usize = 4;
@@ -123,6 +138,15 @@ mod tests {
     }
 
     #[test]
+    fn nan_is_written_to_json_and_read_back() {
+        let mut measures = measures();
+        measures.set("hard", "loss", f64::NAN);
+        let json = serde_json::to_string(&measures).unwrap();
+        let read: Measures = serde_json::from_str(&json).unwrap();
+        assert!(read.get("hard", "loss").unwrap().is_nan() && read.get("random", "loss") == Some(0.5), "{json}");
+    }
+
+    #[test]
     fn sets_of_equal_measures_share_a_table() {
         let want = "\
 | test   | accuracy |   loss |
@@ -139,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_watched_downwards_and_an_unknown_measure_is_named() {
+    fn watches_losses_downwards_and_names_unknown_measures() {
         assert_eq!(measures().watched("random/loss").unwrap(), -0.5);
         assert_eq!(measures().watched("hard/accuracy").unwrap(), 0.5);
         let error = measures().watched("hard/auc").unwrap_err().to_string();

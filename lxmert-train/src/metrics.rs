@@ -166,7 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_worked_example() {
+    fn worked_example() {
         let m = Metrics::new(&[2.0, -1.0, 0.5, -3.0, 1.0], &[true, true, false, false, true]);
         assert_eq!((m.pairs, m.accuracy), (5, 0.6));
         assert!(

@@ -12,11 +12,11 @@
 //!   predictions/           of the test split, in the form that a benchmark's server takes; not for matching
 //!   report.json            the test results; there only once the run has finished
 //!   state.safetensors      what --resume needs; there only until then
+//!   run.lock               locked by the process that trains here, if one does
 //! ```
 
-use crate::config::Recipe;
 use crate::log::jsonl::TestRecord;
-use crate::tasks::{CheckpointParts, TaskKind};
+use crate::recipe::Recipe;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -27,6 +27,7 @@ use lxmert_core::model::{MatchingModel, PretrainingModel};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::TryLockError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +93,34 @@ impl RunFolder {
         self.root.join("state.safetensors")
     }
 
+    /// The file that the process which trains here has locked.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("run.lock")
+    }
+
+    /// Removes the temporary files that a killed run has left (see [`atomic_write`]). Call it with the lock held, so that no
+    /// other process is writing them.
+    ///
+    /// # Errors
+    /// When one cannot be deleted.
+    pub fn remove_leftovers(&self) -> Result<()> {
+        // The root may hold files of the user's, the folders in it hold only ours.
+        let root = [self.settings(), self.state(), self.curves(), self.report()];
+        let own: Vec<String> =
+            root.iter().filter_map(|path| Some(format!(".{}", path.file_name()?.to_str()?))).collect();
+        for folder in [self.root.clone(), self.best(), self.last(), self.predictions()] {
+            let Ok(entries) = std::fs::read_dir(&folder) else { continue }; // not there yet
+            for path in entries.flatten().map(|entry| entry.path()) {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let ours = folder != self.root || own.iter().any(|own| name.starts_with(own));
+                if ours && name.starts_with('.') && name.ends_with(".tmp") {
+                    remove(&path, std::fs::remove_file(&path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Deletes what a run has written (and nothing else that lies in the folder).
     ///
     /// # Errors
@@ -108,6 +137,41 @@ impl RunFolder {
     }
 }
 
+/// The lock of a run folder: one process trains there at a time. The system releases it when the process ends, however
+/// that happens, so that the lock of a dead process never stands in the way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: std::fs::File,
+}
+
+impl Lock {
+    /// Locks the folder, which must exist. `command` is written down for whoever else wants it.
+    ///
+    /// # Errors
+    /// When another process holds the lock, with its number and command; when the file cannot be written.
+    pub fn take(folder: &RunFolder, command: &str) -> Result<Self> {
+        let path = folder.lock();
+        let open = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = std::fs::read_to_string(&path).unwrap_or_default();
+                let holder = holder.lines().next().map_or_else(|| "another process".into(), |line| line.to_string());
+                let reason = format!("{holder} is training here; wait for it, stop it, or use another --output");
+                return Err(Error::file(folder.root(), reason));
+            }
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+                log::warn!("{}: this file system has no locks; train one run at a time here", folder.root().display());
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(&path)(error)),
+        }
+        let holder = format!("process {} ({command})\n", std::process::id());
+        file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(Error::io(&path))?;
+        Ok(Self { _file: file })
+    }
+}
+
 fn remove(path: &Path, result: std::io::Result<()>) -> Result<()> {
     match result {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
@@ -121,7 +185,7 @@ pub struct Report {
     /// The data set.
     pub data: String,
     /// What was trained.
-    pub task: TaskKind,
+    pub task: String,
     /// Optimiser steps taken.
     pub steps: u64,
     /// Epochs run.
@@ -178,6 +242,19 @@ impl Preprocessing {
         let json = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         serde_json::from_str(&json).map_err(Error::json(&path))
     }
+}
+
+/// What a checkpoint holds besides the weights.
+#[derive(Debug, Clone)]
+pub struct CheckpointParts {
+    /// The model's configuration.
+    pub config: LxmertConfig,
+    /// The name of the class that opens it in transformers.
+    pub architecture: &'static str,
+    /// How to put data before the model.
+    pub preprocessing: Preprocessing,
+    /// The answers of its answer head, by class; empty where it has none.
+    pub answers: Vec<String>,
 }
 
 /// Writes a JSON file whole.
@@ -244,7 +321,7 @@ impl Checkpoint {
     /// # Errors
     /// When a file is missing or the weights do not fit the configuration.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, TaskKind::Matching)?;
+        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, "matching")?;
         let weights = matching_weights(&place.weights, &config, &[]).map_err(|error| {
             let trained = "matching, retrieval or pretraining";
             lacking_head(
@@ -287,7 +364,7 @@ impl CheckpointFiles {
     /// # Errors
     /// When there is no checkpoint or no `config.json` beside it, with the command that makes one for `task`; when a file
     /// is damaged.
-    pub fn open(place: &Path, task: TaskKind) -> Result<Self> {
+    pub fn open(place: &Path, task: &str) -> Result<Self> {
         let train = format!("train one with `cargo run -p lxmert-train -- --task {task}`");
         let place = Place::find(place).map_err(|error| match error {
             lxmert_core::Error::Format { path, reason } => Error::file(path, format!("{reason}; {train}")),
@@ -344,4 +421,37 @@ pub fn pretraining_weights(
 ) -> Result<BTreeMap<String, Tensor>> {
     let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from);
     Ok(load_weights(path, &PretrainingModel::expected(config)?, &[&heads, allow_missing].concat())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removes_only_temporary_files_of_its_own() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = RunFolder::new(temporary.path());
+        std::fs::create_dir(folder.last()).unwrap();
+        let leftovers =
+            [folder.root().join(".state.safetensorsAb3dE9.tmp"), folder.last().join(".vocab.txtAAAAAA.tmp")];
+        let others = [".notes.txtAb3dE9.tmp", "state.safetensorsAb3dE9.tmp", "run.json", ".tmp"];
+        let others = others.map(|name| folder.root().join(name));
+        for path in leftovers.iter().chain(&others) {
+            std::fs::write(path, "x").unwrap();
+        }
+        folder.remove_leftovers().unwrap();
+        assert!(leftovers.iter().all(|path| !path.exists()) && others.iter().all(|path| path.exists()));
+    }
+
+    #[test]
+    fn second_lock_names_the_holder_and_a_released_lock_can_be_taken() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = RunFolder::new(temporary.path());
+        let first = Lock::take(&folder, "lxmert-train --epochs 3").unwrap();
+        let error = Lock::take(&folder, "second").unwrap_err().to_string();
+        let holder = format!("process {} (lxmert-train --epochs 3) is training here", std::process::id());
+        assert!(error.contains(&holder), "{error}");
+        drop(first);
+        Lock::take(&folder, "third").unwrap();
+    }
 }

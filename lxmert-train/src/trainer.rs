@@ -1,79 +1,35 @@
 //! The training loop: epochs of batches, validation after each, the best checkpoint to the test.
 //!
 //! Read [`run`] for the life of a run and `Trainer::epoch` for a step. Whatever happens between
-//! two optimiser steps (Ctrl-C, a kill, a power cut), the run goes on from its last saved state
+//! two optimiser steps (Ctrl-C, a kill, a power cut), the run resumes from its last saved state
 //! and ends with the weights it would have had.
 
-use crate::config::{Recipe, RunSettings, data_fingerprint};
 use crate::data::batches;
-use crate::data::paths::Data;
+use crate::job::{Job, RunSettings, Start};
+use crate::log::card::{Facts, model_card};
 use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
 use crate::measures::Measures;
 use crate::optim::{AdamW, Schedule, clip};
-use crate::resume::{self, Best, Position, Sums};
-use crate::run_folder::{Report, RunFolder, save_checkpoint, write_json, write_text};
-use crate::tasks::matching::Matching;
-use crate::tasks::pretraining::Pretraining;
-use crate::tasks::questions::Answering;
-use crate::tasks::retrieval::Retrieval;
-use crate::tasks::statements::Judging;
-use crate::tasks::{CheckpointParts, Step, Task, TaskKind};
+use crate::resume::{self, Position};
+use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, save_checkpoint, write_json, write_text};
+use crate::sums::Sums;
+use crate::tasks::{Step, Task};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
-use lxmert_core::checkpoint::Misshapen;
+use lxmert_core::checkpoint::{Misshapen, Place};
 use lxmert_core::cli;
 use lxmert_core::model::init;
 use lxmert_core::ops;
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
 /// Optimiser steps between two step records.
 const LOG_EVERY: u64 = 20;
-
-/// What to do with a folder that already holds a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Start {
-    /// Start anew in an empty folder; go on with an unfinished run of the same settings; leave a
-    /// finished one alone.
-    #[default]
-    Auto,
-    /// Go on, or fail when there is nothing to go on with.
-    Resume,
-    /// Delete the run and start anew.
-    Overwrite,
-}
-
-/// One training run.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// What is trained and how.
-    pub recipe: Recipe,
-    /// The data.
-    pub data: Data,
-    /// The run folder.
-    pub output: PathBuf,
-    /// Where to compute.
-    pub device: Device,
-    /// What to do with a run that is already there.
-    pub start: Start,
-    /// Whether any number of captioned images may lack features.
-    pub allow_missing_images: bool,
-    /// Optimiser steps between two saved states.
-    pub save_every_steps: u64,
-    /// Time between two saved states.
-    pub save_every: Duration,
-    /// Stop, as by Ctrl-C, once this many steps are taken (for tests and for short sittings).
-    pub stop_after: Option<u64>,
-    /// Whether to draw progress bars.
-    pub show_progress: bool,
-    /// The command, for the model card.
-    pub command: String,
-}
 
 /// How [`run`] ended.
 #[derive(Debug, Clone)]
@@ -84,22 +40,24 @@ pub enum Outcome {
     AlreadyFinished(Report),
 }
 
-/// Trains, or goes on training, and tests the best checkpoint.
+/// Trains task `T`, or resumes its training, and tests the best checkpoint. Nothing that is in the folder is deleted before
+/// the data and the checkpoint to start from have been read and found to fit.
 ///
 /// # Errors
-/// When the data or settings cannot be used, the folder holds another run, the loss diverges, or
-/// Ctrl-C was pressed (the state is saved).
-pub fn run(job: &Job) -> Result<Outcome> {
+/// When the data or settings cannot be used, the folder holds another run or another process trains there, the loss
+/// diverges, or Ctrl-C was pressed (the state is saved).
+pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
     job.recipe.check()?;
     cli::warn_of_slow(job.recipe.precision, &job.device);
     job.data.check_features()?;
     let folder = RunFolder::new(&job.output);
-    let settings =
-        RunSettings { recipe: job.recipe.clone(), data: job.data.clone(), data_sha256: data_fingerprint(&job.data)? };
+    let settings = job.settings()?;
+    std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
+    let _lock = Lock::take(&folder, &job.command)?;
+    folder.remove_leftovers()?;
     if job.start == Start::Overwrite {
-        folder.clear()?;
-    }
-    if let Some(old) = read_settings(&folder)? {
+        refuse_init_inside(job)?;
+    } else if let Some(old) = RunSettings::read(&folder)? {
         let differences = old.differences(&settings);
         if !differences.is_empty() {
             return Err(Error::OtherSettings { folder: job.output.clone(), differences: differences.join("\n") });
@@ -111,42 +69,24 @@ pub fn run(job: &Job) -> Result<Outcome> {
     if job.start == Start::Resume && !folder.state().is_file() {
         return Err(Error::file(&job.output, "no unfinished run here to resume; start one without --resume"));
     }
-    std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
-
-    let report = match job.recipe.task {
-        TaskKind::Matching => run_task::<Matching>(job, folder, &settings),
-        TaskKind::Retrieval => run_task::<Retrieval>(job, folder, &settings),
-        TaskKind::Pretraining => run_task::<Pretraining>(job, folder, &settings),
-        TaskKind::Questions => run_task::<Answering>(job, folder, &settings),
-        TaskKind::Statements => run_task::<Judging>(job, folder, &settings),
-    }?;
-    Ok(Outcome::Finished(report))
-}
-
-fn run_task<T: Task>(job: &Job, folder: RunFolder, settings: &RunSettings) -> Result<Report> {
-    let mut trainer = Trainer::<T>::new(job, folder)?;
-    // Only now is there a run: data or a checkpoint that do not fit leave no settings behind to be held to.
-    write_json(&trainer.folder.settings(), settings)?;
+    let mut trainer = Trainer::<T>::new(job, folder, &settings)?;
     trainer.train()?;
-    trainer.test()
+    trainer.test().map(Outcome::Finished)
 }
 
-/// The settings of the run in a folder, if there is one.
-///
-/// # Errors
-/// When `run.json` cannot be understood.
-pub fn read_settings(folder: &RunFolder) -> Result<Option<RunSettings>> {
-    let path = folder.settings();
-    if !path.is_file() {
-        return Ok(None);
+/// Refuses to start from a checkpoint that `--overwrite` is about to delete.
+fn refuse_init_inside(job: &Job) -> Result<()> {
+    let Some(init) = job.recipe.init.as_deref().filter(|init| !init.starts_with("hf:")) else { return Ok(()) };
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let weights = Place::find(init)?.weights;
+    if real(&weights).starts_with(real(&job.output)) {
+        return Err(Error::Argument(format!(
+            "--init {init}: --overwrite would delete this checkpoint, which lies in {}; use another --output, or move the \
+             checkpoint first",
+            job.output.display()
+        )));
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    serde_json::from_str(&text).map(Some).map_err(|e| {
-        Error::file(
-            &path,
-            format!("not the settings of a run of this version ({e}); use another --output, or --overwrite"),
-        )
-    })
+    Ok(())
 }
 
 struct Trainer<'a, T> {
@@ -188,7 +128,7 @@ fn cannot_start(error: Error) -> Error {
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
-    fn new(job: &'a Job, folder: RunFolder) -> Result<Self> {
+    fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings) -> Result<Self> {
         let recipe = &job.recipe;
         let text = WordPiece::bundled()?;
         let variables = VarMap::new();
@@ -198,7 +138,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
             Err(_) => return Err(Error::Argument("the variables' lock is poisoned".into())),
         };
-        let resumes = folder.state().is_file();
+        let resumes = job.start != Start::Overwrite && folder.state().is_file();
         if let Some(init) = recipe.init.as_ref().filter(|_| !resumes) {
             for (name, tensor) in task.starting_weights(Path::new(init)).map_err(cannot_start)? {
                 if let Some(var) = variables.get(&name) {
@@ -210,10 +150,15 @@ impl<'a, T: Task> Trainer<'a, T> {
         let mut optimiser = AdamW::new(recipe.adamw(), variables)?;
         let position = if resumes { resume::load(&folder.state(), &mut optimiser)? } else { Position::default() };
 
+        // Only now, when data and checkpoint are known to fit, is the old run deleted and this one said to be here.
+        if job.start == Start::Overwrite {
+            folder.clear()?;
+        }
+        write_json(&folder.settings(), settings)?;
         let steps_per_epoch = task.batches_per_epoch().div_ceil(recipe.accumulate) as u64;
         let total_steps = recipe.steps.unwrap_or(recipe.epochs * steps_per_epoch);
         let warmup_steps = (recipe.warmup * total_steps as f64).round() as u64;
-        log::info!("{}, {}: {}", job.data.name(), recipe.task, task.introduction().join("; "));
+        log::info!("{}, {}: {}", job.data.name(), T::NAME, task.introduction().join("; "));
         log::info!(
             "{} model, {:.1} million parameters; {total_steps} steps of {}",
             recipe.preset,
@@ -225,7 +170,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         Ok(Self {
             schedule: Schedule { warmup_steps, total_steps, idle_start: recipe.optimiser.idle_start() },
-            log: RunLog::open(&folder, &position)?,
+            log: RunLog::open(&folder, (position.metrics_bytes, position.events_bytes))?,
             saved: Instant::now(),
             saved_step: position.step,
             sitting: (position.seconds, Instant::now()),
@@ -339,11 +284,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.position.batch = 0;
         let epoch = self.position.epoch;
         let sums = std::mem::take(&mut self.position.epoch_sums);
-        let value = validation.watched(&recipe.metric)?;
-        let best = self.position.best.is_none_or(|best| value > best.value);
-        if best {
-            self.position.best = Some(Best { epoch, value });
-        }
+        let best = self.position.take_measure(validation.watched(&recipe.metric)?);
         let record = EpochRecord {
             epoch,
             step: self.position.step,
@@ -356,8 +297,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         bar.suspend(|| log::info!("{}", record.line()));
         self.log.epoch(&record)?;
 
-        let best_epoch = self.position.best.map_or(epoch, |best| best.epoch);
-        let without_better = epoch - best_epoch;
+        let without_better = epoch - self.position.best.map_or(epoch, |best| best.epoch);
         let patience_ended = recipe.patience.is_some_and(|patience| without_better >= patience);
         if patience_ended {
             log::info!("{without_better} epochs without a better one; stopping early");
@@ -385,7 +325,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.log.test(self.position.step, &record)?;
         let report = Report {
             data: self.job.data.name().into(),
-            task: self.job.recipe.task,
+            task: T::NAME.into(),
             steps: self.position.step,
             epochs: self.position.epoch,
             parameters: self.optimiser.parameters().map(|(_, var)| var.elem_count()).sum(),
@@ -419,7 +359,7 @@ impl<'a, T: Task> Trainer<'a, T> {
 
     fn card(&self, parts: &CheckpointParts, epoch: &EpochRecord, report: Option<&Report>) -> String {
         let description = self.task.description();
-        crate::log::card::model_card(&crate::log::card::Facts { job: self.job, description, parts, epoch, report })
+        model_card(&Facts { job: self.job, description, parts, epoch, report })
     }
 }
 
@@ -465,9 +405,10 @@ fn save_state(
 mod tests {
     use super::*;
     use crate::optim::AdamWConfig;
+    use candle_core::Device;
 
     #[test]
-    fn a_checkpoint_that_does_not_fit_says_what_to_do() {
+    fn advises_on_a_checkpoint_that_does_not_fit() {
         let said = |missing: &[&str], found: &[usize]| {
             let regions = Misshapen { name: REGION_WEIGHTS.into(), expected: vec![128, 256], found: found.to_vec() };
             let misshapen = if found == [128, 256] { Vec::new() } else { vec![regions] };
@@ -482,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_position_and_segment_tables_have_a_frozen_row() {
+    fn freezes_row_0_of_the_position_and_segment_tables_only() {
         let table = |name: &str| format!("lxmert.embeddings.{name}.weight");
         let names = ["position_embeddings", "token_type_embeddings", "word_embeddings"].map(table);
         let var = || Var::ones((3, 2), candle_core::DType::F32, &Device::Cpu).unwrap();

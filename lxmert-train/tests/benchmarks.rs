@@ -13,10 +13,11 @@ use lxmert_core::features::FeatureStore;
 use lxmert_core::model::PairModel;
 use lxmert_core::procedural;
 use lxmert_train::answering::AnswerCheckpoint;
-use lxmert_train::config::Recipe;
 use lxmert_train::data::paths::{Data, ExamplePaths};
-use lxmert_train::tasks::TaskKind;
-use lxmert_train::trainer::{self, Job, Outcome, Start};
+use lxmert_train::job::{Job, Start};
+use lxmert_train::recipe::Recipe;
+use lxmert_train::tasks::registry;
+use lxmert_train::trainer::Outcome;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,9 +50,9 @@ fn questions(images: std::ops::Range<usize>, labelled: bool) -> Value {
     images.flat_map(of).collect()
 }
 
-fn job(folder: &Path, task: TaskKind, data: ExamplePaths, output: &str) -> Job {
+fn job(folder: &Path, task: &str, data: ExamplePaths, output: &str) -> Job {
     let recipe = Recipe {
-        task,
+        task: task.into(),
         preset: "tiny".into(),
         batch_size: 16,
         epochs: 6,
@@ -74,7 +75,7 @@ fn job(folder: &Path, task: TaskKind, data: ExamplePaths, output: &str) -> Job {
 }
 
 fn run(job: &Job) -> lxmert_train::run_folder::Report {
-    match trainer::run(job).unwrap() {
+    match registry::train(job).unwrap() {
         Outcome::Finished(report) => report,
         Outcome::AlreadyFinished(_) => panic!("the run was there before"),
     }
@@ -103,7 +104,7 @@ fn from_the_hub(root: &Path, printed: &str) {
 }
 
 #[test]
-fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
+fn learns_questions_and_answers_them_from_the_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 96);
@@ -116,7 +117,7 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
         answers: Some(answers),
         ..ExamplePaths::default()
     };
-    let job = job(root, TaskKind::Questions, data, "run");
+    let job = job(root, "questions", data, "run");
     let report = run(&job);
     assert_eq!((report.test.test.get("all", "questions"), report.test.test.get("all", "accuracy")), (Some(32.0), None));
 
@@ -181,7 +182,7 @@ fn questions_are_learnt_predicted_and_answered_from_the_checkpoint() {
 }
 
 #[test]
-fn statements_about_two_images_are_learnt() {
+fn learns_statements_about_two_images() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 64);
@@ -202,7 +203,7 @@ fn statements_about_two_images_are_learnt() {
         test: write(&root.join("test.json"), &statements(500..560)),
         ..ExamplePaths::default()
     };
-    let report = run(&job(root, TaskKind::Statements, data, "run"));
+    let report = run(&job(root, "statements", data, "run"));
     let measured = |measure| report.test.test.get("all", measure).unwrap();
     assert!(measured("accuracy") > 0.85, "{:?}", report.test.test);
     assert!(measured("consistency") <= 1.0 && measured("statements") == 60.0);
@@ -226,7 +227,7 @@ fn statements_about_two_images_are_learnt() {
 
 /// The original's NLVR2 snapshots: `lxrt_encoder.model.bert.*`, and `logit_fc.*` over the width of two pooled outputs.
 #[test]
-fn a_snapshot_of_nlvr2_starts_statements_with_its_head_and_judges_as_it_is() {
+fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 12);
@@ -257,7 +258,7 @@ fn a_snapshot_of_nlvr2_starts_statements_with_its_head_and_judges_as_it_is() {
     };
     let files = write(&root.join("all.json"), &(0..12).map(statement).collect());
     let data = ExamplePaths { train: files.clone(), valid: files.clone(), test: files, ..ExamplePaths::default() };
-    let mut job = job(root, TaskKind::Statements, data, "run");
+    let mut job = job(root, "statements", data, "run");
     // At a rate of 0 what is saved is what it started from.
     job.recipe = Recipe { init: Some(place.display().to_string()), learning_rate: 0.0, epochs: 1, ..job.recipe };
     let report = run(&job);
@@ -285,7 +286,7 @@ fn a_snapshot_of_nlvr2_starts_statements_with_its_head_and_judges_as_it_is() {
 }
 
 #[test]
-fn what_a_task_cannot_read_is_said() {
+fn says_what_a_task_cannot_read() {
     let folder = tempfile::tempdir().unwrap();
     let command = || {
         let mut command = Command::cargo_bin("lxmert-train").unwrap();

@@ -13,7 +13,7 @@ use lxmert_train::data::paths::DataPaths;
 use lxmert_train::data::splits::Split;
 use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::evaluate::{self, Evaluation};
-use lxmert_train::retrieval::{participants, score_all};
+use lxmert_train::recalls::{participants, score_all};
 
 /// Norm of the difference over the norm of `want`, as for the model's own outputs in bf16.
 fn relative(got: &[f32], want: &[f32]) -> f32 {
@@ -22,7 +22,7 @@ fn relative(got: &[f32], want: &[f32]) -> f32 {
 }
 
 #[test]
-fn logits_in_bf16_are_close_to_those_in_f32_but_rounded() {
+fn bf16_logits_differ_from_f32_by_rounding_only() {
     let folder = tempfile::tempdir().unwrap();
     common::write_data(folder.path(), 40);
     let paths = DataPaths {

@@ -5,9 +5,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, LxmertInputs, PretrainingModel};
+use lxmert_train::recipe::RegionLosses;
+use lxmert_train::task_weights::TaskWeights;
 use lxmert_train::tasks::masked_words::MaskedWords;
-use lxmert_train::tasks::pretraining::data::TaskWeights;
-use lxmert_train::tasks::pretraining::regions::{Classes, MaskedRegions, RegionLosses};
+use lxmert_train::tasks::pretraining::regions::{Classes, MaskedRegions};
 use lxmert_train::tasks::pretraining::terms::{Targets, terms};
 use std::collections::HashMap;
 
@@ -116,7 +117,7 @@ impl Case {
 }
 
 #[test]
-fn every_way_to_count_regions_gives_the_reference_s_losses_and_gradients() {
+fn losses_and_gradients_match_the_reference_for_every_region_loss() {
     let case = Case::read();
     case.check("masked_regions", RegionLosses::Masked, true);
     case.check("original", RegionLosses::Original, true);
@@ -124,6 +125,6 @@ fn every_way_to_count_regions_gives_the_reference_s_losses_and_gradients() {
 }
 
 #[test]
-fn a_batch_with_nothing_masked_learns_from_the_other_tasks() {
+fn batch_with_nothing_masked_learns_from_the_other_tasks() {
     Case::read().check("nothing_masked", RegionLosses::Masked, false);
 }

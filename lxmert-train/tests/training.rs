@@ -1,6 +1,6 @@
 //! The command, from a caption file and a feature store to a checkpoint: a run killed and resumed
-//! equals one that was not; a folder with a run in it is treated with care; a checkpoint is
-//! measured alone.
+//! equals an unbroken one; a run folder is deleted only when a new run can start, and has one
+//! training at a time; a checkpoint is measured alone.
 
 mod common;
 
@@ -61,7 +61,7 @@ fn losses(run: &Path) -> Vec<(u64, f64)> {
 }
 
 #[test]
-fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
+fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     let (folder, data) = data(24);
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
     command(&data, &whole).assert().success();
@@ -138,9 +138,9 @@ fn a_run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     in_precision("f16").code(2).stderr(predicate::str::contains("f16"));
 }
 
-/// Pre-training on captions alone (no answers, no attributes) and retrieval, stopped and resumed.
+/// Pre-training on captions alone (no answers, no attributes) and retrieval.
 #[test]
-fn pre_training_and_retrieval_go_on_where_they_were() {
+fn pre_training_and_retrieval_resume() {
     let (folder, data) = data(24);
     for task in ["pretraining", "retrieval"] {
         let (whole, broken) = (folder.path().join(task), folder.path().join(format!("{task}-broken")));
@@ -166,7 +166,7 @@ fn pre_training_and_retrieval_go_on_where_they_were() {
 }
 
 #[test]
-fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
+fn init_that_does_not_fit_says_what_may_start_fresh() {
     let (folder, data) = data(12);
     let (run, place) = (folder.path().join("run"), folder.path().join("pooler.safetensors"));
     let tensor = |shape: &[usize]| Tensor::full(0.5f32, shape, &Device::Cpu).unwrap();
@@ -201,7 +201,7 @@ fn a_start_from_a_checkpoint_that_does_not_fit_says_what_may_start_fresh() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_what_to_do() {
+fn names_missing_files_with_what_to_do() {
     let (folder, data) = data(12);
     let run = folder.path().join("run");
     command(&data, &run).arg("--resume").assert().code(1).stderr(predicate::str::contains("no unfinished run"));
@@ -221,7 +221,7 @@ fn what_is_missing_is_named_with_what_to_do() {
 
 /// `--resume --output DIR` takes the run's own settings; what is given beside it must agree with them.
 #[test]
-fn what_is_given_beside_resume_agrees_with_the_run_or_is_refused_by_name() {
+fn refuses_by_name_what_differs_from_the_run_beside_resume() {
     let (folder, data) = data(12);
     let run = folder.path().join("run");
     command(&data, &run).args(["--seed", "7", "--stop-after", "1"]).assert().code(130);
@@ -245,4 +245,91 @@ fn what_is_given_beside_resume_agrees_with_the_run_or_is_refused_by_name() {
     resume(&["--epochs", "9"]).stderr(predicate::str::contains("--init").and(predicate::str::contains("run/last")));
     resume(&["--task", "matching", "--seed", "7", "--epochs", "2"]).code(130);
     assert_eq!(lxmert_train::resume::position(&run.join("state.safetensors")).unwrap().step, 2);
+}
+
+/// What is in a folder, file by file.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.append(&mut contents(&path));
+        } else if !path.ends_with("run.lock") {
+            found.insert(path.clone(), sha256(path));
+        }
+    }
+    found
+}
+
+#[test]
+fn overwrite_deletes_nothing_before_data_and_init_are_checked() {
+    let (folder, data) = data(12);
+    let (run, other) = (folder.path().join("run"), folder.path().join("other"));
+    command(&data, &run).args(["--stop-after", "6"]).assert().code(130);
+    command(&data, &run).arg("--resume").assert().success();
+    let before = contents(&run);
+    assert!(before.contains_key(&run.join("report.json")) && before.contains_key(&run.join("best/model.safetensors")));
+
+    // A start from within the folder to be deleted, however it is named.
+    let inside = [run.clone(), run.join("best"), run.join("last/model.safetensors"), other.join("../run/best")];
+    std::fs::create_dir(&other).unwrap();
+    for init in inside {
+        let mut overwrite = command(&data, &run);
+        overwrite.arg("--overwrite").arg("--init").arg(init);
+        overwrite.assert().code(1).stderr(predicate::str::contains("--overwrite would delete this checkpoint"));
+    }
+    // A checkpoint that is not there, or does not fit; data that cannot be read.
+    for (flag, value, said) in [
+        ("--init", "nowhere", "nowhere"),
+        ("--init", "pooler.safetensors", "missing"),
+        ("--splits", "splits.json", "splits.json"),
+    ] {
+        let weights = [("bert.pooler.dense.bias".to_string(), Tensor::full(0.5f32, 128, &Device::Cpu).unwrap())];
+        save_safetensors(folder.path().join("pooler.safetensors"), &weights, &BTreeMap::new()).unwrap();
+        std::fs::write(folder.path().join("splits.json"), "{\"train\": 3}").unwrap();
+        let mut overwrite = command(&data, &run);
+        overwrite.current_dir(folder.path()).args(["--overwrite", flag, value]);
+        overwrite.assert().code(1).stderr(predicate::str::contains(said));
+    }
+    assert_eq!(contents(&run), before);
+
+    // From beside the folder it starts.
+    std::fs::rename(run.join("best"), other.join("best")).unwrap();
+    let mut overwrite = command(&data, &run);
+    overwrite.args(["--overwrite", "--stop-after", "1", "--init"]).arg(other.join("best"));
+    overwrite.assert().code(130);
+    assert!(!run.join("report.json").exists());
+}
+
+#[test]
+fn second_training_in_a_folder_is_refused_and_a_killed_one_leaves_nothing_behind() {
+    let (folder, data) = data(24);
+    let run = folder.path().join("run");
+    let mut arguments = arguments(&data, &run);
+    let epochs = arguments.iter().position(|argument| argument == "--epochs").unwrap() + 1;
+    arguments[epochs] = "500".into();
+    let train = |flags: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.args(&arguments).args(flags).assert()
+    };
+    let mut first =
+        std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train")).args(&arguments).spawn().unwrap();
+    while !run.join("metrics.jsonl").exists() && first.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let holder = format!("process {} (lxmert-train --data ", first.id());
+    for flags in [[].as_slice(), &["--resume"], &["--overwrite"]] {
+        train(flags)
+            .code(1)
+            .stderr(predicate::str::contains(&holder).and(predicate::str::contains("is training here")));
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    // What a kill in the middle of a write leaves.
+    let leftovers = [run.join(".state.safetensorsAb3dE9.tmp"), run.join("last/.model.safetensorsAb3dE9.tmp")];
+    std::fs::create_dir_all(run.join("last")).unwrap();
+    leftovers.iter().for_each(|path| std::fs::write(path, "half").unwrap());
+    // The dead process's lock does not stand in the way.
+    train(&["--stop-after", "1"]).code(130);
+    assert!(leftovers.iter().all(|path| !path.exists()));
 }

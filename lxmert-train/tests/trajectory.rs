@@ -132,7 +132,7 @@ fn twenty_steps_follow_the_reference_with_kernels_and_without() {
 }
 
 #[test]
-fn twenty_steps_in_bf16_stay_close() {
+fn twenty_steps_in_bf16_stay_close_to_the_reference() {
     let reference: serde_json::Value = serde_json::from_str(include_str!("fixtures/trajectory.json")).unwrap();
     let steps = trajectory(&reference, Precision::Bf16);
     let series = |key: &str| reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());

@@ -211,7 +211,7 @@ mod tests {
 
     /// The counts that the original's code gives on the original's tables.
     #[test]
-    fn as_many_answers_match_pre_training_as_in_the_original() {
+    fn matches_as_many_pretraining_answers_as_the_original() {
         let pretraining = shipped("pretraining.json");
         assert_eq!(pretraining.len(), 9500);
         assert_eq!((pretraining.answer(0), pretraining.answer(9499)), (Some("\"stop\""), Some("zucchini")));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_normalised_as_the_original_does() {
+    fn normalises_answers_as_the_original_does() {
         for (answer, normal) in [
             ("A Man.", "man"),
             ("the  woman", "woman"),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_forms_give_the_same_table() {
+    fn reads_the_three_forms_to_the_same_table() {
         let table = read(r#"["no", "yes"]"#).unwrap();
         assert_eq!(read(r#"{"yes": 1, "no": 0}"#).unwrap(), table);
         assert_eq!(read(r#"[{"ans": "no", "dsets": ["vqa"]}, {"ans": "yes", "dsets": []}]"#).unwrap(), table);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn soft_labels_drop_what_the_table_lacks_and_join_spellings() {
+    fn soft_labels_drop_unknown_answers_and_merge_spellings() {
         let table = AnswerTable::new(vec!["2".into(), "cat".into()]).unwrap();
         let scores = [("the cat", 0.3), ("two", 0.6), ("2", 1.0), ("dog", 1.0), ("a cat.", 0.0)];
         assert_eq!(table.soft_label(scores, true), [(0, 1.0), (1, 0.3)]);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_drawn_by_score_and_the_same_again_by_seed() {
+    fn samples_labels_by_score_and_reproducibly() {
         let label = [(3, 0.3), (5, 0.9)];
         let draw = |seed| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);

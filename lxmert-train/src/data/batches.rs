@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_regions_of_each_image_are_kept() {
+    fn keeps_the_first_regions_of_each_image() {
         let mut values: Vec<f32> = (0..24).map(|i| i as f32).collect(); // 2 images, 3 regions, 4 wide
         keep_first(&mut values, 3, 2, 4);
         let expected: Vec<f32> = (0..8).chain(12..20).map(|i| i as f32).collect();

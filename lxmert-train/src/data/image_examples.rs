@@ -1,26 +1,98 @@
 //! Sentences about images, out of many files: tokenised, with their images found in a feature store.
+//!
+//! A reader of a benchmark's files implements [`ImageExample`] for what a row says, with a [`Collector`] for the checks that
+//! every reader needs; [`ImageExamples`] does the rest.
 
 use super::batches::Batch;
 use super::names::NameFinder;
 use super::sentences::Sentences;
-use crate::Result;
+use super::splits::Split;
+use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// An example in a file: a sentence about `IMAGES` images.
 pub trait ImageExample<const IMAGES: usize>: Sized {
-    /// Reads a file: the images' names, and the examples.
+    /// What one is called in messages, in the singular.
+    const NOUN: &'static str;
+
+    /// Reads a file: the images' names, and the examples. `split` is what they are read for; it matters only where one file
+    /// holds several splits.
     ///
     /// # Errors
     /// When the file cannot be understood.
-    fn read(path: &Path) -> Result<(Vec<String>, Vec<Self>)>;
+    fn read(path: &Path, split: Split) -> Result<(Vec<String>, Vec<Self>)>;
 
     /// Its images, as indices into the file's names.
     fn images(&self) -> [usize; IMAGES];
 
     /// Its sentence.
     fn sentence(&self) -> &str;
+
+    /// Whether the file says what is to be learnt; false for the hidden labels of a test split.
+    fn labelled(&self) -> bool;
+}
+
+/// Collects a file's examples; images are numbered by first appearance.
+pub struct Collector<E, const IMAGES: usize> {
+    names: Vec<String>,
+    numbers: HashMap<String, usize>,
+    ids: HashSet<String>,
+    examples: Vec<E>,
+}
+
+impl<E, const IMAGES: usize> Default for Collector<E, IMAGES> {
+    fn default() -> Self {
+        Self { names: Vec::new(), numbers: HashMap::new(), ids: HashSet::new(), examples: Vec::new() }
+    }
+}
+
+impl<E: ImageExample<IMAGES>, const IMAGES: usize> Collector<E, IMAGES> {
+    /// Adds the example that `make` makes of its images' numbers.
+    ///
+    /// # Errors
+    /// The reason when the sentence or an image's name is empty, or the id was used before.
+    pub fn push(
+        &mut self,
+        id: impl Display,
+        images: [&str; IMAGES],
+        make: impl FnOnce([usize; IMAGES]) -> E,
+    ) -> std::result::Result<(), String> {
+        let numbers = images.map(|name| match self.numbers.get(name) {
+            Some(&number) => number,
+            None => {
+                self.names.push(name.to_string());
+                self.numbers.insert(name.to_string(), self.names.len() - 1);
+                self.names.len() - 1
+            }
+        });
+        let example = make(numbers);
+        if example.sentence().trim().is_empty() {
+            return Err(format!("{} {id} is empty", E::NOUN));
+        }
+        if images.contains(&"") {
+            return Err(format!("{} {id} names no image", E::NOUN));
+        }
+        if !self.ids.insert(id.to_string()) {
+            return Err(format!("{} {id} appears twice", E::NOUN));
+        }
+        self.examples.push(example);
+        Ok(())
+    }
+
+    /// The images' names, and the examples.
+    ///
+    /// # Errors
+    /// When there is no example; `path` is for the message.
+    pub fn finish(self, path: &Path) -> Result<(Vec<String>, Vec<E>)> {
+        if self.examples.is_empty() {
+            return Err(Error::file(path, format!("holds no {}", E::NOUN)));
+        }
+        Ok((self.names, self.examples))
+    }
 }
 
 /// The examples of one or more files, in their order, without those about an image that has no features.
@@ -33,33 +105,21 @@ pub struct ImageExamples<T, const IMAGES: usize> {
 }
 
 impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
-    /// Reads files of examples.
+    /// Reads the examples of `split` from files.
     ///
     /// # Errors
     /// When a file cannot be understood, or too many images have no features.
     pub fn read(
+        split: Split,
         files: &[PathBuf],
-        store: &FeatureStore,
-        text: (&WordPiece, usize),
-        allow_missing_images: bool,
-    ) -> Result<Self> {
-        let read = files.iter().map(|path| T::read(path)).collect::<Result<_>>()?;
-        Self::of(read, store, text, allow_missing_images)
-    }
-
-    /// The examples that were read from files, each with its images' names.
-    ///
-    /// # Errors
-    /// When too many images have no features.
-    pub fn of(
-        read: Vec<(Vec<String>, Vec<T>)>,
         store: &FeatureStore,
         (text, max_length): (&WordPiece, usize),
         allow_missing_images: bool,
     ) -> Result<Self> {
         let finder = NameFinder::new(store);
         let (mut all, mut store_index, mut images) = (Vec::new(), Vec::new(), 0);
-        for (names, examples) in read {
+        for path in files {
+            let (names, examples) = T::read(path, split)?;
             let found = finder.find_all(&names, allow_missing_images)?;
             images += found.iter().flatten().count();
             for example in examples {
@@ -95,6 +155,11 @@ impl<T, const IMAGES: usize> ImageExamples<T, IMAGES> {
     /// The examples.
     pub fn examples(&self) -> &[T] {
         &self.examples
+    }
+
+    /// The images of example `index`, as numbers in the store.
+    pub fn store_index(&self, index: usize) -> [usize; IMAGES] {
+        self.store_index[index]
     }
 
     /// The WordPieces of example `index`.

@@ -2,13 +2,14 @@
 //!
 //! | module | what it reads |
 //! | --- | --- |
+//! | [`dataset`] | captioned images with splits, features and tokens |
 //! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
-//! | [`questions`], [`question_set`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
+//! | [`questions`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
 //! | [`snli_ve`] | SNLI-VE |
 //! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
-//! | [`image_examples`] | questions or statements of many files, tokenised, with their images found |
+//! | [`image_examples`] | sentences about images out of many files, tokenised, with their images found |
 //! | [`predictions`] | prediction files and what the benchmarks count |
 //! | [`names`] | image names of a file in a feature store |
 //! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
@@ -17,6 +18,7 @@
 pub mod answers;
 pub mod batches;
 pub mod captions;
+pub mod dataset;
 pub mod image_examples;
 pub mod json_list;
 pub mod names;
@@ -24,7 +26,6 @@ pub mod pairs;
 pub mod paths;
 pub mod predictions;
 pub mod pretraining;
-pub mod question_set;
 pub mod questions;
 pub mod refcoco;
 pub mod sentences;
@@ -33,215 +34,4 @@ pub mod splits;
 pub mod statements;
 pub mod vqa_answers;
 
-use crate::trainer::Job;
-use crate::{Error, Result};
-use batches::Batch;
-use captions::Captions;
-use lxmert_core::features::FeatureStore;
-use lxmert_core::text::WordPiece;
-use names::NameFinder;
-use pairs::{Pair, PairKind, PairSource};
-use paths::DataPaths;
-use splits::{Split, Splits};
-
-/// A caption file with its splits, features and tokens: everything that pairs and batches need.
-pub struct Dataset {
-    /// The captions, without those of images that have no features.
-    pub captions: Captions,
-    /// The split of each image.
-    pub splits: Splits,
-    /// The feature store.
-    pub store: FeatureStore,
-    /// Per image of the captions: its number in the store.
-    pub store_index: Vec<usize>,
-    /// Per caption: its false, minimally changed sibling.
-    pub hard_negatives: Vec<Option<String>>,
-    /// Captions that were cut to fit the model's length.
-    pub truncated: usize,
-    /// Names of captioned images without features, whose captions were left out.
-    pub missing: Vec<String>,
-    regions: usize,
-    tokens: Vec<Vec<u32>>,
-    hard_tokens: Vec<Vec<u32>>,
-}
-
-/// How to load a [`Dataset`].
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
-    pub max_length: usize,
-    /// Regions per image, best first; none for all that the store holds.
-    pub regions: Option<usize>,
-    /// Seed of the split, where the data brings none.
-    pub seed: u64,
-    /// Whether any number of captioned images may lack features.
-    pub allow_missing_images: bool,
-}
-
-impl LoadOptions {
-    /// As a run's recipe has them.
-    pub fn of(job: &Job) -> Self {
-        Self {
-            max_length: job.recipe.max_length,
-            regions: job.recipe.regions,
-            seed: job.recipe.seed,
-            allow_missing_images: job.allow_missing_images,
-        }
-    }
-}
-
-/// Captioned images with their splits and features, before a sentence is tokenised.
-pub struct CaptionedImages {
-    /// The captions, without those of images that have no features.
-    pub captions: Captions,
-    /// The split of each image.
-    pub splits: Splits,
-    /// The feature store, memory-mapped.
-    pub store: FeatureStore,
-    /// Per image of the captions: its number in the store; none where it has no features.
-    pub store_index: Vec<Option<usize>>,
-    /// Per caption: its false, minimally changed sibling.
-    pub hard_negatives: Vec<Option<String>>,
-    /// Names of captioned images without features, whose captions were left out.
-    pub missing: Vec<String>,
-}
-
-impl CaptionedImages {
-    /// Reads captions, splits and hard negatives, and opens the store. What was repaired or left out is logged.
-    ///
-    /// # Errors
-    /// When a file cannot be understood, the store is absent, or too many images have no features.
-    pub fn read(paths: &DataPaths, seed: u64, allow_missing_images: bool) -> Result<Self> {
-        let mut captions = Captions::read(&paths.captions)?;
-        for repair in &captions.repairs {
-            log::warn!("{}: {repair}", paths.captions.display());
-        }
-        paths.check_features()?;
-        let store = FeatureStore::open(&paths.features)?;
-        if store.is_unfinished() {
-            log::warn!("{}: extraction has not finished; images may be missing", paths.features.display());
-        }
-        let mut hard_negatives = match &paths.hard_negatives {
-            Some(path) => captions::read_hard_negatives(path, &captions)?,
-            None => vec![None; captions.captions.len()],
-        };
-
-        let (found, missing) = {
-            let found = NameFinder::new(&store).find_all(&captions.images, allow_missing_images)?;
-            let without = captions.images.iter().zip(&found).filter(|(_, found)| found.is_none());
-            let missing = without.map(|(name, _)| name.clone()).collect();
-            (found, missing)
-        };
-        let splits = {
-            let all = Splits::choose(&captions, paths.splits.as_deref(), seed)?;
-            let of = all.of.iter().zip(&found).map(|(split, found)| found.and(*split)).collect();
-            Splits { of, source: all.source }
-        };
-        // Captions of images without features go; images keep their numbers.
-        let keep: Vec<bool> = captions.captions.iter().map(|c| found[c.image].is_some()).collect();
-        let mut kept = keep.iter();
-        captions.captions.retain(|_| kept.next().copied().unwrap_or(false));
-        let mut kept = keep.iter();
-        hard_negatives.retain(|_| kept.next().copied().unwrap_or(false));
-        let unused = splits.of.iter().zip(&found).filter(|(s, f)| s.is_none() && f.is_some()).count();
-        if unused > 0 {
-            log::warn!("{unused} captioned images are in no split of {} and are not used", splits.source);
-        }
-        for split in Split::ALL {
-            if splits.images(split).next().is_none() {
-                return Err(Error::Argument(format!(
-                    "no image of the {split} split has features in {}",
-                    paths.features.display()
-                )));
-            }
-        }
-        Ok(Self { captions, splits, store, store_index: found, hard_negatives, missing })
-    }
-}
-
-impl Dataset {
-    /// Reads the captioned images ([`CaptionedImages::read`]) and tokenises every sentence once.
-    ///
-    /// # Errors
-    /// As [`CaptionedImages::read`].
-    pub fn load(paths: &DataPaths, text: &WordPiece, options: &LoadOptions) -> Result<Self> {
-        let CaptionedImages { captions, splits, store, store_index, hard_negatives, missing } =
-            CaptionedImages::read(paths, options.seed, options.allow_missing_images)?;
-        let mut truncated = 0;
-        let mut encode = |sentence: &str| -> Result<Vec<u32>> {
-            let encoding = text.encode(sentence, options.max_length)?;
-            truncated += usize::from(encoding.truncated > 0);
-            Ok(encoding.ids)
-        };
-        let tokens = captions.captions.iter().map(|c| encode(&c.text)).collect::<Result<_>>()?;
-        let hard_tokens =
-            hard_negatives.iter().map(|h| h.as_deref().map_or(Ok(Vec::new()), &mut encode)).collect::<Result<_>>()?;
-        if truncated > 0 {
-            log::warn!("{truncated} captions are longer than --max-length {} and were cut", options.max_length);
-        }
-        let regions = options.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
-        let store_index = store_index.into_iter().map(|index| index.unwrap_or(usize::MAX)).collect();
-        Ok(Self {
-            captions,
-            splits,
-            store,
-            store_index,
-            hard_negatives,
-            truncated,
-            missing,
-            regions,
-            tokens,
-            hard_tokens,
-        })
-    }
-
-    /// Regions per image in a batch.
-    pub fn regions(&self) -> usize {
-        self.regions
-    }
-
-    /// Width of a region's feature vector.
-    pub fn feature_dim(&self) -> usize {
-        self.store.info().feature_dim
-    }
-
-    /// The pairs of one split.
-    pub fn pairs(&self, split: Split) -> PairSource {
-        let captions = self.splits.captions(&self.captions, split);
-        let describe = |c: usize| {
-            let caption = &self.captions.captions[c];
-            (c, caption.image, caption.text.as_str(), self.hard_negatives[c].is_some())
-        };
-        PairSource::new(split, captions.into_iter().map(describe))
-    }
-
-    /// The sentence of a pair.
-    pub fn sentence(&self, pair: &Pair) -> &str {
-        match (pair.kind, &self.hard_negatives[pair.caption]) {
-            (PairKind::Hard, Some(sentence)) => sentence,
-            _ => &self.captions.captions[pair.caption].text,
-        }
-    }
-
-    /// The image name of a pair, as the caption file has it.
-    pub fn image_name(&self, pair: &Pair) -> &str {
-        &self.captions.images[pair.image]
-    }
-
-    /// Reads a batch of pairs.
-    ///
-    /// # Errors
-    /// When the store is damaged.
-    pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
-        let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
-        Batch::read(&self.store, self.regions, &rows)
-    }
-
-    /// The WordPiece ids of a pair's sentence.
-    pub fn tokens(&self, pair: &Pair) -> &[u32] {
-        match pair.kind {
-            PairKind::Hard => &self.hard_tokens[pair.caption],
-            _ => &self.tokens[pair.caption],
-        }
-    }
-}
+pub use dataset::{CaptionedImages, Dataset, LoadOptions};

@@ -2,7 +2,7 @@
 //!
 //! Every caption of a split makes one pair. Half of the pairs are mismatched: the caption keeps
 //! its words and gets a different image of the same split (airsplay's LXMERT swaps the sentence;
-//! by symmetry the distribution is the same). Training draws them anew each epoch from the seed
+//! by symmetry the distribution is the same). Training draws new ones each epoch from the seed
 //! and the epoch's number; validation and test pairs depend on the data alone, so two runs, with
 //! whatever seeds, are measured on the same pairs.
 //!
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn mismatches_are_drawn_anew_each_epoch_and_the_same_again_for_the_same_epoch() {
+    fn mismatches_differ_between_epochs_and_repeat_for_the_same_epoch() {
         let source = source(Split::Train, 40, 5);
         let of = |epoch| source.epoch(3, epoch, 0.5);
         assert_eq!(of(1), of(1));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hard_share_is_kept() {
+    fn hard_share_is_kept() {
         let pairs = source(Split::Train, 100, 4).epoch(0, 0, 0.5);
         let count = |kind| pairs.iter().filter(|p| p.kind == kind).count();
         assert_eq!((count(PairKind::Matched), count(PairKind::Random), count(PairKind::Hard)), (200, 100, 100));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_with_the_very_same_caption_is_no_mismatch() {
+    fn image_with_the_same_caption_is_no_mismatch() {
         let texts = ["a red circle", "a red circle", "a blue square"];
         let source = PairSource::new(Split::Train, texts.iter().enumerate().map(|(i, t)| (i, i, *t, false)));
         for epoch in 0..50 {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hard_set_holds_each_caption_true_and_false() {
+    fn hard_set_holds_each_caption_true_and_false() {
         let hard = source(Split::Test, 3, 2).hard();
         assert_eq!(hard.len(), 6);
         assert!(

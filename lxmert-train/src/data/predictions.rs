@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_is_consistent_when_every_pair_is_right() {
+    fn sentence_is_consistent_when_every_pair_is_right() {
         let statement = |identifier: &str, label| Statement {
             identifier: identifier.into(),
             images: [0, 1],
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn files_have_the_servers_forms() {
+    fn writes_the_servers_forms() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("predictions");
         let read = || std::fs::read_to_string(&path).unwrap();

@@ -24,7 +24,7 @@ const CHUNK: usize = 1 << 16;
 /// The category of sentences from caption files.
 pub const CAPTIONS: &str = "captions";
 
-/// What [`Pretraining`] is read with.
+/// What [`PretrainingSentences`] is read with.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadOptions<'a> {
     /// Cuts sentences into WordPieces.
@@ -48,7 +48,7 @@ struct Example {
 
 /// Examples for pre-training, numbered from 0.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Pretraining {
+pub struct PretrainingSentences {
     images: Vec<String>,
     store_index: Vec<usize>,
     categories: Vec<String>,
@@ -67,7 +67,7 @@ struct Entry {
     labelf: BTreeMap<String, Vec<Option<BTreeMap<String, f32>>>>,
 }
 
-impl Pretraining {
+impl PretrainingSentences {
     /// Reads the original's JSON files, one after the other. Sentences of images without features are left out.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Pretraining {
     /// The captions numbered `wanted` of a caption file, as examples without answers.
     ///
     /// # Errors
-    /// As [`Pretraining::read`].
+    /// As [`PretrainingSentences::read`].
     pub fn from_captions(
         captions: &Captions,
         wanted: &[usize],
@@ -211,7 +211,7 @@ fn check(entry: &Entry) -> std::result::Result<(), String> {
 struct Builder<'a> {
     finder: NameFinder<'a>,
     options: ReadOptions<'a>,
-    data: Pretraining,
+    data: PretrainingSentences,
     waiting: Vec<String>,
     /// Every image, with its number in the data when it has features.
     images: HashMap<String, Option<u32>>,
@@ -223,7 +223,7 @@ impl<'a> Builder<'a> {
         Self {
             finder: NameFinder::new(store),
             options,
-            data: Pretraining::default(),
+            data: PretrainingSentences::default(),
             waiting: Vec::new(),
             images: HashMap::new(),
             categories: HashMap::new(),
@@ -281,7 +281,7 @@ impl<'a> Builder<'a> {
         self.data.sentences.extend(self.options.text, &waiting, self.options.max_length)
     }
 
-    fn finish(mut self, files: &[PathBuf]) -> Result<Pretraining> {
+    fn finish(mut self, files: &[PathBuf]) -> Result<PretrainingSentences> {
         self.tokenise()?;
         let mut names: Vec<String> = self.images.into_keys().collect();
         names.sort_unstable(); // the examples in a message are then the same each time
@@ -321,10 +321,10 @@ mod tests {
             ReadOptions { text: &self.text, max_length: 20, answers, allow_missing_images: false }
         }
 
-        fn read(&self, json: &str, allow_missing_images: bool) -> Result<Pretraining> {
+        fn read(&self, json: &str, allow_missing_images: bool) -> Result<PretrainingSentences> {
             let path = self.folder.path().join("pretrain.json");
             std::fs::write(&path, json).unwrap();
-            Pretraining::read(&[path], &self.store, ReadOptions { allow_missing_images, ..self.options() })
+            PretrainingSentences::read(&[path], &self.store, ReadOptions { allow_missing_images, ..self.options() })
         }
     }
 
@@ -335,7 +335,7 @@ mod tests {
         {"img_id": "b", "sentf": {"vg": ["a cat"]}, "labelf": {}}]"#;
 
     #[test]
-    fn the_original_s_files_become_examples() {
+    fn reads_the_originals_files() {
         let fixture = Fixture::new();
         let data = fixture.read(TWO_IMAGES, false).unwrap();
         assert_eq!((data.len(), data.num_images(), data.answered(), data.answers_dropped()), (6, 2, 2, 3));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_is_of_another_image_and_says_something_else() {
+    fn mismatch_has_another_image_and_other_words() {
         let data = Fixture::new().read(TWO_IMAGES, false).unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         for _ in 0..50 {
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_rows_and_missing_images_are_named() {
+    fn names_bad_rows_and_missing_images() {
         let fixture = Fixture::new();
         for (second, reason) in [
             (
@@ -393,7 +393,7 @@ mod tests {
         let path = fixture.folder.path().join("results.csv");
         std::fs::write(&path, "image_name| comment_number| comment\nb.jpg| 0| a cat\nb.jpg| 1| a dog\n").unwrap();
         let captions = Captions::read(&path).unwrap();
-        let data = Pretraining::from_captions(&captions, &[1], &fixture.store, fixture.options()).unwrap();
+        let data = PretrainingSentences::from_captions(&captions, &[1], &fixture.store, fixture.options()).unwrap();
         assert_eq!((data.len(), data.category(0), data.label(0), data.answered()), (1, CAPTIONS, None, 0));
         assert_eq!(data.tokens(0), fixture.text.encode("a dog", 20).unwrap().ids);
     }

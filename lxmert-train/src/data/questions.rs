@@ -8,11 +8,13 @@
 //!
 //! A question without `label` (a test split) is one to answer, not to learn from.
 
+use super::image_examples::{Collector, ImageExample};
 use super::json_list::{first_character, for_each_entry};
+use super::splits::Split;
 use super::vqa_answers::soft_scores;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// A question's id, a number in VQA and a text in GQA.
@@ -64,7 +66,7 @@ impl AnswerType {
 pub struct Question {
     /// Its id in the benchmark.
     pub id: QuestionId,
-    /// The image, as an index into [`Questions::images`].
+    /// The image, as an index into the file's images.
     pub image: usize,
     /// The question.
     pub sentence: String,
@@ -82,17 +84,6 @@ impl Question {
         let scores = self.scores.iter().flatten();
         scores.filter(|(given, _)| given == answer).map(|(_, score)| *score).next().unwrap_or(0.0)
     }
-}
-
-/// The questions of a file, in its order.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Questions {
-    /// The file.
-    pub path: PathBuf,
-    /// Image names, by first appearance.
-    pub images: Vec<String>,
-    /// The questions.
-    pub questions: Vec<Question>,
 }
 
 #[derive(Deserialize)]
@@ -142,105 +133,79 @@ struct OneAnswer {
     answer: String,
 }
 
-impl Questions {
+impl ImageExample<1> for Question {
+    const NOUN: &'static str = "question";
+
     /// Reads a file in any of the forms above.
     ///
     /// # Errors
     /// When the file cannot be read, has none of the forms, holds no question, or has a row that cannot be used: an empty
-    /// question, an id that was there before, a score that is no number from 0 to 1. The error names the row.
-    pub fn read(path: &Path) -> Result<Self> {
-        let mut found = Collector::new(path);
+    /// question, an id that appears twice, a score that is no number from 0 to 1. The error names the row.
+    fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
+        let mut found = Collector::default();
         match first_character(path)? {
-            Some('{') => found.read_official(path)?,
+            Some('{') => read_official(path, &mut found)?,
             _ => for_each_entry(path, |_, entry: Entry| {
                 let scores = entry.label.map(|label| label.into_iter().collect());
-                found.push(&entry.img_id, entry.question_id, entry.sent, scores, entry.answer_type, entry.question_type)
+                let Entry { question_id: id, sent: sentence, answer_type, question_type, .. } = entry;
+                push(&mut found, &entry.img_id, Self { id, image: 0, sentence, scores, answer_type, question_type })
             })?,
         }
-        if found.questions.questions.is_empty() {
-            return Err(Error::file(path, "holds no question"));
-        }
-        Ok(found.questions)
+        found.finish(path)
     }
 
-    /// The questions whose answers are known.
-    pub fn labelled(&self) -> usize {
-        self.questions.iter().filter(|question| question.scores.is_some()).count()
+    fn images(&self) -> [usize; 1] {
+        [self.image]
+    }
+
+    fn sentence(&self) -> &str {
+        &self.sentence
+    }
+
+    fn labelled(&self) -> bool {
+        self.scores.is_some()
     }
 }
 
-struct Collector {
-    questions: Questions,
-    images: HashMap<String, usize>,
-    ids: HashSet<QuestionId>,
+/// Adds a question about the image that `image` names.
+fn push(found: &mut Collector<Question, 1>, image: &str, question: Question) -> std::result::Result<(), String> {
+    if let Some((answer, score)) = question.scores.iter().flatten().find(|(_, score)| !(0.0..=1.0).contains(score)) {
+        return Err(format!("question {}: the score of '{answer}' is {score}, not between 0 and 1", question.id));
+    }
+    found.push(question.id.clone(), [image], |[image]| Question { image, ..question })
 }
 
-impl Collector {
-    fn new(path: &Path) -> Self {
-        let questions = Questions { path: path.into(), images: Vec::new(), questions: Vec::new() };
-        Self { questions, images: HashMap::new(), ids: HashSet::new() }
+/// VQA's own questions, with the annotations beside them.
+fn read_official(path: &Path, found: &mut Collector<Question, 1>) -> Result<()> {
+    let file: QuestionsFile = read_json(path)?;
+    let annotations_path = annotations_beside(path);
+    let mut annotations: HashMap<u64, Annotation> = HashMap::new();
+    if let Some(path) = &annotations_path {
+        let file: AnnotationsFile = read_json(path)?;
+        annotations.extend(file.annotations.into_iter().map(|a| (a.question_id, a)));
     }
-
-    fn push(
-        &mut self,
-        image: &str,
-        id: QuestionId,
-        sentence: String,
-        scores: Option<Vec<(String, f32)>>,
-        answer_type: Option<AnswerType>,
-        question_type: Option<String>,
-    ) -> std::result::Result<(), String> {
-        if sentence.trim().is_empty() {
-            return Err(format!("question {id} is empty"));
+    // Images are numbered within COCO's own parts; test-dev2015 is a part of test2015.
+    let part = file.data_subtype.ok_or_else(|| Error::file(path, "lacks data_subtype, which names COCO's part"))?;
+    let part = part.replace("-dev", "");
+    for (i, question) in file.questions.into_iter().enumerate() {
+        let row = |reason: String| Error::row(path, i + 1, reason);
+        let id = question.question_id;
+        let annotation = annotations.remove(&id);
+        if let (None, Some(path)) = (&annotation, &annotations_path) {
+            return Err(row(format!("question {id} has no annotation in {}", path.display())));
         }
-        if image.is_empty() {
-            return Err(format!("question {id} names no image"));
-        }
-        if let Some((answer, score)) = scores.iter().flatten().find(|(_, score)| !(0.0..=1.0).contains(score)) {
-            return Err(format!("question {id}: the score of '{answer}' is {score}, not between 0 and 1"));
-        }
-        if !self.ids.insert(id.clone()) {
-            return Err(format!("question {id} was there before"));
-        }
-        let image = *self.images.entry(image.to_string()).or_insert_with(|| {
-            self.questions.images.push(image.to_string());
-            self.questions.images.len() - 1
-        });
-        self.questions.questions.push(Question { id, image, sentence, scores, answer_type, question_type });
-        Ok(())
-    }
-
-    fn read_official(&mut self, path: &Path) -> Result<()> {
-        let file: QuestionsFile = read_json(path)?;
-        let annotations_path = annotations_beside(path);
-        let mut annotations: HashMap<u64, Annotation> = HashMap::new();
-        if let Some(path) = &annotations_path {
-            let file: AnnotationsFile = read_json(path)?;
-            annotations.extend(file.annotations.into_iter().map(|a| (a.question_id, a)));
-        }
-        // Images are numbered within COCO's own parts; test-dev2015 is a part of test2015.
-        let part = file.data_subtype.ok_or_else(|| Error::file(path, "lacks data_subtype, which names COCO's part"))?;
-        let part = part.replace("-dev", "");
-        for (i, question) in file.questions.into_iter().enumerate() {
-            let row = |reason: String| Error::row(path, i + 1, reason);
-            let id = question.question_id;
-            let annotation = annotations.remove(&id);
-            if let (None, Some(path)) = (&annotation, &annotations_path) {
-                return Err(row(format!("question {id} has no annotation in {}", path.display())));
+        let image = format!("COCO_{part}_{:012}", question.image_id);
+        let (scores, answer_type, question_type) = match annotation {
+            Some(a) => {
+                let answers = a.answers.iter().map(|answer| answer.answer.as_str());
+                (Some(soft_scores(answers)), a.answer_type, a.question_type)
             }
-            let image = format!("COCO_{part}_{:012}", question.image_id);
-            let (scores, answer_type, question_type) = match annotation {
-                Some(a) => {
-                    let answers = a.answers.iter().map(|answer| answer.answer.as_str());
-                    (Some(soft_scores(answers)), a.answer_type, a.question_type)
-                }
-                None => (None, None, None),
-            };
-            self.push(&image, QuestionId::Number(id), question.question, scores, answer_type, question_type)
-                .map_err(row)?;
-        }
-        Ok(())
+            None => (None, None, None),
+        };
+        let (id, sentence) = (QuestionId::Number(id), question.question);
+        push(found, &image, Question { id, image: 0, sentence, scores, answer_type, question_type }).map_err(row)?;
     }
+    Ok(())
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
@@ -260,15 +225,15 @@ fn annotations_beside(path: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Questions> {
+    fn read(text: &str) -> Result<(Vec<String>, Vec<Question>)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Questions::read(file.path())
+        Question::read(file.path(), Split::Val)
     }
 
     #[test]
-    fn vqa_and_gqa_files_of_lxmert_are_read() {
-        let q = read(
+    fn reads_the_vqa_and_gqa_files_of_lxmert() {
+        let (images, q) = read(
             r#"[{"answer_type": "other", "img_id": "COCO_train2014_000000458752", "label": {"net": 1, "mesh": 0.3},
                  "question_id": 458752000, "question_type": "what is this", "sent": "What is this photo taken looking through?"},
                 {"answer_type": "yes/no", "img_id": "COCO_train2014_000000458752", "label": {}, "question_id": 458752001,
@@ -277,17 +242,17 @@ mod tests {
                 {"question_id": 7, "img_id": "n161313", "sent": "Who?"}]"#,
         )
         .unwrap();
-        assert_eq!(q.images, ["COCO_train2014_000000458752", "n161313"]);
-        let first = &q.questions[0];
+        assert_eq!(images, ["COCO_train2014_000000458752", "n161313"]);
+        let first = &q[0];
         assert_eq!((first.id.clone(), first.answer_type), (QuestionId::Number(458752000), Some(AnswerType::Other)));
         assert_eq!((first.score("net"), first.score("mesh"), first.score("wire")), (1.0, 0.3, 0.0));
-        assert_eq!(q.questions[1].scores, Some(vec![]));
-        assert_eq!((q.questions[2].id.clone(), q.questions[2].image), (QuestionId::Text("201640614".into()), 1));
-        assert_eq!((q.questions[3].scores.clone(), q.labelled()), (None, 3));
+        assert_eq!(q[1].scores, Some(vec![]));
+        assert_eq!((q[2].id.clone(), q[2].image), (QuestionId::Text("201640614".into()), 1));
+        assert_eq!((q[3].labelled(), q.iter().filter(|question| question.labelled()).count()), (false, 3));
     }
 
     #[test]
-    fn the_official_files_give_the_official_scores_and_the_test_split_none() {
+    fn official_files_give_the_official_scores_and_none_for_a_test_split() {
         let folder = tempfile::tempdir().unwrap();
         let questions = folder.path().join("v2_OpenEnded_mscoco_val2014_questions.json");
         std::fs::write(
@@ -295,7 +260,7 @@ mod tests {
             r#"{"info": {}, "data_subtype": "val2014", "questions": [{"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}]}"#,
         )
         .unwrap();
-        assert_eq!(Questions::read(&questions).unwrap().questions[0].scores, None);
+        assert_eq!(Question::read(&questions, Split::Val).unwrap().1[0].scores, None);
         let answers: Vec<String> =
             ["down", "Down.", "down", "at table", "skateboard", "down", "table", "down", "down", "down"]
                 .iter()
@@ -310,24 +275,24 @@ mod tests {
             )
         };
         std::fs::write(&annotations, annotation(262148000)).unwrap();
-        let read = Questions::read(&questions).unwrap();
-        assert_eq!(read.images, ["COCO_val2014_000000262148"]);
-        let question = &read.questions[0];
+        let (images, read) = Question::read(&questions, Split::Val).unwrap();
+        assert_eq!(images, ["COCO_val2014_000000262148"]);
+        let question = &read[0];
         assert_eq!((question.score("down"), question.answer_type), (1.0, Some(AnswerType::Other)));
         assert!((question.score("at table") - 0.3).abs() < 1e-6);
         std::fs::write(&annotations, annotation(1)).unwrap();
-        let error = Questions::read(&questions).unwrap_err().to_string();
+        let error = Question::read(&questions, Split::Val).unwrap_err().to_string();
         assert!(error.contains("row 1: question 262148000 has no annotation"), "{error}");
     }
 
     #[test]
-    fn a_bad_row_stops_with_its_number() {
+    fn names_the_row_that_cannot_be_used() {
         let with = |second: &str| {
             let first = r#"{"question_id": 1, "img_id": "a", "sent": "Who?", "label": {"boy": 1.0}}"#;
             read(&format!("[{first}, {second}]")).unwrap_err().to_string()
         };
         for (second, reason) in [
-            (r#"{"question_id": 1, "img_id": "a", "sent": "What?"}"#, "row 2: question 1 was there before"),
+            (r#"{"question_id": 1, "img_id": "a", "sent": "What?"}"#, "row 2: question 1 appears twice"),
             (r#"{"question_id": 2, "img_id": "a", "sent": " "}"#, "row 2: question 2 is empty"),
             (r#"{"question_id": 2, "img_id": "", "sent": "x"}"#, "row 2: question 2 names no image"),
             (

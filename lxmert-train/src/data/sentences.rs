@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sentences_come_back_in_order_and_cuts_are_counted() {
+    fn keeps_order_and_counts_cut_sentences() {
         let text = WordPiece::bundled().unwrap();
         let mut sentences = Sentences::default();
         sentences.extend(&text, &["a red circle", "", "one two three four five"], 5).unwrap();

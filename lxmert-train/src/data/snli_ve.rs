@@ -4,10 +4,10 @@
 //! with or without `.jpg`; `sentence2`, the hypothesis; `gold_label`, `-` where the annotators did not agree; `pairID`. Other
 //! fields are not read. An example without a label is one to judge, not to learn from, and is not counted.
 
-use super::image_examples::{ImageExample, ImageExamples};
+use super::image_examples::{Collector, ImageExample};
+use super::splits::Split;
 use crate::{Error, Result};
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -70,26 +70,23 @@ fn parse(line: &str) -> std::result::Result<(String, Hypothesis), String> {
 }
 
 impl ImageExample<1> for Hypothesis {
-    fn read(path: &Path) -> Result<(Vec<String>, Vec<Self>)> {
-        let (mut images, mut hypotheses) = (Vec::new(), Vec::new());
-        let mut by_name: HashMap<String, usize> = HashMap::new();
+    const NOUN: &'static str = "sentence";
+
+    fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
+        let mut found = Collector::default();
         let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io(path))?);
         for (row, line) in (1..).zip(file.lines()) {
             let line = line.map_err(Error::io(path))?;
-            if line.trim().is_empty() {
-                continue;
+            if !line.trim().is_empty() {
+                let parsed = parse(&line);
+                // Releases differ in whether `pairID` is unique, so the row serves as the id.
+                let taken = parsed.and_then(|(name, hypothesis)| {
+                    found.push(row, [name.as_str()], |[image]| Self { image, ..hypothesis })
+                });
+                taken.map_err(|reason| Error::row(path, row, reason))?;
             }
-            let (name, mut hypothesis) = parse(&line).map_err(|reason| Error::row(path, row, reason))?;
-            hypothesis.image = *by_name.entry(name).or_insert_with_key(|name| {
-                images.push(name.clone());
-                images.len() - 1
-            });
-            hypotheses.push(hypothesis);
         }
-        if hypotheses.is_empty() {
-            return Err(Error::file(path, "holds no hypothesis; SNLI-VE's files are JSON, one example a line"));
-        }
-        Ok((images, hypotheses))
+        found.finish(path)
     }
 
     fn images(&self) -> [usize; 1] {
@@ -99,10 +96,11 @@ impl ImageExample<1> for Hypothesis {
     fn sentence(&self) -> &str {
         &self.sentence
     }
-}
 
-/// The hypotheses of one or more files, ready to be put before a model.
-pub type HypothesisSet = ImageExamples<Hypothesis, 1>;
+    fn labelled(&self) -> bool {
+        self.label.is_some()
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -111,7 +109,7 @@ mod tests {
     fn read(text: &str) -> Result<(Vec<String>, Vec<Hypothesis>)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Hypothesis::read(file.path())
+        Hypothesis::read(file.path(), Split::Train)
     }
 
     #[test]
@@ -138,7 +136,8 @@ mod tests {
         assert!(error(&format!("{first}\n{}", first.replace("neutral", "maybe"))).contains("row 2: gold_label 'maybe'"));
         assert!(error(&format!("{first}\n{}", first.replace("Flickr30K_ID", "id"))).contains("row 2: it names no photo"));
         assert!(error(&first.replace("sentence2", "s")).contains("missing field `sentence2`"));
-        assert!(error("").contains("no hypothesis"));
+        assert!(error("").contains("holds no sentence"));
+        assert!(error(&first.replace("\"x\"", "\" \"")).contains("row 1: sentence 1 is empty"));
         assert!(error("[1]").contains("row 1"));
     }
 }

@@ -93,7 +93,7 @@ mod tests {
 
     /// Each pair from running the evaluation's own functions.
     #[test]
-    fn answers_are_processed_as_the_evaluation_does() {
+    fn processes_answers_as_the_evaluation_does() {
         for (answer, processed) in [
             ("The 2 dogs.", "2 dogs"),
             ("two dogs", "2 dogs"),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_those_of_ten_people_left_out_in_turn() {
+    fn scores_leave_each_of_ten_people_out_in_turn() {
         let mut answers = vec!["Yes"; 4];
         answers.extend(["no", "no.", "The no"]);
         answers.extend(["two", "2"]);

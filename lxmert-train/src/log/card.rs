@@ -1,13 +1,27 @@
 //! The model card: what a checkpoint was made of, how, and how good it is.
 
 use super::jsonl::EpochRecord;
-use crate::run_folder::Report;
-use crate::tasks::{CheckpointParts, Description};
-use crate::trainer::Job;
+use crate::job::Job;
+use crate::run_folder::{CheckpointParts, Report};
 use lxmert_core::ops::Precision;
 use std::fmt::Write;
 
-/// What the card tells.
+/// What a task says of itself and of its data.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// `image-text matching`.
+    pub title: String,
+    /// The hub's `pipeline_tag`.
+    pub pipeline_tag: &'static str,
+    /// One sentence on what the model does.
+    pub does: String,
+    /// Markdown: sizes of the splits, how examples are drawn.
+    pub data: String,
+    /// Markdown: the losses and their weights; may be empty.
+    pub losses: String,
+}
+
+/// What the card says.
 pub struct Facts<'a> {
     /// The run.
     pub job: &'a Job,

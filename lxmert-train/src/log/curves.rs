@@ -124,8 +124,10 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
     {
         let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&WHITE).map_err(|e| failed(&e))?;
-        for (panel, area) in panels(records).iter().zip(root.margin(8, 8, 8, 8).split_evenly((2, 2))) {
-            draw_panel(panel, &area).map_err(|e| failed(&*e))?;
+        let panels = panels(records);
+        let epochs = epochs_shown(&panels);
+        for (panel, area) in panels.iter().zip(root.margin(8, 8, 8, 8).split_evenly((2, 2))) {
+            draw_panel(panel, epochs, &area).map_err(|e| failed(&*e))?;
         }
         root.present().map_err(|e| failed(&e))?;
     }
@@ -150,9 +152,15 @@ fn most(mut values: Vec<f64>) -> f64 {
 
 type DrawResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-fn draw_panel(panel: &Panel, area: &DrawingArea<BitMapBackend, Shift>) -> DrawResult {
+/// Where the axis of epochs ends, in every panel alike: at the end of the last epoch that has begun. Steps are recorded now
+/// and then, so that a panel of steps alone would end earlier.
+fn epochs_shown(panels: &[Panel]) -> f64 {
+    let points = panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.points);
+    points.map(|(epochs, _)| *epochs).fold(1.0, f64::max).ceil()
+}
+
+fn draw_panel(panel: &Panel, x_max: f64, area: &DrawingArea<BitMapBackend, Shift>) -> DrawResult {
     let points = || panel.series.iter().flat_map(|s| s.points.iter().copied()).filter(|p| p.1.is_finite());
-    let x_max = points().map(|p| p.0).fold(1.0, f64::max);
     let (low, high) = match panel.range {
         // Many series have a tall legend at the bottom, which needs room below the lines.
         Some((low, high)) if panel.series.len() > 4 => {
@@ -296,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legend_goes_where_no_line_is() {
+    fn places_the_legend_where_no_line_is() {
         let line = |from, to| Series { label: "a".into(), points: vec![(0.0, from), (1.0, to)], dotted: false };
         let corner = |lines: &[Series]| format!("{:?}", emptiest_corner(lines, 1.0, (0.0, 1.0)));
         assert_eq!(corner(&[line(1.0, 0.0)]), "UpperRight");
@@ -306,7 +314,21 @@ mod tests {
     }
 
     #[test]
-    fn curves_are_drawn_of_ten_epochs_of_one_and_of_none() {
+    fn every_panel_ends_with_the_last_epoch() {
+        let mut records = records(10);
+        // The last step's record lies somewhere in the tenth epoch.
+        records.retain(|record| !matches!(record, Record::Step(step) if step.epoch > 9.3));
+        let panels = panels(&records);
+        let rate = panels.last().unwrap();
+        assert!(rate.title == "Learning rate" && rate.series[0].points.iter().all(|point| point.0 < 9.5));
+        assert_eq!(epochs_shown(&panels), 10.0);
+        records.retain(|record| matches!(record, Record::Step(_)));
+        assert_eq!(epochs_shown(&super::panels(&records)), 10.0);
+        assert_eq!(epochs_shown(&super::panels(&[])), 1.0);
+    }
+
+    #[test]
+    fn draws_curves_of_ten_epochs_of_one_and_of_none() {
         let folder = tempfile::tempdir().unwrap();
         let folder = std::env::var_os("LXMERT_KEEP_PICTURES").map_or(folder.path().to_path_buf(), Into::into);
         for epochs in [0, 1, 10] {

@@ -1,4 +1,4 @@
-//! What a run tells while it goes: lines of JSON, TensorBoard events, a progress bar, curves.
+//! What a run reports while it goes: lines of JSON, TensorBoard events, a progress bar, curves, the model card.
 
 pub mod card;
 pub mod curves;
@@ -9,8 +9,8 @@ pub mod tensorboard;
 pub use jsonl::{Record, read_records};
 
 use crate::Result;
-use crate::resume::{Position, Sums};
 use crate::run_folder::RunFolder;
+use crate::sums::Sums;
 use jsonl::{EpochRecord, JsonlWriter, StepRecord, TestRecord};
 use std::time::Instant;
 use tensorboard::EventWriter;
@@ -24,14 +24,14 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Opens a run's logs and cuts back what was written after `position` was saved.
+    /// Opens a run's logs and cuts them back to these lengths in bytes, of `metrics.jsonl` and of the event file.
     ///
     /// # Errors
-    /// When a file cannot be opened, or is shorter than it was.
-    pub fn open(folder: &RunFolder, position: &Position) -> Result<Self> {
+    /// When a file cannot be opened, or is shorter than that.
+    pub fn open(folder: &RunFolder, (metrics_bytes, events_bytes): (u64, u64)) -> Result<Self> {
         Ok(Self {
-            metrics: JsonlWriter::open(&folder.metrics(), position.metrics_bytes)?,
-            events: EventWriter::open(&folder.tensorboard(), position.events_bytes)?,
+            metrics: JsonlWriter::open(&folder.metrics(), metrics_bytes)?,
+            events: EventWriter::open(&folder.tensorboard(), events_bytes)?,
             measured: (Instant::now(), 0),
         })
     }
@@ -104,7 +104,7 @@ impl RunLog {
         read_records(&folder.metrics())
     }
 
-    /// Draws the run's curves anew.
+    /// Draws the run's curves again.
     ///
     /// # Errors
     /// When the picture cannot be written.

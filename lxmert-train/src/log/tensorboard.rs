@@ -148,14 +148,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crc_of_the_standard_s_check_string() {
+    fn crc_matches_the_standards_check_values() {
         // RFC 3720, B.4, and the catalogue's check value of CRC-32C.
         assert_eq!(crc32c(b"123456789"), 0xE306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8A91_36AA);
     }
 
     #[test]
-    fn an_event_is_the_protocol_buffer_that_tensorflow_writes() {
+    fn event_bytes_match_tensorflows() {
         // python: tensorboard's event_pb2.Event(wall_time=1.0, step=300, summary=Summary(value=[
         //   Summary.Value(tag="loss", simple_value=0.5)])).SerializeToString().hex()
         let bytes = event(1.0, 300, Payload::Scalars(&[("loss", 0.5)]));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn reopening_cuts_back_and_appends_whole_records() {
+    fn reopening_truncates_and_appends_whole_records() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::open(folder.path(), 0).unwrap();
         writer.scalars(1, &[("loss", 0.5)]).unwrap();

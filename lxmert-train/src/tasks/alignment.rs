@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn mismatched_pairs_and_second_captions_take_no_part() {
+    fn leaves_out_mismatched_pairs_and_second_captions() {
         let device = Device::Cpu;
         let states = Tensor::ones((3, 2, 2), candle_core::DType::F32, &device).unwrap();
         let one = [(0, 7), (1, 7)];

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn fifteen_percent_are_chosen_and_only_rows_asked_for_are_guessed() {
+    fn chooses_fifteen_percent_and_guesses_only_the_rows_asked_for() {
         let (mut masked, original) = (batch(), batch());
         let words = MaskedWords::draw(&mut masked, |row| row == 0, 30522, 1, 2);
         assert!((40..=80).contains(&words.rows.len()), "{}", words.rows.len());

@@ -5,18 +5,22 @@
 
 use super::losses::binary_cross_entropy;
 use super::masked_words::MaskedWords;
-use super::{BatchLoss, CheckpointParts, Description, Part, Step, Task, alignment};
-use crate::config::Recipe;
+use super::{Exam, Reads, Step, Task, alignment, refuse_predictions};
+use crate::Result;
+use crate::answering::check_features;
 use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
 use crate::data::splits::Split;
 use crate::data::{Dataset, LoadOptions};
 use crate::evaluate::{self, Evaluation};
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::metrics::{Metrics, cross_entropy};
-use crate::run_folder::{Checkpoint, Preprocessing, matching_weights, weights_file};
-use crate::trainer::Job;
-use crate::{Result, retrieval};
+use crate::recalls::recalls;
+use crate::recipe::{NamedRecipe, Recipe, Suits};
+use crate::run_folder::{Checkpoint, CheckpointParts, Preprocessing, matching_weights, weights_file};
+use crate::sums::{BatchLoss, Part};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
@@ -62,12 +66,41 @@ impl PairBatch {
 }
 
 impl Task for Matching {
+    const NAME: &'static str = "matching";
+    const ABOUT: &'static str = "Does the sentence describe the image? Measured by accuracy and retrieval";
+    const READS: Reads = Reads::Captions;
+    const RECIPES: &'static [NamedRecipe] = &[
+        NamedRecipe { name: "scenes", about: "Matching on the generated scenes", recipe: Recipe::scenes },
+        NamedRecipe { name: "photos", about: "Matching on captioned photos, small model", recipe: Recipe::photos },
+    ];
+
     type Example = Pair;
     type Batch = PairBatch;
 
+    fn recipe(suits: Suits) -> Recipe {
+        match suits {
+            Suits::Scenes => Recipe::scenes(),
+            Suits::Photos | Suits::Benchmark => Recipe::photos(),
+        }
+    }
+
+    fn evaluate(exam: &Exam) -> Result<Measures> {
+        refuse_predictions(exam, Self::NAME)?;
+        let checkpoint = Checkpoint::open(exam.checkpoint, exam.how.device)?;
+        let options = LoadOptions {
+            max_length: checkpoint.preprocessing.max_length,
+            regions: Some(checkpoint.preprocessing.regions),
+            seed: exam.seed,
+            allow_missing_images: exam.allow_missing_images,
+        };
+        let dataset = Dataset::load(exam.data.captions()?, &checkpoint.text, &options)?;
+        check_features(&checkpoint.config, &checkpoint.preprocessing, dataset.feature_dim())?;
+        test(&checkpoint.model, &dataset, exam.recall_images, exam.how, exam.bar)
+    }
+
     fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let dataset = Dataset::load(job.data.captions()?, text, &LoadOptions::of(job))?;
+        let dataset = Dataset::load(job.data.captions()?, text, &job.load_options())?;
         let config = recipe.model(dataset.feature_dim())?;
         let vb = || VarBuilder::from_varmap(variables, DType::F32, &job.device);
         let model = MatchingModel::new(&config, vb())?;
@@ -247,7 +280,7 @@ pub fn test(
     if recall_images > 0 {
         bar.reset();
         bar.set_prefix("recall");
-        retrieval::retrieval(model, dataset, Split::Test, recall_images, how, bar)?.add_to(&mut measures);
+        recalls(model, dataset, Split::Test, recall_images, how, bar)?.add_to(&mut measures);
     }
     Ok(measures)
 }
@@ -258,7 +291,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     #[test]
-    fn loss_and_gradient_are_those_of_the_cross_entropy() {
+    fn loss_and_gradient_equal_the_cross_entropys() {
         let x = Var::new(&[0.3f32, -2.0, 40.0, -90.0, 0.0], &Device::Cpu).unwrap();
         let y = Tensor::new(&[1f32, 0.0, 0.0, 1.0, 0.0], &Device::Cpu).unwrap();
         let loss = binary_cross_entropy(x.as_tensor(), &y).unwrap().sum_all().unwrap();

@@ -1,51 +1,55 @@
-//! What a model is trained to do; one file per task, each a [`Task`] that the one training loop
-//! ([`trainer`](crate::trainer)) runs.
+//! What a model is trained to do: one file per task, each a [`Task`], and one [`registry`] of them.
+//!
+//! To add a task, write its file here and its reader under [`data`](crate::data), and add a line to
+//! [`registry::TASKS`]. The command line, the training loop and the logs find it there.
 
 pub mod alignment;
+pub mod examples;
 pub mod losses;
 pub mod masked_words;
 pub mod matching;
 pub mod pretraining;
 pub mod questions;
+pub mod registry;
 pub mod retrieval;
 pub mod statements;
 
-use crate::config::Recipe;
+use crate::data::paths::Data;
+use crate::evaluate::Evaluation;
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
-use crate::run_folder::Preprocessing;
-use crate::trainer::Job;
+use crate::recipe::{NamedRecipe, Recipe, Suits};
+use crate::run_folder::CheckpointParts;
+use crate::sums::BatchLoss;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
-use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::Forward;
 use lxmert_core::ops::{DropoutRng, Precision};
 use lxmert_core::text::WordPiece;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// The tasks, as `--task` names them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskKind {
-    /// Does the sentence describe the image? Measured by accuracy and retrieval.
-    Matching,
-    /// Which of four pairs is the true one? Measured as matching is.
-    Retrieval,
-    /// The paper's pre-training: masked words and objects, matching, image question answering.
-    Pretraining,
-    /// Answers to questions: VQA, GQA. Measured by accuracy, by kind of answer where the data says it.
-    Questions,
-    /// Is a statement about two images true? NLVR2. Measured by accuracy and consistency.
-    Statements,
+/// The data that a task reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// Captioned images.
+    Captions,
+    /// Files of examples. The stem is what the scenes' own files start with: `<stem>_train.json`.
+    Examples(&'static str),
+    /// Captioned images where they are named, else files of examples.
+    Either(&'static str),
 }
 
-impl std::fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let value = clap::ValueEnum::to_possible_value(self);
-        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+impl Reads {
+    /// Whether it is files of examples, when no captioned images are named.
+    pub fn stem(self) -> Option<&'static str> {
+        match self {
+            Self::Captions => None,
+            Self::Examples(stem) | Self::Either(stem) => Some(stem),
+        }
     }
 }
 
@@ -74,85 +78,69 @@ impl<'a> Step<'a> {
     pub fn forward(&self) -> Forward<'_> {
         self.dropout.as_ref().map_or_else(Forward::eval, Forward::train).with_precision(self.precision)
     }
-}
 
-/// What one batch gave.
-#[derive(Debug)]
-pub struct BatchLoss {
-    /// To differentiate: the batch's summed losses over [`Step::divisor`].
-    pub loss: Tensor,
-    /// Examples in the batch.
-    pub examples: usize,
-    /// Sum over the examples of the loss that the log shows, in f64.
-    pub sum: f64,
-    /// Examples that were judged right, and how many were judged.
-    pub right: (usize, usize),
-    /// The losses that make up the whole, where there are several.
-    pub parts: Vec<Part>,
-}
-
-/// One of the losses of a batch.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Part {
-    /// Its name.
-    pub name: &'static str,
-    /// Its mean over the batch, before its weight.
-    pub loss: f64,
-    /// Guesses that were right, and how many there were; 0 where it has none to count.
-    pub right: (usize, usize),
-}
-
-/// What is said of the data and the task in the model card.
-#[derive(Debug, Clone)]
-pub struct Description {
-    /// `image-text matching on scenes`.
-    pub title: String,
-    /// The hub's `pipeline_tag`.
-    pub pipeline_tag: &'static str,
-    /// One sentence on what the model does.
-    pub does: String,
-    /// Markdown: sizes of the splits, how examples are drawn.
-    pub data: String,
-    /// Markdown: the losses and their weights; may be empty.
-    pub losses: String,
-}
-
-/// What a checkpoint of this task holds besides the weights.
-#[derive(Debug, Clone)]
-pub struct CheckpointParts {
-    /// The model's configuration.
-    pub config: LxmertConfig,
-    /// The name of the class that opens it in transformers.
-    pub architecture: &'static str,
-    /// How to put data before the model.
-    pub preprocessing: Preprocessing,
-    /// The answers of its answer head, by class; empty where it has none.
-    pub answers: Vec<String>,
-}
-
-/// Refuses example files that hold nothing of use, naming the first.
-fn something(there: bool, files: &[PathBuf], lacking: impl FnOnce() -> String) -> Result<()> {
-    if there {
-        return Ok(());
+    /// A batch's loss out of the sum over its examples: `right` of them were judged right.
+    ///
+    /// # Errors
+    /// When the sum is no scalar.
+    pub fn loss(&self, sum: &Tensor, examples: usize, right: usize) -> Result<BatchLoss> {
+        Ok(BatchLoss {
+            loss: (sum / self.divisor.max(1) as f64)?,
+            examples,
+            sum: f64::from(sum.to_scalar::<f32>()?),
+            right: (right, examples),
+            parts: Vec::new(),
+        })
     }
-    Err(Error::file(files.first().map_or(Path::new("no file"), PathBuf::as_path), lacking()))
 }
 
-/// The sizes of training, validation and test split as a Markdown table.
-fn split_table(what: &str, counts: [usize; 3]) -> String {
-    let [train, validation, test] = counts;
-    format!(
-        "| split | {what} |\n| --- | ---: |\n| train | {train} |\n| validation | {validation} |\n| test | {test} |\n"
-    )
+/// A checkpoint to be measured on a test split, outside of a run.
+#[derive(Debug)]
+pub struct Exam<'a> {
+    /// The checkpoint, in any form that [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
+    pub checkpoint: &'a Path,
+    /// Where the test split lies.
+    pub data: &'a Data,
+    /// How to run the model.
+    pub how: Evaluation<'a>,
+    /// Whether any number of images may lack features.
+    pub allow_missing_images: bool,
+    /// Seed of the split, where the data brings none.
+    pub seed: u64,
+    /// Test images that take part in retrieval; 0 leaves it out.
+    pub recall_images: usize,
+    /// The folder for predictions, if they are wanted.
+    pub predictions: Option<&'a Path>,
+    /// Moved on example by example.
+    pub bar: &'a ProgressBar,
 }
 
-/// One kind of training: examples in, losses and measures out. The loop owns the optimiser, the order of things and
-/// every file; a task owns its data and its model.
+/// One kind of training: examples in, losses and measures out. The loop ([`trainer`](crate::trainer)) owns the optimiser,
+/// the order of things and every file; a task owns its data and its model.
 pub trait Task: Sync + Sized {
+    /// As `--task` names it.
+    const NAME: &'static str;
+    /// What it is, in a line of the help.
+    const ABOUT: &'static str;
+    /// The data that it reads.
+    const READS: Reads;
+    /// Its recipes that `--recipe` names.
+    const RECIPES: &'static [NamedRecipe] = &[];
+
     /// One training example.
     type Example: Copy + Send + Sync;
     /// A batch, read from the store.
     type Batch: Send;
+
+    /// The recipe that a run on such data starts from.
+    fn recipe(suits: Suits) -> Recipe;
+
+    /// Measures of a checkpoint on a test split. What a benchmark's server takes is written where [`Exam::predictions`]
+    /// says.
+    ///
+    /// # Errors
+    /// When the checkpoint has no head for this task, the data does not fit it, or Ctrl-C was pressed.
+    fn evaluate(exam: &Exam) -> Result<Measures>;
 
     /// Loads the data and makes the model, whose variables go into `variables` (their values are set afterwards).
     ///
@@ -193,8 +181,8 @@ pub trait Task: Sync + Sized {
     /// When the data does not fit, or Ctrl-C was pressed.
     fn validate(&self) -> Result<Measures>;
 
-    /// Measures of the checkpoint in `folder` on the test split, with `bar` moved on example by example. What a
-    /// benchmark's server takes is written into the folder `predictions`.
+    /// Measures of the run's checkpoint in `folder` on the test split, with `bar` moved on example by example. Predictions
+    /// go into the folder `predictions`.
     ///
     /// # Errors
     /// As [`Task::validate`].
@@ -205,4 +193,12 @@ pub trait Task: Sync + Sized {
 
     /// What the model card says.
     fn description(&self) -> Description;
+}
+
+/// Refuses an [`Exam`] of a task that has nothing to predict for a server.
+fn refuse_predictions(exam: &Exam, task: &str) -> Result<()> {
+    match exam.predictions {
+        None => Ok(()),
+        Some(_) => Err(Error::Argument(format!("--predictions: no server takes predictions of --task {task}"))),
+    }
 }

@@ -9,13 +9,17 @@
 
 use super::losses::cross_entropy;
 use super::matching::{Matching, PairBatch};
-use super::{BatchLoss, CheckpointParts, Description, Step, Task};
+use super::{Exam, Reads, Step, Task};
 use crate::Result;
 use crate::data::batches;
 use crate::data::pairs::{Pair, PairKind};
 use crate::data::splits::Split;
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
-use crate::trainer::Job;
+use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
+use crate::run_folder::CheckpointParts;
+use crate::sums::BatchLoss;
 use candle_core::{D, Tensor};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
@@ -40,8 +44,34 @@ pub struct Retrieval {
 }
 
 impl Task for Retrieval {
+    const NAME: &'static str = "retrieval";
+    const ABOUT: &'static str = "Which of four pairs is the true one? Measured as matching is";
+    const READS: Reads = Reads::Captions;
+    const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
+        name: "paper-retrieval",
+        about: "ViLBERT's four-way retrieval: 20 epochs of 64 groups of four pairs at 2e-5",
+        recipe: || Recipe {
+            epochs: 20,
+            batch_size: 64,
+            learning_rate: 2e-5,
+            optimiser: Optimiser::AdamW,
+            decay_all: false,
+            clip: 1.0,
+            max_length: 36,
+            ..Self::recipe(Suits::Benchmark)
+        },
+    }];
+
     type Example = Group;
     type Batch = PairBatch;
+
+    fn recipe(suits: Suits) -> Recipe {
+        Recipe { task: Self::NAME.into(), masked_words: 0.0, alignment: 0.0, ..Recipe::fine_tuning_for(suits) }
+    }
+
+    fn evaluate(exam: &Exam) -> Result<Measures> {
+        Matching::evaluate(exam)
+    }
 
     fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
         let matching = Matching::new(job, text, variables)?;
@@ -88,13 +118,7 @@ impl Task for Retrieval {
         let first = vec![0u32; groups];
         let sum = cross_entropy(&logits, &first)?.sum_all()?;
         let right = logits.argmax(D::Minus1)?.to_vec1::<u32>()?.iter().filter(|guess| **guess == 0).count();
-        Ok(BatchLoss {
-            loss: (&sum / step.divisor.max(1) as f64)?,
-            examples: groups,
-            sum: f64::from(sum.to_scalar::<f32>()?),
-            right: (right, groups),
-            parts: Vec::new(),
-        })
+        step.loss(&sum, groups, right)
     }
 
     fn validate(&self) -> Result<Measures> {

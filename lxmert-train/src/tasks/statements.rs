@@ -3,84 +3,87 @@
 //! The sentence is read with each image by the same trunk, the two pooled outputs are laid side by side, and a head of its
 //! own says "false" or "true"; the loss is the cross entropy of that. The head starts at random, whatever the checkpoint.
 
+use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::cross_entropy;
-use super::questions::only_lxmert;
-use super::{BatchLoss, CheckpointParts, Description, Step, Task, TaskKind, something, split_table};
-use crate::config::Recipe;
-use crate::data::batches::{self, Batch};
+use super::{Exam, Reads, Step, Task};
+use crate::answering::check_features;
+use crate::data::image_examples::ImageExamples;
 use crate::data::predictions::{statement_accuracy, write_judgements};
-use crate::data::statements::StatementSet;
+use crate::data::statements::Statement;
 use crate::evaluate::Evaluation;
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
-use crate::run_folder::{CheckpointFiles, Preprocessing, lacking_head, weights_file};
-use crate::trainer::Job;
+use crate::recipe::{NamedRecipe, Recipe, Suits};
+use crate::run_folder::{CheckpointFiles, CheckpointParts, Preprocessing, lacking_head, weights_file};
+use crate::sums::BatchLoss;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::checkpoint::{load_weights, names, read_tensors, take_weights};
-use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::PairModel;
 use lxmert_core::ops::PackedWeights;
 use lxmert_core::text::WordPiece;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn labelled(set: &StatementSet) -> Vec<usize> {
-    (0..set.len()).filter(|&index| set.examples()[index].label.is_some()).collect()
-}
+/// The statements of a split.
+type StatementSet = ImageExamples<Statement, 2>;
 
+/// The class of a statement: 1 for true; one without a label counts as false, and is not measured.
 fn label(set: &StatementSet, index: usize) -> u32 {
     u32::from(set.examples()[index].label == Some(true))
 }
 
 /// Judging statements.
-pub struct Judging {
-    store: FeatureStore,
-    regions: usize,
-    train: StatementSet,
-    validation: StatementSet,
-    test: StatementSet,
-    learnt: Vec<usize>,
+pub struct Statements {
+    data: ExampleSplits<Statement, 2>,
     config: LxmertConfig,
     model: PairModel,
     recipe: Recipe,
     device: Device,
 }
 
-/// A batch of training statements.
-pub struct StatementBatch {
-    statements: Vec<usize>,
-    inputs: Batch,
-}
+impl Task for Statements {
+    const NAME: &'static str = "statements";
+    const ABOUT: &'static str = "Is a statement about two images true? NLVR2. Measured by accuracy and consistency";
+    const READS: Reads = Reads::Examples("statements");
+    const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
+        name: "paper-nlvr2",
+        about: "The original's NLVR2: 4 epochs of batches of 32 at 5e-5",
+        recipe: || Self::recipe(Suits::Benchmark),
+    }];
 
-impl Task for Judging {
     type Example = usize;
-    type Batch = StatementBatch;
+    type Batch = ExampleBatch;
+
+    fn recipe(suits: Suits) -> Recipe {
+        Recipe::fine_tuning_for(suits).for_task(Self::NAME, "all/accuracy")
+    }
+
+    fn evaluate(exam: &Exam) -> Result<Measures> {
+        let CheckpointFiles { place, config, preprocessing, text } =
+            CheckpointFiles::open(exam.checkpoint, Self::NAME)?;
+        let model = open_model(&place.weights, &config, exam.how.device).map_err(|error| {
+            lacking_head(error, "answer_head.", "no head over two images; name a checkpoint of --task statements")
+        })?;
+        let store = FeatureStore::open(exam.data.features())?;
+        check_features(&config, &preprocessing, store.info().feature_dim)?;
+        let (set, regions) =
+            ExampleSplits::test_split(exam.data, &store, (&text, &preprocessing), exam.allow_missing_images)?;
+        measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+    }
 
     fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let paths = job.data.examples()?;
-        let store = FeatureStore::open(&paths.features)?;
-        let text = (text, recipe.max_length);
-        let read = |files: &[PathBuf]| StatementSet::read(files, &store, text, job.allow_missing_images);
-        let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
-        let learnt = labelled(&train);
-        for (what, files, usable) in [
-            ("train on", &paths.train, !learnt.is_empty()),
-            ("validate on", &paths.valid, !labelled(&validation).is_empty()),
-        ] {
-            something(usable, files, || format!("no statement with a label to {what}"))?;
-        }
+        let data = ExampleSplits::load(job, text, |_| true)?;
         // Answers are for questions; this head has no place in the hub's configuration.
-        let config = LxmertConfig { num_qa_labels: 0, ..recipe.model(store.info().feature_dim)? };
-        only_lxmert(&config)?;
+        let config = LxmertConfig { num_qa_labels: 0, ..recipe.lxmert_model(data.store.info().feature_dim)? };
         let model = PairModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
-        let regions = recipe.regions_of(store.info().regions);
-        let device = job.device.clone();
-        Ok(Self { store, regions, train, validation, test, learnt, config, model, recipe, device })
+        Ok(Self { data, config, model, recipe, device: job.device.clone() })
     }
 
     fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
@@ -99,63 +102,38 @@ impl Task for Judging {
     }
 
     fn introduction(&self) -> Vec<String> {
-        let mut lines = vec![
-            format!(
-                "{} training statements about two images, {} to validate, {} to test",
-                self.learnt.len(),
-                self.validation.len(),
-                self.test.len()
-            ),
-            format!("{} regions of {} numbers", self.regions, self.store.info().feature_dim),
-        ];
-        let cut = self.train.truncated() + self.validation.truncated() + self.test.truncated();
-        if cut > 0 {
-            let longest = self.recipe.max_length;
-            lines.push(format!("{cut} statements are longer than --max-length {longest} and were cut"));
-        }
-        lines
+        self.data.introduction(self.recipe.max_length)
     }
 
     fn batches_per_epoch(&self) -> usize {
-        self.learnt.len().div_ceil(self.recipe.batch_size)
+        self.data.batches_per_epoch(self.recipe.batch_size)
     }
 
     fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
-        let Recipe { seed, batch_size, .. } = self.recipe;
-        let order = batches::shuffled(&self.learnt, seed, epoch);
-        batches::plan(&order, |&index| self.train.tokens(index).len(), batch_size, seed, epoch)
+        self.data.epoch(&self.recipe, epoch)
     }
 
-    fn read(&self, statements: Vec<usize>) -> Result<StatementBatch> {
-        Ok(StatementBatch { inputs: self.train.batch(&self.store, self.regions, &statements)?, statements })
+    fn read(&self, statements: Vec<usize>) -> Result<ExampleBatch> {
+        self.data.read(statements)
     }
 
-    fn loss(&self, batch: StatementBatch, step: &Step) -> Result<BatchLoss> {
+    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
         let logits = self.model.forward(&batch.inputs.inputs(step.device)?, &step.forward())?; // [statements, 2]
-        let labels: Vec<u32> = batch.statements.iter().map(|&index| label(&self.train, index)).collect();
-        let sum = cross_entropy(&logits, &labels)?.sum_all()?;
+        let labels: Vec<u32> = batch.examples.iter().map(|&index| label(&self.data.train, index)).collect();
         let judged = logits.argmax(1)?.to_vec1::<u32>()?;
-        Ok(BatchLoss {
-            loss: (&sum / step.divisor.max(1) as f64)?,
-            examples: labels.len(),
-            sum: f64::from(sum.to_scalar::<f32>()?),
-            right: (judged.iter().zip(&labels).filter(|(judged, label)| judged == label).count(), labels.len()),
-            parts: Vec::new(),
-        })
+        let right = judged.iter().zip(&labels).filter(|(judged, label)| judged == label).count();
+        step.loss(&cross_entropy(&logits, &labels)?.sum_all()?, labels.len(), right)
     }
 
     fn validate(&self) -> Result<Measures> {
-        let (place, how) = ((&self.store, self.regions), Evaluation::of_run(&self.recipe, &self.device));
-        measure(&self.model, &self.validation, place, how, &ProgressBar::hidden()).map(|(found, _)| found)
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure_and_predict(&self.model, &self.data.validation, self.place(), how, None, &ProgressBar::hidden())
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
         let best = open_model(&weights_file(folder)?, &self.config, &self.device)?;
-        bar.set_length(self.test.len() as u64);
-        let (place, how) = ((&self.store, self.regions), Evaluation::of_run(&self.recipe, &self.device));
-        let (measures, judged) = measure(&best, &self.test, place, how, bar)?;
-        write_predictions(predictions, &self.test, &judged)?;
-        Ok(measures)
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
     }
 
     fn checkpoint(&self) -> CheckpointParts {
@@ -164,7 +142,7 @@ impl Task for Judging {
             // No class of transformers has a head over two images. The trunk opens in this one, which finds every key of its
             // own and reports the head's six, `answer_head.logit_fc.{0,2,3}.{weight,bias}`, as unexpected.
             architecture: "LxmertModel",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.store),
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
             answers: Vec::new(),
         }
     }
@@ -177,36 +155,15 @@ impl Task for Judging {
                    transformers' `LxmertModel` opens the trunk and reports `answer_head.logit_fc.*`, the head over two \
                    images for which it has no class, as unexpected."
                 .into(),
-            data: split_table("statements", [self.learnt.len(), self.validation.len(), self.test.len()]),
+            data: self.data.table(),
             losses: "Cross entropy of false and true.".into(),
         }
     }
 }
 
-/// A checkpoint that judges statements.
-pub struct StatementCheckpoint {
-    /// The model's configuration.
-    pub config: LxmertConfig,
-    /// How to put data before it.
-    pub preprocessing: Preprocessing,
-    /// Its tokeniser.
-    pub text: WordPiece,
-    /// The model.
-    pub model: PairModel,
-}
-
-impl StatementCheckpoint {
-    /// Reads a checkpoint; `place`: any form that [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
-    ///
-    /// # Errors
-    /// When a file is missing, or the weights are not such a model's.
-    pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let files = CheckpointFiles::open(place, TaskKind::Statements)?;
-        let CheckpointFiles { place, config, preprocessing, text } = files;
-        let model = open_model(&place.weights, &config, device).map_err(|error| {
-            lacking_head(error, "answer_head.", "no head over two images; name a checkpoint of --task statements")
-        })?;
-        Ok(Self { model, config, preprocessing, text })
+impl Statements {
+    fn place(&self) -> (&FeatureStore, usize) {
+        (&self.data.store, self.data.regions)
     }
 }
 
@@ -222,42 +179,33 @@ fn open_model(weights: &Path, config: &LxmertConfig, device: &Device) -> Result<
     Ok(PairModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
 }
 
-/// Measures over a set of statements, and the judgement of each. `place`: the store, and regions per image.
-///
-/// # Errors
-/// When the data does not fit the model, or Ctrl-C was pressed.
-pub fn measure(
+/// Measures over a set of statements; the model's judgements go into the folder `predictions`. `place`: the store, and
+/// regions per image.
+fn measure_and_predict(
     model: &PairModel,
     set: &StatementSet,
     place: (&FeatureStore, usize),
     how: Evaluation,
+    predictions: Option<&Path>,
     bar: &ProgressBar,
-) -> Result<(Measures, Vec<bool>)> {
-    let all: Vec<usize> = (0..set.len()).collect();
-    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
+) -> Result<Measures> {
+    bar.set_length(set.len() as u64);
     let mut judged = vec![false; set.len()];
     let mut loss = 0.0;
     let packed = PackedWeights::new();
     let run = how.forward(&packed);
-    batches::for_each(
-        order.into_iter(),
-        |statements| Ok((set.batch(place.0, place.1, &statements)?, statements)),
-        |(inputs, statements)| {
-            check_interrupt()?;
-            let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
-            let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
-            let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
-            let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
-            for ((&index, judgement), value) in statements.iter().zip(judgements).zip(losses) {
-                judged[index] = judgement == 1;
-                if set.examples()[index].label.is_some() {
-                    loss += f64::from(value);
-                }
+    for_each_batch(set, place, how, bar, |statements, inputs| {
+        let logits = model.forward(inputs, &run)?;
+        let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
+        let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
+        for ((&index, judgement), value) in statements.iter().zip(logits.argmax(1)?.to_vec1::<u32>()?).zip(losses) {
+            judged[index] = judgement == 1;
+            if set.examples()[index].label.is_some() {
+                loss += f64::from(value);
             }
-            bar.inc(statements.len() as u64);
-            Ok(true)
-        },
-    )?;
+        }
+        Ok(())
+    })?;
     let found = statement_accuracy(set.examples(), judged.iter().copied());
     let mut measures = Measures::default();
     measures.set("all", "statements", set.len() as f64);
@@ -266,14 +214,14 @@ pub fn measure(
         let loss = loss / found.accuracy.count as f64;
         measures.extend("all", [("accuracy", accuracy), ("consistency", consistency), ("loss", loss)]);
     }
-    Ok((measures, judged))
+    if let Some(folder) = predictions {
+        write_predictions(folder, set, &judged)?;
+    }
+    Ok(measures)
 }
 
 /// Writes what NLVR2's evaluation takes into `folder`: `nlvr2.csv`. Nothing for no statement.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn write_predictions(folder: &Path, set: &StatementSet, judged: &[bool]) -> Result<()> {
+fn write_predictions(folder: &Path, set: &StatementSet, judged: &[bool]) -> Result<()> {
     if set.is_empty() {
         return Ok(());
     }

@@ -6,19 +6,22 @@ pub mod regions;
 pub mod terms;
 
 use super::masked_words::MaskedWords;
-use super::{BatchLoss, CheckpointParts, Description, Part, Step, Task, alignment};
-use crate::config::Recipe;
+use super::{Exam, Reads, Step, Task, alignment};
 use crate::data::answers;
-use crate::data::batches::{self, Batch};
-use crate::data::pretraining::Pretraining as Sentences;
+use crate::data::batches;
+use crate::data::pretraining::PretrainingSentences;
 use crate::evaluate::Evaluation;
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
-use crate::run_folder::{Preprocessing, pretraining_weights, weights_file};
-use crate::trainer::Job;
+use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
+use crate::run_folder::{CheckpointParts, Preprocessing, pretraining_weights, weights_file};
+use crate::sums::{BatchLoss, Part};
+use crate::task_weights::TaskWeights;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use data::{Splits, TaskWeights};
+use data::{Example, PretrainingBatch, PretrainingData};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
@@ -28,40 +31,13 @@ use lxmert_core::procedural::splitmix64;
 use lxmert_core::text::WordPiece;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use regions::MaskedRegions;
 use std::collections::BTreeMap;
 use std::path::Path;
 use terms::{Targets, Term};
 
-/// One sentence with one image: of the sentences' example `sentence` and the image of example `image`, which is another's
-/// where they do not match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Example {
-    image: usize,
-    sentence: usize,
-}
-
-impl Example {
-    fn matched(self) -> bool {
-        self.image == self.sentence
-    }
-}
-
-/// A batch, before its words and regions are masked.
-pub struct PretrainingBatch {
-    /// Its examples.
-    pub examples: Vec<Example>,
-    /// Their images and sentences.
-    pub inputs: Batch,
-    /// What is to be guessed of the regions.
-    pub regions: MaskedRegions,
-    /// Per example its question's answers, as labels with scores; empty where there is none to learn from.
-    pub answers: Vec<Vec<(u32, f32)>>,
-}
-
 /// Pre-training on sentences with images.
 pub struct Pretraining {
-    data: Splits,
+    data: PretrainingData,
     weights: TaskWeights,
     config: LxmertConfig,
     model: PretrainingModel,
@@ -74,12 +50,51 @@ const MASKS: u64 = 0x6d61_736b;
 const MISMATCHES: u64 = 0x6d69_736d;
 
 impl Task for Pretraining {
+    const NAME: &'static str = "pretraining";
+    const ABOUT: &'static str =
+        "The paper's pre-training: masked words and objects, matching, image question answering";
+    const READS: Reads = Reads::Either("pretrain");
+    const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
+        name: "paper-pretrain",
+        about: "The paper's pre-training: 20 epochs of batches of 256 at 1e-4",
+        recipe: || Self::recipe(Suits::Benchmark),
+    }];
+
     type Example = Example;
     type Batch = PretrainingBatch;
 
+    /// The paper's (§4.2 and appendix): the published size from random weights, 20 epochs of batches of 256, answers learnt
+    /// in the last ten with twice the weight.
+    fn recipe(suits: Suits) -> Recipe {
+        let base = match suits {
+            Suits::Scenes => Recipe::scenes(),
+            Suits::Photos => Recipe::photos(),
+            Suits::Benchmark => Recipe {
+                preset: "base".into(),
+                max_length: 20,
+                batch_size: 256,
+                epochs: 20,
+                optimiser: Optimiser::BertAdam,
+                decay_all: true,
+                warmup: 0.05,
+                freeze_padding_rows: true,
+                task_weights: TaskWeights { answers: 2.0, ..TaskWeights::default() },
+                answers_from_epoch: 10,
+                ..Recipe::photos()
+            },
+        };
+        Recipe { task: Self::NAME.into(), metric: "all/loss".into(), ..base }
+    }
+
+    fn evaluate(_: &Exam) -> Result<Measures> {
+        Err(Error::Argument(
+            "--task pretraining: its losses are measured at the end of its own run (report.json); measure the checkpoint by --task matching".into(),
+        ))
+    }
+
     fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let data = Splits::load(job, text)?;
+        let data = PretrainingData::load(job, text)?;
         let weights = data.supported(&recipe.task_weights);
         if weights.all_zero() {
             return Err(Error::Argument("--task-weights: no task is left that this data supports".into()));
@@ -90,9 +105,8 @@ impl Task for Pretraining {
             num_object_labels: count(weights.objects, info.label_names.len()),
             num_attr_labels: count(weights.attributes, info.attribute_names.len()),
             num_qa_labels: count(weights.answers, data.answers.as_ref().map_or(0, answers::AnswerTable::len)),
-            ..recipe.model(info.feature_dim)?
+            ..recipe.lxmert_model(info.feature_dim)?
         };
-        super::questions::only_lxmert(&config)?;
         let model = PretrainingModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         Ok(Self { data, weights, config, model, recipe, device: job.device.clone() })
     }
@@ -191,7 +205,7 @@ impl Pretraining {
     }
 
     /// Half of the sentences (each by a coin, as the original) get another image, where matching is learnt.
-    fn draw(&self, split: &Sentences, order: &[usize], key: u64) -> Vec<Example> {
+    fn draw(&self, split: &PretrainingSentences, order: &[usize], key: u64) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(key);
         let example = |&sentence: &usize| {
             let other = if self.weights.matching > 0.0 && rng.random_bool(0.5) {
@@ -241,7 +255,7 @@ impl Pretraining {
     }
 
     /// Every task's loss and accuracy on a split, masks and mismatches being the same each time.
-    fn measure(&self, model: &PretrainingModel, split: &Sentences, bar: &ProgressBar) -> Result<Measures> {
+    fn measure(&self, model: &PretrainingModel, split: &PretrainingSentences, bar: &ProgressBar) -> Result<Measures> {
         let all: Vec<usize> = (0..split.len()).collect();
         let examples = self.draw(split, &all, MISMATCHES);
         let length = |example: &Example| split.tokens(example.sentence).len();

@@ -3,32 +3,18 @@
 
 use crate::Result;
 use crate::data::batches::{Batch, keep_first};
+use crate::recipe::RegionLosses;
 use crate::tasks::losses::{cross_entropy, smooth_l1, weighted_sum};
 use candle_core::Tensor;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{RegionHead, RegionLogits};
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 
 /// Share of the regions that are chosen.
 pub const CHOSEN: f64 = 0.15;
 /// Of the chosen: share whose feature becomes zeros, and share up to which it becomes another region's; the rest stays.
 const ZEROED: f64 = 0.8;
 const REPLACED: f64 = 0.9;
-
-/// Over which regions the object and attribute losses run, and what they are divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum RegionLosses {
-    /// The masked regions, weighted by the detector's confidence; the sum over them through all regions, times 1/0.15
-    /// (the paper).
-    #[default]
-    Masked,
-    /// All regions, masked or not, for objects and attributes (the released code; airsplay/lxmert#41).
-    Original,
-    /// The masked regions' mean, without confidences (volta).
-    PerMasked,
-}
 
 /// Classes of a batch's regions and the detector's confidences in them, `[rows, regions]`.
 #[derive(Debug, Clone, Default)]

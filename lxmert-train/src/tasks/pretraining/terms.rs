@@ -1,8 +1,9 @@
 //! The losses of one masked batch.
 
-use super::data::TaskWeights;
-use super::regions::{MaskedRegions, RegionLosses};
+use super::regions::MaskedRegions;
 use crate::Result;
+use crate::recipe::RegionLosses;
+use crate::task_weights::TaskWeights;
 use crate::tasks::losses::cross_entropy;
 use crate::tasks::masked_words::MaskedWords;
 use candle_core::{D, Tensor};

@@ -1,8 +1,8 @@
-//! Retrieval: every image ranks every caption, and every caption every image.
+//! Recalls: every image ranks every caption, and every caption every image.
 //!
 //! LXMERT scores a pair jointly, so each of the images × captions pairs goes through the
-//! cross-modality layers. The single-modality encoders do not: each image and each caption is
-//! encoded once. The cost is still quadratic: Flickr30k's 1,000 test images with 5,000 captions are
+//! cross-modality layers. Each image and each caption goes through its own encoder once. The cost
+//! is still quadratic: Flickr30k's 1,000 test images with 5,000 captions are
 //! 5,000,000 pairs, some hours on a CPU and minutes on a GPU; `--recall-images` takes fewer.
 
 use crate::Result;
@@ -19,12 +19,12 @@ use lxmert_core::model::{Encoded, MatchingModel};
 use lxmert_core::ops::PackedWeights;
 use std::time::Instant;
 
-/// Retrieval both ways.
+/// Recalls both ways.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Retrieval {
-    /// Images taken part.
+pub struct Recalls {
+    /// Images that took part.
     pub images: usize,
-    /// Captions taken part.
+    /// Captions that took part.
     pub captions: usize,
     /// Each image ranks all captions; right are its own.
     pub image_to_text: Ranking,
@@ -34,7 +34,7 @@ pub struct Retrieval {
     pub seconds: f64,
 }
 
-impl Retrieval {
+impl Recalls {
     /// Adds both rankings to `measures`.
     pub fn add_to(&self, measures: &mut Measures) {
         self.image_to_text.add_to(measures, "image_to_text");
@@ -63,14 +63,14 @@ pub fn participants(dataset: &Dataset, split: Split, max_images: usize) -> (Vec<
 ///
 /// # Errors
 /// When the data does not fit the model, or Ctrl-C was pressed.
-pub fn retrieval(
+pub fn recalls(
     model: &MatchingModel,
     dataset: &Dataset,
     split: Split,
     max_images: usize,
     how: Evaluation,
     bar: &ProgressBar,
-) -> Result<Retrieval> {
+) -> Result<Recalls> {
     let start = Instant::now();
     let (images, captions) = participants(dataset, split, max_images);
     let owner: Vec<usize> = captions
@@ -91,7 +91,7 @@ pub fn retrieval(
             best_rank(&column, |i| i == owner[c])
         })
         .collect();
-    Ok(Retrieval {
+    Ok(Recalls {
         images: images.len(),
         captions: width,
         image_to_text: Ranking::new(image_ranks, width),
@@ -103,7 +103,7 @@ pub fn retrieval(
 /// Match logits of all images (rows) with all captions (columns).
 ///
 /// # Errors
-/// As [`retrieval`].
+/// As [`recalls`].
 pub fn score_all(
     model: &MatchingModel,
     dataset: &Dataset,

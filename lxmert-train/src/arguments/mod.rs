@@ -1,0 +1,392 @@
+//! From arguments to jobs: which task, which data, which recipe, which folder; with `--resume`, those of the run.
+
+mod recipe;
+
+pub use recipe::RecipeArgs;
+
+use crate::data::paths::{Data, DataPaths, ExamplePaths};
+use crate::evaluate::Evaluation;
+use crate::job::{Job, RunSettings, Start};
+use crate::log::progress;
+use crate::measures::Measures;
+use crate::recipe::{NamedRecipe, Recipe, Suits};
+use crate::run_folder::RunFolder;
+use crate::tasks::registry::{self, Entry, TASKS};
+use crate::tasks::{Exam, Reads};
+use crate::{Error, Result};
+use candle_core::Device;
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use lxmert_core::ops::Precision;
+use lxmert_core::workspace::Workspace;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The data of training and of evaluation.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DataArgs {
+    /// `scenes`, or a folder with a caption file
+    #[arg(long, value_name = "scenes|DIR", conflicts_with_all = ["captions", "flickr30k"], help_heading = "Data")]
+    pub data: Option<String>,
+    /// Flickr30k as Kaggle lays it out; features in data/features/flickr30k, run in runs/flickr30k
+    #[arg(long, value_name = "DIR", conflicts_with = "captions", help_heading = "Data")]
+    pub flickr30k: Option<PathBuf>,
+    /// Caption file: Flickr30k results.csv, Flickr8k captions.txt, a token file, or Karpathy's JSON
+    #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
+    pub captions: Option<PathBuf>,
+    /// Feature store that lxmert-extract wrote
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub features: Option<PathBuf>,
+    /// Split of the images: {"train": […], "val": […], "test": […]} or Karpathy's JSON
+    /// [default: splits.json beside the captions, else 80/10/10 by the seed]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub splits: Option<PathBuf>,
+    /// File of examples that is measured and predicted at the end; may be given several times [default: --valid-file]
+    #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
+    pub test_file: Vec<PathBuf>,
+    /// Leave out examples whose images have no features, however many
+    #[arg(long, help_heading = "Data")]
+    pub allow_missing_images: bool,
+}
+
+/// What a training run takes.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// What is trained [default: what --recipe trains, else the first of these]
+    #[arg(long, value_parser = task_parser())]
+    pub task: Option<&'static Entry>,
+    /// Start from these numbers instead of those that suit the data; other flags change single ones
+    #[arg(long = "recipe", value_parser = recipe_parser())]
+    pub named: Option<&'static NamedRecipe>,
+    /// Captions, features, test files.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// File of examples to train on; may be given several times [default: the scenes']
+    #[arg(long, value_name = "FILE", requires_all = ["valid_file", "features"], help_heading = "Data")]
+    pub train_file: Vec<PathBuf>,
+    /// File of examples that the best epoch is chosen on; may be given several times
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    pub valid_file: Vec<PathBuf>,
+    /// Table of the answers to choose from, such as data/answers/vqa.json
+    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    pub answers: Option<PathBuf>,
+    /// Single numbers of the recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Run folder [default: the data's name under runs]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    pub output: Option<PathBuf>,
+    /// Resume the unfinished run in the folder with its own settings; whatever else is given must agree with them
+    #[arg(long, help_heading = "Run")]
+    pub resume: bool,
+    /// Delete the run in the folder and start again
+    #[arg(long, conflicts_with = "resume", help_heading = "Run")]
+    pub overwrite: bool,
+    /// Save the state for --resume every N optimiser steps …
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run")]
+    pub save_every: u64,
+    /// … and after this many minutes; also after each epoch and at Ctrl-C
+    #[arg(long, value_name = "MINUTES", default_value_t = 5.0, help_heading = "Run")]
+    pub save_minutes: f64,
+    /// Save the state and stop once N optimiser steps are taken
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub stop_after: Option<u64>,
+}
+
+/// What `evaluate` takes.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Checkpoint: a folder, a run folder (its best is taken), a weights file beside its config.json, or
+    /// hf:owner/repo[@revision]
+    checkpoint: PathBuf,
+    /// What is measured; for tasks that read files of examples --test-file names the files [default for these: the scenes']
+    #[arg(long, value_parser = task_parser(), default_value = TASKS[0].name)]
+    task: &'static Entry,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Write the predictions into this folder, in the form that the benchmark's server takes
+    #[arg(long, value_name = "DIR", help_heading = "Evaluation")]
+    predictions: Option<PathBuf>,
+    /// Examples per batch
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Evaluation")]
+    batch_size: u16,
+    /// Products of the encoders' layers in f32, or with operands rounded to bf16 and sums in f32: about 1.6 times as fast on a
+    /// CPU with AVX512-BF16
+    #[arg(long, default_value_t = Precision::F32, value_name = "f32|bf16", help_heading = "Evaluation")]
+    pub precision: Precision,
+    /// Test images that take part in retrieval, each with each caption; 0 leaves it out. The cost
+    /// is images × captions passes through the cross-modality layers
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Evaluation")]
+    recall_images: usize,
+    /// Print JSON instead of tables
+    #[arg(long, help_heading = "Evaluation")]
+    pub json: bool,
+}
+
+/// What the common options say to a job.
+#[derive(Debug, Clone)]
+pub struct Circumstances {
+    /// Where to compute.
+    pub device: Device,
+    /// The seed, if it was given.
+    pub seed: Option<u64>,
+    /// Whether to draw progress bars.
+    pub show_progress: bool,
+}
+
+fn task_parser() -> impl TypedValueParser<Value = &'static Entry> {
+    let values = TASKS.iter().map(|task| PossibleValue::new(task.name).help(task.about));
+    PossibleValuesParser::new(values).try_map(|name| registry::task(&name))
+}
+
+fn recipe_parser() -> impl TypedValueParser<Value = &'static NamedRecipe> {
+    let values = registry::recipes().map(|recipe| PossibleValue::new(recipe.name).help(recipe.about));
+    PossibleValuesParser::new(values).try_map(|name| registry::named_recipe(&name))
+}
+
+impl DataArgs {
+    /// Whether the arguments name captioned images other than the scenes.
+    fn name_captions(&self) -> bool {
+        self.data.as_deref().is_some_and(|data| data != "scenes") || self.captions.is_some() || self.flickr30k.is_some()
+    }
+
+    /// Whether the data that a task reads is captioned images.
+    fn captions_for(&self, task: &Entry) -> bool {
+        match task.reads {
+            Reads::Captions => true,
+            Reads::Examples(_) => false,
+            Reads::Either(_) => self.name_captions(),
+        }
+    }
+
+    /// The captioned images that the arguments name.
+    fn captioned(&self) -> Result<DataPaths> {
+        if !self.test_file.is_empty() {
+            return Err(Error::Argument("--test-file: name the task that reads it by --task".into()));
+        }
+        let paths = if let Some(captions) = &self.captions {
+            DataPaths::of_files(captions.clone(), self.splits.clone(), PathBuf::new())
+        } else if let Some(folder) = &self.flickr30k {
+            DataPaths::flickr30k(folder, &Workspace::locate()?)?
+        } else {
+            match self.data.as_deref() {
+                None | Some("scenes") => DataPaths::scenes(&Workspace::locate()?)?,
+                Some(folder) => DataPaths::in_folder(Path::new(folder), self.features.as_deref())?,
+            }
+        };
+        Ok(self.override_captions(paths))
+    }
+
+    /// `paths` with the single paths that are given put in.
+    fn override_captions(&self, paths: DataPaths) -> DataPaths {
+        let features = self.features.clone().unwrap_or(paths.features);
+        DataPaths { features, splits: self.splits.clone().or(paths.splits), ..paths }.absolute()
+    }
+
+    /// `paths` with the single paths that are given put in.
+    fn override_examples(&self, paths: ExamplePaths) -> ExamplePaths {
+        let features = self.features.clone().unwrap_or(paths.features);
+        let test = if self.test_file.is_empty() { paths.test } else { self.test_file.clone() };
+        ExamplePaths { features, test, ..paths }.absolute()
+    }
+
+    /// The scenes' examples for a task, with the single paths that are given put in.
+    fn scenes_examples(&self, stem: &str) -> Result<ExamplePaths> {
+        Ok(self.override_examples(ExamplePaths::scenes(&Workspace::locate()?, stem)?))
+    }
+
+    /// The data that a checkpoint is measured on [default: the scenes'].
+    fn test_data(&self, task: &Entry) -> Result<Data> {
+        let stem = match task.reads.stem() {
+            Some(stem) if !self.captions_for(task) => stem,
+            _ => return Ok(Data::Captions(self.captioned()?)),
+        };
+        self.refuse_captions(task)?;
+        Ok(Data::Examples(match self.features {
+            Some(_) if !self.test_file.is_empty() => self.override_examples(ExamplePaths::default()),
+            _ => self.scenes_examples(stem)?,
+        }))
+    }
+
+    fn refuse_captions(&self, task: &Entry) -> Result<()> {
+        let named = [
+            ("--data", self.data.as_deref().is_some_and(|data| data != "scenes")),
+            ("--captions", self.captions.is_some()),
+            ("--flickr30k", self.flickr30k.is_some()),
+            ("--splits", self.splits.is_some()),
+        ];
+        match named.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::Argument(format!(
+                "{flag}: --task {} reads files of examples: name them by --train-file, --valid-file and --test-file",
+                task.name
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl EvaluateArgs {
+    /// Measures the checkpoint.
+    ///
+    /// # Errors
+    /// When the checkpoint or the data cannot be used, or Ctrl-C was pressed.
+    pub fn measure(&self, with: &Circumstances) -> Result<Measures> {
+        lxmert_core::cli::warn_of_slow(self.precision, &with.device);
+        let bar = progress::bar(0, "examples", with.show_progress);
+        let measures = (self.task.evaluate)(&Exam {
+            checkpoint: &self.checkpoint,
+            data: &self.data.test_data(self.task)?,
+            how: Evaluation {
+                batch_size: usize::from(self.batch_size),
+                precision: self.precision,
+                device: &with.device,
+            },
+            allow_missing_images: self.data.allow_missing_images,
+            seed: with.seed.unwrap_or(0),
+            recall_images: self.recall_images,
+            predictions: self.predictions.as_deref(),
+            bar: &bar,
+        })?;
+        bar.finish_and_clear();
+        Ok(measures)
+    }
+}
+
+impl TrainArgs {
+    /// The job that the arguments ask for; with `--resume`, that of the run in the folder, changed by whatever is given
+    /// beside it, so that the run refuses by name what differs. `command` is for the model card.
+    ///
+    /// # Errors
+    /// When the data is not there, arguments contradict each other, or there is no run to resume.
+    pub fn job(&self, with: Circumstances, command: String) -> Result<Job> {
+        let (recipe, data, output) = self.settings(with.seed)?;
+        Ok(Job {
+            recipe,
+            data,
+            output,
+            device: with.device,
+            start: match (self.resume, self.overwrite) {
+                (true, _) => Start::Resume,
+                (_, true) => Start::Overwrite,
+                _ => Start::Auto,
+            },
+            allow_missing_images: self.data.allow_missing_images,
+            save_every_steps: self.save_every,
+            save_every: Duration::from_secs_f64(self.save_minutes.clamp(0.01, 1e6) * 60.0),
+            stop_after: self.stop_after,
+            show_progress: with.show_progress,
+            command,
+        })
+    }
+
+    /// What is trained on what, and where it goes.
+    fn settings(&self, seed: Option<u64>) -> Result<(Recipe, Data, PathBuf)> {
+        if let (Some(output), true) = (&self.output, self.resume) {
+            return self.resumed(output.clone(), seed);
+        }
+        let (recipe, data) = self.asked(seed)?;
+        let output = match (&self.output, &data) {
+            (Some(output), _) => output.clone(),
+            // Files of examples have a task's name; captions serve several tasks, the first of which has the short name.
+            (None, Data::Captions(paths)) if recipe.task != TASKS[0].name => {
+                Workspace::locate()?.run(&format!("{}-{}", paths.name, recipe.task))
+            }
+            _ => Workspace::locate()?.run(data.name()),
+        };
+        if self.resume { self.resumed(output, seed) } else { Ok((recipe, data, output)) }
+    }
+
+    fn asked(&self, seed: Option<u64>) -> Result<(Recipe, Data)> {
+        let named = self.named.map(|named| (named.recipe)());
+        let task = match (self.task, &named) {
+            (Some(task), _) => task,
+            (None, Some(recipe)) => registry::task(&recipe.task)?,
+            (None, None) => &TASKS[0],
+        };
+        let (data, suited) = self.data_for(task)?;
+        let recipe = match named {
+            Some(recipe) if recipe.task == task.name => recipe,
+            Some(recipe) => {
+                let (of_recipe, asked) = (recipe.task, task.name);
+                return Err(Error::Argument(format!("--recipe trains {of_recipe}, not the {asked} of --task")));
+            }
+            None => suited,
+        };
+        Ok((self.recipe.apply(Recipe { seed: seed.unwrap_or(0), ..recipe }), data))
+    }
+
+    /// The settings of the run in `output`, with what is given beside `--resume` put in.
+    fn resumed(&self, output: PathBuf, seed: Option<u64>) -> Result<(Recipe, Data, PathBuf)> {
+        let Some(RunSettings { recipe: own, data, .. }) = RunSettings::read(&RunFolder::new(&output))? else {
+            return Err(Error::file(output, "no unfinished run here to resume; start one without --resume"));
+        };
+        let named = self.named.map(|named| (named.recipe)());
+        let asked = self.task.map(|task| task.name).or(named.as_ref().map(|recipe| recipe.task.as_str()));
+        if let Some(asked) = asked.filter(|asked| *asked != own.task) {
+            let flag = if self.task.is_some() { "--task" } else { "--recipe" };
+            return Err(Error::Argument(format!(
+                "{flag}: the run in {} trains {}, not {asked}; leave {flag} out to resume it, or start another run with \
+                 another --output",
+                output.display(),
+                own.task
+            )));
+        }
+        let task = registry::task(&own.task)?;
+        let seed = seed.unwrap_or(own.seed);
+        let base = named.unwrap_or(own);
+        let data = if self.data.data.is_some() || self.data.name_captions() || !self.train_file.is_empty() {
+            self.data_for(task)?.0
+        } else {
+            self.data_beside_resume(data)?
+        };
+        Ok((self.recipe.apply(Recipe { seed, ..base }), data, output))
+    }
+
+    /// A run's data with the single paths that are given put in.
+    fn data_beside_resume(&self, data: Data) -> Result<Data> {
+        match data {
+            Data::Captions(paths) if self.data.test_file.is_empty() => {
+                Ok(Data::Captions(self.data.override_captions(paths)))
+            }
+            Data::Examples(paths) if self.data.splits.is_none() => {
+                Ok(Data::Examples(self.data.override_examples(paths)))
+            }
+            Data::Captions(_) => {
+                Err(Error::Argument("--test-file: the run reads captions, not files of examples".into()))
+            }
+            Data::Examples(_) => {
+                Err(Error::Argument("--splits: the run reads files of examples, one for each split".into()))
+            }
+        }
+    }
+
+    /// The data that the arguments name for a task, and the recipe that suits both.
+    fn data_for(&self, task: &Entry) -> Result<(Data, Recipe)> {
+        let stem = match task.reads.stem() {
+            Some(stem) if !self.data.captions_for(task) => stem,
+            _ if !self.train_file.is_empty() => {
+                let reason = format!("--task {} reads captioned images here; give one of the two", task.name);
+                return Err(Error::Argument(format!("--train-file: {reason}, or name another --task")));
+            }
+            _ => {
+                let paths = self.data.captioned()?;
+                let suits = if paths.name == "scenes" { Suits::Scenes } else { Suits::Photos };
+                return Ok((Data::Captions(paths), (task.recipe)(suits)));
+            }
+        };
+        self.data.refuse_captions(task)?;
+        let Some(first) = self.train_file.first() else {
+            return Ok((Data::Examples(self.data.scenes_examples(stem)?), (task.recipe)(Suits::Scenes)));
+        };
+        let name = first.file_stem().map_or_else(|| stem.into(), |name| name.to_string_lossy().into_owned());
+        let paths = ExamplePaths {
+            name: format!("{stem}-{name}"),
+            features: PathBuf::new(), // given: clap requires it
+            train: self.train_file.clone(),
+            valid: self.valid_file.clone(),
+            test: self.valid_file.clone(),
+            answers: self.answers.clone(),
+        };
+        Ok((Data::Examples(self.data.override_examples(paths)), (task.recipe)(Suits::Benchmark)))
+    }
+}

@@ -1,0 +1,161 @@
+//! One training run: its settings, its folder, and what to do with a run that is already there.
+
+use crate::data::LoadOptions;
+use crate::data::paths::Data;
+use crate::recipe::Recipe;
+use crate::run_folder::RunFolder;
+use crate::{Error, Result};
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What to do with a folder that already holds a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// Start in an empty folder; resume an unfinished run of the same settings; leave a finished one alone.
+    #[default]
+    Auto,
+    /// Resume, or fail when there is nothing to resume.
+    Resume,
+    /// Delete the run and start again.
+    Overwrite,
+}
+
+/// One training run.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What is trained and how.
+    pub recipe: Recipe,
+    /// The data.
+    pub data: Data,
+    /// The run folder.
+    pub output: PathBuf,
+    /// Where to compute.
+    pub device: Device,
+    /// What to do with a run that is already there.
+    pub start: Start,
+    /// Whether any number of captioned images may lack features.
+    pub allow_missing_images: bool,
+    /// Optimiser steps between two saved states.
+    pub save_every_steps: u64,
+    /// Time between two saved states.
+    pub save_every: Duration,
+    /// Stop, as by Ctrl-C, once this many steps are taken (for tests and for short sittings).
+    pub stop_after: Option<u64>,
+    /// Whether to draw progress bars.
+    pub show_progress: bool,
+    /// The command, for the model card.
+    pub command: String,
+}
+
+impl Job {
+    /// The settings that the run folder keeps.
+    ///
+    /// # Errors
+    /// When a file of the data cannot be read.
+    pub fn settings(&self) -> Result<RunSettings> {
+        let data_sha256 = data_fingerprint(&self.data)?;
+        Ok(RunSettings { recipe: self.recipe.clone(), data: self.data.clone(), data_sha256 })
+    }
+
+    /// How to load captioned images.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            max_length: self.recipe.max_length,
+            regions: self.recipe.regions,
+            seed: self.recipe.seed,
+            allow_missing_images: self.allow_missing_images,
+        }
+    }
+}
+
+/// What a run was made with, kept in its `run.json`: a run is resumed only with the same settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// What is trained and how.
+    pub recipe: Recipe,
+    /// The data.
+    pub data: Data,
+    /// sha256 of the files that say what the data is (see [`Data::files`]).
+    pub data_sha256: String,
+}
+
+impl RunSettings {
+    /// The settings of the run in a folder, if there is one.
+    ///
+    /// # Errors
+    /// When `run.json` cannot be understood.
+    pub fn read(folder: &RunFolder) -> Result<Option<Self>> {
+        let path = folder.settings();
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            let reason =
+                format!("not the settings of a run of this version ({e}); use another --output, or --overwrite");
+            Error::file(&path, reason)
+        })
+    }
+
+    /// One line per setting in which a run (`self`) differs from what is now asked for.
+    pub fn differences(&self, asked: &Self) -> Vec<String> {
+        let (Ok(old), Ok(new)) = (serde_json::to_value(self), serde_json::to_value(asked)) else { return Vec::new() };
+        let mut lines = Vec::new();
+        compare("", &old, &new, &mut lines);
+        lines
+    }
+}
+
+fn compare(name: &str, old: &serde_json::Value, new: &serde_json::Value, lines: &mut Vec<String>) {
+    match (old.as_object(), new.as_object()) {
+        (Some(o), Some(n)) => {
+            for (key, value) in o {
+                compare(key, value, n.get(key).unwrap_or(&serde_json::Value::Null), lines);
+            }
+        }
+        _ if old != new => {
+            lines.push(format!("  {}: the run has {old}, the command says {new}", name.replace('_', "-")))
+        }
+        _ => {}
+    }
+}
+
+fn data_fingerprint(data: &Data) -> Result<String> {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    for path in data.files() {
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(&bytes);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::paths::DataPaths;
+
+    #[test]
+    fn names_differing_settings_with_both_values() {
+        let data = |features: &str| {
+            Data::Captions(DataPaths {
+                name: "x".into(),
+                captions: "c".into(),
+                splits: None,
+                hard_negatives: None,
+                features: features.into(),
+            })
+        };
+        let run = RunSettings { recipe: Recipe::scenes(), data: data("f"), data_sha256: "0".into() };
+        let mut asked = run.clone();
+        assert!(run.differences(&asked).is_empty());
+        asked.recipe.learning_rate = 0.25;
+        asked.data = data("g");
+        let lines = run.differences(&asked).join("\n");
+        assert!(lines.contains("learning-rate: the run has 0.001, the command says 0.25"), "{lines}");
+        assert!(lines.contains("features: the run has \"f\", the command says \"g\""), "{lines}");
+    }
+}

@@ -1,0 +1,351 @@
+//! Every setting of a run in one place, and the recipes that tasks start from.
+
+use crate::task_weights::TaskWeights;
+use crate::{Error, Result};
+use lxmert_core::config::{CrossLayer, LxmertConfig};
+use lxmert_core::ops::Precision;
+use serde::{Deserialize, Serialize};
+
+use crate::optim::AdamWConfig;
+
+/// The optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimiser {
+    /// With bias correction; biases and norms do not decay.
+    #[value(name = "adamw")]
+    AdamW,
+    /// The original's: no bias correction, everything decays, the first step has a rate of 0.
+    #[value(name = "bert-adam")]
+    BertAdam,
+}
+
+impl Optimiser {
+    /// The name in prose.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::AdamW => "AdamW",
+            Self::BertAdam => "BertAdam",
+        }
+    }
+
+    /// Whether the first step has a rate of 0.
+    pub fn idle_start(self) -> bool {
+        self == Self::BertAdam
+    }
+
+    /// Whether biases and norms decay too, unless a recipe says otherwise.
+    pub fn decays_all(self) -> bool {
+        self == Self::BertAdam
+    }
+}
+
+/// What an answer to a question is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerLoss {
+    /// Every answer's score, by binary cross entropy, as the original does.
+    #[default]
+    Scores,
+    /// The best answer alone, by cross entropy, the original's option for GQA.
+    One,
+}
+
+/// Over which regions the object and attribute losses run, and what they are divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegionLosses {
+    /// The masked regions, weighted by the detector's confidence: the sum over them divided by the number of all regions,
+    /// times 1/0.15 (the paper).
+    #[default]
+    Masked,
+    /// All regions, masked or not, for objects and attributes (the released code; airsplay/lxmert#41).
+    Original,
+    /// The masked regions' mean, without confidences (volta).
+    PerMasked,
+}
+
+/// The data that a task's default recipe is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suits {
+    /// The generated scenes.
+    Scenes,
+    /// Captioned photos, from random weights.
+    Photos,
+    /// The published benchmark's files, with the paper's numbers.
+    Benchmark,
+}
+
+/// A recipe that `--recipe` names.
+#[derive(Debug, Clone, Copy)]
+pub struct NamedRecipe {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, in a line of the help.
+    pub about: &'static str,
+    /// Its numbers.
+    pub recipe: fn() -> Recipe,
+}
+
+/// What is trained and how. Two runs with equal recipes, data and thread counts end with equal weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// What is trained, by the task's name.
+    pub task: String,
+    /// The model's size: `tiny`, `small` or `base`.
+    pub preset: String,
+    /// How the two streams meet.
+    pub cross_layer: CrossLayer,
+    /// A checkpoint to start from; none starts from random weights.
+    pub init: Option<String>,
+    /// Weights that this checkpoint may lack, by patterns (`*` any characters, `?` one); they start fresh.
+    pub allow_missing: Vec<String>,
+    /// Dropout of hidden states and of attention probabilities.
+    pub dropout: f32,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+    /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
+    pub max_length: usize,
+    /// Regions per image, best first; none for all that the store holds.
+    pub regions: Option<usize>,
+    /// Examples per batch.
+    pub batch_size: usize,
+    /// Batches per optimiser step.
+    pub accumulate: usize,
+    /// Passes over the training examples.
+    pub epochs: u64,
+    /// Optimiser steps instead of epochs.
+    pub steps: Option<u64>,
+    /// Which optimiser.
+    pub optimiser: Optimiser,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Share of the steps over which the rate rises to its peak.
+    pub warmup: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Whether biases and norms decay too.
+    pub decay_all: bool,
+    /// Largest global gradient norm; 0 does not clip.
+    pub clip: f64,
+    /// What the products of the encoders' layers round their operands to in training; weights, optimiser and evaluation are
+    /// f32.
+    pub precision: Precision,
+    /// Whether row 0 of the position and segment tables gets no gradient, as in the original, where it is torch's padding
+    /// row, though it is `[CLS]`'s position and the only segment.
+    pub freeze_padding_rows: bool,
+    /// Share of the mismatched training pairs that are hard.
+    pub hard_negatives: f64,
+    /// Weight of the masked-word loss beside the matching loss; 0 leaves it out.
+    pub masked_words: f64,
+    /// Weight of the word-region alignment loss beside the matching loss; 0 leaves it out.
+    pub alignment: f64,
+    /// Weights of the pre-training tasks.
+    pub task_weights: TaskWeights,
+    /// Over which regions pre-training's object and attribute losses run.
+    pub region_losses: RegionLosses,
+    /// The epoch, from 0, in which pre-training begins to learn answers.
+    pub answers_from_epoch: u64,
+    /// What answers to questions are compared with.
+    pub answer_loss: AnswerLoss,
+    /// The validation measure that chooses the best epoch, as `set/measure`.
+    pub metric: String,
+    /// Stop after this many epochs without a better one.
+    pub patience: Option<u64>,
+    /// Test images that take part in retrieval; 0 leaves it out.
+    pub recall_images: usize,
+    /// Seed of weights, pairs, order and dropout.
+    pub seed: u64,
+}
+
+impl Recipe {
+    /// For real photos: the student project's size, batch and epochs, with a rate that suits training from random
+    /// weights.
+    pub fn photos() -> Self {
+        Self {
+            task: "matching".into(),
+            preset: "small".into(),
+            cross_layer: CrossLayer::Lxmert,
+            init: None,
+            allow_missing: Vec::new(),
+            dropout: 0.1,
+            initializer_range: 0.02,
+            max_length: 50,
+            regions: None,
+            batch_size: 32,
+            accumulate: 1,
+            epochs: 10,
+            steps: None,
+            optimiser: Optimiser::AdamW,
+            learning_rate: 1e-4,
+            warmup: 0.1,
+            weight_decay: 0.01,
+            decay_all: false,
+            clip: 1.0,
+            precision: Precision::F32,
+            freeze_padding_rows: false,
+            hard_negatives: 0.5,
+            masked_words: 0.0,
+            alignment: 0.0,
+            task_weights: TaskWeights::default(),
+            region_losses: RegionLosses::Masked,
+            answers_from_epoch: 0,
+            answer_loss: AnswerLoss::Scores,
+            metric: "random/accuracy".into(),
+            patience: None,
+            recall_images: 1000,
+            seed: 0,
+        }
+    }
+
+    /// For the generated scenes: minutes on two cores (measurements in the model card).
+    pub fn scenes() -> Self {
+        Self {
+            preset: "tiny".into(),
+            dropout: 0.0,
+            initializer_range: 0.05,
+            batch_size: 64,
+            learning_rate: 1e-3,
+            alignment: 1.0,
+            metric: "hard/accuracy".into(),
+            ..Self::photos()
+        }
+    }
+
+    /// The original's numbers for fine-tuning on real photos (Tan & Bansal 2019, §4.2): the published size, to be started
+    /// from a pre-trained checkpoint by `--init`.
+    pub fn fine_tuning() -> Self {
+        Self {
+            preset: "base".into(),
+            max_length: 20,
+            epochs: 4,
+            optimiser: Optimiser::BertAdam,
+            decay_all: true,
+            learning_rate: 5e-5,
+            clip: 5.0,
+            ..Self::photos()
+        }
+    }
+
+    /// The recipe that most fine-tuning tasks start from: [`Recipe::fine_tuning`], or the scenes' at half of matching's
+    /// rate. With matching's own rate a checkpoint to start from loses in the first epoch what it knows.
+    pub fn fine_tuning_for(suits: Suits) -> Self {
+        match suits {
+            Suits::Scenes => Self { learning_rate: 5e-4, ..Self::scenes() },
+            Suits::Photos => Self::photos(),
+            Suits::Benchmark => Self::fine_tuning(),
+        }
+    }
+
+    /// The same numbers for another task, without what learns beside matching. `metric` chooses the best epoch.
+    #[must_use]
+    pub fn for_task(self, task: &str, metric: &str) -> Self {
+        let (hard_negatives, masked_words, alignment) = (0.0, 0.0, 0.0);
+        Self { task: task.into(), metric: metric.into(), hard_negatives, masked_words, alignment, ..self }
+    }
+
+    /// The model of this recipe for regions of width `feature_dim`.
+    ///
+    /// # Errors
+    /// When the preset is unknown or a value does not fit.
+    pub fn model(&self, feature_dim: usize) -> Result<LxmertConfig> {
+        let config = LxmertConfig {
+            visual_feat_dim: feature_dim,
+            hidden_dropout_prob: self.dropout,
+            attention_probs_dropout_prob: self.dropout,
+            initializer_range: self.initializer_range,
+            cross_layer: self.cross_layer,
+            ..LxmertConfig::preset(&self.preset)?
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// [`Recipe::model`] for a task whose head the student project's variant lacks: that variant has a matching head alone.
+    ///
+    /// # Errors
+    /// As [`Recipe::model`], and for `--cross-layer student`.
+    pub fn lxmert_model(&self, feature_dim: usize) -> Result<LxmertConfig> {
+        match self.cross_layer {
+            CrossLayer::Lxmert => self.model(feature_dim),
+            CrossLayer::Student => Err(Error::Argument(format!(
+                "--cross-layer student: this variant has a matching head alone and cannot train {}",
+                self.task
+            ))),
+        }
+    }
+
+    /// The optimiser's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        let base = match self.optimiser {
+            Optimiser::AdamW => AdamWConfig::default(),
+            Optimiser::BertAdam => AdamWConfig::bert_adam(),
+        };
+        AdamWConfig { weight_decay: self.weight_decay, decay_all: self.decay_all, ..base }
+    }
+
+    /// How many of the `stored` regions of an image are used, best first.
+    pub fn regions_of(&self, stored: usize) -> usize {
+        self.regions.map_or(stored, |count| count.min(stored))
+    }
+
+    /// Examples per batch in evaluation, which keeps no activations for gradients.
+    pub fn evaluation_batch(&self) -> usize {
+        self.batch_size.max(64)
+    }
+
+    /// Whether the numbers can be used.
+    ///
+    /// # Errors
+    /// With the option's name and value.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str, value: String, wanted: &str| Err(Error::Argument(format!("--{what} {value}: {wanted}")));
+        for (name, value) in [("batch-size", self.batch_size), ("accumulate", self.accumulate)] {
+            if value == 0 {
+                return bad(name, "0".into(), "must be at least 1");
+            }
+        }
+        for (name, value) in [("warmup", self.warmup), ("hard-negatives", self.hard_negatives)] {
+            if !(0.0..=1.0).contains(&value) {
+                return bad(name, value.to_string(), "must be a share from 0 to 1");
+            }
+        }
+        for (name, value) in
+            [("learning-rate", self.learning_rate), ("weight-decay", self.weight_decay), ("clip", self.clip)]
+        {
+            if !value.is_finite() || value < 0.0 {
+                return bad(name, value.to_string(), "must be a number of at least 0");
+            }
+        }
+        if self.epochs == 0 && self.steps.is_none() || self.steps == Some(0) {
+            return Err(Error::Argument("--epochs or --steps must be at least 1".into()));
+        }
+        if self.max_length < 3 {
+            return bad("max-length", self.max_length.to_string(), "must be at least 3: [CLS], a word, [SEP]");
+        }
+        if self.regions == Some(0) {
+            return bad("regions", "0".into(), "must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejects_unusable_numbers_by_option() {
+        let bad = Recipe { warmup: 2.0, ..Recipe::scenes() };
+        assert!(bad.check().unwrap_err().to_string().contains("--warmup 2"));
+        let bad = Recipe { learning_rate: f64::NAN, ..Recipe::scenes() };
+        assert!(bad.check().unwrap_err().to_string().contains("--learning-rate"));
+    }
+
+    #[test]
+    fn bert_adam_decays_biases_only_where_the_recipe_says_so() {
+        let bert_adam = Recipe::fine_tuning().adamw();
+        assert!(bert_adam.decay_all && !bert_adam.bias_correction);
+        assert!(!Recipe { decay_all: false, ..Recipe::fine_tuning() }.adamw().decay_all);
+    }
+}

@@ -1,0 +1,134 @@
+//! What a batch gives, and running sums of it over steps and epochs.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+
+/// The result of one batch.
+#[derive(Debug)]
+pub struct BatchLoss {
+    /// To differentiate: the batch's summed losses over the examples of the whole optimiser step.
+    pub loss: Tensor,
+    /// Examples in the batch.
+    pub examples: usize,
+    /// Sum over the examples of the loss that the log shows, in f64.
+    pub sum: f64,
+    /// Examples that were judged right, and how many were judged.
+    pub right: (usize, usize),
+    /// The losses that make up the whole, where there are several.
+    pub parts: Vec<Part>,
+}
+
+/// One of the losses of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    /// Its name.
+    pub name: &'static str,
+    /// Its mean over the batch, before its weight.
+    pub loss: f64,
+    /// Guesses that were right, and how many there were; 0 where it has none to count.
+    pub right: (usize, usize),
+}
+
+/// Running sums of the training loss.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sums {
+    /// Sum of the examples' losses.
+    pub loss: f64,
+    /// Examples judged right.
+    pub right: usize,
+    /// Examples judged.
+    pub judged: usize,
+    /// Examples.
+    pub examples: usize,
+    /// Of each part of the loss: the sum of its batch means, and the batches that had it.
+    pub parts: BTreeMap<String, (f64, u64)>,
+    /// Of each part that guesses: right guesses, and guesses.
+    pub guesses: BTreeMap<String, (usize, usize)>,
+    /// Sum of the gradient norms.
+    pub norm: f64,
+    /// Optimiser steps.
+    pub steps: u64,
+}
+
+impl Sums {
+    /// Adds a batch's result.
+    pub fn add_batch(&mut self, batch: &BatchLoss) {
+        self.loss += batch.sum;
+        self.right += batch.right.0;
+        self.judged += batch.right.1;
+        self.examples += batch.examples;
+        for &Part { name, loss, right } in &batch.parts {
+            add(&mut self.parts, name, (loss, 1));
+            if right.1 > 0 {
+                add(&mut self.guesses, name, right);
+            }
+        }
+    }
+
+    /// Adds an optimiser step's batches and the norm of its gradient.
+    pub fn add_step(&mut self, step: &Self, norm: f64) {
+        self.loss += step.loss;
+        self.right += step.right;
+        self.judged += step.judged;
+        self.examples += step.examples;
+        step.parts.iter().for_each(|(name, sums)| add(&mut self.parts, name, *sums));
+        step.guesses.iter().for_each(|(name, counts)| add(&mut self.guesses, name, *counts));
+        self.norm += norm;
+        self.steps += 1;
+    }
+
+    /// Mean loss of an example.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.examples.max(1) as f64
+    }
+
+    /// Share of the judged examples that were right; none when none was judged.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.judged > 0).then(|| self.right as f64 / self.judged as f64)
+    }
+
+    /// Each part's mean over the batches that had it.
+    pub fn part_means(&self) -> BTreeMap<String, f64> {
+        self.parts.iter().map(|(name, (sum, batches))| (name.clone(), sum / *batches as f64)).collect()
+    }
+
+    /// Of each part that guesses, the share of right guesses.
+    pub fn part_accuracies(&self) -> BTreeMap<String, f64> {
+        self.guesses.iter().map(|(name, (right, all))| (name.clone(), *right as f64 / (*all).max(1) as f64)).collect()
+    }
+}
+
+fn add<A: Copy + Default + AddAssign, B: Copy + Default + AddAssign>(
+    sums: &mut BTreeMap<String, (A, B)>,
+    name: &str,
+    (a, b): (A, B),
+) {
+    let sum = sums.entry(name.to_string()).or_default();
+    sum.0 += a;
+    sum.1 += b;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn parts_are_means_over_batches_and_guesses_are_counted() {
+        let batch = |parts: &[Part]| {
+            let loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+            BatchLoss { loss, examples: 4, sum: 2.0, right: (0, 0), parts: parts.to_vec() }
+        };
+        let (words, regions) =
+            (|loss, right| Part { name: "words", loss, right }, Part { name: "features", loss: 1.0, right: (0, 0) });
+        let (mut step, mut sums) = (Sums::default(), Sums::default());
+        step.add_batch(&batch(&[words(3.0, (1, 4)), regions]));
+        step.add_batch(&batch(&[words(1.0, (2, 2))]));
+        sums.add_step(&step, 1.0);
+        sums.add_step(&Sums::default(), 1.0);
+        assert_eq!(sums.part_means(), BTreeMap::from([("words".into(), 2.0), ("features".into(), 1.0)]));
+        assert_eq!(sums.part_accuracies(), BTreeMap::from([("words".into(), 0.5)]));
+    }
+}
