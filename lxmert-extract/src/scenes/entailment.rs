@@ -69,7 +69,11 @@ impl Hypothesis {
                     attribute.size.map(|size| size.word().to_string()),
                     attribute.texture.map(|texture| texture.word().to_string()),
                 ];
-                format!("The {} is {}.", subject.singular(), word.into_iter().flatten().collect::<Vec<_>>().join(" and "))
+                format!(
+                    "The {} is {}.",
+                    subject.singular(),
+                    word.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+                )
             }
             Self::Lies(a, relation, b) => {
                 let relation = match relation {
@@ -206,7 +210,8 @@ mod tests {
                 let Some((hypothesis, places)) = state(&objects, index, &mut rng) else { continue };
                 found += 1;
                 let sentence = hypothesis.sentence();
-                for (place, label) in places.into_iter().zip([Label::Contradiction, Label::Neutral, Label::Entailment]) {
+                for (place, label) in places.into_iter().zip([Label::Contradiction, Label::Neutral, Label::Entailment])
+                {
                     assert_eq!(read(&sentence, objects[place]), label, "{sentence} of scene {place}");
                 }
                 assert_eq!(places[2], index);

@@ -1,6 +1,6 @@
 //! Expressions that name one object of a scene, in the form of the `refer` API's files (RefCOCO, RefCOCO+, RefCOCOg).
 //!
-//! `refs.json` holds what `refs(unc).p` pickles: one entry an object, with its split and its expressions; `instances.json`,
+//! `referring.json` holds what `refs(unc).p` pickles: one entry an object, with its split and its expressions; `instances.json`,
 //! in COCO's form, holds the pictures and the objects' boxes.
 
 use super::captions::{self, Relation};
@@ -74,7 +74,8 @@ fn by_place(objects: &[Object], index: usize, rng: &mut ChaCha8Rng) -> Option<St
         for relation in relations {
             // The shortest description that the relation makes unambiguous.
             for named in [says(false, false), says(true, false), says(false, true)] {
-                let fits = |i: usize| i != other && named.fits(&objects[i]) && relation.holds(&objects[i], &objects[other]);
+                let fits =
+                    |i: usize| i != other && named.fits(&objects[i]) && relation.holds(&objects[i], &objects[other]);
                 let alone = (0..objects.len()).all(|i| fits(i) == (i == index));
                 if alone && named.count(objects) > 1 && relation.clearly_holds(object, &objects[other]) {
                     let said = Said { shape: true, colour: rng.random_bool(0.5), size: false, texture: false };
@@ -88,7 +89,7 @@ fn by_place(objects: &[Object], index: usize, rng: &mut ChaCha8Rng) -> Option<St
     None
 }
 
-/// The entries of `refs.json`, from the expressions of every object of every scene; each scene with its split.
+/// The entries of `referring.json`, from the expressions of every object of every scene; each scene with its split.
 pub(crate) fn entries(scenes: &[(&SceneRecord, &str, Vec<Vec<String>>)]) -> Vec<ReferenceEntry> {
     let (mut entries, mut ann_id, mut sent_id) = (Vec::new(), 0, 0);
     for (image_id, (scene, split, of_objects)) in scenes.iter().enumerate() {
@@ -138,7 +139,8 @@ pub(crate) fn instances<'a>(scenes: impl Iterator<Item = &'a SceneRecord>) -> Va
             }));
         }
     }
-    let categories = Shape::ALL.map(|shape| json!({"id": shape.index() + 1, "name": shape.word(), "supercategory": "shape"}));
+    let categories =
+        Shape::ALL.map(|shape| json!({"id": shape.index() + 1, "name": shape.word(), "supercategory": "shape"}));
     json!({"images": images, "annotations": annotations, "categories": categories})
 }
 

@@ -6,7 +6,7 @@
 //! | `questions_{train,val,test}.json` | questions with answers, in the form of VQA's files |
 //! | `statements_{train,val,test}.json` | statements about two scenes of the split, in the form of NLVR2's files |
 //! | `entailment_{train,val,test}.jsonl` | sentences that a scene entails, contradicts or leaves open, in the form of SNLI-VE's files |
-//! | `refs.json`, `instances.json` | expressions that name an object, with their splits, and the boxes, in the form of RefCOCO's files |
+//! | `referring.json`, `instances.json` | expressions that name an object, with their splits, and the boxes, in the form of RefCOCO's files |
 //! | `pretrain_{train,val,test}.json` | captions and questions by scene, in the form of the original's pre-training files |
 //! | `answers.json` | the answer table: a list, the answer of label 0 first |
 //!
@@ -44,7 +44,7 @@ pub fn complete(dir: &Path) -> Result<Vec<String>> {
         .flat_map(|kind| SPLITS.map(|split| format!("{kind}_{split}.json")))
         .collect();
     names.extend(SPLITS.map(|split| format!("entailment_{split}.jsonl")));
-    names.extend(["answers.json", "refs.json", "instances.json"].map(String::from));
+    names.extend(["answers.json", "referring.json", "instances.json"].map(String::from));
     names.retain(|name| lacks(name));
     if !names.is_empty() {
         write_lacking(dir, &read_annotations(dir)?, &names)?;
@@ -87,8 +87,8 @@ fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> R
     if wanted("answers.json") {
         write_list(&dir.join("answers.json"), questions::ANSWERS)?;
     }
-    if wanted("refs.json") {
-        write_list(&dir.join("refs.json"), reference_entries(annotations))?;
+    if wanted("referring.json") {
+        write_list(&dir.join("referring.json"), reference_entries(annotations))?;
     }
     if wanted("instances.json") {
         let path = dir.join("instances.json");
@@ -248,7 +248,7 @@ mod tests {
             "instances.json",
             "pretrain_test.json",
             "questions_train.json",
-            "refs.json",
+            "referring.json",
             "statements_val.json",
         ];
         for name in removed {
@@ -286,11 +286,13 @@ mod tests {
 
             let lines = fs::read_to_string(dir.join(format!("entailment_{split}.jsonl"))).unwrap();
             let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-            assert!(lines.iter().all(|line| names.contains(&format!("{}.png", line["Flickr30K_ID"].as_str().unwrap()))));
+            assert!(
+                lines.iter().all(|line| names.contains(&format!("{}.png", line["Flickr30K_ID"].as_str().unwrap())))
+            );
             for label in ["contradiction", "neutral", "entailment"] {
                 assert_eq!(lines.iter().filter(|line| line["gold_label"] == label).count() * 3, lines.len());
             }
-            let refs = json("refs.json".into());
+            let refs = json("referring.json".into());
             assert!(refs.iter().all(|entry| (entry["split"] == split) == inside(entry, "file_name")));
         }
     }

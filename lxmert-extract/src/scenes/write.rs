@@ -7,7 +7,7 @@
 //! | `hard_negatives.csv` | for each caption the false variant: `image_name\|comment_number\|comment` |
 //! | `splits.json` | `{"train": [names], "val": [names], "test": [names]}`, 80/10/10 by scene |
 //! | `scenes.json` | the configuration, and per scene: size, objects with boxes, captions with their claims |
-//! | `questions_*.json`, `entailment_*.jsonl`, `refs.json` and others | the tasks' files: see [`super::tasks`] |
+//! | `questions_*.json`, `entailment_*.jsonl`, `referring.json` and others | the tasks' files: see [`super::tasks`] |
 //!
 //! The folder appears whole or not at all: it is written beside its place and renamed.
 

@@ -10,8 +10,8 @@
 //! first two; the third reads every split but `train`: `val`, `testA`, `testB`, `test`.
 
 use super::image_examples::{Collector, ImageExample};
-use super::splits::Split;
 use super::json_list::{first_character, for_each_entry};
+use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::checkpoint::read_pickle;
@@ -154,7 +154,10 @@ fn for_each_ref(path: &Path, mut take: impl FnMut(Entry) -> std::result::Result<
         return for_each_entry(path, |_, entry| take(entry));
     }
     let serde_json::Value::Array(entries) = read_pickle(path)? else {
-        return Err(Error::file(path, "is a pickle of something other than a list; expected refs(unc).p or refs(umd).p"));
+        return Err(Error::file(
+            path,
+            "is a pickle of something other than a list; expected refs(unc).p or refs(umd).p",
+        ));
     };
     for (row, entry) in (1..).zip(entries) {
         let entry = serde_json::from_value(entry).map_err(|error| Error::row(path, row, error.to_string()))?;

@@ -63,7 +63,8 @@ fn parse(line: &str) -> std::result::Result<(String, Hypothesis), String> {
             LABELS
                 .iter()
                 .position(|known| *known == label)
-                .ok_or_else(|| format!("gold_label '{label}' is none of {} and -", LABELS.join(", ")))? as u32,
+                .ok_or_else(|| format!("gold_label '{label}' is none of {} and -", LABELS.join(", ")))?
+                as u32,
         ),
     };
     Ok((image, Hypothesis { pair_id: line.pair_id, image: 0, sentence: line.sentence2, label }))
@@ -126,15 +127,22 @@ mod tests {
         assert_eq!(images, ["2407214681", "2407214681.jpg", "3.jpg"]);
         assert_eq!(found.iter().map(|h| h.image).collect::<Vec<_>>(), [0, 1, 2, 0, 2]);
         assert_eq!(found.iter().map(|h| h.label).collect::<Vec<_>>(), [Some(0), Some(1), None, Some(2), None]);
-        assert_eq!((found[0].sentence.as_str(), found[0].pair_id.as_str()), ("Men are fighting.", "2407214681.jpg#0r1c"));
+        assert_eq!(
+            (found[0].sentence.as_str(), found[0].pair_id.as_str()),
+            ("Men are fighting.", "2407214681.jpg#0r1c")
+        );
     }
 
     #[test]
     fn a_bad_line_is_named_by_its_number() {
         let error = |text: &str| read(text).unwrap_err().to_string();
         let first = r#"{"Flickr30K_ID": "1", "gold_label": "neutral", "sentence2": "x"}"#;
-        assert!(error(&format!("{first}\n{}", first.replace("neutral", "maybe"))).contains("row 2: gold_label 'maybe'"));
-        assert!(error(&format!("{first}\n{}", first.replace("Flickr30K_ID", "id"))).contains("row 2: it names no photo"));
+        assert!(
+            error(&format!("{first}\n{}", first.replace("neutral", "maybe"))).contains("row 2: gold_label 'maybe'")
+        );
+        assert!(
+            error(&format!("{first}\n{}", first.replace("Flickr30K_ID", "id"))).contains("row 2: it names no photo")
+        );
         assert!(error(&first.replace("sentence2", "s")).contains("missing field `sentence2`"));
         assert!(error("").contains("holds no sentence"));
         assert!(error(&first.replace("\"x\"", "\" \"")).contains("row 1: sentence 1 is empty"));

@@ -4,11 +4,221 @@
 //! three yes-or-no scores by binary cross entropy; exactly one class is right here, which cross entropy says.) Examples whose
 //! annotators did not agree have no label: they are not learnt from and not counted.
 
+use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::cross_entropy;
-use crate::Result;
+use super::{Exam, Reads, Step, Task};
+use crate::answering::{self, AnswerCheckpoint, check_features};
+use crate::data::answers::AnswerTable;
+use crate::data::image_examples::ImageExamples;
 use crate::data::snli_ve::{Hypothesis, LABELS};
+use crate::evaluate::Evaluation;
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
-use candle_core::Tensor;
+use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
+use crate::run_folder::{CheckpointParts, Preprocessing, weights_file};
+use crate::sums::BatchLoss;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use indicatif::ProgressBar;
+use lxmert_core::checkpoint::atomic_write;
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::features::FeatureStore;
+use lxmert_core::model::AnswerModel;
+use lxmert_core::ops::PackedWeights;
+use lxmert_core::text::WordPiece;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+/// The hypotheses of a split.
+type HypothesisSet = ImageExamples<Hypothesis, 1>;
+
+/// Judging whether photos entail sentences.
+pub struct Entailment {
+    data: ExampleSplits<Hypothesis, 1>,
+    config: LxmertConfig,
+    model: AnswerModel,
+    recipe: Recipe,
+    device: Device,
+}
+
+impl Task for Entailment {
+    const NAME: &'static str = "entailment";
+    const ABOUT: &'static str = "Does the photo entail the sentence, contradict it, or neither? SNLI-VE. Measured by accuracy, in all and by class";
+    const READS: Reads = Reads::Examples("entailment");
+    const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
+        name: "paper-snli-ve",
+        about: "volta's SNLI-VE: 20 epochs of batches of 128 at 2e-5",
+        recipe: || Self::recipe(Suits::Benchmark),
+    }];
+
+    type Example = usize;
+    type Batch = ExampleBatch;
+
+    fn recipe(suits: Suits) -> Recipe {
+        let recipe = Recipe::fine_tuning_for(suits).for_task(Self::NAME, "all/accuracy");
+        match suits {
+            // volta's config_tasks/all_trainval_tasks.yml.
+            Suits::Benchmark => Recipe {
+                epochs: 20,
+                batch_size: 128,
+                learning_rate: 2e-5,
+                max_length: 56,
+                optimiser: Optimiser::AdamW,
+                decay_all: false,
+                clip: 1.0,
+                ..recipe
+            },
+            Suits::Scenes | Suits::Photos => recipe,
+        }
+    }
+
+    fn evaluate(exam: &Exam) -> Result<Measures> {
+        let checkpoint = open(exam.checkpoint, exam.how.device)?;
+        let store = FeatureStore::open(exam.data.features())?;
+        check_features(&checkpoint.config, &checkpoint.preprocessing, store.info().feature_dim)?;
+        let with = (&checkpoint.text, &checkpoint.preprocessing);
+        let (set, regions) = ExampleSplits::test_split(exam.data, &store, with, exam.allow_missing_images)?;
+        measure_and_predict(&checkpoint.model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+    }
+
+    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+        let recipe = job.recipe.clone();
+        let data = ExampleSplits::load(job, text, |_| true)?;
+        let model = recipe.lxmert_model(data.store.info().feature_dim)?;
+        let config = LxmertConfig { num_qa_labels: LABELS.len(), ..model };
+        let model = AnswerModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        Ok(Self { data, config, model, recipe, device: job.device.clone() })
+    }
+
+    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+        let labels = AnswerTable::new(LABELS.map(String::from).to_vec()).map_err(Error::Argument)?;
+        let path = weights_file(checkpoint)?;
+        Ok(answering::starting_weights(&path, &self.config, &labels, &self.recipe.allow_missing)?.0)
+    }
+
+    fn introduction(&self) -> Vec<String> {
+        self.data.introduction(self.recipe.max_length)
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.data.batches_per_epoch(self.recipe.batch_size)
+    }
+
+    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
+        self.data.epoch(&self.recipe, epoch)
+    }
+
+    fn read(&self, hypotheses: Vec<usize>) -> Result<ExampleBatch> {
+        self.data.read(hypotheses)
+    }
+
+    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
+        let logits = self.model.forward(&batch.inputs.inputs(step.device)?, &step.forward())?.logits; // [batch, 3]
+        let labels = labels(&self.data.train, &batch.examples);
+        let judged = logits.argmax(1)?.to_vec1::<u32>()?;
+        let right = judged.iter().zip(&labels).filter(|(judged, label)| Some(**judged) == **label).count();
+        step.loss(&losses(&logits, &labels)?.sum_all()?, labels.len(), right)
+    }
+
+    fn validate(&self) -> Result<Measures> {
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure_and_predict(&self.model, &self.data.validation, self.place(), how, None, &ProgressBar::hidden())
+    }
+
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+        let best = open(folder, &self.device)?.model;
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
+    }
+
+    fn checkpoint(&self) -> CheckpointParts {
+        CheckpointParts {
+            config: self.config.clone(),
+            architecture: "LxmertForQuestionAnswering",
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            answers: LABELS.map(String::from).to_vec(),
+        }
+    }
+
+    fn description(&self) -> Description {
+        Description {
+            title: "visual entailment".into(),
+            pipeline_tag: "visual-question-answering",
+            does: format!(
+                "Says whether a photo entails a sentence, contradicts it, or leaves it open, from the photo's regions and the \
+                 sentence's words. The classes of the answer head are {}.",
+                LABELS.join(", ")
+            ),
+            data: self.data.table(),
+            losses: "Cross entropy of the three classes.".into(),
+        }
+    }
+}
+
+impl Entailment {
+    fn place(&self) -> (&FeatureStore, usize) {
+        (&self.data.store, self.data.regions)
+    }
+}
+
+/// A checkpoint whose answers are the three labels.
+fn open(place: &Path, device: &Device) -> Result<AnswerCheckpoint> {
+    let checkpoint = AnswerCheckpoint::open(place, device)?;
+    if checkpoint.answers.answers() != LABELS {
+        let (answers, labels) = (checkpoint.answers.len(), LABELS.join(", "));
+        let reason =
+            format!("its head has {answers} answers that are not {labels}; name a checkpoint of --task entailment");
+        return Err(Error::file(place, reason));
+    }
+    Ok(checkpoint)
+}
+
+fn labels(set: &HypothesisSet, hypotheses: &[usize]) -> Vec<Option<u32>> {
+    hypotheses.iter().map(|&index| set.examples()[index].label).collect()
+}
+
+/// Measures over a set of hypotheses; the model's judgements go into the folder `predictions`. `place`: the store, and
+/// regions per image.
+fn measure_and_predict(
+    model: &AnswerModel,
+    set: &HypothesisSet,
+    place: (&FeatureStore, usize),
+    how: Evaluation,
+    predictions: Option<&Path>,
+    bar: &ProgressBar,
+) -> Result<Measures> {
+    bar.set_length(set.len() as u64);
+    let mut judged = vec![(0, 0.0); set.len()];
+    let packed = PackedWeights::new();
+    let run = how.forward(&packed).pooled_only();
+    for_each_batch(set, place, how, bar, |hypotheses, inputs| {
+        let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
+        let losses = losses(&logits, &labels(set, hypotheses))?.to_vec1::<f32>()?;
+        for ((&index, judgement), loss) in hypotheses.iter().zip(logits.argmax(1)?.to_vec1::<u32>()?).zip(losses) {
+            judged[index] = (judgement, loss);
+        }
+        Ok(())
+    })?;
+    if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
+        write_predictions(folder, set, judged.iter().map(|(judgement, _)| *judgement))?;
+    }
+    Ok(measures(set.examples().iter().zip(&judged).map(|(example, &(judgement, loss))| (example, judgement, loss))))
+}
+
+/// Writes `snli_ve.jsonl` into `folder`, a line a hypothesis in the file's order: its `pairID`, and the `prediction` in words.
+fn write_predictions(folder: &Path, set: &HypothesisSet, judged: impl Iterator<Item = u32>) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let lines: Vec<String> = (set.examples().iter().zip(judged))
+        .map(|(example, judgement)| {
+            json!({"pairID": example.pair_id, "prediction": LABELS.get(judgement as usize)}).to_string()
+        })
+        .collect();
+    Ok(atomic_write(&folder.join("snli_ve.jsonl"), |file| writeln!(file, "{}", lines.join("\n")))?)
+}
 
 /// The loss of each hypothesis, `[batch]`; 0 where there is no label. `logits`: `[batch, 3]`.
 fn losses(logits: &Tensor, labels: &[Option<u32>]) -> Result<Tensor> {
@@ -30,14 +240,14 @@ fn measures<'a>(judged: impl IntoIterator<Item = (&'a Hypothesis, u32, f32)>) ->
         }
     }
     let mut measures = Measures::default();
-    measures.set("all", "hypotheses", all);
+    measures.set("all", "sentences", all);
     let total = [0, 1, 2].map(|i| sums.iter().map(|class| class[i]).sum::<f64>());
     if total[0] > 0.0 {
         measures.extend("all", [("accuracy", total[1] / total[0]), ("loss", total[2] / total[0])]);
     }
     for (name, [count, right, loss]) in LABELS.into_iter().zip(sums) {
         if count > 0.0 {
-            measures.extend(name, [("hypotheses", count), ("accuracy", right / count), ("loss", loss / count)]);
+            measures.extend(name, [("sentences", count), ("accuracy", right / count), ("loss", loss / count)]);
         }
     }
     measures
@@ -64,16 +274,11 @@ mod tests {
 
     #[test]
     fn accuracy_is_over_labelled_hypotheses_in_all_and_by_class() {
-        let hypothesis = |label: Option<u32>| Hypothesis {
-            pair_id: "a".into(),
-            image: 0,
-            sentence: "x".into(),
-            label,
-        };
+        let hypothesis = |label: Option<u32>| Hypothesis { pair_id: "a".into(), image: 0, sentence: "x".into(), label };
         let examples = [Some(0), Some(2), Some(2), None, Some(2)].map(hypothesis);
         let judged = examples.iter().zip([0, 2, 1, 1, 0]).map(|(example, judgement)| (example, judgement, 0.5));
         let found = measures(judged);
-        let get = |set: &str| [found.get(set, "hypotheses"), found.get(set, "accuracy"), found.get(set, "loss")];
+        let get = |set: &str| [found.get(set, "sentences"), found.get(set, "accuracy"), found.get(set, "loss")];
         assert_eq!(get("all"), [Some(5.0), Some(0.5), Some(0.5)]);
         assert_eq!(get("contradiction"), [Some(1.0), Some(1.0), Some(0.5)]);
         assert_eq!(get("neutral"), [None, None, None]);

@@ -6,17 +6,250 @@
 //! number, which is the sum over the image's real regions. The region of the largest logit is right when its IoU is above
 //! 0.5. The IoU is the original's, in pixels with the last pixel inside the box.
 
+use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::binary_cross_entropy;
-use crate::Result;
+use super::{Exam, Reads, Step, Task};
+use crate::answering::check_features;
 use crate::data::batches::Batch;
+use crate::data::image_examples::ImageExamples;
 use crate::data::refcoco::Expression;
+use crate::evaluate::Evaluation;
+use crate::job::Job;
+use crate::log::card::Description;
 use crate::measures::Measures;
-use candle_core::Tensor;
+use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
+use crate::run_folder::{CheckpointFiles, CheckpointParts, Preprocessing, lacking_head, weights_file};
+use crate::sums::BatchLoss;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use indicatif::ProgressBar;
 use lxmert_core::boxes::{self, BoxXyxy};
-use std::collections::BTreeMap;
+use lxmert_core::checkpoint::{atomic_write, load_weights};
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::features::FeatureStore;
+use lxmert_core::model::ReferringModel;
+use lxmert_core::ops::PackedWeights;
+use lxmert_core::text::WordPiece;
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
+use std::path::Path;
+
+/// The expressions of a split.
+type ExpressionSet = ImageExamples<Expression, 1>;
 
 /// The IoU that a region must exceed to be right.
 const RIGHT: f32 = 0.5;
+
+/// The head's weights.
+const HEAD: &str = "referring_head.";
+
+/// Finding the region that an expression names.
+pub struct Referring {
+    data: ExampleSplits<Expression, 1>,
+    config: LxmertConfig,
+    model: ReferringModel,
+    recipe: Recipe,
+    device: Device,
+}
+
+impl Task for Referring {
+    const NAME: &'static str = "referring";
+    const ABOUT: &'static str =
+        "Which region does the expression name? RefCOCO, RefCOCO+, RefCOCOg. Measured by accuracy at an IoU above 0.5";
+    const READS: Reads = Reads::Examples("referring");
+    const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
+        name: "paper-refcoco",
+        about: "volta's RefCOCO+: 20 epochs of batches of 256 at 1e-4",
+        recipe: || Self::recipe(Suits::Benchmark),
+    }];
+
+    type Example = usize;
+    type Batch = ExampleBatch;
+
+    fn recipe(suits: Suits) -> Recipe {
+        let recipe = Recipe::fine_tuning_for(suits).for_task(Self::NAME, "val/accuracy");
+        match suits {
+            // volta's config_tasks/ctrl_trainval_tasks.yml.
+            Suits::Benchmark => Recipe {
+                epochs: 20,
+                batch_size: 256,
+                learning_rate: 1e-4,
+                max_length: 20,
+                regions: Some(36),
+                optimiser: Optimiser::AdamW,
+                decay_all: false,
+                clip: 1.0,
+                ..recipe
+            },
+            Suits::Scenes | Suits::Photos => recipe,
+        }
+    }
+
+    fn evaluate(exam: &Exam) -> Result<Measures> {
+        let CheckpointFiles { place, config, preprocessing, text } =
+            CheckpointFiles::open(exam.checkpoint, Self::NAME)?;
+        let model = open_model(&place.weights, &config, exam.how.device)?;
+        let store = FeatureStore::open(exam.data.features())?;
+        check_features(&config, &preprocessing, store.info().feature_dim)?;
+        let with = (&text, &preprocessing);
+        let (set, regions) = ExampleSplits::test_split(exam.data, &store, with, exam.allow_missing_images)?;
+        measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+    }
+
+    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+        let recipe = job.recipe.clone();
+        let data = ExampleSplits::load(job, text, |_| true)?;
+        // Answers are for questions; this head has no place in the hub's configuration.
+        let config = LxmertConfig { num_qa_labels: 0, ..recipe.lxmert_model(data.store.info().feature_dim)? };
+        let model = ReferringModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        Ok(Self { data, config, model, recipe, device: job.device.clone() })
+    }
+
+    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+        let fresh = [vec![format!("{HEAD}*")], self.recipe.allow_missing.clone()].concat();
+        Ok(load_weights(&weights_file(checkpoint)?, &ReferringModel::expected(&self.config)?, &fresh)?)
+    }
+
+    fn introduction(&self) -> Vec<String> {
+        self.data.introduction(self.recipe.max_length)
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.data.batches_per_epoch(self.recipe.batch_size)
+    }
+
+    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
+        self.data.epoch(&self.recipe, epoch)
+    }
+
+    fn read(&self, expressions: Vec<usize>) -> Result<ExampleBatch> {
+        self.data.read(expressions)
+    }
+
+    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
+        let ExampleBatch { examples, inputs } = &batch;
+        let logits = self.model.forward(&inputs.inputs(step.device)?, &step.forward())?; // [batch, regions]
+        let (losses, choices) = judge(&logits, &self.data.train, examples, inputs)?;
+        let right = choices.iter().filter(|choice| choice.iou > RIGHT).count();
+        step.loss(&losses.sum_all()?, examples.len(), right)
+    }
+
+    fn validate(&self) -> Result<Measures> {
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure_and_predict(&self.model, &self.data.validation, self.place(), how, None, &ProgressBar::hidden())
+    }
+
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+        let best = open_model(&weights_file(folder)?, &self.config, &self.device)?;
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
+    }
+
+    fn checkpoint(&self) -> CheckpointParts {
+        CheckpointParts {
+            config: self.config.clone(),
+            // No class of transformers has a head over regions' final states. The trunk opens in this one, which reports the
+            // head's two weights, `referring_head.{weight,bias}`, as unexpected.
+            architecture: "LxmertModel",
+            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            answers: Vec::new(),
+        }
+    }
+
+    fn description(&self) -> Description {
+        Description {
+            title: "referring expressions".into(),
+            pipeline_tag: "zero-shot-object-detection",
+            does: "Finds the region that an expression names, from the image's regions and the expression's words. \
+                   transformers' `LxmertModel` opens the trunk and reports `referring_head.*`, for which it has no class, as \
+                   unexpected."
+                .into(),
+            data: self.data.table(),
+            losses: "Binary cross entropy of each region with the IoU of its box and the named object's, summed over the \
+                     regions."
+                .into(),
+        }
+    }
+}
+
+impl Referring {
+    fn place(&self) -> (&FeatureStore, usize) {
+        (&self.data.store, self.data.regions)
+    }
+}
+
+/// The model whose weights were trained on referring expressions.
+///
+/// # Errors
+/// When the weights are not there or not this model's.
+fn open_model(weights: &Path, config: &LxmertConfig, device: &Device) -> Result<ReferringModel> {
+    let weights: HashMap<String, Tensor> = load_weights(weights, &ReferringModel::expected(config)?, &[])
+        .map_err(|error| {
+            lacking_head(error.into(), HEAD, "no head over regions; name a checkpoint of --task referring")
+        })?
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
+        .collect::<Result<_>>()?;
+    Ok(ReferringModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
+}
+
+/// Each expression's loss, `[batch]`, and the region that is chosen for it. `logits`: `[batch, regions]`.
+fn judge(logits: &Tensor, set: &ExpressionSet, expressions: &[usize], inputs: &Batch) -> Result<(Tensor, Vec<Choice>)> {
+    let rows = logits.to_vec2::<f32>()?;
+    let (mut targets, mut choices) = (Vec::with_capacity(inputs.region_mask.len()), Vec::with_capacity(rows.len()));
+    for ((row, &index), logits) in expressions.iter().enumerate().zip(&rows) {
+        let expression = &set.examples()[index];
+        targets.extend(overlaps(expression, inputs, row));
+        choices.push(Choice::of(expression, inputs, row, logits));
+    }
+    Ok((losses(logits, &targets, &inputs.region_mask)?, choices))
+}
+
+/// Measures over a set of expressions; the chosen regions go into the folder `predictions`. `place`: the store, and regions
+/// per image.
+fn measure_and_predict(
+    model: &ReferringModel,
+    set: &ExpressionSet,
+    place: (&FeatureStore, usize),
+    how: Evaluation,
+    predictions: Option<&Path>,
+    bar: &ProgressBar,
+) -> Result<Measures> {
+    bar.set_length(set.len() as u64);
+    let mut chosen = vec![(Choice::default(), 0.0); set.len()];
+    let packed = PackedWeights::new();
+    let run = how.forward(&packed);
+    for_each_batch(set, place, how, bar, |expressions, inputs| {
+        let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
+        let (losses, choices) = judge(&logits, set, expressions, inputs)?;
+        for ((&index, choice), loss) in expressions.iter().zip(choices).zip(losses.to_vec1::<f32>()?) {
+            chosen[index] = (choice, loss);
+        }
+        Ok(())
+    })?;
+    if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
+        write_predictions(folder, set, &chosen)?;
+    }
+    Ok(measures(set.examples().iter().zip(&chosen).map(|(expression, (choice, loss))| (expression, choice, *loss))))
+}
+
+/// Writes `refcoco.json` into `folder`: for each expression the chosen box (x y width height in pixels, as `instances.json`
+/// has them) and its IoU with the named object's.
+fn write_predictions(folder: &Path, set: &ExpressionSet, chosen: &[(Choice, f32)]) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let entry = |(expression, (choice, _)): (&Expression, &(Choice, f32))| {
+        let bbox = choice.box_xyxy_px.map(|[x0, y0, x1, y1]| [x0, y0, x1 - x0, y1 - y0]);
+        let (ref_id, sent_id, split) = (expression.ref_id, expression.sent_id, &expression.split);
+        json!({"ref_id": ref_id, "sent_id": sent_id, "split": split, "bbox": bbox, "iou": choice.iou})
+    };
+    let entries: Vec<_> = set.examples().iter().zip(chosen).map(entry).collect();
+    Ok(atomic_write(&folder.join("refcoco.json"), |file| {
+        serde_json::to_writer(&mut *file, &entries)?;
+        file.write_all(b"\n")
+    })?)
+}
 
 /// The IoU of each region of row `row` with the named object's box; 0 for padding.
 fn overlaps(expression: &Expression, batch: &Batch, row: usize) -> Vec<f32> {
@@ -41,7 +274,7 @@ fn losses(logits: &Tensor, targets: &[f32], mask: &[f32]) -> Result<Tensor> {
 }
 
 /// What a model chose for an expression, and what there was to choose from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Choice {
     /// The chosen region's box; `None` in an image without regions.
     pub box_xyxy_px: Option<BoxXyxy>,
@@ -160,7 +393,8 @@ mod tests {
     #[test]
     fn the_best_scored_region_is_right_above_one_half() {
         let named = expression("testA", [0.0, 0.0, 9.0, 9.0]);
-        let (first, second) = (Choice::of(&named, &batch(), 0, &[2.0, 1.0]), Choice::of(&named, &batch(), 0, &[1.0, 2.0]));
+        let (first, second) =
+            (Choice::of(&named, &batch(), 0, &[2.0, 1.0]), Choice::of(&named, &batch(), 0, &[1.0, 2.0]));
         assert!((first.iou - 1.0).abs() < 1e-6 && (second.iou - 0.4).abs() < 1e-6);
         assert_eq!((second.best_iou, second.chance), (first.best_iou, 0.5));
         // Padding is never chosen, however high its logit.

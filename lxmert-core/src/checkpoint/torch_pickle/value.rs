@@ -13,7 +13,8 @@ const DEEPEST: usize = 64;
 /// longer than the pickle.
 pub fn to_json(pickle: &Unpickled) -> Result<Value, String> {
     // Values that the pickle states once and uses often (field names, words) are copied, so the JSON may be longer.
-    let mut conversion = Conversion { heap: &pickle.heap, left: pickle.length.saturating_mul(32).saturating_add(1 << 16) };
+    let mut conversion =
+        Conversion { heap: &pickle.heap, left: pickle.length.saturating_mul(32).saturating_add(1 << 16) };
     conversion.value(pickle.root, 0)
 }
 
