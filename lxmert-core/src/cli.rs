@@ -1,10 +1,17 @@
-//! Arguments that mean the same in every binary, and what they set up.
+//! What every command shares: common options, parsing, signals, printing, exit codes.
 
+pub use crate::interrupt::{check_interrupt, interrupted};
 use crate::ops::Precision;
 use crate::{Error, Result};
 use candle_core::Device;
+use clap::Parser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where tensors live and products are computed.
@@ -43,7 +50,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// When a device asked for by name is not there or this build lacks its feature.
+    /// When a device asked for by name cannot be opened, or this build lacks its feature.
     pub fn open(self) -> Result<Device> {
         let absent = |name: &str, source: candle_core::Error| {
             Error::Argument(format!(
@@ -77,12 +84,59 @@ pub struct CommonArgs {
     /// Say more (-v debug, -vv trace)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Common options")]
     pub verbose: u8,
-    /// Say only what went wrong; no progress bar
+    /// Report errors only; no progress bar
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Common options")]
     pub quiet: bool,
 }
 
-/// Says so when products of `precision` are slower than f32 on `device`.
+/// Parses the command line. Common options may stand before or after a subcommand; an option that only the command without a
+/// subcommand has is refused before one. Ends the process on `--help` and on an error, as clap does.
+pub fn parse<T: Parser>() -> T {
+    parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> std::result::Result<T, clap::Error> {
+    let mut command = T::command();
+    let matches = command.try_get_matches_from_mut(words)?;
+    if let Some((subcommand, _)) = matches.subcommand() {
+        let given = |arg: &&clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+        let misplaced = command.get_arguments().filter(|arg| !arg.is_global_set()).find(given).map(ToString::to_string);
+        if let Some(arg) = misplaced {
+            let message = format!("the argument '{arg}' cannot be used before the subcommand '{subcommand}'");
+            return Err(command.error(ErrorKind::ArgumentConflict, message));
+        }
+    }
+    T::from_arg_matches(&matches)
+}
+
+/// [`print()`] with a line break after it.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_line(results: impl Display) -> Result<()> {
+    print(format_args!("{results}\n"))
+}
+
+/// Prints a command's results on standard output. A reader that closed the pipe (`| head`) wants no more, so that is no error.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be written, as on a full disk.
+pub fn print(results: impl Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "{results}").and_then(|()| out.flush()).or_else(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(Error::Io { path: "standard output".into(), source: error }),
+    })
+}
+
+/// Reports a failed job on standard error and gives its exit code: 130 where the user stopped it, else 1.
+pub fn report_failure(error: &dyn Display, stopped: bool) -> ExitCode {
+    // Standard error may be closed, as after a hang-up; there is nobody to tell then.
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    ExitCode::from(if stopped { 130 } else { 1 })
+}
+
+/// Warns where products of `precision` are slower than f32 on `device`.
 pub fn warn_of_slow(precision: Precision, device: &Device) {
     if !precision.is_fast_on(device) {
         log::warn!("--precision {precision}: this CPU has no instruction for it (AVX512-BF16), so f32 is faster");
@@ -128,9 +182,9 @@ impl CommonArgs {
     }
 }
 
-/// candle reads its thread counts from the environment. Its own pool, which only its elementwise
-/// operations use, spins while it waits and takes the cores from our kernels (a quarter of the time of
-/// a training step on two cores), so it stays off unless the user sizes it.
+/// candle reads its thread counts from the environment. Its own pool serves only its elementwise operations and spins while it
+/// waits, which takes the cores from our kernels (a quarter of a training step's time on two cores). So it has one thread unless
+/// the user sets another number.
 #[allow(unsafe_code)]
 fn set_thread_variables(threads: Option<u16>) {
     // SAFETY: called from `CommonArgs::start`, first thing in `main`, while this is the only thread.
@@ -144,9 +198,8 @@ fn set_thread_variables(threads: Option<u16>) {
     }
 }
 
-/// Tells the allocator to keep what is freed, up to 2 GiB, for what comes next: for training, whose every step takes and frees as
-/// much memory as the step before. By glibc's own rule it goes back to the system, whose clearing of fresh pages is a tenth of the
-/// base model's step. Without effect elsewhere.
+/// Makes glibc keep freed memory, up to 2 GiB, for training: every step allocates and frees as much as the step before. By its own
+/// rule glibc returns it to the system, and clearing fresh pages then takes a tenth of the base model's step. No effect elsewhere.
 #[allow(unsafe_code)]
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -157,43 +210,32 @@ pub fn keep_freed_memory() {
     }
 }
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static HANDLER: OnceLock<()> = OnceLock::new();
 
-/// Signals this close together are one press: a wrapper such as `timeout` passes a signal on that the
-/// terminal, or its own process group, has sent to the program already.
+/// Signals this close together count as one: a wrapper such as `timeout` passes on a signal that the terminal, or its own process
+/// group, has sent to the program already.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
-/// Installs the Ctrl-C handler: the first press asks the job to stop at the next safe point, the
-/// second ends the process at once (files are written whole or not at all, so nothing is lost).
+/// Installs the handler of Ctrl-C: the first press asks the job to stop at the next safe point, the second ends the process at once
+/// (files are written whole or not at all, so nothing is lost).
 pub fn catch_interrupts() {
     HANDLER.get_or_init(|| {
         let mut first: Option<Instant> = None;
         let _ = ctrlc::set_handler(move || {
-            INTERRUPTED.store(true, Ordering::SeqCst);
+            crate::interrupt::set();
             match first {
                 Some(first) if first.elapsed() > ONE_PRESS => std::process::exit(130),
                 Some(_) => {}
                 None => {
                     first = Some(Instant::now());
-                    eprintln!("\nstopping at the next safe point; press Ctrl-C again to stop at once");
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "\nstopping at the next safe point; press Ctrl-C again to stop at once"
+                    );
                 }
             }
         });
     });
-}
-
-/// Whether Ctrl-C was pressed since the handler was installed.
-pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::SeqCst)
-}
-
-/// [`Error::Interrupted`] once Ctrl-C was pressed; call at every safe point of a long job.
-///
-/// # Errors
-/// [`Error::Interrupted`].
-pub fn check_interrupt() -> Result<()> {
-    if interrupted() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -206,5 +248,42 @@ mod tests {
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         assert!("cuda:x".parse::<DeviceChoice>().is_err());
         assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Job {
+        #[command(subcommand)]
+        command: Option<Task>,
+        /// An option of the bare command.
+        #[arg(long)]
+        output: Option<String>,
+        #[command(flatten)]
+        common: CommonArgs,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum Task {
+        Inspect { name: String },
+    }
+
+    fn parse_words(words: &str) -> std::result::Result<Job, clap::Error> {
+        parse_from(words.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn common_options_stand_before_or_after_a_subcommand() {
+        for words in ["job -q --seed 3 inspect a", "job inspect -q --seed 3 a", "job -q inspect a --seed 3"] {
+            let job = parse_words(words).unwrap();
+            assert!(matches!(job.command, Some(Task::Inspect { name }) if name == "a"), "{words}");
+            assert_eq!((job.common.quiet, job.common.seed()), (true, 3), "{words}");
+        }
+        assert_eq!(parse_words("job --output x -q").unwrap().output.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn refuses_an_option_of_the_bare_command_before_a_subcommand() {
+        let error = parse_words("job --output x inspect a").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ArgumentConflict);
+        assert!(error.to_string().contains("--output") && error.to_string().contains("inspect"), "{error}");
     }
 }

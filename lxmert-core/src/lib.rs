@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod features;
+pub mod interrupt;
 pub mod model;
 pub mod nearby;
 pub mod ops;
