@@ -107,14 +107,16 @@ impl Hypothesis {
         }
     }
 
-    /// A sentence about two objects or one of a scene, entailed by it or not.
+    /// A sentence about one object of a scene or two, which the scene entails where the descriptions fit no other object.
     fn draw(objects: &[Object], rng: &mut ChaCha8Rng) -> Option<Self> {
         let (a, b) = (objects.choose(rng)?, objects.choose(rng)?);
         // Few scenes have an object of one shape and colour, and fewer have two of them: relations name one attribute.
         if rng.random_bool(0.3) {
             let mut named = |object: &Object| Reference::of(object, *[SHAPE, COLOUR].choose(rng).unwrap_or(&SHAPE));
-            let (a, b) = (named(a), named(b));
-            return Some(Self::Lies(a, *Relation::ALL.choose(rng)?, b));
+            let (first, second) = (named(a), named(b));
+            let clear: Vec<Relation> =
+                Relation::ALL.into_iter().filter(|relation| relation.clearly_holds(a, b)).collect();
+            return Some(Self::Lies(first, *clear.choose(rng)?, second));
         }
         let (subject, attribute) = *[
             (SHAPE, COLOUR),
@@ -133,10 +135,9 @@ impl Hypothesis {
 /// and entail it, in the order of [`Label`]. `None` when several tries find none.
 pub(crate) fn state(scenes: &[&[Object]], index: usize, rng: &mut ChaCha8Rng) -> Option<(Hypothesis, [usize; 3])> {
     for _ in 0..200 {
-        let hypothesis = Hypothesis::draw(scenes[index], rng)?;
-        if hypothesis.label(scenes[index]) != Some(Label::Entailment) {
-            continue;
-        }
+        let drawn = Hypothesis::draw(scenes[index], rng);
+        let entailed = |hypothesis: &Hypothesis| hypothesis.label(scenes[index]) == Some(Label::Entailment);
+        let Some(hypothesis) = drawn.filter(entailed) else { continue };
         let mut another = |label: Label| {
             let mut tries = (0..200).map(|_| rng.random_range(0..scenes.len()));
             tries.find(|&other| hypothesis.label(scenes[other]) == Some(label))

@@ -170,6 +170,7 @@ fn for_each_ref(path: &Path, mut take: impl FnMut(Entry) -> std::result::Result<
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::path::PathBuf;
 
     const INSTANCES_JSON: &str = r#"{"info": {}, "images": [
         {"id": 12, "file_name": "COCO_train2014_000000000012.jpg", "width": 640, "height": 480, "license": 1},
