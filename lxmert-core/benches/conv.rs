@@ -6,7 +6,7 @@
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, Matrix, MatrixMut, PackedConv2d, Residual, Threads, Write, conv2d, gemm,
+    BufferPool, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Residual, Threads, Write, conv2d, gemm,
 };
 use std::hint::black_box;
 
@@ -37,7 +37,7 @@ fn layers(c: &mut Criterion) {
         let work = 2 * channels * kernel * kernel * out * (height / stride) * (width / stride);
         let mut group = c.benchmark_group(name);
         group.sample_size(10).throughput(Throughput::Elements(work as u64));
-        let packed = PackedConv2d::new(&w, Some(&b), stride, padding, true).unwrap();
+        let packed = PrepackedConv2d::with_precision(&w, Some(&b), stride, padding, true, Precision::F32).unwrap();
         let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
         group.bench_function("packed", |bench| bench.iter(|| packed.forward(black_box(&map), Residual::None).unwrap()));
         group.bench_function("conv2d", |bench| bench.iter(|| conv2d(black_box(&x), &w, Some(&b), stride, padding)));

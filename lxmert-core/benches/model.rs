@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
+use lxmert_core::model::{LxmertInputs, MatchingModel, Pass, init};
 use lxmert_core::ops::DropoutRng;
 use lxmert_core::procedural;
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn benches(c: &mut Criterion) {
         let (model, inputs) = (model(&config), inputs(&config, batch, words, regions));
         let id = format!("{preset}, batch {batch}, {words} words, {regions} regions");
         group.bench_function(BenchmarkId::new("forward", &id), |b| {
-            b.iter(|| model.forward(&inputs, &Forward::eval()).expect("the inputs fit"));
+            b.iter(|| model.forward(&inputs, &Pass::eval()).expect("the inputs fit"));
         });
         if preset == "base" && batch > 1 {
             continue;
@@ -53,7 +53,7 @@ fn benches(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("forward and backward", &id), |b| {
             b.iter(|| {
                 let rng = DropoutRng::new(0, 0);
-                let output = model.forward(&inputs, &Forward::train(&rng)).expect("the inputs fit");
+                let output = model.forward(&inputs, &Pass::train(&rng)).expect("the inputs fit");
                 output.logits.sum_all().and_then(|loss| loss.backward()).expect("every op has a gradient")
             });
         });

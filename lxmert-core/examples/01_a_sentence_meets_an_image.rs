@@ -6,7 +6,7 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel, init};
+use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass, init};
 use lxmert_core::procedural;
 use lxmert_core::text::WordPiece;
 
@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
     };
 
     // %% Each stream through its own encoder: they have not met yet
-    let run = Forward::capture(Capture::Maps);
+    let run = Pass::capture(Capture::Maps);
     let language = model.encode_language(&inputs.input_ids, None, &run)?;
     let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, None, &run)?;
     println!("language {:?}, vision {:?}", language.states.dims(), vision.states.dims());

@@ -10,7 +10,7 @@ use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::checkpoint::{Place, atomic_write, load_weights, names, read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{
-    AnswerModel, Forward, LxmertInputs, LxmertModel, MatchingModel, PairModel, PretrainingModel, init,
+    AnswerModel, LxmertInputs, LxmertModel, MatchingModel, PairModel, Pass, PretrainingModel, init,
 };
 use lxmert_core::procedural;
 use std::collections::{BTreeMap, HashMap};
@@ -66,7 +66,7 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
     let mut said: Vec<(&str, Tensor)> = Vec::new();
     let trunk = if has("cls.predictions.") {
         let model = PretrainingModel::new(&config, vb)?;
-        let trunk = model.trunk.forward(&inputs, &Forward::eval())?;
+        let trunk = model.trunk.forward(&inputs, &Pass::eval())?;
         let logits = model.heads.forward(&trunk)?;
         said.extend([("words", logits.words), ("matching", logits.matching), ("features", logits.regions.features)]);
         let some = [
@@ -77,16 +77,16 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
         said.extend(some.into_iter().filter_map(|(name, logits)| Some((name, logits?))));
         trunk
     } else if has("cls.seq_relationship.") {
-        let output = MatchingModel::new(&config, vb)?.forward(&inputs, &Forward::eval())?;
+        let output = MatchingModel::new(&config, vb)?.forward(&inputs, &Pass::eval())?;
         said.push(("match", output.logits));
         output.trunk
     } else if over_two_images(&held, &config) {
         // Rows of the inputs are pairs: a statement with its left image, then with its right one.
         let model = PairModel::new(&config, vb.clone())?;
-        said.push(("statements", model.forward(&inputs, &Forward::eval())?));
-        LxmertModel::new(&config, vb.pp("lxmert"))?.forward(&inputs, &Forward::eval())?
+        said.push(("statements", model.forward(&inputs, &Pass::eval())?));
+        LxmertModel::new(&config, vb.pp("lxmert"))?.forward(&inputs, &Pass::eval())?
     } else {
-        let output = AnswerModel::new(&config, vb)?.forward(&inputs, &Forward::eval())?;
+        let output = AnswerModel::new(&config, vb)?.forward(&inputs, &Pass::eval())?;
         said.push(("answers", output.logits));
         output.trunk
     };

@@ -62,9 +62,25 @@ impl DeviceChoice {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(n) => Device::new_cuda(n).map_err(|e| absent(&format!("cuda:{n}"), e)),
             Self::Metal => Device::new_metal(0).map_err(|e| absent("metal", e)),
-            Self::Auto if cfg!(feature = "cuda") => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
-            Self::Auto if cfg!(feature = "metal") => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
+            Self::Auto if cfg!(feature = "cuda") => Ok(or_cpu("cuda", Device::new_cuda(0))),
+            Self::Auto if cfg!(feature = "metal") => Ok(or_cpu("metal", Device::new_metal(0))),
             Self::Auto => Ok(Device::Cpu),
+        }
+    }
+}
+
+/// The accelerator that `--device auto` tried to open, else the CPU; either is logged.
+fn or_cpu(name: &str, opened: candle_core::Result<Device>) -> Device {
+    match opened {
+        Ok(device) => {
+            log::info!("computing on {name}");
+            device
+        }
+        Err(error) => {
+            log::warn!(
+                "computing on the CPU: --device auto could not open {name}: {error}; --device cpu chooses it without this warning"
+            );
+            Device::Cpu
         }
     }
 }
@@ -241,6 +257,29 @@ pub fn catch_interrupts() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn auto_takes_the_cpu_with_a_warning_when_the_accelerator_fails_to_open() {
+        static WARNINGS: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+        struct Recorder;
+        impl log::Log for Recorder {
+            fn enabled(&self, _: &log::Metadata) -> bool {
+                true
+            }
+            fn log(&self, record: &log::Record) {
+                WARNINGS.lock().unwrap().push(format!("{} {}", record.level(), record.args()));
+            }
+            fn flush(&self) {}
+        }
+        log::set_logger(&Recorder).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
+        let device = or_cpu("cuda", Err(candle_core::Error::Msg("no driver".into())));
+        assert!(device.is_cpu());
+        let said = WARNINGS.lock().unwrap().clone();
+        let warned =
+            |part: &str| said.iter().any(|line| line.starts_with("WARN computing on the CPU") && line.contains(part));
+        assert!(warned("cuda") && warned("no driver"), "{said:?}");
+    }
 
     #[test]
     fn device_names_parse() {

@@ -1,8 +1,10 @@
 //! The model's configuration, read from and written to the hub's `config.json`.
 
+use crate::json::{self, Fields};
 use crate::{Error, Result};
 use candle_nn::Activation;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// How the two streams meet.
@@ -69,6 +71,31 @@ pub struct LxmertConfig {
     pub cross_layer: CrossLayer,
 }
 
+/// The largest width, vocabulary or number of classes, and the most layers of an encoder: far beyond any model, so that a
+/// slip of the pen is an error and not an allocation.
+const MOST_ROWS: usize = 1 << 24;
+const MOST_LAYERS: usize = 1000;
+
+/// What LXMERT's language encoder takes from BERT's `config.json`, under the same key in both.
+const BERT_KEYS: [&str; 8] = [
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+];
+
+/// Whether a `config.json` describes BERT: by name, or, in the first ones, by a single number of layers.
+pub(crate) fn is_bert(fields: &Fields) -> bool {
+    match fields.get("model_type") {
+        Some(name) => name == "bert",
+        None => fields.get("num_hidden_layers").is_some_and(Value::is_number),
+    }
+}
+
 impl Default for LxmertConfig {
     fn default() -> Self {
         Self {
@@ -127,15 +154,36 @@ impl LxmertConfig {
         }
     }
 
-    /// Reads and checks a `config.json`.
+    /// Reads and checks an LXMERT `config.json`.
     ///
     /// # Errors
-    /// When the file cannot be read, is not JSON, describes another model, or its numbers do not
-    /// fit together.
+    /// When the file cannot be read, is not JSON, describes another model, or its numbers do not fit together.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let config: Self = serde_json::from_str(&text).map_err(Error::json(path))?;
+        let fields = json::read(path)?;
+        if is_bert(&fields) {
+            return Err(Error::format(
+                path,
+                "describes BERT, not LXMERT; name BERT's weights as --init to start from them",
+            ));
+        }
+        Self::from_fields(fields, path)
+    }
+
+    /// The configuration with these values of an LXMERT `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// When a value has another type than its key needs, or the values do not fit together.
+    pub(crate) fn from_fields(fields: Fields, path: &Path) -> Result<Self> {
+        let parse = |fields: Fields| serde_json::from_value::<Self>(Value::Object(fields));
+        let config = parse(fields.clone()).map_err(|error| {
+            // Every key has a default, so the wrong one is found by parsing each alone.
+            let alone = |(key, value): (&String, &Value)| {
+                let error = parse(Fields::from_iter([(key.clone(), value.clone())])).err()?;
+                Some(format!("{key}: {error}"))
+            };
+            Error::format(path, fields.iter().find_map(alone).unwrap_or_else(|| error.to_string()))
+        })?;
         if config.model_type != "lxmert" {
             return Err(Error::format(path, format!("model_type is '{}', not 'lxmert'", config.model_type)));
         }
@@ -143,12 +191,34 @@ impl LxmertConfig {
         Ok(config)
     }
 
-    /// Whether the numbers fit together.
+    /// The LXMERT that BERT with this `config.json` starts: BERT's sizes, activation and epsilon. Of its layers at most 9
+    /// are taken, as the original takes 9 of 12, and the other two encoders keep the paper's proportion to them, 9 : 5 : 5.
     ///
     /// # Errors
-    /// When the heads do not divide the width, a size is zero, or a dropout is not in 0..1.
+    /// As [`LxmertConfig::from_fields`].
+    pub(crate) fn from_bert_fields(bert: &Fields, path: &Path) -> Result<Self> {
+        let published = Self::default();
+        let wrong = || Error::format(path, "num_hidden_layers is not a number of layers");
+        let layers = match bert.get("num_hidden_layers") {
+            Some(layers) => layers.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(wrong)?,
+            None => 12,
+        };
+        let language = layers.min(published.l_layers);
+        let others = (language * published.r_layers).div_ceil(published.l_layers);
+        let mut fields: Fields =
+            BERT_KEYS.iter().filter_map(|&key| Some((key.to_string(), bert.get(key)?.clone()))).collect();
+        for (key, layers) in [("l_layers", language), ("r_layers", others), ("x_layers", others)] {
+            fields.insert(key.into(), json!(layers));
+        }
+        Self::from_fields(fields, path)
+    }
+
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    /// When the heads do not divide the width, a size is zero or beyond any model's, or a dropout is not in 0..1.
     pub fn check(&self) -> Result<()> {
-        let positive = [
+        let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("num_attention_heads", self.num_attention_heads),
@@ -157,8 +227,19 @@ impl LxmertConfig {
             ("type_vocab_size", self.type_vocab_size),
             ("visual_feat_dim", self.visual_feat_dim),
         ];
-        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        if let Some((name, _)) = sizes.iter().find(|(_, value)| *value == 0) {
             return Err(Error::Argument(format!("{name} is 0")));
+        }
+        let labels = [
+            ("num_qa_labels", self.num_qa_labels),
+            ("num_object_labels", self.num_object_labels),
+            ("num_attr_labels", self.num_attr_labels),
+        ];
+        let layers = [("l_layers", self.l_layers), ("r_layers", self.r_layers), ("x_layers", self.x_layers)];
+        for (limit, counts) in [(MOST_ROWS, sizes.as_slice()), (MOST_ROWS, &labels), (MOST_LAYERS, &layers)] {
+            if let Some((name, value)) = counts.iter().find(|(_, value)| *value > limit) {
+                return Err(Error::Argument(format!("{name} is {value}; the largest allowed is {limit}")));
+            }
         }
         if self.visual_pos_dim != 4 {
             return Err(Error::Argument(format!("visual_pos_dim is {}, boxes have 4 numbers", self.visual_pos_dim)));
@@ -180,18 +261,17 @@ impl LxmertConfig {
         Ok(())
     }
 
-    /// The `config.json` text, as `transformers` opens it. Heads of 0 classes are switched off in its words
-    /// (`visual_attr_loss`, …), since it would build them otherwise.
+    /// The text of a `config.json` that `transformers` opens. Heads of 0 classes are switched off under its own keys
+    /// (`visual_attr_loss`, …); otherwise it would build them.
     pub fn to_json(&self, architecture: &str) -> String {
-        let mut value = serde_json::json!({
+        let mut value = json!({
             "architectures": [architecture],
             "num_hidden_layers": {"vision": self.r_layers, "cross_encoder": self.x_layers, "language": self.l_layers},
             "task_qa": self.num_qa_labels > 0,
             "visual_obj_loss": self.num_object_labels > 0,
             "visual_attr_loss": self.num_attr_labels > 0,
         });
-        if let (Some(all), Ok(serde_json::Value::Object(fields))) = (value.as_object_mut(), serde_json::to_value(self))
-        {
+        if let (Some(all), Ok(Value::Object(fields))) = (value.as_object_mut(), serde_json::to_value(self)) {
             all.extend(fields);
         }
         format!("{value:#}\n")
@@ -202,28 +282,55 @@ impl LxmertConfig {
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<LxmertConfig> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, text).unwrap();
+        LxmertConfig::from_file(path)
+    }
+
     #[test]
-    fn the_hub_s_fields_are_read_and_unknown_ones_pass() {
+    fn reads_the_hub_s_keys_and_ignores_unknown_ones() {
         let json = r#"{"architectures":["LxmertForPreTraining"],"model_type":"lxmert","hidden_size":24,"num_attention_heads":3,"hidden_act":"gelu","num_hidden_layers":{"vision":5,"cross_encoder":5,"language":9},"task_qa":true}"#;
-        let config: LxmertConfig = serde_json::from_str(json).unwrap();
+        let config = read(json).unwrap();
         assert_eq!((config.hidden_size, config.num_attention_heads, config.l_layers), (24, 3, 9));
         assert_eq!(config.hidden_act, Activation::Gelu);
-        config.check().unwrap();
     }
 
     #[test]
-    fn a_written_config_reads_back_equal() {
+    fn written_config_reads_back_equal() {
         let config = LxmertConfig::preset("small").unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config.json");
-        std::fs::write(&path, config.to_json("LxmertForPreTraining")).unwrap();
-        assert_eq!(LxmertConfig::from_file(&path).unwrap(), config);
+        assert_eq!(read(&config.to_json("LxmertForPreTraining")).unwrap(), config);
     }
 
     #[test]
-    fn numbers_that_do_not_fit_are_refused() {
-        let heads = LxmertConfig { num_attention_heads: 7, ..LxmertConfig::default() };
-        assert!(heads.check().unwrap_err().to_string().contains("multiple"));
+    fn rejects_numbers_that_do_not_fit() {
+        for (json, part) in [
+            (r#"{"num_attention_heads": 7}"#, "hidden_size 768 is not a multiple of num_attention_heads 7"),
+            (r#"{"hidden_size": 0}"#, "hidden_size is 0"),
+            (r#"{"x_layers": 4000000000}"#, "x_layers is 4000000000"),
+            (r#"{"num_qa_labels": 1000000000000}"#, "num_qa_labels is 1000000000000"),
+            (r#"{"l_layers": -1}"#, "l_layers: invalid value"),
+            (r#"{"hidden_size": "wide"}"#, "hidden_size: invalid type"),
+            (r#"{"hidden_act": "quick_gelu"}"#, "hidden_act: unknown variant `quick_gelu`"),
+            (r#"{"model_type": "roberta"}"#, "model_type is 'roberta'"),
+            (r#"{"model_type": "bert"}"#, "describes BERT"),
+            (r#"{"num_hidden_layers": 12}"#, "describes BERT"),
+            ("[1]", "config.json"),
+        ] {
+            let error = read(json).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("config.json"), "{json}: {error}");
+        }
         assert!(LxmertConfig::preset("huge").unwrap_err().to_string().contains("tiny, small, base"));
+    }
+
+    #[test]
+    fn bert_s_layers_are_taken_in_the_paper_s_proportion() {
+        let layers = |count: usize| {
+            let bert = Fields::from_iter([("num_hidden_layers".to_string(), json!(count))]);
+            let config = LxmertConfig::from_bert_fields(&bert, Path::new("config.json")).unwrap();
+            [config.l_layers, config.r_layers, config.x_layers]
+        };
+        assert_eq!([layers(12), layers(4), layers(2), layers(1)], [[9, 5, 5], [4, 3, 3], [2, 2, 2], [1, 1, 1]]);
     }
 }

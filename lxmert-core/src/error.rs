@@ -82,7 +82,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A file could not be had from the hub.
+    /// A file could not be downloaded from the hub.
     #[error("{file}: {reason}")]
     Hub {
         /// The source as the user wrote it, `hf:owner/repo/file[@revision]`.
@@ -125,6 +125,20 @@ impl Error {
     pub fn json(path: impl AsRef<Path>) -> impl FnOnce(serde_json::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Json { path, source }
+    }
+
+    /// This error, or an [`Error::Format`] with `reason` where a checkpoint lacks nothing but the head whose weights start with
+    /// `head`.
+    #[must_use]
+    pub fn for_lacking_head(self, head: &str, reason: &str) -> Self {
+        match self {
+            Self::Checkpoint { path, missing, misshapen, .. }
+                if misshapen.is_empty() && !missing.is_empty() && missing.iter().all(|name| name.starts_with(head)) =>
+            {
+                Self::format(path, reason)
+            }
+            other => other,
+        }
     }
 
     /// An [`Error::Format`] at `path`.

@@ -1,6 +1,8 @@
 //! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels it
 //! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
 
+pub mod answering;
+pub mod answers;
 pub mod boxes;
 pub mod checkpoint;
 pub mod cli;
@@ -8,9 +10,11 @@ pub mod config;
 pub mod error;
 pub mod features;
 pub mod interrupt;
+pub mod json;
 pub mod model;
 pub mod nearby;
 pub mod ops;
+pub mod pretrained;
 pub mod procedural;
 pub mod text;
 pub mod workspace;

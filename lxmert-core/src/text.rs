@@ -1,6 +1,8 @@
-//! Sentences to WordPieces, as BERT's uncased tokeniser cuts them (Wu et al. 2016; Devlin et al. 2019).
+//! Sentences to WordPieces, as BERT's tokeniser cuts them (Wu et al. 2016; Devlin et al. 2019).
 
+use crate::json::{self, Fields};
 use crate::{Error, Result};
+use serde_json::Value;
 use std::path::Path;
 use tokenizers::models::wordpiece::WordPiece as WordPieceModel;
 use tokenizers::normalizers::bert::BertNormalizer;
@@ -10,9 +12,6 @@ use tokenizers::{Tokenizer, TokenizerBuilder};
 
 /// The vocabulary of `bert-base-uncased` (Apache-2.0), 30,522 entries.
 const BUNDLED: &str = include_str!("../../data/vocab/bert-base-uncased-vocab.txt");
-
-/// Entries that every BERT vocabulary has.
-const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
 
 /// One sentence as the model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,35 +26,82 @@ pub struct Encoding {
     pub truncated: usize,
 }
 
-/// BERT's uncased tokeniser over a vocabulary.
+/// The ids of the entries that every BERT vocabulary has and that stand for no word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// `[PAD]`: fills the shorter sentences of a batch.
+    pub pad: u32,
+    /// `[UNK]`: a word that cannot be cut into entries.
+    pub unk: u32,
+    /// `[CLS]`: before every sentence.
+    pub cls: u32,
+    /// `[SEP]`: after every sentence.
+    pub sep: u32,
+    /// `[MASK]`: a word to be guessed.
+    pub mask: u32,
+}
+
+/// BERT's tokeniser over a vocabulary.
 #[derive(Debug, Clone)]
 pub struct WordPiece {
     tokenizer: Tokenizer,
     vocabulary: Vec<String>,
-    sep: u32,
+    special: SpecialIds,
+    lower_case: bool,
 }
 
 impl WordPiece {
-    /// With the vocabulary that ships.
+    /// The tokeniser of `bert-base-uncased`, which ships with this crate.
     ///
     /// # Errors
-    /// Never for the vocabulary that ships; the signature is [`WordPiece::from_vocab`]'s.
+    /// Never for the bundled vocabulary; the signature is [`WordPiece::from_vocab`]'s.
     pub fn bundled() -> Result<Self> {
-        Self::from_lines(BUNDLED, Path::new("the bundled vocabulary"))
+        Self::new(lines(BUNDLED), true, Path::new("the bundled vocabulary"))
     }
 
-    /// With a `vocab.txt`, one entry a line.
+    /// The tokeniser of a `vocab.txt`, one entry a line. It is uncased unless a `tokenizer_config.json` beside it sets
+    /// `do_lower_case` to false.
     ///
     /// # Errors
-    /// When the file cannot be read, repeats an entry, or lacks a special one.
+    /// When a file cannot be read, or the vocabulary repeats an entry or lacks a special one.
     pub fn from_vocab(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Self::from_lines(&text, path)
+        let settings = path.with_file_name("tokenizer_config.json");
+        let lower_case = match settings.is_file() {
+            true => json::read::<Fields>(&settings)?.get("do_lower_case").and_then(Value::as_bool),
+            false => None,
+        };
+        Self::new(lines(text.strip_prefix('\u{feff}').unwrap_or(&text)), lower_case.unwrap_or(true), path)
     }
 
-    fn from_lines(text: &str, path: &Path) -> Result<Self> {
-        let vocabulary: Vec<String> = text.lines().map(|line| line.trim_end().to_string()).collect();
+    /// The tokeniser of a `tokenizer.json` of Hugging Face's tokenizers that holds a WordPiece model: its vocabulary, cased
+    /// or uncased as its normaliser says.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds another model; as [`WordPiece::from_vocab`] on its vocabulary.
+    pub fn from_tokenizer_json(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let json: Value = json::read(path)?;
+        let kind = json.pointer("/model/type").and_then(Value::as_str).unwrap_or("WordPiece");
+        let Some(ids) = json.pointer("/model/vocab").and_then(Value::as_object).filter(|_| kind == "WordPiece") else {
+            return Err(Error::format(path, format!("holds a {kind} model without WordPieces; LXMERT reads BERT's")));
+        };
+        let mut entries: Vec<(&Value, &String)> = ids.iter().map(|(entry, id)| (id, entry)).collect();
+        entries.sort_by_key(|(id, _)| id.as_u64());
+        if let Some((place, (id, entry))) =
+            entries.iter().enumerate().find(|(i, (id, _))| id.as_u64() != Some(*i as u64))
+        {
+            return Err(Error::format(
+                path,
+                format!("'{entry}' has id {id}, but ids go from 0 without a gap ({place} is next)"),
+            ));
+        }
+        let lower_case = json.pointer("/normalizer/lowercase").and_then(Value::as_bool).unwrap_or(true);
+        Self::new(entries.into_iter().map(|(_, entry)| entry.clone()).collect(), lower_case, path)
+    }
+
+    fn new(vocabulary: Vec<String>, lower_case: bool, path: &Path) -> Result<Self> {
         let mut ids = ahash::AHashMap::with_capacity(vocabulary.len());
         for (id, entry) in vocabulary.iter().enumerate() {
             if let Some(first) = ids.insert(entry.clone(), id as u32) {
@@ -63,21 +109,29 @@ impl WordPiece {
                 return Err(Error::format(path, format!("line {line} repeats '{entry}' of line {first}")));
             }
         }
-        if let Some(missing) = SPECIAL.iter().find(|entry| !ids.contains_key(**entry)) {
-            return Err(Error::format(path, format!("no line '{missing}'; is this a BERT vocab.txt?")));
-        }
-        let (cls, sep) = (ids["[CLS]"], ids["[SEP]"]);
+        let id = |entry: &str| {
+            let missing = || Error::format(path, format!("no entry '{entry}'; is this a BERT vocabulary?"));
+            ids.get(entry).copied().ok_or_else(missing)
+        };
+        let special = SpecialIds {
+            pad: id("[PAD]")?,
+            unk: id("[UNK]")?,
+            cls: id("[CLS]")?,
+            sep: id("[SEP]")?,
+            mask: id("[MASK]")?,
+        };
         let other = |e: tokenizers::Error| Error::format(path, e.to_string());
         let model = WordPieceModel::builder().vocab(ids).unk_token("[UNK]".into()).build().map_err(other)?;
+        let ends = BertProcessing::new(("[SEP]".into(), special.sep), ("[CLS]".into(), special.cls));
         let tokenizer = TokenizerBuilder::new()
             .with_model(model)
-            .with_normalizer(Some(BertNormalizer::new(true, true, None, true)))
+            .with_normalizer(Some(BertNormalizer::new(true, true, None, lower_case)))
             .with_pre_tokenizer(Some(BertPreTokenizer))
-            .with_post_processor(Some(BertProcessing::new(("[SEP]".into(), sep), ("[CLS]".into(), cls))))
+            .with_post_processor(Some(ends))
             .with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()))
             .build()
             .map_err(other)?;
-        Ok(Self { tokenizer: tokenizer.into(), vocabulary, sep })
+        Ok(Self { tokenizer: tokenizer.into(), vocabulary, special, lower_case })
     }
 
     /// `[CLS] … [SEP]`, at most `max_length` WordPieces in all; what does not fit is dropped from
@@ -99,7 +153,7 @@ impl WordPiece {
             ids.truncate(max_length - 1);
             tokens.truncate(max_length - 1);
             offsets.truncate(max_length - 1);
-            ids.push(self.sep);
+            ids.push(self.special.sep);
             tokens.push("[SEP]".into());
             offsets.push((0, 0));
         }
@@ -109,6 +163,16 @@ impl WordPiece {
     /// The vocabulary, one entry per id.
     pub fn vocabulary(&self) -> &[String] {
         &self.vocabulary
+    }
+
+    /// The ids of `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`.
+    pub fn special(&self) -> SpecialIds {
+        self.special
+    }
+
+    /// Whether sentences become lower case and lose their accents first.
+    pub fn lower_case(&self) -> bool {
+        self.lower_case
     }
 
     /// The `vocab.txt` text.
@@ -127,12 +191,16 @@ impl WordPiece {
     }
 }
 
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(|line| line.trim_end().to_string()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_sentence_becomes_bert_s_word_pieces() {
+    fn cuts_a_sentence_into_bert_s_word_pieces() {
         let text = WordPiece::bundled().unwrap();
         let encoding = text.encode("A café's Unaffable dog, sitting.", 32).unwrap();
         let want = ["[CLS]", "a", "cafe", "'", "s", "una", "##ffa", "##ble", "dog", ",", "sitting", ".", "[SEP]"];
@@ -142,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn truncation_keeps_both_ends_and_says_how_much_went() {
+    fn truncation_keeps_both_ends_and_counts_what_was_dropped() {
         let text = WordPiece::bundled().unwrap();
         let encoding = text.encode("one two three four five", 5).unwrap();
         assert_eq!(encoding.tokens, ["[CLS]", "one", "two", "three", "[SEP]"]);
@@ -152,11 +220,56 @@ mod tests {
     }
 
     #[test]
-    fn a_vocabulary_that_is_none_is_refused_by_name() {
+    fn rejects_a_vocabulary_that_lacks_a_special_entry_or_repeats_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vocab.txt");
-        std::fs::write(&path, "[PAD]\n[UNK]\nword\n").unwrap();
-        let message = WordPiece::from_vocab(&path).unwrap_err().to_string();
-        assert!(message.contains("vocab.txt") && message.contains("[CLS]"), "{message}");
+        for (text, part) in [
+            ("[PAD]\n[UNK]\nword\n", "'[CLS]'"),
+            ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n", "line 7 repeats 'a' of line 6"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let message = WordPiece::from_vocab(&path).unwrap_err().to_string();
+            assert!(message.contains("vocab.txt") && message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn special_ids_and_case_are_the_vocabulary_s_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vocab.txt");
+        std::fs::write(&path, "A\na\n[MASK]\n[SEP]\n[CLS]\n[UNK]\n[PAD]\n").unwrap();
+        let text = WordPiece::from_vocab(&path).unwrap();
+        assert_eq!(text.special(), SpecialIds { pad: 6, unk: 5, cls: 4, sep: 3, mask: 2 });
+        assert_eq!(text.encode("A b", 8).unwrap().ids, [4, 1, 5, 3]);
+        assert_eq!(text.encode("a a a a", 4).unwrap().ids, [4, 1, 1, 3]);
+
+        std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
+        let cased = WordPiece::from_vocab(&path).unwrap();
+        assert_eq!((cased.encode("A", 8).unwrap().ids, cased.lower_case()), (vec![4, 0, 3], false));
+    }
+
+    #[test]
+    fn tokenizer_json_gives_the_same_tokeniser_as_its_vocabulary() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndog\n##s\nDog\n").unwrap();
+        let path = dir.path().join("tokenizer.json");
+        for lower_case in [true, false] {
+            let settings = format!(r#"{{"do_lower_case": {lower_case}}}"#);
+            std::fs::write(dir.path().join("tokenizer_config.json"), settings).unwrap();
+            let text = WordPiece::from_vocab(dir.path().join("vocab.txt")).unwrap();
+            std::fs::write(&path, text.tokenizer_json().unwrap()).unwrap();
+            let read = WordPiece::from_tokenizer_json(&path).unwrap();
+            assert_eq!((read.vocabulary(), read.lower_case()), (text.vocabulary(), lower_case));
+            assert_eq!(read.encode("Dogs", 8).unwrap(), text.encode("Dogs", 8).unwrap());
+        }
+        for (text, part) in [
+            (r#"{"model": {"type": "BPE", "vocab": {"a": 0}}}"#, "a BPE model"),
+            (r#"{"model": {"vocab": {"[PAD]": 0, "a": 3000000000}}}"#, "'a' has id 3000000000"),
+            (r#"{"model": {"vocab": {"[PAD]": 0, "a": 0}}}"#, "has id 0"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let message = WordPiece::from_tokenizer_json(&path).unwrap_err().to_string();
+            assert!(message.contains("tokenizer.json") && message.contains(part), "{message}");
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Names, fit and saving: old keys become today's, what does not fit is told by name, and a file is
-//! written whole, always the same, or not at all.
+//! Names, fit and saving: old keys are renamed, an error lists what does not fit, and a file is written whole, with the same
+//! bytes each time, or not at all.
 
 use candle_core::{DType, Device, Tensor};
 use lxmert_core::Error;
@@ -33,7 +33,7 @@ fn options(allow_missing: &[&str], ignore: &[&str]) -> FitOptions {
 }
 
 #[test]
-fn what_fits_comes_back() {
+fn returns_the_tensors_that_fit() {
     let entries: &[(&str, &[usize])] = &[("a.weight", &[2, 3]), ("a.bias", &[2])];
     let fitting = fit("f", &expected(entries), tensors(entries), &FitOptions::default()).unwrap();
     assert_eq!(fitting.len(), 2);
@@ -41,7 +41,7 @@ fn what_fits_comes_back() {
 }
 
 #[test]
-fn all_that_does_not_fit_is_told_at_once() {
+fn one_error_lists_everything_that_does_not_fit() {
     let network = expected(&[("a.weight", &[2, 3]), ("b.weight", &[4]), ("c.weight", &[5]), ("d.weight", &[1])]);
     let file = tensors(&[("a.weight", &[3, 2]), ("b.weight", &[4, 1]), ("old.weight", &[5]), ("d.weight", &[1])]);
     let error = fit("weights.pth", &network, file, &FitOptions::default()).unwrap_err();
@@ -58,7 +58,7 @@ fn all_that_does_not_fit_is_told_at_once() {
 }
 
 #[test]
-fn a_long_list_is_shortened_in_the_message_only() {
+fn message_shortens_a_long_list() {
     let names: Vec<(String, Vec<usize>)> = (0..20).map(|i| (format!("layer.{i}"), vec![1])).collect();
     let error = fit("f", &names, Tensors::new(), &FitOptions::default()).unwrap_err();
     let message = error.to_string();
@@ -68,7 +68,7 @@ fn a_long_list_is_shortened_in_the_message_only() {
 }
 
 #[test]
-fn what_may_be_missing_or_left_over_is_named_beforehand() {
+fn allows_only_the_named_missing_and_unexpected_tensors() {
     let network = expected(&[("a", &[1]), ("answer_head.0.weight", &[2])]);
     let file = || tensors(&[("a", &[1]), ("bn.num_batches_tracked", &[])]);
     let both = options(&["answer_head.*"], &["*.num_batches_tracked"]);
@@ -82,14 +82,14 @@ fn what_may_be_missing_or_left_over_is_named_beforehand() {
             "{error}"
         );
     }
-    // What may be missing must still have its shape when it is there.
+    // An allowed name must still have its shape when it is there.
     let wrong = tensors(&[("a", &[1]), ("answer_head.0.weight", &[3])]);
     let error = fit("f", &network, wrong, &both).unwrap_err();
     assert!(matches!(&error, Error::Checkpoint { misshapen, .. } if misshapen.len() == 1), "{error}");
 }
 
 #[test]
-fn patterns_cover_whole_names() {
+fn patterns_match_whole_names() {
     for (pattern, name, covered) in [
         ("*", "", true),
         ("a.*", "a.b.c", true),
@@ -108,7 +108,7 @@ fn patterns_cover_whole_names() {
 }
 
 #[test]
-fn lxmert_s_keys_become_the_hub_s() {
+fn renames_lxmert_s_keys_to_the_hub_s() {
     for (old, new) in [
         ("lxmert.encoder.layer.0.output.dense.weight", "lxmert.encoder.layer.0.output.dense.weight"),
         ("bert.encoder.layer.0.output.dense.weight", "lxmert.encoder.layer.0.output.dense.weight"),
@@ -134,7 +134,7 @@ fn lxmert_s_keys_become_the_hub_s() {
 }
 
 #[test]
-fn the_tied_decoder_is_the_word_embeddings() {
+fn drops_a_decoder_that_equals_the_word_embeddings() {
     let words = "bert.embeddings.word_embeddings.weight";
     let decoder = "cls.predictions.decoder.weight";
     let with = |value| Tensors::from([(words.into(), filled(1.0)), (decoder.into(), filled(value))]);
@@ -144,13 +144,13 @@ fn the_tied_decoder_is_the_word_embeddings() {
     assert!(message.contains("w.pth") && message.contains(decoder), "{message}");
     let reshaped = Tensors::from([(words.into(), filled(1.0)), (decoder.into(), tensor(&[6]))]);
     assert!(matches!(names::lxmert("f", reshaped), Err(Error::Format { .. })));
-    // Alone it is no copy of anything, and stays.
+    // Without the word embeddings it repeats nothing, and stays.
     let alone = names::lxmert("f", Tensors::from([(decoder.into(), filled(1.0))])).unwrap();
     assert!(alone.contains_key(decoder));
 }
 
 #[test]
-fn the_detector_s_old_keys_become_today_s() {
+fn renames_the_detector_s_old_keys() {
     for (old, new) in [
         ("backbone.fpn.inner_blocks.0.weight", "backbone.fpn.inner_blocks.0.0.weight"),
         ("backbone.fpn.layer_blocks.3.bias", "backbone.fpn.layer_blocks.3.0.bias"),
@@ -166,7 +166,7 @@ fn the_detector_s_old_keys_become_today_s() {
 }
 
 #[test]
-fn two_keys_that_become_one_are_an_error_that_names_both() {
+fn rejects_two_keys_that_become_one() {
     let check = |result: lxmert_core::Result<Tensors>, parts: [&str; 3]| {
         let error = result.unwrap_err();
         assert!(matches!(error, Error::Format { .. }), "{error:?}");
@@ -187,7 +187,7 @@ fn mixed() -> Vec<(String, Tensor)> {
 }
 
 #[test]
-fn the_same_tensors_give_the_same_file() {
+fn same_tensors_give_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("1.safetensors"), folder.path().join("2.safetensors"));
     let metadata: BTreeMap<String, String> =
@@ -211,7 +211,7 @@ fn the_same_tensors_give_the_same_file() {
 }
 
 #[test]
-fn a_view_is_saved_as_its_own_values() {
+fn saves_the_values_of_a_view() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("view.safetensors");
     let base = Tensor::arange(0f32, 6., &Device::Cpu).unwrap().reshape((2, 3)).unwrap();
@@ -220,7 +220,7 @@ fn a_view_is_saved_as_its_own_values() {
 }
 
 #[test]
-fn a_name_given_twice_writes_nothing() {
+fn rejects_a_repeated_name_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
     let twice = [("a".to_string(), filled(1.0)), ("a".to_string(), filled(2.0))];
@@ -230,7 +230,7 @@ fn a_name_given_twice_writes_nothing() {
 }
 
 #[test]
-fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+fn failed_write_leaves_the_old_file_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let fail = || {
@@ -255,7 +255,7 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
 }
 
 #[test]
-fn a_panic_in_the_middle_leaves_the_old_file() {
+fn panic_while_writing_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     atomic_write(&path, |file| file.write_all(b"old")).unwrap();
@@ -271,7 +271,7 @@ fn a_panic_in_the_middle_leaves_the_old_file() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_named() {
+fn error_names_the_missing_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("absent/file");
     let error = atomic_write(&path, |_| Ok(())).unwrap_err();

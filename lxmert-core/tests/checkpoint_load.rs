@@ -54,7 +54,7 @@ fn heads_of_no_classes_have_no_weights() {
 }
 
 #[test]
-fn a_matching_model_takes_its_part_of_every_snapshot() {
+fn matching_model_takes_its_weights_from_every_kind_of_snapshot() {
     let (all, expected) = (PretrainingModel::expected(&config()).unwrap(), MatchingModel::expected(&config()).unwrap());
     let original = |name: &str| Some(format!("module.{}", name.replacen("lxmert.", "bert.", 1)));
     for file in [all.clone(), renamed(&all, original)] {

@@ -25,7 +25,7 @@ fn name(path: &Path) -> &str {
 }
 
 #[test]
-fn a_repository_gives_its_weights_with_what_lies_beside_them() {
+fn fetches_a_repository_s_weights_with_the_files_beside_them() {
     let cache = tempfile::tempdir().unwrap();
     let both = serve(&[
         ("config.json", "{}"),
@@ -50,7 +50,7 @@ fn a_repository_gives_its_weights_with_what_lies_beside_them() {
 }
 
 #[test]
-fn a_repository_without_safetensors_gives_its_bin_file_of_the_revision() {
+fn fetches_the_bin_file_of_the_revision_where_there_is_no_safetensors() {
     let cache = tempfile::tempdir().unwrap();
     let old = serve(&[("pytorch_model.bin", "a pickle"), ("Epoch20_LXRT.pth", "a snapshot")]);
     let place = Place::on_hub("hf:owner/repo@v1", &hub(cache.path(), &old), false).unwrap();
@@ -72,7 +72,7 @@ fn a_repository_without_safetensors_gives_its_bin_file_of_the_revision() {
 }
 
 #[test]
-fn a_folder_names_its_weights_and_a_file_is_taken_as_it_is() {
+fn finds_the_weights_of_a_folder_and_of_a_run_and_takes_a_file_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let error = Place::find(folder.path()).unwrap_err().to_string();
     assert!(error.contains("model.safetensors") && error.contains("pytorch_model.bin"), "{error}");
@@ -97,12 +97,12 @@ fn a_folder_names_its_weights_and_a_file_is_taken_as_it_is() {
 }
 
 #[test]
-fn a_place_that_is_not_there_is_told_with_the_forms_and_with_what_was_meant() {
+fn a_missing_place_is_an_error_that_lists_the_forms_and_similar_names() {
     let runs = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(runs.path().join("pretrain")).unwrap();
     let error = Place::find(runs.path().join("pretrian/best")).unwrap_err().to_string();
     assert!(error.contains("there is no 'pretrian' in ") && error.contains("did you mean 'pretrain'?"), "{error}");
-    assert!(error.contains("a weights file, or hf:owner/repo[@revision]") && !error.contains("of the hub"), "{error}");
+    assert!(error.contains("a weights file, or hf:owner/repo[@revision]") && !error.contains("on the hub"), "{error}");
     let error = Place::find("unc-nlp/lxmert-base-uncased").unwrap_err().to_string();
-    assert!(error.contains("(of the hub: hf:unc-nlp/lxmert-base-uncased)"), "{error}");
+    assert!(error.contains("(on the hub: hf:unc-nlp/lxmert-base-uncased)"), "{error}");
 }

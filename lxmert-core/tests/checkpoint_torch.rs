@@ -107,7 +107,7 @@ fn what_is_no_checkpoint_is_told_for_what_it_is() {
         (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "no data.pkl"),
         (b"PK\x03\x04 and then nothing", "cannot be read"),
         (b"\x1f\x8b\x08", "gzip"),
-        (b"some text that is no format", "no format of weights"),
+        (b"some text that is no format", "no known format of weights"),
         (b"\x28\0\0\0\0\0\0\0{\"a\":", "safetensors"),
     ] {
         std::fs::write(&path, content).unwrap();

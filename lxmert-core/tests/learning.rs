@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
-use lxmert_core::model::{Capture, Forward, LxmertInputs, LxmertModel, MatchingModel, PretrainingHeads, init};
+use lxmert_core::model::{Capture, LxmertInputs, LxmertModel, MatchingModel, Pass, PretrainingHeads, init};
 use lxmert_core::ops::DropoutRng;
 use lxmert_core::procedural;
 
@@ -78,7 +78,7 @@ fn matching_teaches_every_parameter_but_the_last_image_branch() {
         let model = MatchingModel::new(&config(cross_layer), vb).unwrap();
         init::seed_weights(&varmap, 3, 0.2).unwrap();
         for rng in [None, Some(DropoutRng::new(1, 1))] {
-            let run = Forward { rng: rng.as_ref(), ..Forward::default() };
+            let run = Pass { rng: rng.as_ref(), ..Pass::default() };
             let loss = weigh(&model.forward(&inputs(), &run).unwrap().logits);
             let idle = idle(&varmap, &loss);
             // Key biases cancel in the softmax: their true gradient is zero, up to rounding.
@@ -100,7 +100,7 @@ fn all_the_pre_training_heads_together_teach_every_parameter() {
     let heads = PretrainingHeads::new(&config, model.word_embeddings(), vb).unwrap();
     init::seed_weights(&varmap, 3, 0.2).unwrap();
     let rng = DropoutRng::new(1, 1);
-    let logits = heads.forward(&model.forward(&inputs(), &Forward::train(&rng)).unwrap()).unwrap();
+    let logits = heads.forward(&model.forward(&inputs(), &Pass::train(&rng)).unwrap()).unwrap();
     let regions = logits.regions;
     let classes = [regions.objects.unwrap(), regions.attributes.unwrap(), regions.features];
     let all = [vec![logits.words, logits.matching, logits.answers.unwrap()], classes.to_vec()].concat();
@@ -115,7 +115,7 @@ fn probes_carry_the_gradient_of_every_map() {
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
     let model = MatchingModel::new(&config(CrossLayer::Lxmert), vb).unwrap();
     init::seed_weights(&varmap, 3, 0.2).unwrap();
-    let output = model.forward(&inputs(), &Forward::capture(Capture::Probes)).unwrap();
+    let output = model.forward(&inputs(), &Pass::capture(Capture::Probes)).unwrap();
     let gradients = output.logits.sum_all().unwrap().backward().unwrap();
     let maps = output.trunk.attentions.unwrap();
     let probed = maps.language.iter().chain(&maps.vision).chain(maps.cross.iter().map(|c| &c.language_to_vision));
@@ -149,7 +149,7 @@ fn padding_changes_nothing() {
             ..full
         };
         let logit = |inputs: &LxmertInputs| {
-            *model.forward(inputs, &Forward::eval()).unwrap().logits.to_vec1::<f32>().unwrap().last().unwrap()
+            *model.forward(inputs, &Pass::eval()).unwrap().logits.to_vec1::<f32>().unwrap().last().unwrap()
         };
         assert!((logit(&short) - logit(&padded)).abs() < 1e-5);
     }

@@ -8,7 +8,7 @@ use candle_nn::{VarBuilder, VarMap};
 use common::gradients::variable;
 use common::{manifest, outputs, weights};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
-use lxmert_core::model::{Capture, Forward, LxmertInputs, LxmertModel, MatchingModel, init};
+use lxmert_core::model::{Capture, LxmertInputs, LxmertModel, MatchingModel, Pass, init};
 use lxmert_core::ops::{self, DropoutRng, Precision};
 use lxmert_core::procedural;
 
@@ -37,7 +37,7 @@ fn a_base_sized_pass_stays_within_two_hundredths_of_the_reference() {
     let model = LxmertModel::new(&config, weights(&manifest, None).pp("lxmert")).unwrap();
     // The fused sub-layers and their composition.
     for capture in [Capture::None, Capture::Maps] {
-        let run = Forward::capture(capture).with_precision(Precision::Bf16);
+        let run = Pass::capture(capture).with_precision(Precision::Bf16);
         let output = model.forward(&inputs, &run).unwrap();
         for (name, got) in [("vision_output", &output.vision), ("pooled_output", &output.pooled)] {
             let error = relative(got, &repeat(&want[name]));
@@ -98,7 +98,7 @@ fn gradients_of_the_fused_sub_layers_are_close_to_those_in_f32() {
         };
         let run = |precision| {
             let rng = DropoutRng::new(1, 2);
-            let output = model.forward(&inputs, &Forward::train(&rng).with_precision(precision)).unwrap();
+            let output = model.forward(&inputs, &Pass::train(&rng).with_precision(precision)).unwrap();
             let weigh = |t: &Tensor| (t * procedural::tensor("w", t.dims(), -1.0, 1.0, 2).unwrap()).unwrap();
             let states = weigh(&output.trunk.language).sum_all().unwrap();
             let loss = (weigh(&output.trunk.vision).sum_all().unwrap() + states).unwrap();

@@ -152,13 +152,23 @@ fn pooling_equals_the_composition_and_finite_differences() {
 }
 
 #[test]
+fn pooling_keeps_nan_in_the_kernel_and_in_the_composition() {
+    let x =
+        Tensor::new(&[f32::NAN, 1.0, 2.0, 3.0, f32::NAN, 0.0], &Device::Cpu).unwrap().reshape((1, 1, 2, 3)).unwrap();
+    for pooled in [pool::max_pool2d(&x, 2, 1, 0), pool::max_pool2d_reference(&x, 2, 1, 0)] {
+        let values: Vec<f32> = pooled.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert!(values.iter().all(|value| value.is_nan()), "{values:?}");
+    }
+}
+
+#[test]
 fn ties_give_their_gradient_to_the_first_value() {
     let zeros = [Tensor::zeros((1, 1, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap()];
     agree(&zeros, |t| pool::max_pool2d(&t[0], 3, 2, 1), |t| pool::max_pool2d_reference(&t[0], 3, 2, 1));
 }
 
 fn roi_options(spatial_scale: f32, sampling_ratio: usize) -> RoiAlign {
-    RoiAlign { spatial_scale, output_size: 3, sampling_ratio, aligned: false }
+    RoiAlign { spatial_scale, output_size: 3, sampling_ratio }
 }
 
 #[test]
@@ -172,17 +182,15 @@ fn roi_align_equals_the_composition_and_finite_differences() {
         [0.0, -20.0, -20.0, 60.0, 60.0],
     ];
     let rois = Tensor::new(&rois, &Device::Cpu).unwrap();
-    for aligned in [false, true] {
-        for ratio in [0, 1, 2] {
-            let options = RoiAlign { aligned, ..roi_options(0.5, ratio) };
-            let features = [random("features", &[2, 5, 10, 12])];
-            agree(
-                &features,
-                |t| roi_align::roi_align(&t[0], &rois, options),
-                |t| roi_align::roi_align_reference(&t[0], &rois, options),
-            );
-            matches_finite_differences(&features, |t| roi_align::roi_align(&t[0], &rois, options));
-        }
+    for ratio in [0, 1, 2] {
+        let options = roi_options(0.5, ratio);
+        let features = [random("features", &[2, 5, 10, 12])];
+        agree(
+            &features,
+            |t| roi_align::roi_align(&t[0], &rois, options),
+            |t| roi_align::roi_align_reference(&t[0], &rois, options),
+        );
+        matches_finite_differences(&features, |t| roi_align::roi_align(&t[0], &rois, options));
     }
 }
 
@@ -248,12 +256,12 @@ proptest! {
     fn roi_align_of_any_size_equals_the_composition(
         batch in 1usize..3, channels in 0usize..19, height in 1usize..9, width in 1usize..9,
         corners in proptest::collection::vec((-9f32..25.0, -9f32..25.0, -9f32..25.0, -9f32..25.0), 0..5),
-        output_size in 0usize..4, sampling_ratio in 0usize..3, aligned: bool,
+        output_size in 0usize..4, sampling_ratio in 0usize..3,
     ) {
         let rois: Vec<f32> =
             corners.iter().enumerate().flat_map(|(i, c)| [(i % batch) as f32, c.0, c.1, c.2, c.3]).collect();
         let rois = Tensor::from_vec(rois, (corners.len(), 5), &Device::Cpu).unwrap();
-        let options = RoiAlign { spatial_scale: 0.5, output_size, sampling_ratio, aligned };
+        let options = RoiAlign { spatial_scale: 0.5, output_size, sampling_ratio };
         agree(
             &[random("features", &[batch, channels, height, width])],
             |t| roi_align::roi_align(&t[0], &rois, options),

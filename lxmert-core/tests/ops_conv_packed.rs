@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device, Tensor};
 use common::{random, relative_difference};
-use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, Precision, Residual, conv, pool};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, conv, pool};
 use proptest::prelude::*;
 
 struct Case {
@@ -41,7 +41,7 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
     if relu {
         expected = expected.relu().unwrap();
     }
-    let packed = PackedConv2d::with_precision(&w, Some(&b), case.stride, case.padding, relu, precision).unwrap();
+    let packed = PrepackedConv2d::with_precision(&w, Some(&b), case.stride, case.padding, relu, precision).unwrap();
     let map = FeatureMap::from_tensor(&x, &pool).unwrap();
     let added = FeatureMap::from_tensor(&added, &pool).unwrap();
     // Twice, so that the second run meets the first one's leftovers in the pool.
@@ -81,7 +81,7 @@ fn a_coarser_map_is_enlarged_before_it_is_added() {
         let coarse = random("coarse", &[2, 24, coarse_height, coarse_width]);
         for kernel in [1, 3] {
             let w = random("w", &[24, 16, kernel, kernel]);
-            let packed = PackedConv2d::new(&w, None, 1, kernel / 2, false).unwrap();
+            let packed = PrepackedConv2d::with_precision(&w, None, 1, kernel / 2, false, Precision::F32).unwrap();
             let (x_map, coarse_map) =
                 (FeatureMap::from_tensor(&x, &pool).unwrap(), FeatureMap::from_tensor(&coarse, &pool).unwrap());
             let y = packed.forward(&x_map, Residual::Upsampled(&coarse_map)).unwrap().into_tensor().unwrap();
@@ -112,8 +112,15 @@ fn pooling_of_maps_equals_pooling_of_tensors() {
 fn the_result_does_not_depend_on_the_number_of_threads() {
     let x = random("x", &[1, 32, 45, 50]);
     for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
-        let packed =
-            PackedConv2d::new(&random("w", &[40, 32, kernel, kernel]), None, stride, kernel / 2, true).unwrap();
+        let packed = PrepackedConv2d::with_precision(
+            &random("w", &[40, 32, kernel, kernel]),
+            None,
+            stride,
+            kernel / 2,
+            true,
+            Precision::F32,
+        )
+        .unwrap();
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
@@ -129,13 +136,21 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 fn what_does_not_fit_is_an_error() {
     let pool = BufferPool::new();
     let w = random("w", &[8, 16, 3, 3]);
-    let packed = PackedConv2d::new(&w, None, 1, 1, false).unwrap();
+    let packed = PrepackedConv2d::with_precision(&w, None, 1, 1, false, Precision::F32).unwrap();
     let map = |shape: &[usize]| FeatureMap::from_tensor(&random("x", shape), &pool).unwrap();
     assert!(packed.forward(&map(&[1, 15, 5, 5]), Residual::None).is_err(), "channels");
     assert!(packed.forward(&map(&[1, 16, 5, 5]), Residual::Same(&map(&[1, 8, 5, 4]))).is_err(), "residual");
     assert!(packed.forward(&map(&[1, 16, 5, 5]), Residual::Upsampled(&map(&[1, 7, 2, 2]))).is_err(), "residual");
-    assert!(PackedConv2d::new(&w, None, 1, 0, false).unwrap().forward(&map(&[1, 16, 2, 2]), Residual::None).is_err());
-    assert!(PackedConv2d::new(&w, Some(&random("b", &[7])), 1, 1, false).is_err(), "bias");
+    assert!(
+        PrepackedConv2d::with_precision(&w, None, 1, 0, false, Precision::F32)
+            .unwrap()
+            .forward(&map(&[1, 16, 2, 2]), Residual::None)
+            .is_err()
+    );
+    assert!(
+        PrepackedConv2d::with_precision(&w, Some(&random("b", &[7])), 1, 1, false, Precision::F32).is_err(),
+        "bias"
+    );
     assert_eq!(packed.forward(&map(&[0, 16, 5, 5]), Residual::None).unwrap().shape(), [0, 5, 5, 8]);
 }
 

@@ -4,10 +4,9 @@ mod common;
 
 use candle_core::{D, Device, Tensor, Var};
 use common::difference;
-use common::gradients::{check_gradients, variable, weigh};
-use lxmert_core::ops::{self, AttentionOptions, DropoutRng, KeyMask};
+use common::gradients::{check_gradients, variable};
+use lxmert_core::ops::{self, DropoutRng, Ragged};
 use lxmert_core::procedural;
-use std::path::Path;
 
 #[test]
 fn linear_and_its_gradient() {
@@ -93,102 +92,19 @@ fn batch_norm_matches_finite_differences() {
 }
 
 #[test]
-fn packing_matches_finite_differences() {
+fn gathering_and_scattering_rows_match_finite_differences() {
     let mask = Tensor::new(&[[1f32, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], &Device::Cpu).unwrap();
-    let mask = KeyMask::new(&mask).unwrap();
-    let packing = mask.packing().unwrap();
-    let (padded, packed) = (variable("padded", &[3, 3, 2]), variable("packed", &[6, 2]));
-    check_gradients(&[&padded], || packing.pack(&padded));
-    check_gradients(&[&packed], || packing.unpack(&packed));
-    check_gradients(&[&packed], || packing.pick_first(&packed));
+    let rows = Ragged::of_mask(&mask).unwrap();
+    let (padded, ragged) = (variable("padded", &[3, 3, 2]), variable("ragged", &[6, 2]));
+    check_gradients(&[&padded], || rows.gather(&padded));
+    check_gradients(&[&ragged], || rows.scatter(&ragged));
+    check_gradients(&[&ragged], || rows.pick_first(&ragged));
 }
 
 #[test]
-fn attention_equals_its_composition_with_masks_and_dropout() {
-    for (batch, queries, keys, heads, width, masked, p) in [
-        (2, 5, 7, 2, 12, false, 0.0),
-        (3, 4, 9, 1, 20, true, 0.0),
-        (2, 6, 36, 4, 64, true, 0.25),
-        (1, 1, 1, 1, 1, false, 0.0),
-    ] {
-        let q = variable("q", &[batch, queries, width]);
-        let (k, v) = (variable("k", &[batch, keys, width]), variable("v", &[batch, keys, width]));
-        let mask = masked.then(|| {
-            let rows: Vec<f32> =
-                (0..batch * keys).map(|i| if i % keys < keys - 1 - i / keys { 1.0 } else { 0.0 }).collect();
-            KeyMask::new(&Tensor::from_vec(rows, (batch, keys), &Device::Cpu).unwrap()).unwrap()
-        });
-        let run = |fused: bool| {
-            let rng = DropoutRng::new(3, 4);
-            let options = AttentionOptions { heads, mask: mask.as_ref(), dropout_probability: p, rng: Some(&rng) };
-            if fused {
-                ops::attention(&q, &k, &v, &options)
-            } else {
-                let map = ops::attention_probabilities(&q, &k, &options)?;
-                ops::attention_weigh(&map, &v, &options)
-            }
-        };
-        let (fused, composed) = (run(true).unwrap(), run(false).unwrap());
-        assert!(difference(&fused, &composed) < 2e-6);
-        let by = |y: Tensor| weigh(&y).unwrap().backward().unwrap();
-        let (a, b) = (by(fused), by(composed));
-        for (name, var) in [("q", &q), ("k", &k), ("v", &v)] {
-            let d = difference(a.get(var).unwrap(), b.get(var).unwrap());
-            assert!(d < 5e-6, "{name}: {d}");
-        }
-        if width > 1 {
-            check_gradients(&[&q, &k, &v], || run(true));
-        }
-    }
-}
-
-#[test]
-fn a_row_whose_keys_are_all_masked_stays_finite() {
-    let q = variable("q", &[1, 2, 8]);
-    let mask = KeyMask::new(&Tensor::zeros((1, 3), candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
-    let k = variable("k", &[1, 3, 8]);
-    let options = AttentionOptions { heads: 2, mask: Some(&mask), dropout_probability: 0.0, rng: None };
-    let y: Vec<f32> = ops::attention(&q, &k, &k, &options).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    assert!(y.iter().all(|v| v.is_finite()));
-}
-
-/// Which test compares an operation's gradient with finite differences, by the file that defines it.
-const COVERED: [(&str, usize, &str, &str); 14] = [
-    ("attention.rs", 1, "ops_gradients.rs", "attention_equals_its_composition_with_masks_and_dropout"),
-    ("batch_norm.rs", 1, "ops_gradients.rs", "batch_norm_matches_finite_differences"),
-    ("blocks/attention.rs", 1, "ops_blocks.rs", "attention_matches_finite_differences_in_every_input_and_weight"),
-    ("blocks/feed_forward.rs", 1, "ops_blocks.rs", "feed_forward_matches_finite_differences_in_every_input_and_weight"),
-    // What stands for the weights of the two in the graph.
-    ("blocks/parameters.rs", 1, "ops_blocks.rs", "attention_matches_finite_differences_in_every_input_and_weight"),
-    ("conv.rs", 2, "ops_conv.rs", "convolution_matches_finite_differences"),
-    ("dropout.rs", 1, "ops_gradients.rs", "dropout_matches_finite_differences"),
-    ("embedding.rs", 1, "ops_gradients.rs", "embedding_and_its_gradient"),
-    ("gelu.rs", 1, "ops_gradients.rs", "gelu_and_its_gradient"),
-    ("layer_norm.rs", 1, "ops_gradients.rs", "layer_norm_and_its_gradient"),
-    ("linear.rs", 1, "ops_gradients.rs", "linear_and_its_gradient"),
-    ("packing.rs", 2, "ops_gradients.rs", "packing_matches_finite_differences"),
-    ("pool.rs", 1, "ops_conv.rs", "pooling_equals_the_composition_and_finite_differences"),
-    ("roi_align.rs", 1, "ops_conv.rs", "roi_align_equals_the_composition_and_finite_differences"),
-];
-
-#[test]
-fn every_operation_has_such_a_test() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    for folder in ["", "blocks"] {
-        for entry in std::fs::read_dir(root.join("src/ops").join(folder)).unwrap() {
-            let path = entry.unwrap().path();
-            let name = Path::new(folder).join(path.file_name().unwrap()).to_string_lossy().replace('\\', "/");
-            if path.is_file() {
-                let operations = std::fs::read_to_string(&path).unwrap().matches("\nimpl CustomOp").count();
-                found.extend((operations > 0).then_some((name, operations)));
-            }
-        }
-    }
-    found.sort();
-    assert_eq!(found, COVERED.map(|(file, operations, ..)| (file.to_string(), operations)));
-    for (_, _, file, test) in COVERED {
-        let tests = std::fs::read_to_string(root.join("tests").join(file)).unwrap();
-        assert!(tests.contains(&format!("#[test]\nfn {test}()")), "{file} has no test {test}");
-    }
+fn a_mask_of_other_values_or_without_a_first_row_is_refused() {
+    let error = Ragged::of_mask(&Tensor::new(&[[1f32, 0.5]], &Device::Cpu).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("not 0.5"), "{error}");
+    let rows = Ragged::of_mask(&Tensor::new(&[[0f32, 1.0]], &Device::Cpu).unwrap()).unwrap();
+    assert!(rows.pick_first(&variable("x", &[1, 2])).is_err());
 }

@@ -8,8 +8,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use common::gradients::weigh;
 use common::random;
 use lxmert_core::ops::{
-    self, AttentionOptions, BufferPool, DropoutRng, FeatureMap, KeyMask, LevelRegion, Matrix, MatrixMut, PackedLinear,
-    Precision, RoiAlign, Threads, Write, gemm, roi_align_levels,
+    self, BufferPool, DropoutRng, FeatureMap, LevelRegion, Matrix, MatrixMut, Precision, PrepackedLinear, Ragged,
+    RoiAlign, Threads, Write, gemm, roi_align_levels,
 };
 use lxmert_core::procedural;
 use proptest::prelude::*;
@@ -138,7 +138,7 @@ proptest! {
         prop_assume!(inner > 0 && out > 0);
         let (x, w, b) = (random("x", &[rows, inner]), random("w", &[out, inner]), random("b", &[out]));
         let (precision, seen) = if bf16 { (Precision::Bf16, DType::BF16) } else { (Precision::F32, DType::F32) };
-        let layer = PackedLinear::new(&w, Some(&b), relu, precision).unwrap();
+        let layer = PrepackedLinear::new(&w, Some(&b), relu, precision).unwrap();
         let map = FeatureMap::from_tensor(&x.reshape((rows, inner, 1, 1)).unwrap(), &BufferPool::new()).unwrap();
         let y = layer.forward(&map).unwrap().into_tensor().unwrap().reshape((rows, out)).unwrap();
         let wide = |t: &Tensor, seen| t.to_dtype(seen).unwrap().to_dtype(DType::F64).unwrap();
@@ -177,28 +177,6 @@ proptest! {
     }
 
     #[test]
-    fn attention_equals_the_composition(
-        batch in 0usize..4, queries in prop_oneof![0usize..6, 11usize..14, 31usize..34],
-        keys in prop_oneof![1usize..6, 15usize..18, 31usize..34], heads in 1usize..4,
-        head_width in prop_oneof![1usize..5, 15usize..18, 31usize..34],
-        masked in proptest::option::of(0u32..1000), dropout in prop_oneof![Just(0f32), Just(0.3)],
-    ) {
-        let width = heads * head_width;
-        let inputs = ["q", "k", "v"].map(|name| random(name, &[batch, if name == "q" { queries } else { keys }, width]));
-        let mask = masked.map(|seed| {
-            let drawn = procedural::values("mask", batch * keys, 0.0, 1.0, u64::from(seed));
-            // Where no key is real, −10,000 on every score leaves f32 three digits of it, and f64 more.
-            let real = drawn.iter().enumerate().map(|(i, v)| if *v < 0.6 || i % keys == 0 { 1f32 } else { 0.0 }).collect();
-            KeyMask::new(&Tensor::from_vec(real, (batch, keys), &Device::Cpu).unwrap()).unwrap()
-        });
-        agree(&inputs, 1e-5, |t| {
-            let rng = DropoutRng::new(1, 2);
-            let options = AttentionOptions { heads, mask: mask.as_ref(), dropout_probability: dropout, rng: Some(&rng) };
-            ops::attention(&t[0], &t[1], &t[2], &options)
-        });
-    }
-
-    #[test]
     fn batch_norm_equals_the_composition(
         batch in 1usize..4, channels in 1usize..19, height in 1usize..6, width in 1usize..6, relu: bool,
     ) {
@@ -210,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn packing_takes_the_real_rows_and_puts_them_back(
+    fn gathering_takes_the_real_rows_and_puts_them_back(
         lengths in proptest::collection::vec(0usize..6, 0..6), width in 0usize..4, spare in 0usize..2,
     ) {
         let (batch, length) = (lengths.len(), lengths.iter().max().map_or(0, |most| most + spare));
@@ -218,18 +196,17 @@ proptest! {
         let rows: Vec<usize> = (0..batch * length).filter(|row| real(*row)).collect();
         let mask = (0..batch * length).map(|row| if row % length < lengths[row / length] { 1f32 } else { 0.0 }).collect();
         let mask = Tensor::from_vec::<_, f32>(mask, (batch, length), &Device::Cpu).unwrap();
-        let mask = KeyMask::new(&mask).unwrap();
-        let packing = mask.packing().expect("sentences begin with real words");
-        prop_assert_eq!(packing.count(), rows.len());
+        let ragged = Ragged::of_mask(&mask).unwrap();
+        prop_assert_eq!(ragged.count(), rows.len());
         let x = random("x", &[batch, length, width]);
         let flat: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
-        let packed = packing.pack(&x).unwrap();
+        let gathered = ragged.gather(&x).unwrap();
         let expected: Vec<f32> = rows.iter().flat_map(|row| &flat[row * width..][..width]).copied().collect();
-        prop_assert_eq!(packed.dims(), [rows.len(), width]);
-        prop_assert_eq!(packed.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
-        let unpacked = packing.unpack(&packed).unwrap();
-        prop_assert_eq!(unpacked.dims(), [batch, length, width]);
-        let unpacked: Vec<f32> = unpacked.flatten_all().unwrap().to_vec1().unwrap();
+        prop_assert_eq!(gathered.dims(), [rows.len(), width]);
+        prop_assert_eq!(gathered.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+        let scattered = ragged.scatter(&gathered).unwrap();
+        prop_assert_eq!(scattered.dims(), [batch, length, width]);
+        let unpacked: Vec<f32> = scattered.flatten_all().unwrap().to_vec1().unwrap();
         for (place, value) in unpacked.iter().enumerate() {
             prop_assert_eq!(*value, if real(place / width) { flat[place] } else { 0.0 });
         }
@@ -240,11 +217,10 @@ proptest! {
 /// counts as zero, and a bilinear sample as the sum over all pixels under two hats. `[output_size, output_size, channels]`.
 fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> Vec<f64> {
     let channels = level.get(region.image).unwrap().to_vec3::<f32>().unwrap();
-    let [x0, y0, x1, y1] =
-        region.xyxy.map(|side| side * options.spatial_scale - if options.aligned { 0.5 } else { 0.0 });
+    let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale);
     // The hats' weights of each point of each bin of an axis.
     let axis = |start: f32, length: f32, size: usize| -> Vec<Vec<Vec<f64>>> {
-        let bin = if options.aligned { length } else { length.max(1.0) } / options.output_size as f32;
+        let bin = length.max(1.0) / options.output_size as f32;
         let count = if options.sampling_ratio > 0 { options.sampling_ratio } else { bin.ceil() as usize };
         let hats = |at: f32| -> Vec<f64> {
             let inside = (-1.0..=size as f32).contains(&at);
@@ -288,10 +264,10 @@ proptest! {
         sides in proptest::collection::vec((prop_oneof![Just(1usize), 1usize..9], prop_oneof![Just(1usize), 1usize..9]), 1..4),
         batch in 1usize..3, channels in prop_oneof![1usize..4, 7usize..10, 15usize..18, 31usize..34],
         boxes in proptest::collection::vec((corner(), corner(), side(), side()), 0..6),
-        output_size in 0usize..4, sampling_ratio in 0usize..3, aligned: bool,
+        output_size in 0usize..4, sampling_ratio in 0usize..3,
     ) {
         let levels: Vec<(Tensor, RoiAlign)> = sides.iter().enumerate().map(|(i, &(height, width))| {
-            let options = RoiAlign { spatial_scale: 0.5f32.powi(i as i32), output_size, sampling_ratio, aligned };
+            let options = RoiAlign { spatial_scale: 0.5f32.powi(i as i32), output_size, sampling_ratio };
             (random(&format!("level {i}"), &[batch, channels, height, width]), options)
         }).collect();
         let regions: Vec<LevelRegion> = boxes.iter().enumerate().map(|(i, &(x, y, width, height))| {
@@ -318,7 +294,7 @@ proptest! {
 #[test]
 fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
     let level = random("level", &[1, 2, 1, 1]);
-    let options = RoiAlign { spatial_scale: 1.0, output_size: 1, sampling_ratio: 0, aligned: false };
+    let options = RoiAlign { spatial_scale: 1.0, output_size: 1, sampling_ratio: 0 };
     let region = LevelRegion { level: 0, image: 0, xyxy: [0.0, 0.0, 0.0, 21.0] };
     let want = pooled_by_points(&level, &region, options);
     let map = roi_align_levels(&[(&level, options)], &[region], &BufferPool::new()).unwrap();
@@ -331,7 +307,7 @@ fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
 fn regions_without_a_place_are_zero() {
     let level = random("level", &[1, 3, 4, 5]);
     for sampling_ratio in [0, 2] {
-        let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio, aligned: false };
+        let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio };
         for far in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
             let region = LevelRegion { level: 0, image: 0, xyxy: [far, 0.0, far, 2.0] };
             let map = roi_align_levels(&[(&level, options)], &[region], &BufferPool::new()).unwrap();
@@ -342,7 +318,7 @@ fn regions_without_a_place_are_zero() {
 
 #[test]
 fn regions_of_levels_or_images_that_are_not_there_are_errors() {
-    let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio: 2, aligned: false };
+    let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio: 2 };
     let (level, empty, other) =
         (random("level", &[2, 3, 4, 5]), random("empty", &[2, 3, 0, 5]), random("other", &[2, 4, 4, 5]));
     let pooled = |levels: &[(&Tensor, RoiAlign)], level, image| {

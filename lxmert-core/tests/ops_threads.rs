@@ -75,7 +75,7 @@ fn layers_and_their_gradients_are_the_same_to_the_bit() {
     let rois: Vec<f32> =
         (0..20).flat_map(|i| [(i % 5) as f32, i as f32 / 3.0, 1.0, 9.0, 5.0 + i as f32 / 4.0]).collect();
     let rois = Tensor::from_vec(rois, (20, 5), &Device::Cpu).unwrap();
-    let options = RoiAlign { spatial_scale: 0.9, output_size: 3, sampling_ratio: 0, aligned: false };
+    let options = RoiAlign { spatial_scale: 0.9, output_size: 3, sampling_ratio: 0 };
     independent("roi align", &[maps], |v| ops::roi_align(&v[0], &rois, options));
 }
 

@@ -5,7 +5,7 @@ mod common;
 use candle_core::{DType, Tensor};
 use common::{difference, manifest, outputs, weights};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
-use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
+use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass};
 
 fn config(x_layers: usize) -> LxmertConfig {
     LxmertConfig { cross_layer: CrossLayer::Student, x_layers, ..LxmertConfig::preset("small").unwrap() }
@@ -31,7 +31,7 @@ fn the_variant_matches_the_student_s_own_code() {
     };
     for (x_layers, capture) in [(1, Capture::None), (2, Capture::None), (2, Capture::Maps)] {
         let model = MatchingModel::new(&config(x_layers), weights(&manifest, None)).unwrap();
-        let got = model.forward(&inputs, &Forward::capture(capture)).unwrap();
+        let got = model.forward(&inputs, &Pass::capture(capture)).unwrap();
         let last = x_layers - 1;
         for (what, got, want) in [
             ("text", &words_only(&got.trunk.language, &mask), &words_only(&want[&format!("cross.{last}.text")], &mask)),

@@ -134,7 +134,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         // Plain tensors, as read from a checkpoint: no graph is kept, and they are packed once, in the first run.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        let run = Forward { pooled_only: pooled, precision, packed: Some(&packed), ..Forward::eval() };
+        let run = Forward { pooled_only: pooled, precision, prepacked: Some(&packed), ..Forward::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     timing::time(runs, run)

@@ -12,7 +12,6 @@ use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
-use candle_core::Tensor;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{Encoded, MatchingModel};
@@ -142,7 +141,7 @@ pub fn score_all(
             check_interrupt()?;
             let row = (chunk * batch_size + i) * captions.len();
             for batch in &encoded_captions {
-                let image = repeat(&vision, mask, i, batch.places.len())?;
+                let image = vision.repeat(i, batch.places.len())?;
                 let output = model.match_encoded(&batch.encoded, &image, &run)?;
                 for (&place, logit) in batch.places.iter().zip(output.logits.to_vec1::<f32>()?) {
                     scores[row + place] = logit;
@@ -152,17 +151,4 @@ pub fn score_all(
         }
     }
     Ok(scores)
-}
-
-/// Image `i` of an encoded batch, `times` over.
-fn repeat(vision: &Encoded, mask: Option<&Tensor>, i: usize, times: usize) -> Result<Encoded> {
-    let (_, regions, hidden) = vision.states.dims3()?;
-    let states = vision.states.narrow(0, i, 1)?.expand((times, regions, hidden))?.contiguous()?;
-    let mask = match mask {
-        Some(mask) => {
-            Some(lxmert_core::ops::KeyMask::new(&mask.narrow(0, i, 1)?.expand((times, regions))?.contiguous()?)?)
-        }
-        None => None,
-    };
-    Ok(Encoded { states, mask, maps: Vec::new() })
 }

@@ -3,14 +3,15 @@
 use crate::scorer::{Scored, batch, keep_regions};
 use crate::{Error, Result, maps};
 use candle_core::{DType, Device};
+use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Forward};
-use lxmert_train::answering::{Answer, AnswerCheckpoint};
+use lxmert_core::pretrained::Pretrained;
 use std::path::Path;
 
 /// A question model, ready to explain its answers.
 pub struct Asker {
-    checkpoint: AnswerCheckpoint,
+    answerer: Answerer,
     device: Device,
 }
 
@@ -35,14 +36,14 @@ impl Asker {
     /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     ///
     /// # Errors
-    /// [`Error::Train`] when a file is missing or damaged, or the checkpoint answers no questions.
+    /// [`Error::Core`] when a file is missing or damaged, or the checkpoint answers no questions.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        Ok(Self { checkpoint: AnswerCheckpoint::open(place, device)?, device: device.clone() })
+        Ok(Self { answerer: Answerer::new(Pretrained::open(place)?, device)?, device: device.clone() })
     }
 
     /// Length of a region's feature and number of regions that the model was trained on.
     pub fn takes(&self) -> (usize, usize) {
-        (self.checkpoint.config.visual_feat_dim, self.checkpoint.preprocessing.regions)
+        (self.answerer.config.visual_feat_dim, self.answerer.preprocessing.regions)
     }
 
     /// Answers `question` about `regions` and explains the top answer, or `answer` where one is named.
@@ -51,11 +52,12 @@ impl Asker {
     /// [`Error::Argument`] when the question is empty, the model knows no such answer, or the regions do not fit;
     /// [`Error::Candle`] when a computation fails.
     pub fn explain(&self, regions: &Regions, question: &str, answer: Option<&str>) -> Result<Answered> {
-        let Self { checkpoint: AnswerCheckpoint { config, preprocessing, text, answers, model }, device } = self;
+        let Self { answerer, device } = self;
+        let Answerer { config, preprocessing, text, answers, model } = answerer;
         if question.trim().is_empty() {
             return Err(Error::Argument("the question is empty".into()));
         }
-        self.checkpoint.check_features(regions.feature_dim)?;
+        preprocessing.check_features(config, regions.feature_dim)?;
         let wanted = answer.map(|name| {
             answers.label(name).map(|label| label as usize).ok_or_else(|| {
                 let some = answers.answers().iter().take(8).cloned().collect::<Vec<_>>().join(", ");
@@ -65,24 +67,21 @@ impl Asker {
         let wanted = wanted.transpose()?;
         let kept: Vec<usize> = (0..regions.num_regions().min(preprocessing.regions)).collect();
         let regions = keep_regions(regions, &kept);
-        let encoding = text.encode(question, preprocessing.max_length.min(config.max_position_embeddings))?;
+        let encoding = text.encode(question, preprocessing.max_length)?;
         let inputs = batch(&[(&regions, &encoding.ids)], config.visual_feat_dim, device)?;
         let output = model.forward(&inputs, &Forward::capture(Capture::Probes))?;
         let logits = output.logits.squeeze(0)?; // [answers]
         let values: Vec<f32> = logits.to_dtype(DType::F32)?.to_vec1()?;
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
-        let chosen = wanted.or(order.first().copied());
-        let chosen = chosen.ok_or_else(|| Error::Shape("the model has no answers".into()))?;
+        let best = answerer.best(&values, BEST);
+        let top = || answers.label(&best.first()?.answer).map(|label| label as usize);
+        let chosen = wanted.or_else(top).ok_or_else(|| Error::Shape("the model has no answers".into()))?;
         let attentions = output.trunk.attentions.as_ref();
         let attentions = attentions.ok_or_else(|| Error::Shape("the model gave no attention maps".into()))?;
         let target = logits.narrow(0, chosen, 1)?;
         let sizes = [(encoding.ids.len(), regions.num_regions())];
         let maps = maps::read(attentions, Some(&target), &sizes)?.pop();
-        let name = |label: usize| answers.answer(label as u32).unwrap_or_default().to_string();
         let scored = Scored { logit: values[chosen], encoding, maps };
-        let best = order.into_iter().take(BEST);
-        let best = best.map(|i| Answer { answer: name(i), probability: 1.0 / (1.0 + (-values[i]).exp()) }).collect();
-        Ok(Answered { best, answer: name(chosen), scored, regions })
+        let answer = answers.answer(chosen as u32).unwrap_or_default().to_string();
+        Ok(Answered { best, answer, scored, regions })
     }
 }

@@ -7,8 +7,8 @@ use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
 use lxmert_core::ops::PackedWeights;
+use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
-use lxmert_train::run_folder::Checkpoint;
 use std::path::Path;
 
 /// Longest sentence in word pieces; what is longer is cut off and told.
@@ -65,10 +65,11 @@ impl Scorer {
     /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     ///
     /// # Errors
-    /// [`Error::Train`] when there is none; [`Error::Core`] when a file is not what it should be or keys are missing,
-    /// unexpected or misshapen.
+    /// [`Error::Core`] when there is none, a file is damaged, or keys are missing, unexpected or misshapen.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let Checkpoint { config, preprocessing, text, model } = Checkpoint::open(place, device)?;
+        let pretrained = Pretrained::open(place)?;
+        let model = pretrained.matching(device)?;
+        let Pretrained { config, preprocessing, text, .. } = pretrained;
         Ok(Self {
             config,
             model,

@@ -1,22 +1,22 @@
-//! Do a checkpoint's tensors fit the network that they are for? No silent `strict=False`: what is
-//! missing, left over or of another shape is told by name, and what may be so is said beforehand.
+//! Whether a checkpoint's tensors fit a network. There is no silent `strict=False`: missing, unexpected and misshapen tensors
+//! are errors that list their names, except for the names that the caller allows.
 
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What a checkpoint may lack or hold besides. Patterns: `*` stands for any characters, dots among them,
-/// `?` for one.
+/// The names by which a checkpoint may differ from the network. In a pattern `*` stands for any characters, dots included,
+/// and `?` for one.
 #[derive(Debug, Clone, Default)]
 pub struct FitOptions {
-    /// Names that may be missing (`answer_head.*` of a model that gets a new head).
+    /// Names that may be missing (`answer_head.*` for a model that gets a new head).
     pub allow_missing: Vec<String>,
-    /// Names in the file that are left aside (`*.num_batches_tracked`).
+    /// Names that may be in the file although the network lacks them (`*.num_batches_tracked`).
     pub ignore: Vec<String>,
 }
 
-/// A tensor that has not the shape it needs.
+/// A tensor of another shape than the network needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misshapen {
     /// The tensor's name.
@@ -27,8 +27,8 @@ pub struct Misshapen {
     pub found: Vec<usize>,
 }
 
-/// The expected tensors out of `tensors`, checked: every name of `expected` with its shape, and no other.
-/// Names that `allow_missing` covers may be absent from the result. `path` is for the message.
+/// The tensors named in `expected` out of `tensors`, each with the expected shape. Names that `allow_missing` covers may be
+/// absent from the result; others than the expected and the ignored may not be in `tensors`. `path` is for the message.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] with every missing, unexpected and misshapen name.
@@ -60,12 +60,12 @@ pub fn fit(
     Err(Error::Checkpoint { path: path.as_ref().to_path_buf(), missing, unexpected, misshapen })
 }
 
-/// Whether `name` is of the form `pattern`: `*` any characters, `?` one.
+/// Whether the whole of `name` matches `pattern`, in which `*` is any characters and `?` one.
 #[must_use]
 pub fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    let mut star = None; // after the last `*`: where it stands, and how far of the name it has taken
+    let mut star = None; // the last `*` so far: its place in the pattern, and where in the name its match ends
     while n < name.len() {
         match pattern.get(p) {
             Some('*') => {
@@ -89,7 +89,7 @@ pub fn glob(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
-/// How many names of a kind a message spells out.
+/// The most names of a kind that a message lists.
 const NAMES_SHOWN: usize = 8;
 
 /// The text of an [`Error::Checkpoint`].
@@ -110,5 +110,5 @@ pub(crate) fn describe(missing: &[String], unexpected: &[String], misshapen: &[M
         let each = misshapen.iter().map(|m| format!("{} is {:?}, needs {:?}", m.name, m.found, m.expected)).collect();
         parts.push(format!("{} of another shape ({})", misshapen.len(), list(each)));
     }
-    format!("its tensors are not this network's: {}", parts.join("; "))
+    format!("its tensors do not fit this network: {}", parts.join("; "))
 }

@@ -2,29 +2,22 @@
 
 use super::{FitOptions, fit, fit::glob, names, read_tensors};
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Heads of the published models and snapshots, which a network may have no place for.
+/// Heads of the published models and snapshots; a network without such a head leaves its weights aside.
 const HEADS: [&str; 5] =
     ["cls.predictions.*", "cls.seq_relationship.*", "obj_predict_head.*", "answer_head.*", "*.position_ids"];
 
-/// What BERT knows of LXMERT: the embeddings, the language layers, the pooler and the masked-word head.
-/// Its next-sentence head shares the matching head's name and shape, but says yes by index 0.
+/// What LXMERT takes from BERT: the embeddings, the language layers, the pooler and the masked-word head. BERT's
+/// next-sentence head has the matching head's name and shape, but its index 0 means yes, so it is not taken.
 const BERT: [&str; 4] = ["lxmert.embeddings.*", "lxmert.encoder.layer.*", "lxmert.pooler.*", "cls.predictions.*"];
 
-/// The weights named in `expected` out of the file at `path`, in f32 on the CPU; names that
-/// `allow_missing` covers (`answer_head.*`; `*` is any characters) may be absent, which is logged. Heads
-/// that the file holds and the network has no place for are left aside, which is logged too.
-///
-/// BERT's weights start a language encoder: word, position and segment embeddings, as many of its layers as
-/// are expected, its pooler and masked-word head. All else starts fresh, as in the original, which builds its
-/// network by BERT's `from_pretrained` (airsplay/lxmert, `lxmert_pretrain.py`), except that BERT's
-/// next-sentence head is not taken for the matching head: its indices have the opposite meaning.
+/// Reads the weights named in `expected` from the file at `path`, in f32 on the CPU; see [`take_weights`].
 ///
 /// # Errors
-/// When the file cannot be read; [`Error::Checkpoint`] with every missing, unexpected and misshapen name.
+/// When the file cannot be read; as [`take_weights`].
 pub fn load_weights(
     path: impl AsRef<Path>,
     expected: &[(String, Vec<usize>)],
@@ -34,10 +27,16 @@ pub fn load_weights(
     take_weights(path, names::lxmert(path, read_tensors(path)?)?, expected, allow_missing)
 }
 
-/// [`load_weights`] out of tensors that were read already and bear today's names. `path` is for messages.
+/// The weights named in `expected`, in f32 on the CPU, out of `tensors`, which bear the hub's names ([`names::lxmert`]).
+/// Names that `allow_missing` covers (`answer_head.*`; `*` is any characters) may be absent. Heads that the network does not
+/// have are left aside. Both are logged. `path` is for messages.
+///
+/// BERT's weights start a language encoder: its embeddings, as many of its layers as are expected, its pooler and its
+/// masked-word head. All else starts fresh, as in the original, which builds its network by BERT's `from_pretrained`
+/// (airsplay/lxmert, `lxmert_pretrain.py`).
 ///
 /// # Errors
-/// As [`load_weights`].
+/// [`Error::Checkpoint`] with every missing, unexpected and misshapen name; [`Error::Format`] when a weight is not finite.
 pub fn take_weights(
     path: impl AsRef<Path>,
     mut tensors: BTreeMap<String, Tensor>,
@@ -52,9 +51,9 @@ pub fn take_weights(
         if !wanted.iter().any(|(name, _)| name.starts_with("lxmert.")) {
             return Err(Error::format(path, "this is BERT, and the network has no language encoder of BERT's form"));
         }
-        log::info!("{}: BERT's weights start the language encoder, all else is fresh", path.display());
+        log::info!("{}: BERT's weights start the language encoder; all else starts fresh", path.display());
         tensors.retain(|name, _| wanted.iter().any(|(wanted, _)| wanted == name));
-        // A BERT without these (`BertModel`, one trained without a pooler) still is one.
+        // Some BERTs lack these: `BertModel`, or one trained without a pooler.
         allow_missing.extend(["lxmert.pooler.*", "cls.predictions.*"].map(String::from));
         allow_missing.extend(expected.iter().map(|(name, _)| name).filter(|name| !takes(name)).cloned());
     }
@@ -62,7 +61,7 @@ pub fn take_weights(
     for head in HEADS {
         let count = tensors.keys().filter(|name| glob(head, name) && !needed(name)).count();
         if count > 0 {
-            log::info!("{}: {count} tensors {head} are not needed here and left aside", path.display());
+            log::info!("{}: {count} tensors {head} are not needed and left aside", path.display());
         }
     }
     let options = FitOptions { allow_missing, ignore: HEADS.map(String::from).to_vec() };
@@ -70,14 +69,35 @@ pub fn take_weights(
     let fresh: Vec<&str> =
         expected.iter().map(|(name, _)| name.as_str()).filter(|n| !fitting.contains_key(*n)).collect();
     if let Some(first) = fresh.first() {
-        log::info!("{}: {} tensors start fresh ({first} first)", path.display(), fresh.len());
+        log::info!("{}: {} tensors start fresh, the first is {first}", path.display(), fresh.len());
     }
-    fitting.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
+    fitting.into_iter().map(|(name, tensor)| Ok((name.clone(), finite(path, &name, tensor)?))).collect()
 }
 
-/// Whether these are BERT's weights: LXMERT's first snapshots have the same `bert.` before their names, but
-/// also an encoder of regions.
-fn is_bert(tensors: &BTreeMap<String, Tensor>) -> bool {
+/// Whether these are BERT's weights. LXMERT's first snapshots have the same `bert.` before their names, but also an encoder
+/// of regions.
+pub(crate) fn is_bert(tensors: &BTreeMap<String, Tensor>) -> bool {
     let has = |part: &str| tensors.keys().any(|name| name.starts_with(part));
     has("lxmert.encoder.layer.") && !has("lxmert.encoder.x_layers.") && !has("lxmert.encoder.visn_fc.")
+}
+
+/// A tensor of the CPU in f32, unless an element is infinite or no number.
+fn finite(path: &Path, name: &str, tensor: Tensor) -> Result<Tensor> {
+    let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let broken = match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
+            values[start..end].iter().filter(|value| !value.is_finite()).count()
+        }
+        _ => 0,
+    };
+    drop(storage);
+    if broken > 0 {
+        let total = tensor.elem_count();
+        let reason = format!(
+            "{broken} of the {total} numbers of '{name}' are NaN or infinite; the training that wrote it diverged, or the file is damaged"
+        );
+        return Err(Error::format(path, reason));
+    }
+    Ok(tensor)
 }

@@ -1,13 +1,12 @@
 //! Weights: where they come from, what a file of them holds, and whether they fit a network.
 //!
-//! The way of a checkpoint is [`Place`] (a folder, a file, or a repository of the hub through the cache that
-//! Python shares; [`WeightSource`] for one file with a known hash), [`read_tensors`] (whatever its format),
-//! [`names`] (old key names to today's), and [`fit`](fit::fit) (are these the tensors that the network needs?);
-//! [`load_weights`] goes all but the first step. [`save_safetensors`] is the way back.
+//! Reading a checkpoint takes four steps: [`Place`] finds its files (in a folder, or on the hub through the cache that
+//! Python shares; [`WeightSource`] is for one file with a known hash), [`read_tensors`] reads any format, [`names`] renames
+//! old keys to the hub's, and [`fit`](fit::fit) checks them against the network. [`Pretrained`](crate::pretrained::Pretrained)
+//! takes all of them. [`save_safetensors`] writes.
 //!
-//! Nothing in a file is run and nothing in it is trusted: a `.pth` is a pickle, which in Python can do
-//! whatever its author liked, so [`torch_pickle`] understands tensors and plain containers and refuses
-//! all else by name.
+//! Nothing in a file is run or trusted. A `.pth` is a pickle, which in Python can run any code, so [`torch_pickle`] reads
+//! tensors and plain containers and rejects everything else by name.
 
 mod elements;
 pub mod fit;
@@ -17,13 +16,16 @@ pub mod names;
 mod place;
 mod safetensors_file;
 pub mod save;
+mod sizes;
 pub mod torch_pickle;
 
 pub use fit::{FitOptions, Misshapen, fit};
 pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
+pub(crate) use load::is_bert;
 pub use load::{load_weights, take_weights};
 pub use place::Place;
 pub use save::{atomic_write, save_safetensors};
+pub(crate) use sizes::sizes;
 
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -31,19 +33,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Every tensor of a checkpoint by name, on the CPU, in the file's own element types where candle has
-/// them (bool becomes u8, int8 becomes i16). The format is told by the content, not by the file's name:
-/// safetensors, torch's zip `.pth`, or its legacy `.pth` from before version 1.6. State dicts that lie
-/// under `state_dict`, `model` or `model_state_dict` are taken out of there.
+/// them (bool becomes u8, int8 becomes i16). The content decides the format, not the file's name:
+/// safetensors, torch's zip `.pth`, or its legacy `.pth` from before version 1.6. State dicts under
+/// `state_dict`, `model` or `model_state_dict` are unwrapped.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it is none of the three (the
+/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it has none of the three formats (the
 /// message says what it looks like instead) or is damaged, [`Error::PickleClass`] when its pickle
-/// wants anything but tensors.
+/// holds anything but tensors.
 pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
     read_tensors_where(path, |_| true)
 }
 
-/// [`read_tensors`] for the names that `keep` says yes to; the others are never copied from the file.
+/// [`read_tensors`] for the names that `keep` accepts; the others are not copied from the file.
 ///
 /// # Errors
 /// As [`read_tensors`].
@@ -87,10 +89,9 @@ fn map_file(path: &Path) -> Result<Bytes> {
 
 #[allow(unsafe_code)]
 fn map(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only and private to this call's caller, which copies what it needs before
-    // it returns. A file that another process shortens meanwhile ends this process with a bus error,
-    // as with every mapped checkpoint; files that this project writes are replaced by renaming, never
-    // shortened in place.
+    // SAFETY: the map is read-only, and the caller copies what it needs before it returns. If another process
+    // shortens the file meanwhile, this process ends with a bus error, as with every mapped checkpoint; this
+    // project replaces files by renaming and never shortens them in place.
     unsafe { memmap2::Mmap::map(file) }
 }
 
@@ -110,7 +111,7 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// What a file's first bytes say it is.
+/// The kind of a file by its first bytes.
 enum Container {
     Safetensors,
     TorchZip,
@@ -158,7 +159,7 @@ impl Container {
         } else if bytes[0] == 0x80 {
             Self::Other("this is a pickle, but not one that torch.save wrote")
         } else {
-            Self::Other("this is no format of weights known here; the download may be cut or damaged")
+            Self::Other("this is no known format of weights; the download may be cut or damaged")
         }
     }
 }

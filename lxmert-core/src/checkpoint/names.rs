@@ -1,20 +1,20 @@
-//! Old key names to today's: the same networks were saved under several.
+//! Renames the keys of a checkpoint: the same networks were saved under several names.
 
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// LXMERT's keys as the hub's checkpoints write them (`lxmert.encoder.layer.0…`), from any of
-/// - the hub's own, which pass unchanged;
+/// Renames LXMERT's keys to the hub's (`lxmert.encoder.layer.0…`), from any of
+/// - the hub's own, which stay as they are;
 /// - the original snapshots (airsplay/lxmert, `bert.encoder.layer.0…`);
 /// - its fine-tuned snapshots (`lxrt_encoder.model.bert.…`, `logit_fc.…`);
 /// - a trunk saved by itself, without a prefix (`encoder.layer.0…`: transformers' `LxmertModel`, `BertModel`);
 /// - any of these with data-parallel's `module.` before them, or with BERT's first names for a layer
 ///   norm's weight and bias, `gamma` and `beta`.
 ///
-/// `cls.predictions.decoder` is the word embeddings once more; it is dropped here where a file has it, so
-/// that a file with and one without give the same names. `path` is for messages.
+/// `cls.predictions.decoder` repeats the word embeddings, to which it is tied. Some files hold it and some do not, so it is
+/// dropped. `path` is for messages.
 ///
 /// # Errors
 /// [`Error::Format`] when two keys become the same, or a decoder differs from the word embeddings.
@@ -43,8 +43,8 @@ pub fn lxmert(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Resu
     Ok(tensors)
 }
 
-/// torchvision's Faster R-CNN keys as its modules write them today, from today's or from those of the
-/// published 2019 file (`fpn.inner_blocks.0.weight`, `fpn.layer_blocks.0.weight`, `rpn.head.conv.weight`).
+/// Renames the keys of torchvision's Faster R-CNN to those of its current modules; the published file of 2019 has older ones
+/// (`fpn.inner_blocks.0.weight`, `fpn.layer_blocks.0.weight`, `rpn.head.conv.weight`).
 ///
 /// # Errors
 /// [`Error::Format`] when two keys become the same.
@@ -55,22 +55,14 @@ pub fn detector(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Re
 /// The hub's name for one of LXMERT's keys; see [`lxmert`].
 #[must_use]
 pub fn lxmert_name(key: &str) -> String {
-    let strip = |key: &mut &str, prefix: &str| {
-        let rest = key.strip_prefix(prefix);
-        *key = rest.unwrap_or(key);
-        rest.is_some()
-    };
-    let mut rest = key;
-    strip(&mut rest, "module.");
-    if strip(&mut rest, "lxrt_encoder.model.") {
-        strip(&mut rest, "module.");
+    let mut rest = key.strip_prefix("module.").unwrap_or(key);
+    if let Some(task) = rest.strip_prefix("lxrt_encoder.model.") {
+        rest = task.strip_prefix("module.").unwrap_or(task);
     }
-    let mut name = if strip(&mut rest, "bert.") {
-        format!("lxmert.{rest}")
-    } else if rest.starts_with("logit_fc.") {
-        format!("answer_head.{rest}")
-    } else {
-        rest.to_string()
+    let mut name = match rest.strip_prefix("bert.") {
+        Some(trunk) => format!("lxmert.{trunk}"),
+        None if rest.starts_with("logit_fc.") => format!("answer_head.{rest}"),
+        None => rest.to_string(),
     };
     for (old, new) in [(".gamma", ".weight"), (".beta", ".bias")] {
         if let Some(stem) = name.strip_suffix(old) {
@@ -80,7 +72,7 @@ pub fn lxmert_name(key: &str) -> String {
     name
 }
 
-/// Today's name for one of the detector's keys; see [`detector`].
+/// torchvision's current name for one of the detector's keys; see [`detector`].
 #[must_use]
 pub fn detector_name(key: &str) -> String {
     let key = key.strip_prefix("module.").unwrap_or(key);

@@ -4,18 +4,19 @@ use super::{Hub, HubFile, HubOptions};
 use crate::{Error, Result, nearby};
 use std::path::{Path, PathBuf};
 
-/// What a folder's weights are called, the first that is there.
+/// The names of a folder's weights, in order of preference.
 pub const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
 /// What may lie beside the weights and is fetched with them.
-const COMPANIONS: [&str; 4] = ["config.json", "vocab.txt", "preprocessor_config.json", "answers.json"];
+const COMPANIONS: [&str; 6] =
+    ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "answers.json"];
 
-/// How weights files end, whatever they are called.
+/// The endings of weights files.
 const ENDINGS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
 
 /// The ways to name a checkpoint, for messages.
-const FORMS: &str = "a checkpoint is a folder with model.safetensors or pytorch_model.bin, a training run's folder, \
-                     a weights file, or hf:owner/repo[@revision]";
+const FORMS: &str = "a checkpoint is a folder with model.safetensors or pytorch_model.bin, the folder of a run \
+                     (`cargo run -p lxmert-train` makes one), a weights file, or hf:owner/repo[@revision]";
 
 /// A checkpoint's files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Place {
     /// - `hf:owner/repo/file[@revision]`, one file of such a repository.
     ///
     /// # Errors
-    /// When there is none there, or the hub refuses or does not answer.
+    /// When there is no checkpoint at `place`, or the hub refuses or does not answer.
     pub fn find(place: impl AsRef<Path>) -> Result<Self> {
         let place = place.as_ref();
         match place.to_str().filter(|text| text.starts_with("hf:")) {
@@ -47,10 +48,10 @@ impl Place {
     fn local(place: &Path) -> Result<Self> {
         let about = std::fs::metadata(place).map_err(|error| {
             let reason = nearby::explain(place, error);
-            // A mere `owner/repo` is how Python names one.
+            // Python names a repository of the hub by `owner/repo` alone.
             let hub = match place.to_str().map(|text| text.split('/').collect::<Vec<_>>()) {
                 Some(parts) if parts.len() == 2 && !parts.contains(&"") && !Path::new(parts[0]).exists() => {
-                    format!(" (of the hub: hf:{})", place.display())
+                    format!(" (on the hub: hf:{})", place.display())
                 }
                 _ => String::new(),
             };
@@ -82,37 +83,26 @@ impl Place {
     /// refuses, or does not answer and the cache has none.
     pub fn on_hub(text: &str, hub: &Hub, show_progress: bool) -> Result<Self> {
         let repository = text.strip_prefix("hf:").unwrap_or(text);
-        let (path, revision) = match repository.rsplit_once('@') {
-            Some((path, revision)) => (path, format!("@{revision}")),
-            None => (repository, String::new()),
-        };
-        if path.split('/').count() < 2 {
-            return Err(Error::Argument(format!(
-                "'hf:{repository}' names no repository; write hf:owner/repo[@revision]"
-            )));
-        }
-        let file =
-            |name: &str| -> Result<HubFile> { format!("{path}/{name}{revision}").parse().map_err(Error::Argument) };
-        if path.split('/').count() > 2 {
-            let named: HubFile = repository.parse().map_err(Error::Argument)?;
-            let weights = hub.fetch(&named, None, show_progress)?;
-            for companion in COMPANIONS {
-                let name = match named.file.rsplit_once('/') {
-                    Some((folder, _)) => format!("{folder}/{companion}"),
-                    None => companion.to_string(),
-                };
-                hub.fetch_if_there(&HubFile { file: name, ..named.clone() }, show_progress)?;
+        let (path, revision) = repository.split_at(repository.rfind('@').unwrap_or(repository.len()));
+        // With a file named, its folder in the repository is the checkpoint's.
+        let (folder, weights) = match path.split('/').count() {
+            ..2 => {
+                let reason = format!("'hf:{repository}' names no repository; write hf:owner/repo[@revision]");
+                return Err(Error::Argument(reason));
             }
-            return Self::local(&weights);
-        }
+            2 => (path, WEIGHTS.to_vec()),
+            _ => path.rsplit_once('/').map_or((path, Vec::new()), |(folder, file)| (folder, vec![file])),
+        };
+        let file = |name: &str| format!("{folder}/{name}{revision}").parse::<HubFile>().map_err(Error::Argument);
         for companion in COMPANIONS {
             hub.fetch_if_there(&file(companion)?, show_progress)?;
         }
-        for name in WEIGHTS {
+        for name in &weights {
             if let Some(weights) = hub.fetch_if_there(&file(name)?, show_progress)? {
                 return Self::local(&weights);
             }
         }
-        Self::local(&hub.fetch(&file(WEIGHTS[0])?, None, show_progress)?) // says what is wrong
+        // No weights: what the hub answers to the first name says why.
+        Self::local(&hub.fetch(&file(weights[0])?, None, show_progress)?)
     }
 }

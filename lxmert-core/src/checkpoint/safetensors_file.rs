@@ -11,11 +11,11 @@ use std::path::Path;
 pub(super) fn looks_like(bytes: &[u8]) -> bool {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return false };
     let length = u64::from_le_bytes(*length);
-    // A real header is far below 100 MB; so text that happens to hold a brace at byte 8 is not taken for one.
+    // A real header is far below 100 MB, so text that happens to have a brace at byte 8 is not taken for one.
     (2..100_000_000).contains(&length) && rest.first() == Some(&b'{')
 }
 
-/// The tensors whose names `keep` says yes to.
+/// The tensors whose names `keep` accepts.
 pub(super) fn read(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|e| Error::format(path, format!("not a whole safetensors file ({e}); fetch or write it again")))?;
@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Re
             other => {
                 return Err(Error::format(
                     path,
-                    format!("tensor '{name}' has elements of type {other:?}, unknown here"),
+                    format!("tensor '{name}' has elements of type {other:?}, which is not supported"),
                 ));
             }
         };

@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// Writes a file so that at `path` there is ever the old content or the whole new one, whatever ends the
-/// process: `write` fills a temporary file beside it, which is synced to the disk and renamed over it.
+/// Writes a file whole: `write` fills a temporary file beside `path`, which is synced to the disk and renamed over it. If the
+/// process ends at any moment, `path` holds the old content or the new.
 ///
 /// # Errors
 /// [`Error::Io`] at `path`, from `write` or from the file system (its folder must exist).
@@ -53,11 +53,11 @@ fn atomic_write_io<T>(
 }
 
 /// Writes tensors (from any device) and text metadata as a safetensors file, whole or not at all. The
-/// same tensors and metadata give the same bytes: metadata sorted by key; tensors by element size, larger
-/// first so that each lies aligned, then by name.
+/// same tensors and metadata give the same bytes, which the format's own writer does not promise: metadata is sorted by key,
+/// tensors by element size, the larger first so that each lies aligned, then by name.
 ///
 /// # Errors
-/// [`Error::Argument`] on a name given twice or an element type that safetensors lacks; [`Error::Io`].
+/// [`Error::Argument`] for a repeated name or an element type that safetensors lacks; [`Error::Io`].
 pub fn save_safetensors(
     path: impl AsRef<Path>,
     tensors: &[(String, Tensor)],

@@ -1,7 +1,7 @@
 //! Answers to a question about an image, and judgements of a statement about two.
 
 use super::heads::AnswerHead;
-use super::{Forward, LxmertInputs, LxmertModel, LxmertOutput};
+use super::{LxmertInputs, LxmertModel, LxmertOutput, Pass};
 use crate::config::LxmertConfig;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -46,8 +46,8 @@ impl AnswerModel {
     ///
     /// # Errors
     /// When the inputs' shapes do not fit the model or each other.
-    pub fn forward(&self, inputs: &LxmertInputs, run: &Forward) -> Result<AnswerOutput> {
-        let trunk = self.trunk.forward(inputs, run)?;
+    pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<AnswerOutput> {
+        let trunk = self.trunk.forward(inputs, pass)?;
         Ok(AnswerOutput { logits: self.head.forward(&trunk.pooled)?, trunk })
     }
 }
@@ -83,8 +83,8 @@ impl PairModel {
     ///
     /// # Errors
     /// When the number of rows is odd, or the inputs' shapes do not fit the model or each other.
-    pub fn forward(&self, inputs: &LxmertInputs, run: &Forward) -> Result<Tensor> {
-        let pooled = self.trunk.forward(inputs, run)?.pooled; // [2 statements, hidden]
+    pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<Tensor> {
+        let pooled = self.trunk.forward(inputs, pass)?.pooled; // [2 statements, hidden]
         let (rows, hidden) = pooled.dims2()?;
         if rows % 2 != 0 {
             candle_core::bail!("{rows} rows, but a statement takes two");

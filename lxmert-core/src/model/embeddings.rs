@@ -1,9 +1,9 @@
 //! Words with positions, regions with boxes (Tan & Bansal 2019, §2.1).
 
-use super::Forward;
 use super::layers::{LayerNorm, Linear};
+use super::{Pass, Stream};
 use crate::config::LxmertConfig;
-use crate::ops;
+use crate::ops::{self, Ragged};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
@@ -13,17 +13,17 @@ fn table(rows: usize, config: &LxmertConfig, vb: VarBuilder) -> Result<Tensor> {
     vb.get_with_hints((rows, config.hidden_size), "weight", init)
 }
 
-/// Word, position and segment embeddings summed, before their layer norm. `ids`: `[batch, words]`.
+/// Word, position and segment embeddings summed, before their layer norm.
 /// Every segment is 0, as in all of LXMERT's tasks.
 #[derive(Debug, Clone)]
-pub(crate) struct WordTables {
-    pub(crate) words: Tensor,
+pub(super) struct WordTables {
+    pub words: Tensor,
     positions: Tensor,
     segments: Tensor,
 }
 
 impl WordTables {
-    pub(crate) fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             words: table(config.vocab_size, config, vb.pp("word_embeddings"))?,
             positions: table(config.max_position_embeddings, config, vb.pp("position_embeddings"))?,
@@ -31,28 +31,28 @@ impl WordTables {
         })
     }
 
-    pub(crate) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (_, length) = ids.dims2()?;
-        let longest = self.positions.dim(0)?;
+    /// `ids`: `[batch, words]`; gives the embeddings of `rows`, `[rows, hidden]`.
+    pub fn forward(&self, ids: &Tensor, rows: &Ragged) -> Result<Tensor> {
+        let (length, longest) = (rows.length(), self.positions.dim(0)?);
         if length > longest {
             candle_core::bail!("sentences of {length} WordPieces; the model has {longest} positions");
         }
-        let words = ops::embedding(&self.words, ids)?;
+        let words = ops::embedding(&self.words, &rows.gather(ids)?)?;
         let places = self.positions.narrow(0, 0, length)?.broadcast_add(&self.segments.narrow(0, 0, 1)?)?;
-        words.broadcast_add(&places)
+        words + ops::embedding(&places, &rows.places(ids.device())?)?
     }
 }
 
 /// The language stream's input (`lxmert.embeddings`).
 #[derive(Debug, Clone)]
-pub(crate) struct LanguageEmbeddings {
-    pub(crate) tables: WordTables,
-    layer_norm: LayerNorm,
-    dropout: f32,
+pub(super) struct LanguageEmbeddings {
+    pub tables: WordTables,
+    pub layer_norm: LayerNorm,
+    pub dropout: f32,
 }
 
 impl LanguageEmbeddings {
-    pub(crate) fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
             tables: WordTables::new(config, vb)?,
@@ -60,16 +60,18 @@ impl LanguageEmbeddings {
         })
     }
 
-    pub(crate) fn forward(&self, ids: &Tensor, run: &Forward) -> Result<Tensor> {
-        let normed = self.layer_norm.forward(&self.tables.forward(ids)?)?;
-        ops::dropout(&normed, self.dropout, run.rng)
+    /// `ids`: `[batch, words]`.
+    pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
+        let rows = rows_of(ids, mask)?;
+        let normed = self.layer_norm.forward(&self.tables.forward(ids, &rows)?)?;
+        Ok(Stream::new(ops::dropout_rows(&normed, &rows, self.dropout, pass.rng)?, rows))
     }
 }
 
 /// Average of projected features and projected boxes, each after its own layer norm
 /// (`lxmert.encoder.visn_fc`).
 #[derive(Debug, Clone)]
-pub(crate) struct RegionEmbeddings {
+pub(super) struct RegionEmbeddings {
     features: Linear,
     features_norm: LayerNorm,
     boxes: Linear,
@@ -78,7 +80,7 @@ pub(crate) struct RegionEmbeddings {
 }
 
 impl RegionEmbeddings {
-    pub(crate) fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
         Ok(Self {
             features: Linear::new(config.visual_feat_dim, hidden, vb.pp("visn_fc"))?,
@@ -90,9 +92,19 @@ impl RegionEmbeddings {
     }
 
     /// `features`: `[batch, regions, visual_feat_dim]`; `boxes`: `[batch, regions, 4]`.
-    pub(crate) fn forward(&self, features: &Tensor, boxes: &Tensor, run: &Forward) -> Result<Tensor> {
-        let features = self.features_norm.forward(&self.features.forward(features)?)?;
-        let boxes = self.boxes_norm.forward(&self.boxes.forward(boxes)?)?;
-        ops::dropout(&((features + boxes)? / 2.0)?, self.dropout, run.rng)
+    pub fn forward(&self, features: &Tensor, boxes: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
+        let rows = rows_of(features, mask)?;
+        let features = self.features_norm.forward(&self.features.forward(&rows.gather(features)?)?)?;
+        let boxes = self.boxes_norm.forward(&self.boxes.forward(&rows.gather(boxes)?)?)?;
+        let states = ops::dropout_rows(&((features + boxes)? / 2.0)?, &rows, self.dropout, pass.rng)?;
+        Ok(Stream::new(states, rows))
+    }
+}
+
+/// Where the real rows of `x`, `[batch, length, …]`, lie. `mask`: `[batch, length]`.
+pub(super) fn rows_of(x: &Tensor, mask: Option<&Tensor>) -> Result<Ragged> {
+    match mask {
+        Some(mask) => Ragged::of_mask(mask),
+        None => Ok(Ragged::dense(x.dim(0)?, x.dim(1)?)),
     }
 }

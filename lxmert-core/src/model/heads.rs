@@ -1,8 +1,9 @@
 //! The published heads: pre-training (`cls`, `obj_predict_head`, `answer_head`) and answers.
 
-use super::layers::{LayerNorm, Linear, activate};
+use super::layers::{LayerNorm, Linear};
 use super::{LxmertModel, LxmertOutput};
 use crate::config::LxmertConfig;
+use crate::ops;
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
 
@@ -24,7 +25,7 @@ impl Transform {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.layer_norm.forward(&activate(self.activation, &self.dense.forward(x)?)?)
+        self.layer_norm.forward(&ops::activate(self.activation, &self.dense.forward(x)?)?)
     }
 }
 
@@ -63,7 +64,7 @@ impl AnswerHead {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pooled: &Tensor) -> Result<Tensor> {
-        let x = activate(Activation::Gelu, &self.first.forward(pooled)?)?;
+        let x = ops::activate(Activation::Gelu, &self.first.forward(pooled)?)?;
         self.last.forward(&self.layer_norm.forward(&x)?)
     }
 }

@@ -1,52 +1,49 @@
-//! The building blocks every part shares: linear map, layer norm, feed-forward.
+//! Linear map, layer norm, the feed-forward sub-layer, and the layers they make (Tan & Bansal 2019, §2.2).
 
-use super::Forward;
+use super::attention::Attention;
+use super::encoder::CrossLayer;
+use super::{Pass, Stream};
 use crate::config::LxmertConfig;
-use crate::ops::blocks::{FeedForwardBlock, Norm, Weights};
-use crate::ops::{self, Packing};
+use crate::ops;
+use crate::ops::sublayers::{FeedForwardSublayer, Norm, Weights};
 use candle_core::{Result, Tensor};
-use candle_nn::{Activation, Init, Module, VarBuilder};
+use candle_nn::{Activation, Init, VarBuilder};
 
 /// `x Wᵀ + b`.
 #[derive(Debug, Clone)]
-pub(crate) struct Linear {
+pub(super) struct Linear {
     weight: Tensor,
     bias: Tensor,
 }
 
 impl Linear {
-    pub(crate) fn new(in_width: usize, out_width: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(in_width: usize, out_width: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self { weight: vb.get((out_width, in_width), "weight")?, bias: vb.get(out_width, "bias")? })
     }
 
-    pub(crate) fn from_tensors(weight: Tensor, bias: Tensor) -> Self {
+    pub fn from_tensors(weight: Tensor, bias: Tensor) -> Self {
         Self { weight, bias }
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, &self.bias)
     }
 
-    /// As [`forward`](Self::forward), with the precision of a pass.
-    pub(crate) fn run(&self, x: &Tensor, run: &Forward) -> Result<Tensor> {
-        ops::linear_with(x, &self.weight, &self.bias, run.precision)
-    }
-
-    pub(crate) fn weights(&self) -> Weights<'_> {
+    pub fn weights(&self) -> Weights<'_> {
         (&self.weight, &self.bias)
     }
 }
 
 /// Layer norm over the hidden width.
 #[derive(Debug, Clone)]
-pub(crate) struct LayerNorm {
+pub(super) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
 }
 
 impl LayerNorm {
-    pub(crate) fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             weight: vb.get_with_hints(width, "weight", Init::Const(1.0))?,
             bias: vb.get_with_hints(width, "bias", Init::Const(0.0))?,
@@ -54,84 +51,116 @@ impl LayerNorm {
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 
-    pub(crate) fn norm(&self) -> Norm<'_> {
+    pub fn norm(&self) -> Norm<'_> {
         Norm { weight: &self.weight, bias: &self.bias, eps: self.eps }
     }
 }
 
-/// The activation, with this workspace's kernel where it has one.
-pub(crate) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
-    if activation == Activation::Gelu { ops::gelu(x) } else { activation.forward(x) }
-}
-
-/// Linear, dropout, residual, layer norm: the end of every attention and feed-forward
-/// (`…output.dense`, `…output.LayerNorm`).
+/// The feed-forward sub-layer: linear, activation, linear, dropout, residual, layer norm.
 #[derive(Debug, Clone)]
-pub(crate) struct Output {
-    pub(crate) dense: Linear,
-    pub(crate) layer_norm: LayerNorm,
-    pub(crate) dropout: f32,
-}
-
-impl Output {
-    pub(crate) fn new(in_width: usize, config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            dense: Linear::new(in_width, config.hidden_size, vb.pp("dense"))?,
-            layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
-            dropout: config.hidden_dropout_prob,
-        })
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor, residual: &Tensor, run: &Forward) -> Result<Tensor> {
-        let x = ops::dropout(&self.dense.run(x, run)?, self.dropout, run.rng)?;
-        self.layer_norm.forward(&(x + residual)?)
-    }
-}
-
-/// The feed-forward sub-layer (`intermediate`, `output`).
-#[derive(Debug, Clone)]
-pub(crate) struct FeedForward {
-    intermediate: Linear,
-    activation: Activation,
-    output: Output,
+pub(super) struct FeedForward {
+    pub first: Linear,
+    pub activation: Activation,
+    pub second: Linear,
+    pub layer_norm: LayerNorm,
+    /// Of the inner values, and of the output.
+    pub dropout: [f32; 2],
 }
 
 impl FeedForward {
-    /// `intermediate` and `output` are the two parts' prefixes, which differ between layers.
-    pub(crate) fn new(config: &LxmertConfig, intermediate: VarBuilder, output: VarBuilder) -> Result<Self> {
+    /// Under BERT's names. `intermediate` and `output` are the two parts' prefixes, which differ between layers.
+    pub fn new(config: &LxmertConfig, intermediate: VarBuilder, output: VarBuilder) -> Result<Self> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
-            intermediate: Linear::new(config.hidden_size, config.intermediate_size, intermediate.pp("dense"))?,
+            first: Linear::new(hidden, inner, intermediate.pp("dense"))?,
             activation: config.hidden_act,
-            output: Output::new(config.intermediate_size, config, output)?,
+            second: Linear::new(inner, hidden, output.pp("dense"))?,
+            layer_norm: LayerNorm::new(hidden, config.layer_norm_eps, output.pp("LayerNorm"))?,
+            dropout: [0.0, config.hidden_dropout_prob],
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, run: &Forward) -> Result<Tensor> {
-        let inner = activate(self.activation, &self.intermediate.run(x, run)?)?;
-        self.output.forward(&inner, x, run)
+    pub fn forward(&self, x: &Stream, pass: &Pass) -> Result<Stream> {
+        let sublayer = FeedForwardSublayer {
+            first: self.first.weights(),
+            activation: self.activation,
+            second: self.second.weights(),
+            norm: self.layer_norm.norm(),
+            dropout: self.dropout,
+        };
+        Ok(x.with(sublayer.forward(&x.states, &x.rows, &pass.run())?))
+    }
+}
+
+/// Attention, then feed-forward.
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    pub attention: Attention,
+    pub feed_forward: FeedForward,
+}
+
+impl Layer {
+    /// A layer of a single-modality encoder (`layer.i` or `r_layers.i`).
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            attention: Attention::new(config, "self", vb.pp("attention"))?,
+            feed_forward: FeedForward::new(config, vb.pp("intermediate"), vb.pp("output"))?,
+        })
     }
 
-    /// The same of packed rows, as one operation where the activation allows.
-    pub(crate) fn packed(&self, x: &Tensor, packing: &Packing, run: &Forward) -> Result<Tensor> {
-        let activation = match self.activation {
-            Activation::Gelu => ops::Activation::Gelu,
-            Activation::Relu => ops::Activation::Relu,
-            _ => return self.forward(x, run),
+    /// `x` attends to `context`, which is `x` itself in an encoder.
+    pub fn forward(&self, x: &Stream, context: &Stream, pass: &Pass) -> Result<Stream> {
+        self.feed_forward.forward(&self.attention.forward(x, context, pass)?, pass)
+    }
+
+    /// `x` through an encoder's layers in turn.
+    pub fn encode(layers: &[Self], x: Stream, pass: &Pass) -> Result<Stream> {
+        layers.iter().try_fold(x, |x, layer| layer.forward(&x, &x, pass))
+    }
+}
+
+/// One cross-modality layer (`x_layers.i`): one shared cross attention runs both ways from the
+/// layer's inputs, then each stream has its self-attention and feed-forward.
+#[derive(Debug, Clone)]
+pub(super) struct CrossModalityLayer {
+    cross: Attention,
+    language: Layer,
+    vision: Layer,
+}
+
+impl CrossModalityLayer {
+    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+        let stream = |name: &str| -> Result<Layer> {
+            Ok(Layer {
+                attention: Attention::new(config, "self", vb.pp(format!("{name}_self_att")))?,
+                feed_forward: FeedForward::new(
+                    config,
+                    vb.pp(format!("{name}_inter")),
+                    vb.pp(format!("{name}_output")),
+                )?,
+            })
         };
-        let Output { dense, layer_norm, dropout } = &self.output;
-        let block = FeedForwardBlock {
-            first: self.intermediate.weights(),
-            activation,
-            second: dense.weights(),
-            norm: layer_norm.norm(),
-            dropout: [0.0, *dropout],
-            precision: run.precision,
-            packed: run.packed,
-        };
-        block.forward(x, packing, run.rng)
+        Ok(Self {
+            cross: Attention::new(config, "att", vb.pp("visual_attention"))?,
+            language: stream("lang")?,
+            vision: stream("visn")?,
+        })
+    }
+}
+
+impl CrossLayer for CrossModalityLayer {
+    fn forward(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<(Stream, Stream)> {
+        let l = self.cross.forward(language, vision, pass)?;
+        let v = self.cross.forward(vision, language, pass)?;
+        Ok((self.language.forward(&l, &l, pass)?, self.vision.forward(&v, &v, pass)?))
+    }
+
+    fn forward_first(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<Stream> {
+        let l = self.cross.forward(language, vision, pass)?;
+        self.language.forward(&l.first()?, &l, pass)
     }
 }

@@ -1,9 +1,8 @@
 //! Image-text matching: does this sentence describe this image?
 
-use super::encoder::Encoded;
 use super::layers::Linear;
 use super::student::StudentModel;
-use super::{Forward, LxmertInputs, LxmertModel, LxmertOutput};
+use super::{LxmertInputs, LxmertModel, LxmertOutput, Pass, Stream};
 use crate::config::{CrossLayer, LxmertConfig};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -83,21 +82,21 @@ impl MatchingModel {
     ///
     /// # Errors
     /// When the inputs' shapes do not fit the model or each other.
-    pub fn forward(&self, inputs: &LxmertInputs, run: &Forward) -> Result<MatchingOutput> {
-        let language = self.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), run)?;
+    pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<MatchingOutput> {
+        let language = self.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), pass)?;
         let mask = inputs.visual_attention_mask.as_ref();
-        let vision = self.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, run)?;
-        self.match_encoded(&language, &vision, run)
+        let vision = self.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, pass)?;
+        self.match_encoded(&language, &vision, pass)
     }
 
     /// The language encoder alone; see [`LxmertModel::encode_language`].
     ///
     /// # Errors
     /// When a sentence is longer than the model's positions.
-    pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, run: &Forward) -> Result<Encoded> {
+    pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
         match self {
-            Self::Lxmert { trunk, .. } => trunk.encode_language(ids, mask, run),
-            Self::Student(model) => model.encode_language(ids, mask, run),
+            Self::Lxmert { trunk, .. } => trunk.encode_language(ids, mask, pass),
+            Self::Student(model) => model.encode_language(ids, mask, pass),
         }
     }
 
@@ -110,11 +109,11 @@ impl MatchingModel {
         features: &Tensor,
         boxes: &Tensor,
         mask: Option<&Tensor>,
-        run: &Forward,
-    ) -> Result<Encoded> {
+        pass: &Pass,
+    ) -> Result<Stream> {
         match self {
-            Self::Lxmert { trunk, .. } => trunk.encode_vision(features, boxes, mask, run),
-            Self::Student(model) => model.encode_vision(features, boxes, mask, run),
+            Self::Lxmert { trunk, .. } => trunk.encode_vision(features, boxes, mask, pass),
+            Self::Student(model) => model.encode_vision(features, boxes, mask, pass),
         }
     }
 
@@ -123,13 +122,13 @@ impl MatchingModel {
     ///
     /// # Errors
     /// When the batches differ.
-    pub fn match_encoded(&self, language: &Encoded, vision: &Encoded, run: &Forward) -> Result<MatchingOutput> {
+    pub fn match_encoded(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<MatchingOutput> {
         match self {
             Self::Lxmert { trunk, head } => {
-                let trunk = trunk.cross(language, vision, run)?;
+                let trunk = trunk.cross(language, vision, pass)?;
                 Ok(MatchingOutput { logits: head.forward(&trunk.pooled)?, trunk })
             }
-            Self::Student(model) => model.match_encoded(language, vision, run),
+            Self::Student(model) => model.match_encoded(language, vision, pass),
         }
     }
 }

@@ -18,15 +18,21 @@ mod referring;
 pub mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
-pub use encoder::{CrossLayer, Encoded, LxmertModel};
+pub use encoder::LxmertModel;
 pub use heads::{
     AnswerHead, PretrainingHeads, PretrainingLogits, PretrainingModel, RegionHead, RegionLogits, WordHead,
 };
 pub use matching::{MatchingModel, MatchingOutput};
 pub use referring::ReferringModel;
 
-use crate::ops::{DropoutRng, PackedWeights, Precision};
-use candle_core::{Tensor, Var};
+/// Former name.
+pub type Forward<'a> = Pass<'a>;
+/// Former name.
+pub type Encoded = Stream;
+
+use crate::ops::sublayers::Run;
+use crate::ops::{DropoutRng, Precision, PrepackedWeights, Ragged};
+use candle_core::{Result, Tensor, Var};
 
 /// One batch of images and sentences.
 #[derive(Debug, Clone)]
@@ -52,7 +58,7 @@ pub struct LxmertOutput {
     pub vision: Tensor,
     /// `[batch, hidden]`: tanh of a linear map of `[CLS]`.
     pub pooled: Tensor,
-    /// Every attention map, when [`Forward::capture`] asks for them.
+    /// Every attention map, when [`Pass::capture`] asks for them.
     pub attentions: Option<Attentions>,
 }
 
@@ -80,19 +86,59 @@ pub struct CrossAttentions {
     pub vision_self: Option<AttentionMap>,
 }
 
+impl CrossAttentions {
+    /// From the maps that the cross-modality layers added to each stream: the cross attention's, then the self-attention's
+    /// where the layer has one.
+    fn of_layers(language: &[AttentionMap], vision: &[AttentionMap], layers: usize) -> Vec<Self> {
+        let each = (language.len() / layers.max(1)).max(1);
+        let layer = |(language, vision): (&[AttentionMap], &[AttentionMap])| Self {
+            language_to_vision: language[0].clone(),
+            vision_to_language: vision[0].clone(),
+            language_self: language.get(1).cloned(),
+            vision_self: vision.get(1).cloned(),
+        };
+        language.chunks_exact(each).zip(vision.chunks_exact(each)).map(layer).collect()
+    }
+}
+
+impl Attentions {
+    /// From the two encoded streams, and the same after `layers` cross-modality layers.
+    fn new(language: &Stream, vision: &Stream, l: &Stream, v: &Stream, layers: usize) -> Self {
+        let (added_l, added_v) = (&l.maps[language.maps.len()..], &v.maps[vision.maps.len()..]);
+        Self {
+            language: language.maps.clone(),
+            vision: vision.maps.clone(),
+            cross: CrossAttentions::of_layers(added_l, added_v, layers),
+        }
+    }
+}
+
 /// One attention map.
 #[derive(Debug, Clone)]
 pub struct AttentionMap {
-    /// `[batch, heads, queries, keys]`, before dropout: each row sums to 1.
+    /// `[batch, heads, queries, keys]`, before dropout: each row sums to 1. Rows of padding hold nothing of use.
     pub probabilities: Tensor,
     /// With [`Capture::Probes`]: `gradients.get(&probe)` is the gradient by the probabilities.
     pub probe: Option<Var>,
 }
 
+impl AttentionMap {
+    /// The map, and what the pass uses in its place.
+    fn new(probabilities: Tensor, capture: Capture) -> Result<(Self, Tensor)> {
+        if capture != Capture::Probes {
+            return Ok((Self { probabilities: probabilities.clone(), probe: None }, probabilities));
+        }
+        // Adding a zero variable changes no value; its gradient is the map's.
+        let probe = Var::zeros(probabilities.shape(), probabilities.dtype(), probabilities.device())?;
+        let used = (&probabilities + probe.as_tensor())?;
+        Ok((Self { probabilities, probe: Some(probe) }, used))
+    }
+}
+
 /// Which attention maps a forward pass returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Capture {
-    /// None: the fused kernels are free to never form them.
+    /// None: the fused kernels need not form them.
     #[default]
     None,
     /// All of them.
@@ -101,28 +147,38 @@ pub enum Capture {
     Probes,
 }
 
-/// How to run a forward pass.
+/// One pass through the model: what is the same for all of its layers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Forward<'a> {
+pub struct Pass<'a> {
     /// Which attention maps to return.
     pub capture: Capture,
     /// Draws the dropout masks; none in evaluation.
     pub rng: Option<&'a DropoutRng>,
     /// Whether only [`LxmertOutput::pooled`] is wanted. The last cross-modality layer then computes no more of the language
     /// stream than its first word, and nothing of the vision stream: `language` is `[batch, 1, hidden]`, `vision`
-    /// `[batch, 0, hidden]`. Without effect where the fast kernels do not apply.
+    /// `[batch, 0, hidden]`. Without effect where maps are captured.
     pub pooled_only: bool,
     /// What the products of the encoders' layers (projections and feed-forward, forward and backward) round their operands to;
     /// embeddings, attention proper, norms, pooler and heads are f32. The weights themselves stay as they are.
     pub precision: Precision,
     /// Where the encoders' layers keep their weights packed from pass to pass, for weights that stay as they are.
-    pub packed: Option<&'a PackedWeights>,
+    pub prepacked: Option<&'a PrepackedWeights>,
 }
 
-impl<'a> Forward<'a> {
+impl<'a> Pass<'a> {
     /// No dropout, no maps.
     pub fn eval() -> Self {
         Self::default()
+    }
+
+    /// With dropout.
+    pub fn train(rng: &'a DropoutRng) -> Self {
+        Self { rng: Some(rng), ..Self::default() }
+    }
+
+    /// No dropout, with maps or probes.
+    pub fn capture(capture: Capture) -> Self {
+        Self { capture, ..Self::default() }
     }
 
     /// The same pass for its pooled output alone.
@@ -139,17 +195,67 @@ impl<'a> Forward<'a> {
 
     /// The same pass with weights packed once for many.
     #[must_use]
-    pub fn with_packed(self, packed: &'a PackedWeights) -> Self {
-        Self { packed: Some(packed), ..self }
+    pub fn with_prepacked(self, prepacked: &'a PrepackedWeights) -> Self {
+        Self { prepacked: Some(prepacked), ..self }
     }
 
-    /// With dropout.
-    pub fn train(rng: &'a DropoutRng) -> Self {
-        Self { rng: Some(rng), ..Self::default() }
+    /// Former name.
+    #[must_use]
+    pub fn with_packed(self, prepacked: &'a PrepackedWeights) -> Self {
+        self.with_prepacked(prepacked)
     }
 
-    /// No dropout, with maps or probes.
-    pub fn capture(capture: Capture) -> Self {
-        Self { capture, ..Self::default() }
+    /// What concerns the sub-layers.
+    fn run(&self) -> Run<'a> {
+        Run { rng: self.rng, precision: self.precision, prepacked: self.prepacked }
+    }
+}
+
+/// One modality on its way through the model: the real rows of all sentences (or images), and where they lie.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// `[rows, hidden]`, ragged.
+    pub states: Tensor,
+    /// Where the rows lie in the padded batch.
+    pub rows: Ragged,
+    /// The attention maps of every layer so far, where the pass captures them.
+    pub maps: Vec<AttentionMap>,
+}
+
+impl Stream {
+    fn new(states: Tensor, rows: Ragged) -> Self {
+        Self { states, rows, maps: Vec::new() }
+    }
+
+    /// The same stream one sub-layer on.
+    fn with(&self, states: Tensor) -> Self {
+        Self { states, rows: self.rows.clone(), maps: self.maps.clone() }
+    }
+
+    /// The first row of each sentence (or image) alone.
+    fn first(&self) -> Result<Self> {
+        let states = self.rows.pick_first(&self.states)?;
+        Ok(Self { states, rows: self.rows.first_rows(), maps: self.maps.clone() })
+    }
+
+    /// `[batch, length, hidden]`; rows of padding are 0.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn padded(&self) -> Result<Tensor> {
+        self.rows.scatter(&self.states)
+    }
+
+    /// Item `index` of the batch, `times` over, without its maps: one image beside many sentences.
+    ///
+    /// # Errors
+    /// When there is no such item.
+    pub fn repeat(&self, index: usize, times: usize) -> Result<Self> {
+        let rows = self.rows.repeat(index, times)?;
+        let (first, hidden) = (self.rows.starts()[index], self.states.dim(1)?);
+        let count = self.rows.starts()[index + 1] - first;
+        let item = self.states.narrow(0, first, count)?.unsqueeze(0)?;
+        let states = item.expand((times, count, hidden))?.reshape((times * count, hidden))?;
+        Ok(Self::new(states, rows))
     }
 }

@@ -1,6 +1,7 @@
 //! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that
 //! resumes at a step draws the masks that the unbroken run drew.
 
+use super::ragged::Ragged;
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use crate::procedural::splitmix64;
@@ -65,7 +66,22 @@ impl Mask {
 /// When the tensor cannot be read.
 pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
     let Some(rng) = rng.filter(|_| probability > 0.0) else { return Ok(x.clone()) };
-    let mask = Mask::new(probability, rng.next_key());
+    apply_mask(x, Mask::new(probability, rng.next_key()))
+}
+
+/// As [`dropout`] of ragged rows `x`, `[rows, width]`, with the masks of the padded tensor, so that padding changes none.
+///
+/// # Errors
+/// When the number of rows is another.
+pub fn dropout_rows(x: &Tensor, rows: &Ragged, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
+    if rows.is_dense() || rng.is_none() || probability <= 0.0 {
+        return dropout(x, probability, rng);
+    }
+    rows.gather(&dropout(&rows.scatter(x)?, probability, rng)?)
+}
+
+/// `x` times the factors of `mask`.
+pub(super) fn apply_mask(x: &Tensor, mask: Mask) -> Result<Tensor> {
     if use_fast(&[x]) {
         return x.contiguous()?.apply_op1(Dropout { mask });
     }

@@ -5,6 +5,7 @@ use super::math::{erf, exp};
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_nn::{Activation, Module};
 use rayon::prelude::*;
 
 const TASK: usize = 16 * 1024;
@@ -16,6 +17,14 @@ const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
 /// When the tensor cannot be read.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if use_fast(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
+}
+
+/// The activation, with this workspace's kernel where it has one.
+///
+/// # Errors
+/// As [`gelu`].
+pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    if activation == Activation::Gelu { gelu(x) } else { activation.forward(x) }
 }
 
 struct Gelu;

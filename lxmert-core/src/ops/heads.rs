@@ -1,11 +1,11 @@
-//! One image-sentence pair's attention by the tile kernel, head after head: scores, softmax, dropout and the weighted sum
+//! One image-sentence pair's attention by the microkernel, head after head: scores, softmax, dropout and the weighted sum
 //! never leave the cache; the backward recomputes the probabilities.
 
 use super::bf16::Precision;
 use super::dropout::Mask;
-use super::kernel::{Kernel, Left, Start};
 use super::math::{dot, exp, sum};
 use super::matmul::Matrix;
+use super::microkernel::{Base, Kernel, Left};
 use super::scratch::with_scratch;
 use super::simd::vectorised;
 
@@ -16,8 +16,6 @@ pub(super) struct Pair<'a> {
     pub keys: usize,
     pub width: usize,
     pub heads: usize,
-    /// What is added to each key's scores.
-    pub mask: Option<&'a [f32]>,
     pub dropout: Option<PairDropout<'a>>,
 }
 
@@ -83,7 +81,7 @@ impl Tiles {
     fn multiply(&self, rows: usize, inner: usize, a: Left, panels: &[f32], out: &mut [f32], width: usize) {
         for (index, panel) in panels.chunks_exact(inner * self.kernel.columns).enumerate() {
             let out = &mut out[index * self.kernel.columns..];
-            self.kernel.multiply_into(rows, inner, a, panel, Start::Zero, out, width);
+            self.kernel.multiply_into(rows, inner, a, panel, Base::Zero, out, width);
         }
     }
 }
@@ -117,11 +115,6 @@ vectorised! {
     fn softmax(scores: &mut [f32], stride: usize, pair: Pair) {
         for row in scores.chunks_exact_mut(stride).take(pair.queries) {
             let row = &mut row[..pair.keys];
-            if let Some(mask) = pair.mask {
-                for (score, mask) in row.iter_mut().zip(mask) {
-                    *score += mask;
-                }
-            }
             let mut tops = [f32::NEG_INFINITY; 16];
             let (chunks, rest) = row.as_chunks::<16>();
             for chunk in chunks {

@@ -1,8 +1,11 @@
-//! Layer normalisation over the last dimension (Ba, Kiros & Hinton 2016), with its gradient.
+//! Layer normalisation over the last dimension (Ba, Kiros & Hinton 2016), with its gradient; for the sub-layers with dropout and
+//! the residual before it, in one pass over the rows.
 //!
 //! candle's own fused layer norm has no backward: everything before it would silently stop learning.
 
-use super::math::{dot, sum};
+use super::epilogue::RowDropout;
+use super::gradients::deliver;
+use super::math::{add_scaled, dot, sum};
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
@@ -18,8 +21,7 @@ const ROWS_PER_TASK: usize = 64;
 /// When the shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if use_fast(&[x, weight, bias]) {
-        let op = LayerNorm { eps: eps as f32 };
-        return x.contiguous()?.apply_op3(weight, bias, op);
+        return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps });
     }
     composed(x, weight, bias, eps)
 }
@@ -35,13 +37,9 @@ pub(crate) fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> 
     normed.to_dtype(dtype)?.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
-struct LayerNorm {
-    eps: f32,
-}
-
 /// Mean and 1 / sqrt(variance + eps) of one row.
 #[inline(always)]
-pub(super) fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
+fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     let width = row.len() as f32;
     let mean = sum(row) / width;
     let mut lanes = [0.0f32; 16];
@@ -56,47 +54,151 @@ pub(super) fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
+/// What the backward needs: the normalised rows, and what each was multiplied by.
+#[derive(Default)]
+pub(crate) struct Normed {
+    rows: Vec<f32>,
+    scales: Vec<f32>,
+}
+
 vectorised! {
-    fn forward_rows(out: &mut [f32], values: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+    /// `out = norm(dropout(out) + residual)`; `residual`, `rows` and `scales` are empty where there is none or nobody needs them.
+    fn forward_rows(
+        out: &mut [f32], residual: &[f32], rows: &mut [f32], scales: &mut [f32], weight: &[f32], bias: &[f32], eps: f32,
+        dropout: Option<RowDropout>,
+    ) {
         let width = weight.len();
-        for (out, row) in out.chunks_exact_mut(width).zip(values.chunks_exact(width)) {
-            let (mean, scale) = statistics(row, eps);
-            for (((o, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                *o = ((x - mean) * scale).mul_add(*w, *b);
+        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+            let residual = residual.get(row * width..(row + 1) * width).unwrap_or_default();
+            match &dropout {
+                Some(dropout) => {
+                    let first = dropout.first(row);
+                    for (i, (o, r)) in out.iter_mut().zip(residual).enumerate() {
+                        *o = *o * dropout.mask.factor(first.wrapping_add(i as u32)) + r;
+                    }
+                }
+                None => {
+                    for (o, r) in out.iter_mut().zip(residual) {
+                        *o += r;
+                    }
+                }
+            }
+            let (mean, scale) = statistics(out, eps);
+            if let Some(kept) = scales.get_mut(row) {
+                *kept = scale;
+                let normed = &mut rows[row * width..][..width];
+                for (n, o) in normed.iter_mut().zip(out.iter()) {
+                    *n = (o - mean) * scale;
+                }
+            }
+            for ((o, w), b) in out.iter_mut().zip(weight).zip(bias) {
+                *o = ((*o - mean) * scale).mul_add(*w, *b);
             }
         }
     }
 }
 
 vectorised! {
-    /// `dx` of these rows, and their share of `dw` and `db`.
     fn backward_rows(
-        dx: &mut [f32], dw: &mut [f32], db: &mut [f32], values: &[f32], grads: &[f32], weight: &[f32], eps: f32,
+        dx: &mut [f32], dropped: &mut [f32], dw: &mut [f32], db: &mut [f32], grad: &[f32], rows: &[f32], scales: &[f32],
+        weight: &[f32], dropout: Option<RowDropout>,
     ) {
         let width = weight.len();
-        let (mut normed, mut weighted) = (vec![0.0f32; width], vec![0.0f32; width]);
-        let rows = values.chunks_exact(width).zip(grads.chunks_exact(width));
-        for (dx, (row, g)) in dx.chunks_exact_mut(width).zip(rows) {
-            let (mean, scale) = statistics(row, eps);
-            for (n, x) in normed.iter_mut().zip(row) {
-                *n = (x - mean) * scale;
-            }
-            for ((v, g), w) in weighted.iter_mut().zip(g).zip(weight) {
+        let inputs = grad.chunks_exact(width).zip(rows.chunks_exact(width)).zip(scales);
+        for (row, (dx, ((g, normed), scale))) in dx.chunks_exact_mut(width).zip(inputs).enumerate() {
+            for ((v, g), w) in dx.iter_mut().zip(g).zip(weight) {
                 *v = g * w;
             }
-            for ((dw, g), n) in dw.iter_mut().zip(g).zip(&normed) {
+            for (((dw, db), g), n) in dw.iter_mut().zip(db.iter_mut()).zip(g).zip(normed) {
                 *dw = g.mul_add(*n, *dw);
-            }
-            for (db, g) in db.iter_mut().zip(g) {
                 *db += g;
             }
-            let a = sum(&weighted) / width as f32;
-            let b = dot(&weighted, &normed) / width as f32;
-            for ((d, v), n) in dx.iter_mut().zip(&weighted).zip(&normed) {
-                *d = scale * (v - a - n * b);
+            let a = sum(dx) / width as f32;
+            let b = dot(dx, normed) / width as f32;
+            for (v, n) in dx.iter_mut().zip(normed) {
+                *v = scale * (*v - a - n * b);
+            }
+            if let Some(dropout) = &dropout {
+                let first = dropout.first(row);
+                for (i, (d, v)) in dropped[row * width..][..width].iter_mut().zip(dx.iter()).enumerate() {
+                    *d = v * dropout.mask.factor(first.wrapping_add(i as u32));
+                }
             }
         }
     }
+}
+
+/// `out = norm(dropout(out) + residual)`, `[rows, width]`; dropout asks for a residual. `keep` asks for what the backward needs.
+pub(crate) fn forward(
+    out: &mut [f32],
+    residual: Option<&[f32]>,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f64,
+    dropout: Option<RowDropout>,
+    keep: bool,
+) -> Normed {
+    let (width, eps) = (weight.len(), eps as f32);
+    let task = ROWS_PER_TASK * width;
+    let dropout = |index: usize| dropout.map(|d| d.skip(index * ROWS_PER_TASK));
+    let residual = |index: usize, len: usize| residual.map_or(&[][..], |residual| &residual[index * task..][..len]);
+    let len = out.len();
+    let outputs = out.par_chunks_mut(task).enumerate();
+    if !keep {
+        outputs.for_each(|(i, out)| {
+            forward_rows(out, residual(i, out.len()), &mut [], &mut [], weight, bias, eps, dropout(i));
+        });
+        return Normed::default();
+    }
+    let mut normed = Normed { rows: vec![0.0; len], scales: vec![0.0; len / width] };
+    let kept = normed.rows.par_chunks_mut(task).zip(normed.scales.par_chunks_mut(ROWS_PER_TASK));
+    outputs.zip(kept).for_each(|((i, out), (rows, scales))| {
+        forward_rows(out, residual(i, out.len()), rows, scales, weight, bias, eps, dropout(i));
+    });
+    normed
+}
+
+/// Writes the gradient by the residual to `dx`, and where there is dropout that by its input to `dropped`; gives those by
+/// weight and bias, empty unless `weights_wanted`.
+pub(crate) fn backward(
+    dx: &mut [f32],
+    dropped: &mut [f32],
+    grad: &[f32],
+    normed: &Normed,
+    weight: &[f32],
+    dropout: Option<RowDropout>,
+    weights_wanted: bool,
+) -> (Vec<f32>, Vec<f32>) {
+    let width = weight.len();
+    let learned = if weights_wanted { width } else { 0 };
+    let task = ROWS_PER_TASK * width;
+    let mut parts: Vec<&mut [f32]> = match dropout {
+        Some(_) => dropped.chunks_mut(task).collect(),
+        None => dx.chunks(task).map(|_| Default::default()).collect(),
+    };
+    let inputs = grad.par_chunks(task).zip(normed.rows.par_chunks(task)).zip(normed.scales.par_chunks(ROWS_PER_TASK));
+    let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
+        .par_chunks_mut(task)
+        .zip(&mut parts)
+        .zip(inputs)
+        .enumerate()
+        .map(|(i, ((dx, dropped), ((grad, rows), scales)))| {
+            let (mut dw, mut db) = (vec![0.0f32; learned], vec![0.0f32; learned]);
+            let dropout = dropout.map(|d| d.skip(i * ROWS_PER_TASK));
+            backward_rows(dx, dropped, &mut dw, &mut db, grad, rows, scales, weight, dropout);
+            (dw, db)
+        })
+        .collect();
+    let (mut dw, mut db) = (vec![0.0f32; learned], vec![0.0f32; learned]);
+    for (w, b) in &partial {
+        add_scaled(&mut dw, 1.0, w);
+        add_scaled(&mut db, 1.0, b);
+    }
+    (dw, db)
+}
+
+struct LayerNorm {
+    eps: f64,
 }
 
 impl CustomOp3 for LayerNorm {
@@ -113,17 +215,13 @@ impl CustomOp3 for LayerNorm {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (values, weight, bias) =
-            (contiguous_f32(x, x_layout)?, contiguous_f32(weight, weight_layout)?, contiguous_f32(bias, bias_layout)?);
+        let (weight, bias) = (contiguous_f32(weight, weight_layout)?, contiguous_f32(bias, bias_layout)?);
         let width = x_layout.shape().dim(D::Minus1)?;
-        if weight.len() != width || bias.len() != width {
+        if weight.len() != width || bias.len() != width || width == 0 {
             candle_core::bail!("layer norm of width {width} with {} weights and {} biases", weight.len(), bias.len());
         }
-        let mut out = vec![0.0f32; values.len()];
-        let task = ROWS_PER_TASK * width.max(1);
-        out.par_chunks_mut(task).zip(values.par_chunks(task)).for_each(|(out, values)| {
-            forward_rows(out, values, weight, bias, self.eps);
-        });
+        let mut out = contiguous_f32(x, x_layout)?.to_vec();
+        forward(&mut out, None, weight, bias, self.eps, None, false);
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
@@ -136,29 +234,13 @@ impl CustomOp3 for LayerNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (x, grad) = (x.contiguous()?, grad.contiguous()?);
-        let width = x.dim(D::Minus1)?;
-        let (x_held, weight_held, grad_held) = (hold(&x), hold(weight), hold(&grad));
-        let (values, weights, grads) = (x_held.values()?, weight_held.values()?, grad_held.values()?);
-        let mut dx = vec![0.0f32; values.len()];
-        let task = ROWS_PER_TASK * width.max(1);
-        let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
-            .par_chunks_mut(task)
-            .zip(values.par_chunks(task).zip(grads.par_chunks(task)))
-            .map(|(dx, (values, grads))| {
-                let (mut dw, mut db) = (vec![0.0f32; width], vec![0.0f32; width]);
-                backward_rows(dx, &mut dw, &mut db, values, grads, weights, self.eps);
-                (dw, db)
-            })
-            .collect();
-        let (mut dw, mut db) = (vec![0.0f32; width], vec![0.0f32; width]);
-        for (w, b) in &partial {
-            super::math::add_scaled(&mut dw, 1.0, w);
-            super::math::add_scaled(&mut db, 1.0, b);
-        }
-        Ok((
-            Some(cpu_tensor(dx, x.shape())?),
-            Some(cpu_tensor(dw, weight.shape())?),
-            Some(cpu_tensor(db, bias.shape())?),
-        ))
+        let (x_held, weight_held, bias_held, grad_held) = (hold(&x), hold(weight), hold(bias), hold(&grad));
+        let (weights, biases, grads) = (weight_held.values()?, bias_held.values()?, grad_held.values()?);
+        let mut normed = x_held.values()?.to_vec();
+        let normed = forward(&mut normed, None, weights, biases, self.eps, None, true);
+        let mut dx = vec![0.0f32; grads.len()];
+        let learned = weight.track_op() || bias.track_op();
+        let (dw, db) = backward(&mut dx, &mut [], grads, &normed, weights, None, learned);
+        Ok((Some(cpu_tensor(dx, x.shape())?), deliver(weight, dw)?, deliver(bias, db)?))
     }
 }

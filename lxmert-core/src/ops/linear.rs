@@ -1,12 +1,16 @@
-//! `x Wᵀ + b` with the bias added in the product's own output, and its gradient.
+//! Linear maps: the op `x Wᵀ + b` with its gradient, and the products on rows that it shares with the sub-layers.
 
 use super::bf16::Precision;
+use super::epilogue::Epilogue;
 use super::gradients::deliver;
 use super::math::add_scaled;
 use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
+use super::microkernel::Base;
+use super::prepacked_weights::PrepackedWeights;
+use super::product;
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, TensorId};
 use rayon::prelude::*;
 
 /// Rows of the bias gradient summed by one task; fixed, so that the order of summation does not
@@ -27,7 +31,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// As there.
 pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
     if use_fast(&[x, weight, bias]) {
-        return x.contiguous()?.apply_op3(weight, bias, Linear { precision });
+        return x.contiguous()?.apply_op3(weight, bias, Linear { weight: weight.id(), precision });
     }
     let (out, inner) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
@@ -56,6 +60,7 @@ fn rows_of(shape: &[usize]) -> usize {
 }
 
 struct Linear {
+    weight: TensorId,
     precision: Precision,
 }
 
@@ -68,7 +73,7 @@ vectorised! {
 }
 
 /// Adds the rows of `rows` to `total`.
-pub(super) fn sum_rows_in_tasks(total: &mut [f32], rows: &[f32]) {
+fn add_rows(total: &mut [f32], rows: &[f32]) {
     let width = total.len();
     let partial: Vec<Vec<f32>> = rows
         .par_chunks(ROWS_PER_TASK * width.max(1))
@@ -79,6 +84,70 @@ pub(super) fn sum_rows_in_tasks(total: &mut [f32], rows: &[f32]) {
         })
         .collect();
     partial.iter().for_each(|part| add_scaled(total, 1.0, part));
+}
+
+/// A weight matrix of a linear map, `[out, in]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a> {
+    pub values: &'a [f32],
+    pub id: TensorId,
+    /// Where it may lie packed.
+    pub prepacked: Option<&'a PrepackedWeights>,
+}
+
+/// `out = epilogue(x wᵀ + bias)`; `x`: `[rows, in]`, `w`: `[out, in]`.
+pub(crate) fn linear_rows(
+    out: &mut [f32],
+    x: &[f32],
+    w: Factor,
+    bias: &[f32],
+    epilogue: Epilogue,
+    precision: Precision,
+) {
+    let width = bias.len();
+    if out.is_empty() {
+        return;
+    }
+    let (rows, inner) = (out.len() / width, w.values.len() / width);
+    let (x, weights) = (Matrix::new(x, rows, inner), Matrix::new(w.values, width, inner));
+    let base = Base::Bias(bias);
+    match w.prepacked {
+        Some(prepacked) if product::wants_prepacked(&x, &weights.t(), precision) => {
+            let weights = prepacked.get(w.id, weights, precision);
+            product::multiply_prepacked(out, width, base, x, &weights, epilogue, Threads::Pool);
+        }
+        _ => product::multiply(out, width, base, 1.0, x, weights.t(), epilogue, precision, Threads::Pool),
+    }
+}
+
+/// `dx = [dx +] grad w`, then `epilogue`; `dx` stays as it is where nothing is multiplied.
+pub(crate) fn linear_dx(
+    dx: &mut [f32],
+    write: Write,
+    grad: &[f32],
+    w: &[f32],
+    width: usize,
+    epilogue: Epilogue,
+    precision: Precision,
+) {
+    if !grad.is_empty() && !w.is_empty() {
+        let (rows, inner) = (grad.len() / width, w.len() / width);
+        let base = if write == Write::Add { Base::Out } else { Base::Zero };
+        let (grad, w) = (Matrix::new(grad, rows, width), Matrix::new(w, width, inner));
+        product::multiply(dx, inner, base, 1.0, grad, w, epilogue, precision, Threads::Pool);
+    }
+}
+
+/// `dw = gradᵀ x` and `db`, the sum of `grad`'s rows; an empty one is not wanted.
+pub(crate) fn linear_dw(dw: &mut [f32], db: &mut [f32], grad: &[f32], x: &[f32], width: usize, precision: Precision) {
+    if !dw.is_empty() {
+        let (rows, inner) = (grad.len() / width, dw.len() / width);
+        let (out, x) = (MatrixMut::new(dw, width, inner), Matrix::new(x, rows, inner));
+        gemm_with(out, Write::Replace, 1.0, Matrix::new(grad, rows, width).t(), x, precision, Threads::Pool);
+    }
+    if !db.is_empty() {
+        add_rows(db, grad);
+    }
 }
 
 impl CustomOp3 for Linear {
@@ -108,19 +177,9 @@ impl CustomOp3 for Linear {
         let rows = rows_of(&shape);
         let (x, weight, bias) =
             (contiguous_f32(x, x_layout)?, contiguous_f32(weight, weight_layout)?, contiguous_f32(bias, bias_layout)?);
-        let mut out = Vec::with_capacity(rows * out_width);
-        for _ in 0..rows {
-            out.extend_from_slice(bias);
-        }
-        gemm_with(
-            MatrixMut::new(&mut out, rows, out_width),
-            Write::Add,
-            1.0,
-            Matrix::new(x, rows, in_width),
-            Matrix::new(weight, out_width, in_width).t(),
-            self.precision,
-            Threads::Pool,
-        );
+        let weight = Factor { values: weight, id: self.weight, prepacked: None };
+        let mut out = vec![0.0f32; rows * out_width];
+        linear_rows(&mut out, x, weight, bias, Epilogue::Nothing, self.precision);
         if let Some(last) = shape.last_mut() {
             *last = out_width;
         }
@@ -136,33 +195,16 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let (out_width, in_width) = weight.dims2()?;
-        let rows = rows_of(grad.dims());
+        let width = weight.dim(0)?;
         let (x_held, weight_held, grad_held) = (hold(x), hold(weight), hold(&grad));
         let (xs, weights, grads) = (x_held.values()?, weight_held.values()?, grad_held.values()?);
-        let grads_matrix = Matrix::new(grads, rows, out_width);
-        let dx = match x.track_op() {
-            false => None,
-            true => {
-                let mut dx = vec![0.0f32; xs.len()];
-                let weights = Matrix::new(weights, out_width, in_width);
-                let out = MatrixMut::new(&mut dx, rows, in_width);
-                gemm_with(out, Write::Replace, 1.0, grads_matrix, weights, self.precision, Threads::Pool);
-                Some(cpu_tensor(dx, x.shape())?)
-            }
-        };
-        let mut dw = vec![0.0f32; weights.len()];
-        gemm_with(
-            MatrixMut::new(&mut dw, out_width, in_width),
-            Write::Replace,
-            1.0,
-            grads_matrix.t(),
-            Matrix::new(xs, rows, in_width),
-            self.precision,
-            Threads::Pool,
-        );
-        let mut db = vec![0.0f32; out_width];
-        sum_rows_in_tasks(&mut db, grads);
+        let wanted = |tensor: &Tensor| vec![0.0f32; if tensor.track_op() { tensor.elem_count() } else { 0 }];
+        let (mut dx, mut dw, mut db) = (wanted(x), wanted(weight), wanted(bias));
+        if x.track_op() {
+            linear_dx(&mut dx, Write::Replace, grads, weights, width, Epilogue::Nothing, self.precision);
+        }
+        linear_dw(&mut dw, &mut db, grads, xs, width, self.precision);
+        let dx = x.track_op().then(|| cpu_tensor(dx, x.shape())).transpose()?;
         Ok((dx, deliver(weight, dw)?, deliver(bias, db)?))
     }
 }

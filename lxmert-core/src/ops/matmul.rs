@@ -1,4 +1,4 @@
-//! Strided f32 matrix products on slices. Large ones go through this crate's own tile kernel (`product.rs`), which
+//! Strided f32 matrix products on slices. Large ones go through this crate's own microkernel (`product.rs`), which
 //! packs both sides; small ones through the `gemm` crate, which candle multiplies with too.
 //!
 //! Why not faer, whose product is as fast: in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` takes the row stride for
@@ -17,8 +17,9 @@
 #![allow(unsafe_code)]
 
 use super::bf16::Precision;
-use super::finish::Finish;
-use super::product::{self, Base};
+use super::epilogue::Epilogue;
+use super::microkernel::Base;
+use super::product;
 use super::simd::vectorised;
 use super::transpose::{BLOCK, transpose_block};
 use gemm::Parallelism;
@@ -222,10 +223,14 @@ pub(crate) fn gemm_with(
         }
         return;
     }
-    if product::applies(rows, inner, columns) {
-        let base = if write == Write::Add { Base::Out } else { Base::Zero };
-        return product::multiply(out.data, out.leading, base, alpha, a, b, Finish::Nothing, precision, threads);
-    }
+    let base = if write == Write::Add { Base::Out } else { Base::Zero };
+    product::multiply(out.data, out.leading, base, alpha, a, b, Epilogue::Nothing, precision, threads);
+}
+
+/// `out = [out +] alpha · a · b` by the `gemm` crate; the shapes fit each other.
+pub(super) fn gemm_crate(out: MatrixMut, add: bool, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+    let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
+    assert!(inner == b.shape().0 && (rows, columns) == (out.rows, out.columns));
     let parallelism = match threads {
         Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),
         _ => Parallelism::None,
@@ -242,7 +247,7 @@ pub(crate) fn gemm_with(
             out.data.as_mut_ptr(),
             1,
             out.leading as isize,
-            write == Write::Add,
+            add,
             a.data.as_ptr(),
             a_columns,
             a_rows,

@@ -7,73 +7,74 @@
 //! as a machine with those instructions alone would.
 //!
 //! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
-//! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention`]: the transformer's parts;
+//! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention_probabilities`]: the transformer's parts;
 //! - [`embedding`]: rows of a table;
 //! - [`backward`]: all gradients, with less copying than candle's;
-//! - [`blocks`]: whole sub-layers of it, each one operation, over rows without their padding ([`Packing`]);
-//! - [`PackedWeights`]: their weights, packed once for many passes;
+//! - [`sublayers`]: whole sub-layers of it, each one operation, over rows without their padding ([`Ragged`]);
+//! - [`PrepackedWeights`]: their weights, packed once for many passes;
 //! - [`batch_norm`](mod@batch_norm): batch normalisation in training;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
 //! - [`roi_align()`]: torchvision's RoIAlign;
-//! - [`PackedConv2d`], [`PackedLinear`] and [`roi_align_levels`] on [`FeatureMap`]s: the inference path of a detector, channels
+//! - [`PrepackedConv2d`], [`PrepackedLinear`] and [`roi_align_levels`] on [`FeatureMap`]s: the inference path of a detector, channels
 //!   last, in f32 or with products of bf16 ([`Precision`]).
 
 mod attention;
 pub mod batch_norm;
 mod bf16;
-mod block_sums;
-pub mod blocks;
 #[cfg(test)]
 mod checked;
 pub mod conv;
 mod dropout;
 mod embedding;
+mod epilogue;
 mod feature_map;
-mod few_rows;
-mod finish;
 mod gelu;
 mod geometry;
 mod gradients;
 mod heads;
-mod kernel;
 mod layer_norm;
 mod linear;
 mod math;
 pub mod matmul;
-mod packed;
-mod packed_linear;
-mod packed_weights;
-mod packing;
+mod microkernel;
 pub mod pool;
+mod prepacked_conv;
+mod prepacked_linear;
+mod prepacked_weights;
 mod product;
+mod ragged;
 pub mod roi_align;
 mod scratch;
 pub(crate) mod simd;
-mod strassen;
+mod skinny;
+pub mod sublayers;
 mod transpose;
 mod winograd;
 
-pub use attention::{
-    AttentionOptions, KeyMask, attention, probabilities as attention_probabilities, weigh as attention_weigh,
-};
+pub use attention::{attention_probabilities, attention_weigh};
 pub use batch_norm::batch_norm;
 pub use bf16::Precision;
 pub use conv::conv2d;
-pub use dropout::{DropoutRng, dropout};
+pub use dropout::{DropoutRng, dropout, dropout_rows};
 pub use embedding::embedding;
 pub use feature_map::{BufferPool, FeatureMap, Residual};
-pub use finish::Activation;
-pub use gelu::gelu;
+pub use gelu::{activate, gelu};
 pub use gradients::backward;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_with};
 pub use matmul::{Matrix, MatrixMut, Threads, Write, gemm};
-pub use packed::PackedConv2d;
-pub use packed_linear::PackedLinear;
-pub use packed_weights::PackedWeights;
-pub use packing::Packing;
 pub use pool::max_pool2d;
+pub use prepacked_conv::PrepackedConv2d;
+pub use prepacked_linear::PrepackedLinear;
+pub use prepacked_weights::PrepackedWeights;
+/// Former name.
+pub type PackedWeights = PrepackedWeights;
+/// Former name.
+pub type PackedConv2d = PrepackedConv2d;
+/// Former name.
+pub type PackedLinear = PrepackedLinear;
+pub use ragged::Ragged;
 pub use roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};

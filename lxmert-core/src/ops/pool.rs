@@ -50,7 +50,8 @@ pub fn max_pool2d_reference(x: &Tensor, kernel: usize, stride: usize, padding: u
             let value = rows.index_select(&places(j, windows.out_width)?, 3)?;
             best = Some(match best {
                 None => value,
-                Some(best) => value.gt(&best)?.where_cond(&value, &best)?,
+                // The first of equal values stays, and so does NaN.
+                Some(best) => (best.ge(&value)? + best.ne(&best)?)?.where_cond(&best, &value)?,
             });
         }
     }

@@ -2,11 +2,11 @@
 //! left side is read as it lies where it can be, task by task, each task a run of rows of the output.
 
 use super::bf16::{self, Precision};
-use super::few_rows::{self, Products};
-use super::finish::Finish;
-use super::kernel::{Kernel, Left, Start, balanced};
-use super::matmul::{Matrix, Threads};
+use super::epilogue::Epilogue;
+use super::matmul::{self, Matrix, MatrixMut, Threads};
+use super::microkernel::{Base, Kernel, Left, balanced};
 use super::scratch::with_scratch;
+use super::skinny::{self, Products};
 use rayon::prelude::*;
 
 /// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
@@ -14,24 +14,15 @@ const INNER: usize = 768;
 /// Rows of a task at most.
 const MOST_ROWS: usize = 144;
 
-/// What a product is added to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Base<'a> {
-    Zero,
-    /// What the output holds.
-    Out,
-    /// The same row for all.
-    Bias(&'a [f32]),
-}
-
 /// Whether packing pays: every packed value must be used often enough.
-pub(super) fn applies(rows: usize, inner: usize, columns: usize) -> bool {
+fn applies(a: &Matrix, b: &Matrix) -> bool {
+    let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     rows >= 8 && columns >= 32 && inner >= 32
 }
 
-/// Whether weights are better packed beforehand: f32 values of few rows' products are read as they lie.
-pub(super) fn wants_packed(a: &Matrix, b: &Matrix, precision: Precision) -> bool {
-    precision == Precision::Bf16 || !few_rows::applies(a, b)
+/// Whether weights are better packed beforehand: f32 values of few rows' products are read as they lie, small products not packed.
+pub(super) fn wants_prepacked(a: &Matrix, b: &Matrix, precision: Precision) -> bool {
+    applies(a, b) && (precision == Precision::Bf16 || !skinny::applies(a, b))
 }
 
 /// A product's right side.
@@ -39,12 +30,12 @@ pub(super) fn wants_packed(a: &Matrix, b: &Matrix, precision: Precision) -> bool
 pub(crate) enum Right<'a> {
     /// Rounded to this precision on the way to its panels.
     Matrix(Matrix<'a>, Precision),
-    Packed(&'a Packed),
+    Prepacked(&'a Prepacked),
 }
 
 /// A right side that was packed before, for a kernel.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct Prepacked {
     kernel: Kernel,
     /// The panels of each block of the inner dimension.
     values: Vec<f32>,
@@ -52,7 +43,7 @@ pub(crate) struct Packed {
     columns: usize,
 }
 
-impl Packed {
+impl Prepacked {
     pub fn new(matrix: Matrix, kernel: Kernel) -> Self {
         let (inner, columns) = matrix.shape();
         let mut values = vec![0.0; columns.div_ceil(kernel.columns) * kernel.columns * kernel.words(inner)];
@@ -101,9 +92,9 @@ fn pack(kernel: &Kernel, b: &Matrix, first: usize, depth: usize, packed: &mut [f
     }
 }
 
-/// `out = finish(base + alpha · a · b)` of matrices that fit each other and are not empty, both rounded to `precision`. Rows of
-/// `out` begin `leading` apart. A product of few rows waits for memory, so it takes the values as they are; so does one with
-/// an `alpha`.
+/// `out = epilogue(base + alpha · a · b)` of matrices that fit each other and are not empty, both rounded to `precision`. Rows of
+/// `out` begin `leading` apart. A small product or one of few rows waits for memory, so it takes the values as they are; so
+/// does one with an `alpha`.
 #[allow(clippy::too_many_arguments)] // a product has these
 pub(crate) fn multiply(
     out: &mut [f32],
@@ -112,32 +103,63 @@ pub(crate) fn multiply(
     alpha: f32,
     a: Matrix,
     b: Matrix,
-    finish: Finish,
+    epilogue: Epilogue,
     precision: Precision,
     threads: Threads,
 ) {
-    if few_rows::applies(&a, &b) && alpha == 1.0 {
+    if skinny::applies(&a, &b) && alpha == 1.0 {
         let out = &mut out[..(a.shape().0 - 1) * leading + b.shape().1];
-        return few_rows::multiply(out, leading, base, a, b, finish, threads);
+        return skinny::multiply(out, leading, base, a, b, epilogue, threads);
+    }
+    if !applies(&a, &b) {
+        return small(out, leading, base, alpha, a, b, epilogue, threads);
     }
     let precision = if alpha == 1.0 { precision } else { Precision::F32 };
-    multiply_right(out, leading, base, alpha, a, Right::Matrix(b, precision), finish, threads);
+    multiply_right(out, leading, base, alpha, a, Right::Matrix(b, precision), epilogue, threads);
+}
+
+/// A product in which packing would not pay, by the `gemm` crate.
+#[allow(clippy::too_many_arguments)] // as above
+fn small(
+    out: &mut [f32],
+    leading: usize,
+    base: Base,
+    alpha: f32,
+    a: Matrix,
+    b: Matrix,
+    mut epilogue: Epilogue,
+    threads: Threads,
+) {
+    let ((rows, _), (_, columns)) = (a.shape(), b.shape());
+    let out = &mut out[..(rows - 1) * leading + columns];
+    if let Base::Bias(bias) = base {
+        out.chunks_mut(leading).for_each(|row| row[..columns].copy_from_slice(&bias[..columns]));
+    }
+    matmul::gemm_crate(
+        MatrixMut::strided(out, rows, columns, leading),
+        !matches!(base, Base::Zero),
+        alpha,
+        a,
+        b,
+        threads,
+    );
+    epilogue.apply(out, leading, 0, columns);
 }
 
 /// As [`multiply`] with weights that were packed before; to the bit as [`multiply_right`], but of few rows the tasks take panels, so
 /// that each value of the weights is read once.
-pub(crate) fn multiply_packed(
+pub(crate) fn multiply_prepacked(
     out: &mut [f32],
     leading: usize,
     base: Base,
     a: Matrix,
-    b: &Packed,
-    finish: Finish,
+    b: &Prepacked,
+    epilogue: Epilogue,
     threads: Threads,
 ) {
     let (rows, inner) = a.shape();
-    if rows > few_rows::MOST_ROWS || a.is_transposed() {
-        return multiply_right(out, leading, base, 1.0, a, Right::Packed(b), finish, threads);
+    if rows > skinny::MOST_ROWS || a.is_transposed() {
+        return multiply_right(out, leading, base, 1.0, a, Right::Prepacked(b), epilogue, threads);
     }
     let kernel = &b.kernel;
     let (padded, panels) = (kernel.round_rows(rows), b.columns.div_ceil(kernel.columns));
@@ -169,7 +191,7 @@ pub(crate) fn multiply_packed(
                 let (weights, after) = rest.split_at(panels * len);
                 let left = Left { values: &gathered[kernel.words(first)..], row: stride, inner: 1 };
                 let weights = &weights[panel * len..][..len];
-                kernel.multiply_into(padded, kernel.words(depth), left, weights, Start::Out, products, kernel.columns);
+                kernel.multiply_into(padded, kernel.words(depth), left, weights, Base::Out, products, kernel.columns);
                 rest = after;
             }
         };
@@ -179,7 +201,7 @@ pub(crate) fn multiply_packed(
         }
         let products = Products { values: products, rows: padded, width: kernel.columns };
         let out = &mut out[..(rows - 1) * leading + b.columns];
-        few_rows::complete(out, leading, Base::Zero, products, finish, threads);
+        skinny::complete(out, leading, Base::Zero, products, epilogue, threads);
     });
 }
 
@@ -192,13 +214,13 @@ pub(crate) fn multiply_right(
     alpha: f32,
     a: Matrix,
     b: Right,
-    finish: Finish,
+    epilogue: Epilogue,
     threads: Threads,
 ) {
     let (rows, inner) = a.shape();
     let (kernel, columns) = match b {
         Right::Matrix(b, precision) => (Kernel::new(precision), b.shape().1),
-        Right::Packed(b) => (b.kernel, b.columns),
+        Right::Prepacked(b) => (b.kernel, b.columns),
     };
     let out = &mut out[..(rows - 1) * leading + columns];
     let step = step(&kernel, inner);
@@ -208,7 +230,7 @@ pub(crate) fn multiply_right(
         true => balanced(rows, kernel.large_rows(), MOST_ROWS),
         false => MOST_ROWS.next_multiple_of(kernel.large_rows()),
     };
-    let mut finishes = finish.split(per_task, leading, rows.div_ceil(per_task));
+    let mut epilogues = epilogue.split(per_task, leading, rows.div_ceil(per_task));
     let mut run = |packed: &[f32], first: usize, depth: usize| {
         let block = Block {
             kernel: &kernel,
@@ -221,13 +243,13 @@ pub(crate) fn multiply_right(
             alpha,
             last: first + depth == inner,
         };
-        let task = |(index, (out, finish)): (usize, (&mut [f32], &mut Finish))| {
-            block.run(a, index * per_task, out, finish);
+        let task = |(index, (out, epilogue)): (usize, (&mut [f32], &mut Epilogue))| {
+            block.run(a, index * per_task, out, epilogue);
         };
         if parallel {
-            out.par_chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
+            out.par_chunks_mut(per_task * leading).zip(&mut epilogues).enumerate().for_each(task);
         } else {
-            out.chunks_mut(per_task * leading).zip(&mut finishes).enumerate().for_each(task);
+            out.chunks_mut(per_task * leading).zip(&mut epilogues).enumerate().for_each(task);
         }
     };
     let blocks = blocks(&kernel, inner);
@@ -239,7 +261,7 @@ pub(crate) fn multiply_right(
                 run(packed, first, depth);
             }
         }),
-        Right::Packed(b) => {
+        Right::Prepacked(b) => {
             let mut rest = b.values.as_slice();
             for (first, depth) in blocks {
                 let (packed, after) = rest.split_at(panels * panel_len(&kernel, depth));
@@ -266,7 +288,7 @@ struct Block<'a> {
 
 impl Block<'_> {
     /// Rows `first_row` and on, as many as `out` has.
-    fn run(&self, a: Matrix, first_row: usize, out: &mut [f32], finish: &mut Finish) {
+    fn run(&self, a: Matrix, first_row: usize, out: &mut [f32], epilogue: &mut Epilogue) {
         let kernel = self.kernel;
         let count = (out.len() - self.columns) / self.leading + 1;
         let rows = kernel.round_rows(count);
@@ -276,7 +298,7 @@ impl Block<'_> {
             plain && !a.is_transposed() && self.alpha == 1.0 && rows == count && !a.leading().is_multiple_of(512);
         if in_place {
             let left = Left { values: a.from(first_row, self.first), row: a.leading(), inner: 1 };
-            return self.panels(left, count, out, finish);
+            return self.panels(left, count, out, epilogue);
         }
         // A transposed left side is copied as it lies, row `k` of the inner dimension after row.
         let words = kernel.words(self.depth);
@@ -300,7 +322,7 @@ impl Block<'_> {
                 }),
             }
             let (row, inner) = if a.is_transposed() { (1, stride) } else { (stride, 1) };
-            self.panels(Left { values: gathered, row, inner }, count, out, finish);
+            self.panels(Left { values: gathered, row, inner }, count, out, epilogue);
         });
     }
 
@@ -312,7 +334,7 @@ impl Block<'_> {
         }
     }
 
-    fn panels(&self, a: Left, count: usize, out: &mut [f32], finish: &mut Finish) {
+    fn panels(&self, a: Left, count: usize, out: &mut [f32], epilogue: &mut Epilogue) {
         let (kernel, panel) = (self.kernel, self.kernel.columns);
         let (rows, words) = (kernel.round_rows(count), kernel.words(self.depth));
         for (index, weights) in self.packed.chunks_exact(words * panel).enumerate() {
@@ -320,9 +342,8 @@ impl Block<'_> {
             let width = panel.min(self.columns - start);
             if rows == count && width == panel {
                 let base = match self.base {
-                    Base::Zero => Start::Zero,
-                    Base::Out => Start::Out,
-                    Base::Bias(bias) => Start::Row(&bias[start..]),
+                    Base::Bias(bias) => Base::Bias(&bias[start..]),
+                    base => base,
                 };
                 kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
@@ -336,7 +357,7 @@ impl Block<'_> {
                             Base::Bias(bias) => products[..width].copy_from_slice(&bias[start..start + width]),
                         }
                     }
-                    let base = if matches!(self.base, Base::Zero) { Start::Zero } else { Start::Out };
+                    let base = if matches!(self.base, Base::Zero) { Base::Zero } else { Base::Out };
                     kernel.multiply_into(rows, words, a, weights, base, products, panel);
                     for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
                         out[start..start + width].copy_from_slice(&products[..width]);
@@ -344,7 +365,7 @@ impl Block<'_> {
                 });
             }
             if self.last {
-                finish.apply(out, self.leading, start, width);
+                epilogue.apply(out, self.leading, start, width);
             }
         }
     }
@@ -353,7 +374,7 @@ impl Block<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Activation;
+    use crate::ops::epilogue::FusedActivation;
 
     /// The product of rounded operands, in f64.
     fn expected(a: &[f32], b: &[f32], (rows, inner, columns): (usize, usize, usize)) -> Vec<f64> {
@@ -374,16 +395,17 @@ mod tests {
         let bias = crate::procedural::values("bias", columns, -1.0, 1.0, 3);
         let b = Matrix::new(&b, inner, columns);
         for precision in [Precision::F32, Precision::Bf16] {
-            let packed = Packed::new(b, Kernel::new(precision));
+            let packed = Prepacked::new(b, Kernel::new(precision));
             for (rows, threads) in [1, 5, 72, 73, 100].into_iter().flat_map(|r| [(r, Threads::One), (r, Threads::Pool)])
             {
                 let a = Matrix::new(&a, rows, inner);
                 for base in [Base::Zero, Base::Out, Base::Bias(&bias)] {
-                    let finish = || Finish::Activate { activation: Activation::Relu, dropout: None, derivative: None };
+                    let epilogue =
+                        || Epilogue::Activate { activation: FusedActivation::Relu, dropout: None, derivative: None };
                     let (mut got, mut want) = (vec![2.0; rows * leading], vec![2.0; rows * leading]);
-                    multiply_packed(&mut got, leading, base, a, &packed, finish(), threads);
+                    multiply_prepacked(&mut got, leading, base, a, &packed, epilogue(), threads);
                     let right = Right::Matrix(b, precision);
-                    multiply_right(&mut want, leading, base, 1.0, a, right, finish(), threads);
+                    multiply_right(&mut want, leading, base, 1.0, a, right, epilogue(), threads);
                     assert_eq!(got, want, "{precision:?} {rows} rows, {base:?}");
                 }
             }
@@ -404,12 +426,12 @@ mod tests {
                 (Matrix::new(&a_columns, inner, rows).t(), Matrix::new(&b, inner, columns)),
                 (Matrix::new(&a, rows, inner), Matrix::new(&b_columns, columns, inner).t()),
             ] {
-                // What `few_rows` takes is not rounded.
-                let rounded = !few_rows::applies(&a, &b);
+                // What is small or has few rows is not rounded.
+                let rounded = applies(&a, &b) && !skinny::applies(&a, &b);
                 for threads in [Threads::One, Threads::Pool] {
                     let mut out = vec![f32::NAN; rows * columns];
                     let base = Base::Bias(&bias);
-                    multiply(&mut out, columns, base, 1.0, a, b, Finish::Nothing, Precision::Bf16, threads);
+                    multiply(&mut out, columns, base, 1.0, a, b, Epilogue::Nothing, Precision::Bf16, threads);
                     for (i, (value, sum)) in out.iter().zip(&expected).enumerate() {
                         let error = (f64::from(value - bias[i % columns]) - sum).abs();
                         let bound = if rounded { 2e-6 } else { 2f64.powi(-7) } * (inner as f64).max(8.0);

@@ -1,4 +1,5 @@
-//! RoIAlign (He et al. 2017, §3), exactly as torchvision's `roi_align`, with its gradient to the features.
+//! RoIAlign (He et al. 2017, §3), exactly as torchvision's `roi_align` with `aligned=False` (the form of Faster R-CNN), with its
+//! gradient to the features.
 //!
 //! The kernel works on channels-last features, where a sample point's four neighbours are four rows of `channels`
 //! consecutive values: all arithmetic on positions is done once a region, and the inner loops run along channels.
@@ -18,8 +19,6 @@ pub struct RoiAlign {
     pub output_size: usize,
     /// Sample points along each side of a bin; 0 takes as many as the region's size asks for.
     pub sampling_ratio: usize,
-    /// Whether pixel centres lie at half coordinates. Faster R-CNN's original, misaligned form is `false`.
-    pub aligned: bool,
 }
 
 /// The average of bilinear samples in each of `output_size` × `output_size` bins of each region.
@@ -171,12 +170,8 @@ struct Samples {
 impl Samples {
     /// The order of operations is torchvision's (`roi_align_kernel.cpp`), so that positions agree to the bit.
     fn new(region: &Region, (height, width): (usize, usize), options: &RoiAlign) -> Self {
-        let offset = if options.aligned { 0.5 } else { 0.0 };
-        let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale - offset);
-        let (mut roi_width, mut roi_height) = (x1 - x0, y1 - y0);
-        if !options.aligned {
-            (roi_width, roi_height) = (roi_width.max(1.0), roi_height.max(1.0));
-        }
+        let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale);
+        let (roi_width, roi_height) = ((x1 - x0).max(1.0), (y1 - y0).max(1.0));
         let axis = |start: f32, length: f32, size: usize| {
             let bin = length / options.output_size as f32;
             // So many points only a region takes that is far larger than the features, and from a broken file: no more of it.

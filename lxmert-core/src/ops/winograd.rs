@@ -14,7 +14,7 @@
 use super::bf16::Precision;
 use super::feature_map::{FeatureMap, ResidualRows};
 use super::geometry::Windows;
-use super::kernel::{Columns, Kernel, finish};
+use super::microkernel::{Columns, Kernel, finish};
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector};
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ impl Winograd {
         let tile_columns = windows.out_width.div_ceil(OUT);
         let tile_rows = windows.out_height.div_ceil(OUT);
         // Rows of tiles that one task takes: enough tiles to reuse each panel, few enough to stay in the cache.
-        let per_task = super::kernel::balanced(tile_rows, 1, (MOST_TILES / tile_columns).max(1));
+        let per_task = super::microkernel::balanced(tile_rows, 1, (MOST_TILES / tile_columns).max(1));
         let row_len = windows.out_width * self.out_channels;
         let tasks: Vec<(usize, usize, &mut [f32])> = out
             .chunks_exact_mut(windows.out_height * row_len)

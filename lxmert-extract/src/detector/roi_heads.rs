@@ -96,7 +96,6 @@ impl RoiPooler {
             spatial_scale: scale.exp2(),
             output_size: self.pool_size,
             sampling_ratio: self.sampling_ratio,
-            aligned: false,
         });
         let region = |(image, b): (usize, &BoxXyxy)| LevelRegion { level: level_of(b), image, xyxy: *b };
         let all = boxes.iter().enumerate().flat_map(|(image, boxes)| boxes.iter().map(move |b| (image, b)));

@@ -15,7 +15,6 @@
 //! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
-pub mod answers;
 pub mod batches;
 pub mod captions;
 pub mod dataset;
@@ -35,3 +34,4 @@ pub mod statements;
 pub mod vqa_answers;
 
 pub use dataset::{CaptionedImages, Dataset, LoadOptions};
+pub use lxmert_core::answers;

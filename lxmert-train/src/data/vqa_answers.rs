@@ -5,7 +5,7 @@
 //! on (bottom-up-attention-vqa's `compute_softscore.py`); the evaluation server leaves a question alone on which all ten
 //! people gave the very same answer, where it makes no difference to a score.
 
-use super::answers::digits;
+use lxmert_core::answers::digits;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 

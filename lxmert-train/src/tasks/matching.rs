@@ -177,7 +177,7 @@ impl Task for Matching {
             None => None,
         };
         let aligned = match self.recipe.alignment > 0.0 {
-            true => alignment::loss(&batch.matched(), &batch.inputs, &language.states, &vision.states)?,
+            true => alignment::loss(&batch.matched(), &batch.inputs, &language.padded()?, &vision.padded()?)?,
             false => None,
         };
         let guesses = guesses.map(|guesses| (guesses.loss, (guesses.right, guesses.count)));

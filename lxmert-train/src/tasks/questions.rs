@@ -264,7 +264,7 @@ fn write_predictions(folder: &Path, set: &QuestionSet, words: &[&str]) -> Result
 /// The answer table that a data set names.
 fn answer_table(paths: &ExamplePaths) -> Result<AnswerTable> {
     match &paths.answers {
-        Some(path) => AnswerTable::read(path),
+        Some(path) => Ok(AnswerTable::read(path)?),
         None => Err(Error::Argument(
             "questions need the table of answers to choose from; name it by --answers, such as data/answers/vqa.json or data/answers/gqa.json".into(),
         )),

@@ -228,7 +228,7 @@ impl Pretraining {
         run: &Forward,
     ) -> Result<Vec<Term>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let answers = batch.answers.iter().map(|answers| answers::sample(answers, &mut rng)).collect();
+        let answers = batch.answers.iter().map(|answers| terms::sample(answers, &mut rng)).collect();
         if weights.any_region() {
             batch.regions.mask(&mut batch.inputs, &self.data.store, &mut rng)?;
         }
@@ -247,7 +247,7 @@ impl Pretraining {
                 .filter(|(_, example)| example.matched())
                 .map(|(row, example)| (row as u32, example.image))
                 .collect();
-            if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.states, &vision.states)? {
+            if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.padded()?, &vision.padded()?)? {
                 terms.push(Term { name: "alignment", loss, right: 0, guesses: 0, weight: batch.examples.len() as f64 });
             }
         }

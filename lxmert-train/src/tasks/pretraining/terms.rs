@@ -8,6 +8,7 @@ use crate::tasks::losses::cross_entropy;
 use crate::tasks::masked_words::MaskedWords;
 use candle_core::{D, Tensor};
 use lxmert_core::model::{Encoded, Forward, LxmertInputs, PretrainingModel};
+use rand::Rng;
 
 /// What is to be guessed of a batch whose words and regions are masked already.
 #[derive(Debug, Default)]
@@ -99,4 +100,43 @@ fn classified(name: &'static str, logits: &Tensor, targets: &[u32]) -> Result<Te
     let right = guesses.iter().zip(targets).filter(|(guess, target)| guess == target).count();
     let loss = cross_entropy(logits, targets)?.mean_all()?;
     Ok(Term { name, loss, right, guesses: targets.len(), weight: targets.len() as f64 })
+}
+
+/// The label that stands for a soft label in one step, drawn in proportion to the scores, as the original draws one at each
+/// visit. `None`, which no loss counts, when the soft label is empty.
+pub fn sample(label: &[(u32, f32)], rng: &mut impl Rng) -> Option<u32> {
+    let total: f32 = label.iter().map(|(_, score)| score).sum();
+    if label.len() < 2 || !total.is_finite() {
+        return label.first().map(|(label, _)| *label);
+    }
+    let mut left = rng.random_range(0.0..1.0f32) * total;
+    for &(label, score) in label {
+        if left < score {
+            return Some(label);
+        }
+        left -= score;
+    }
+    label.last().map(|(label, _)| *label) // the sum was rounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    #[test]
+    fn draws_labels_in_proportion_to_their_scores_and_by_the_seed() {
+        let label = [(3, 0.3), (5, 0.9)];
+        let draw = |seed| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            (0..4000).map(|_| sample(&label, &mut rng).unwrap()).collect::<Vec<_>>()
+        };
+        let drawn = draw(0);
+        assert_eq!(drawn, draw(0));
+        let share = drawn.iter().filter(|&&label| label == 3).count() as f64 / 4000.0;
+        assert!((share - 0.25).abs() < 0.03, "{share}"); // four standard deviations
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        assert_eq!((sample(&[], &mut rng), sample(&[(7, 0.3)], &mut rng)), (None, Some(7)));
+    }
 }

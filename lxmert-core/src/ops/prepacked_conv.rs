@@ -7,7 +7,7 @@
 use super::bf16::{Precision, pairs};
 use super::feature_map::{FeatureMap, Residual, ResidualRows};
 use super::geometry::Windows;
-use super::kernel::{Columns, Kernel, balanced, finish};
+use super::microkernel::{Columns, Kernel, balanced, finish};
 use super::scratch::with_scratch;
 use super::winograd::Winograd;
 use super::with_f32;
@@ -21,7 +21,7 @@ const MOST_ROWS: usize = 192;
 
 /// A convolution with its weights packed for this machine's vector instructions.
 #[derive(Debug)]
-pub struct PackedConv2d {
+pub struct PrepackedConv2d {
     method: Method,
     bias: Vec<f32>,
     channels: usize,
@@ -39,20 +39,13 @@ enum Method {
     Winograd(Winograd),
 }
 
-impl PackedConv2d {
+impl PrepackedConv2d {
     /// `weight`: `[out_channels, channels, kernel_height, kernel_width]`, f32 on the CPU, with any norm folded in; `bias`:
-    /// `[out_channels]`. With `relu`, negative outputs become 0.
+    /// `[out_channels]`. With `relu`, negative outputs become 0. Weights and inputs are rounded to `precision`; bias, residual and
+    /// sums are not.
     ///
     /// # Errors
     /// When the tensors are of another kind or do not fit each other.
-    pub fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize, relu: bool) -> Result<Self> {
-        Self::with_precision(weight, bias, stride, padding, relu, Precision::F32)
-    }
-
-    /// As [`new`](Self::new), weights and inputs rounded to `precision`; bias, residual and sums are not.
-    ///
-    /// # Errors
-    /// As there.
     pub fn with_precision(
         weight: &Tensor,
         bias: Option<&Tensor>,

@@ -4,9 +4,9 @@
 
 #![allow(unsafe_code)]
 
-use super::finish::Finish;
+use super::epilogue::Epilogue;
 use super::matmul::{Matrix, Threads};
-use super::product::Base;
+use super::microkernel::Base;
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector, level};
 use rayon::prelude::*;
@@ -36,7 +36,7 @@ pub(super) fn multiply(
     base: Base,
     a: Matrix,
     b: Matrix,
-    finish: Finish,
+    epilogue: Epilogue,
     threads: Threads,
 ) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
@@ -52,7 +52,7 @@ pub(super) fn multiply(
         } else {
             products.chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
         }
-        complete(out, leading, base, Products { values: products, rows, width: PER_TASK }, finish, threads);
+        complete(out, leading, base, Products { values: products, rows, width: PER_TASK }, epilogue, threads);
     });
 }
 
@@ -64,26 +64,26 @@ pub(super) struct Products<'a> {
     pub width: usize,
 }
 
-/// `out = finish(base + products)`, rows of `out` `leading` apart.
+/// `out = epilogue(base + products)`, rows of `out` `leading` apart.
 pub(super) fn complete(
     out: &mut [f32],
     leading: usize,
     base: Base,
     products: Products,
-    finish: Finish,
+    epilogue: Epilogue,
     threads: Threads,
 ) {
     let rows = out.len().div_ceil(leading);
     let columns = out.len() - (rows - 1) * leading;
     let per_task = rows.div_ceil(if threads == Threads::Pool { rayon::current_num_threads() } else { 1 });
-    let finishes = finish.split(per_task, leading, rows.div_ceil(per_task));
-    let complete = |(index, (out, mut finish)): (usize, (&mut [f32], Finish))| {
+    let epiloguees = epilogue.split(per_task, leading, rows.div_ceil(per_task));
+    let complete = |(index, (out, mut epilogue)): (usize, (&mut [f32], Epilogue))| {
         for (row, out) in out.chunks_mut(leading).enumerate() {
             add_base(&mut out[..columns], index * per_task + row, products, base);
         }
-        finish.apply(out, leading, 0, columns);
+        epilogue.apply(out, leading, 0, columns);
     };
-    let parts = out.chunks_mut(per_task * leading).zip(finishes).enumerate();
+    let parts = out.chunks_mut(per_task * leading).zip(epiloguees).enumerate();
     match threads {
         Threads::Pool => parts.collect::<Vec<_>>().into_par_iter().for_each(complete),
         Threads::One => parts.for_each(complete),

@@ -2,8 +2,8 @@
 //! is done to a tile before it is stored.
 //!
 //! Weights are packed once into panels, each `inner` × `columns` values in the order they are read, zero-padded at the
-//! right edge. The left side is read as it lies, row after row, one value broadcast at a time. There is no blocking
-//! along the inner dimension: a panel streams through the first-level cache while the rows stay in the second.
+//! right edge. The left side is read as it lies, row after row, one value broadcast at a time. Callers block the inner
+//! dimension, so that a block's panel streams through the first-level cache while its rows stay in the second.
 
 #![allow(unsafe_code)]
 
@@ -46,9 +46,6 @@ struct Operands {
     start_stride: usize,
     out: *mut f32,
     out_stride: usize,
-    /// Where `factor` times the sums are added as well, in rows as far apart as the output's; or null.
-    second: *mut f32,
-    factor: f32,
 }
 
 /// The left side of a product: values, and how far apart rows and inner places are.
@@ -59,21 +56,14 @@ pub(crate) struct Left<'a> {
     pub inner: usize,
 }
 
-/// What the product is added to.
+/// What a product is added to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Start<'a> {
+pub(crate) enum Base<'a> {
     Zero,
     /// What the output holds.
     Out,
     /// The same row for all.
-    Row(&'a [f32]),
-}
-
-/// Where in an output a product is added: once as it is, and once more with a factor.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Targets {
-    pub first: usize,
-    pub second: Option<(usize, f32)>,
+    Bias(&'a [f32]),
 }
 
 /// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
@@ -146,7 +136,7 @@ impl Kernel {
     /// `rows` must be a multiple of the small tile's.
     pub fn multiply(&self, rows: usize, inner: usize, a: &[f32], a_stride: usize, panel: &[f32], out: &mut [f32]) {
         let a = Left { values: a, row: a_stride, inner: 1 };
-        self.multiply_into(rows, inner, a, panel, Start::Zero, out, self.columns);
+        self.multiply_into(rows, inner, a, panel, Base::Zero, out, self.columns);
     }
 
     /// As [`multiply`](Self::multiply), of a left side that may lie column by column, to rows `out_stride` apart.
@@ -157,7 +147,7 @@ impl Kernel {
         inner: usize,
         a: Left,
         panel: &[f32],
-        start: Start,
+        base: Base,
         out: &mut [f32],
         out_stride: usize,
     ) {
@@ -167,10 +157,10 @@ impl Kernel {
             let (a_values, out) = (&a.values[row * a.row..], &mut out[row * out_stride..]);
             assert!(inner == 0 || a_values.len() > (tile.rows - 1) * a.row + (inner - 1) * a.inner);
             assert!(panel.len() >= inner * self.columns && out.len() >= (tile.rows - 1) * out_stride + self.columns);
-            let (first, start_stride) = match start {
-                Start::Zero => (ZEROS.as_ptr(), 0),
-                Start::Out => (out.as_ptr(), out_stride),
-                Start::Row(values) => {
+            let (first, start_stride) = match base {
+                Base::Zero => (ZEROS.as_ptr(), 0),
+                Base::Out => (out.as_ptr(), out_stride),
+                Base::Bias(values) => {
                     assert!(values.len() >= self.columns);
                     (values.as_ptr(), 0)
                 }
@@ -184,8 +174,6 @@ impl Kernel {
                 start_stride,
                 out: out.as_mut_ptr(),
                 out_stride,
-                second: std::ptr::null_mut(),
-                factor: 0.0,
             };
             // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
             unsafe { (tile.run)(operands) }
@@ -199,49 +187,6 @@ impl Kernel {
                 unsafe { (tile.run)(operands) }
                 done += operands.inner;
             }
-            row += tile.rows;
-        }
-    }
-
-    /// Adds `a` · `panel` to the rows of `out` at each of `targets`, all `out_stride` apart. `inner` is summed in one chain.
-    #[allow(clippy::too_many_arguments)] // as above
-    pub fn add_to(
-        &self,
-        rows: usize,
-        inner: usize,
-        a: Left,
-        panel: &[f32],
-        out: &mut [f32],
-        out_stride: usize,
-        targets: Targets,
-    ) {
-        let mut row = 0;
-        while row < rows {
-            let tile = if rows - row >= self.large.rows { self.large } else { self.small };
-            let a_values = &a.values[row * a.row..];
-            assert!(inner == 0 || a_values.len() > (tile.rows - 1) * a.row + (inner - 1) * a.inner);
-            assert!(panel.len() >= inner * self.columns);
-            let mut place = |first: usize| {
-                let out = &mut out[first + row * out_stride..];
-                assert!(out.len() >= (tile.rows - 1) * out_stride + self.columns);
-                out.as_mut_ptr()
-            };
-            let first = place(targets.first);
-            let (second, factor) = targets.second.map_or((std::ptr::null_mut(), 0.0), |(at, f)| (place(at), f));
-            let operands = Operands {
-                inner,
-                a: a_values.as_ptr(),
-                a_strides: (a.row, a.inner),
-                panel: panel.as_ptr(),
-                start: first.cast_const(),
-                start_stride: out_stride,
-                out: first,
-                out_stride,
-                second,
-                factor,
-            };
-            // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
-            unsafe { (tile.run)(operands) }
             row += tile.rows;
         }
     }
@@ -293,10 +238,10 @@ unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
 ///
 /// # Safety
 /// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
-/// rows of two registers at their strides, and so has `second` where it is not null.
+/// rows of two registers at their strides.
 #[inline(always)]
 unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
-    let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride, second, factor } = operands;
+    let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
     // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
     // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
     unsafe {
@@ -321,16 +266,6 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
             sum[0].add(V::load(start)).store(out);
             sum[1].add(V::load(start.wrapping_add(V::LANES))).store(out.wrapping_add(V::LANES));
             start = start.wrapping_add(start_stride);
-            out = out.wrapping_add(out_stride);
-        }
-        if second.is_null() {
-            return;
-        }
-        let (mut out, factor) = (second, V::splat(factor));
-        for sum in sums {
-            factor.mul_add(sum[0], V::load(out)).store(out);
-            let right = out.wrapping_add(V::LANES);
-            factor.mul_add(sum[1], V::load(right)).store(right);
             out = out.wrapping_add(out_stride);
         }
     }

@@ -1,4 +1,4 @@
-//! The whole model over packed rows, sub-layers fused, against its composition (the path that returns maps), with padding and
+//! The whole model over ragged rows, sub-layers fused, against its composition (the path that returns maps), with padding and
 //! dropout: logits, states of real positions, and the gradient of every weight.
 
 mod common;
@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use common::difference;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
-use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel, MatchingOutput, init};
-use lxmert_core::ops::{DropoutRng, PackedWeights, Precision, backward};
+use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, MatchingOutput, Pass, init};
+use lxmert_core::ops::{DropoutRng, Precision, PrepackedWeights, backward};
 use lxmert_core::procedural;
 use std::collections::BTreeMap;
 
@@ -78,7 +78,7 @@ fn bits(x: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn packed_rows_give_the_composition_s_values_and_gradients() {
+fn fused_sub_layers_give_the_composition_s_values_and_gradients() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         for dropout in [0.0, 0.2] {
             let (model, varmap) = model(&config(cross_layer, dropout));
@@ -86,7 +86,7 @@ fn packed_rows_give_the_composition_s_values_and_gradients() {
                 let inputs = inputs(words, regions);
                 let run = |capture| {
                     let rng = DropoutRng::new(1, 2);
-                    let run = Forward { capture, rng: Some(&rng), ..Forward::default() };
+                    let run = Pass { capture, rng: Some(&rng), ..Pass::default() };
                     model.forward(&inputs, &run).unwrap()
                 };
                 let (packed, composed) = (run(Capture::None), run(Capture::Maps));
@@ -123,7 +123,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let rng = DropoutRng::new(1, 2);
-                let output = model.forward(&inputs, &Forward::train(&rng).with_precision(precision)).unwrap();
+                let output = model.forward(&inputs, &Pass::train(&rng).with_precision(precision)).unwrap();
                 let gradients = backward(&output.logits.sqr().unwrap().sum_all().unwrap()).unwrap();
                 let variables = varmap.data().lock().unwrap();
                 let by_weight: BTreeMap<String, Vec<f32>> = variables
@@ -148,18 +148,18 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn weights_packed_once_give_the_same_outputs() {
+fn weights_prepacked_give_the_same_outputs() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         let (model, _) = model(&config(cross_layer, 0.0));
         // Both precisions in one, and passes of few rows and of many.
-        let packed = PackedWeights::new();
+        let packed = PrepackedWeights::new();
         for precision in [Precision::F32, Precision::Bf16] {
             for (words, regions) in BATCHES {
                 let inputs = inputs(words, regions);
-                let run = Forward::eval().with_precision(precision);
+                let run = Pass::eval().with_precision(precision);
                 let want = model.forward(&inputs, &run).unwrap();
                 for _ in 0..2 {
-                    let got = model.forward(&inputs, &run.with_packed(&packed)).unwrap();
+                    let got = model.forward(&inputs, &run.with_prepacked(&packed)).unwrap();
                     assert_eq!(bits(&got.logits), bits(&want.logits), "{cross_layer:?} {precision:?} {words:?}");
                     assert_eq!(bits(&got.trunk.vision), bits(&want.trunk.vision));
                 }
@@ -174,8 +174,8 @@ fn the_pooled_output_alone_is_the_same() {
         let (model, varmap) = model(&config(cross_layer, 0.0));
         for (words, regions) in BATCHES {
             let inputs = inputs(words, regions);
-            let whole = model.forward(&inputs, &Forward::eval()).unwrap();
-            let pooled = model.forward(&inputs, &Forward::eval().pooled_only()).unwrap();
+            let whole = model.forward(&inputs, &Pass::eval()).unwrap();
+            let pooled = model.forward(&inputs, &Pass::eval().pooled_only()).unwrap();
             assert_eq!(pooled.trunk.language.dims(), [words.len(), 1, 36]);
             assert_eq!(pooled.trunk.vision.dims(), [words.len(), 0, 36]);
             assert!(difference(&whole.logits, &pooled.logits) < 2e-6);
@@ -197,8 +197,8 @@ fn an_image_without_regions_and_an_empty_batch_are_no_accident() {
     let (model, _) = model(&config(CrossLayer::Lxmert, 0.0));
     // An all-masked row adds the same to every score: as if nothing were masked.
     let with_none = inputs(&[3, 4], &[2, 0]);
-    let fused = model.forward(&with_none, &Forward::eval()).unwrap().logits;
-    let composed = model.forward(&with_none, &Forward::capture(Capture::Maps)).unwrap().logits;
+    let fused = model.forward(&with_none, &Pass::eval()).unwrap().logits;
+    let composed = model.forward(&with_none, &Pass::capture(Capture::Maps)).unwrap().logits;
     assert!(difference(&fused, &composed) < 1e-3);
     let none = LxmertInputs {
         input_ids: Tensor::zeros((0, 3), DType::U32, &Device::Cpu).unwrap(),
@@ -207,5 +207,5 @@ fn an_image_without_regions_and_an_empty_batch_are_no_accident() {
         visual_boxes: Tensor::zeros((0, 2, 4), DType::F32, &Device::Cpu).unwrap(),
         visual_attention_mask: None,
     };
-    assert_eq!(model.forward(&none, &Forward::eval()).unwrap().logits.dims(), [0]);
+    assert_eq!(model.forward(&none, &Pass::eval()).unwrap().logits.dims(), [0]);
 }

@@ -1,34 +1,29 @@
 //! The attention sub-layer: `norm(x + dropout(attention(x, context) Wₒᵀ + bₒ))`.
 
-use super::super::attention::HeadsLayout;
+use super::super::attention::{HeadsLayout, attention_probabilities, attention_weigh};
 use super::super::bf16::Precision;
-use super::super::dropout::{DropoutRng, Mask};
-use super::super::finish::{Finish, RowDropout};
+use super::super::dropout::{Mask, apply_mask};
+use super::super::epilogue::{Epilogue, RowDropout};
+use super::super::layer_norm::{self, Normed};
+use super::super::linear::{Factor, linear_dw, linear_dx, linear_rows, linear_with};
 use super::super::matmul::Write;
-use super::super::packed_weights::PackedWeights;
-use super::super::packing::Packing;
+use super::super::prepacked_weights::PrepackedWeights;
+use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;
 use super::super::{contiguous_f32, cpu_tensor, hold, use_fast};
-use super::norm::{self, Norm, Normed};
 use super::parameters::Parameters;
-use super::{Factor, Weights, linear, linear_dw, linear_dx};
+use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::Mutex;
 
-/// Query, key and value projections.
-#[derive(Clone, Copy, Debug)]
-pub enum Projections<'a> {
-    /// Each its own `[hidden, hidden]` and `[hidden]`.
-    Separate([Weights<'a>; 3]),
-    /// One `[3 · hidden, hidden]` and `[3 · hidden]`, as in torch's `MultiheadAttention`.
-    Joint(Weights<'a>),
-}
+/// Is shown the attention map, `[batch, heads, queries, keys]`, before dropout, and gives what is used in its place.
+pub type Watch<'a> = &'a (dyn Fn(Tensor) -> Result<Tensor> + Sync);
 
 /// The sub-layer's weights and constants.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionBlock<'a> {
-    /// Query, key and value projections.
-    pub projections: Projections<'a>,
+pub struct AttentionSublayer<'a> {
+    /// Query, key and value projections, `[hidden, hidden]` and `[hidden]` each.
+    pub projections: [Weights<'a>; 3],
     /// Number of heads; divides the width.
     pub heads: usize,
     /// The projection of the attended values, `[hidden, hidden]` and `[hidden]`.
@@ -37,42 +32,25 @@ pub struct AttentionBlock<'a> {
     pub norm: Norm<'a>,
     /// Dropout of the probabilities, and of the output before the residual.
     pub dropout: [f32; 2],
-    /// What the products with weights round their operands to.
-    pub precision: Precision,
-    /// Where the weights lie packed, if they do.
-    pub packed: Option<&'a PackedWeights>,
 }
 
-impl AttentionBlock<'_> {
-    /// `x`: the packed rows of the first packing, `[rows, hidden]`; `context`: those of the second, `[keys, hidden]`, which may
-    /// be `x` itself.
+impl AttentionSublayer<'_> {
+    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`, which may be `x` itself. With `watch` the map
+    /// is formed and shown.
     ///
     /// # Errors
-    /// When the shapes do not fit, or a tensor is not f32 on the CPU.
+    /// When the shapes do not fit.
     pub fn forward(
         &self,
-        (x, queries): (&Tensor, &Packing),
-        (context, keys): (&Tensor, &Packing),
-        rng: Option<&DropoutRng>,
+        (x, queries): (&Tensor, &Ragged),
+        (context, keys): (&Tensor, &Ragged),
+        run: &Run,
+        watch: Option<Watch>,
     ) -> Result<Tensor> {
-        let mut tensors = match self.projections {
-            Projections::Separate(parts) => parts.iter().flat_map(|(w, b)| [*w, *b]).collect(),
-            Projections::Joint((w, b)) => vec![w, b],
-        };
-        tensors.extend([self.output.0, self.output.1, self.norm.weight, self.norm.bias]);
-        let parameters = Parameters::new(&tensors)?;
-        if !use_fast(&tensors) || !use_fast(&[x, context]) {
-            candle_core::bail!("this kernel takes f32 tensors on the CPU");
-        }
+        let [q, k, v] = self.projections;
+        let tensors = [q.0, q.1, k.0, k.1, v.0, v.1, self.output.0, self.output.1, self.norm.weight, self.norm.bias];
         let hidden = self.output.1.elem_count();
-        let width =
-            |w: &Tensor, b: &Tensor, times: usize| w.dims() == [times * hidden, hidden] && b.dims() == [times * hidden];
-        let projections = match self.projections {
-            Projections::Separate(parts) => parts.iter().all(|(w, b)| width(w, b, 1)),
-            Projections::Joint((w, b)) => width(w, b, 3),
-        };
-        let fits = projections
-            && width(self.output.0, self.output.1, 1)
+        let fits = [q, k, v, self.output].iter().all(|(w, b)| w.dims() == [hidden, hidden] && b.dims() == [hidden])
             && (self.norm.weight.dims(), self.norm.bias.dims()) == (&[hidden], &[hidden])
             && x.dims() == [queries.count(), hidden]
             && context.dims() == [keys.count(), hidden]
@@ -80,46 +58,69 @@ impl AttentionBlock<'_> {
         if !fits || hidden == 0 || !hidden.is_multiple_of(self.heads.max(1)) {
             candle_core::bail!(
                 "attention of {:?} over {:?}, {} heads, output {:?}",
-                x,
-                context,
+                x.dims(),
+                context.dims(),
                 self.heads,
-                self.output.0
+                self.output.0.dims()
             );
         }
+        if watch.is_some() || !use_fast(&tensors) || !use_fast(&[x, context]) {
+            return self.composed((x, queries), (context, keys), run, watch);
+        }
+        let parameters = Parameters::new(&tensors)?;
         let node = parameters.node()?;
-        let mask = |p: f32| rng.filter(|_| p > 0.0).map(|rng| Mask::new(p, rng.next_key()));
         let layout = HeadsLayout {
             heads: self.heads,
             width: hidden,
             queries: queries.clone(),
             keys: keys.clone(),
-            dropout: mask(self.dropout[0]),
+            dropout: run.mask(self.dropout[0]),
         };
         let op = Attention {
             keep: x.track_op() || context.track_op() || node.track_op(),
-            joint: matches!(self.projections, Projections::Joint(_)),
             itself: x.id() == context.id(),
-            mask: mask(self.dropout[1]),
+            mask: run.mask(self.dropout[1]),
             eps: self.norm.eps,
-            precision: self.precision,
-            packed: self.packed.cloned(),
+            precision: run.precision,
+            prepacked: run.prepacked.cloned(),
             layout,
             parameters,
             saved: Mutex::new(Saved::default()),
         };
         x.contiguous()?.apply_op3(&context.contiguous()?, &node, op)
     }
+
+    fn composed(
+        &self,
+        (x, queries): (&Tensor, &Ragged),
+        (context, keys): (&Tensor, &Ragged),
+        run: &Run,
+        watch: Option<Watch>,
+    ) -> Result<Tensor> {
+        let project = |part: usize, x: &Tensor, rows: &Ragged| {
+            let (weight, bias) = self.projections[part];
+            rows.scatter(&linear_with(x, weight, bias, run.precision)?)
+        };
+        let (q, k, v) = (project(0, x, queries)?, project(1, context, keys)?, project(2, context, keys)?);
+        let map = attention_probabilities(&q, &k, self.heads, keys)?;
+        let map = watch.map_or(Ok(map.clone()), |watch| watch(map))?;
+        let map = run.mask(self.dropout[0]).map_or(Ok(map.clone()), |mask| apply_mask(&map, mask))?;
+        let attended = queries.gather(&attention_weigh(&map, &v)?)?;
+        composed_output(x, &attended, self.output, &self.norm, self.dropout[1], queries, run)
+    }
 }
+
+/// Index of the output projection's weight among the parameters.
+const OUTPUT: usize = 6;
 
 struct Attention {
     keep: bool,
-    joint: bool,
     /// Whether queries and context are one tensor, which then takes one gradient.
     itself: bool,
     mask: Option<Mask>,
     eps: f64,
     precision: Precision,
-    packed: Option<PackedWeights>,
+    prepacked: Option<PrepackedWeights>,
     layout: HeadsLayout,
     parameters: Parameters,
     saved: Mutex<Saved>,
@@ -140,30 +141,16 @@ impl Attention {
         self.mask.map(|mask| RowDropout { mask, rows: self.layout.queries.rows(), width: self.layout.width })
     }
 
-    /// Index of the output projection's weight among the parameters.
-    fn output(&self) -> usize {
-        if self.joint { 2 } else { 6 }
-    }
-
-    /// Where projection `part` lies: its weight's index, and the thirds before it.
-    fn place(&self, part: usize) -> (usize, usize) {
-        if self.joint { (0, part) } else { (2 * part, 0) }
-    }
-
     /// `out = x wᵀ + b` by projection `part`.
     fn project(&self, part: usize, x: &[f32], out: &mut [f32]) -> Result<()> {
-        let hidden = self.layout.width;
-        let (index, third) = self.place(part);
-        let (w, b) = (self.parameters.hold(index), self.parameters.hold(index + 1));
-        let size = hidden * hidden;
-        let w = self.factor((index, third), &w.values()?[third * size..][..size]);
-        linear(out, x, w, &b.values()?[third * hidden..][..hidden], Finish::Nothing, self.precision);
+        let (w, b) = (self.parameters.hold(2 * part), self.parameters.hold(2 * part + 1));
+        linear_rows(out, x, self.factor(2 * part, w.values()?), b.values()?, Epilogue::Nothing, self.precision);
         Ok(())
     }
 
-    /// Part `part` of weight `index`, whose values those are.
-    fn factor<'a>(&'a self, (index, part): (usize, usize), values: &'a [f32]) -> Factor<'a> {
-        Factor { values, id: (self.parameters.id(index), part), packed: self.packed.as_ref() }
+    /// Weight `index`, whose values those are.
+    fn factor<'a>(&'a self, index: usize, values: &'a [f32]) -> Factor<'a> {
+        Factor { values, id: self.parameters.id(index), prepacked: self.prepacked.as_ref() }
     }
 
     /// Adds to `dx` what the projection's `grad` gives, and writes its weights' gradients.
@@ -175,19 +162,11 @@ impl Attention {
         dx: &mut [f32],
         weights: &mut [Vec<f32>],
     ) -> Result<()> {
-        let hidden = self.layout.width;
-        let (index, third) = self.place(part);
-        let size = hidden * hidden;
+        let (hidden, index) = (self.layout.width, 2 * part);
         let w = self.parameters.hold(index);
-        linear_dx(dx, Write::Add, grad, &w.values()?[third * size..][..size], hidden, Finish::Nothing, self.precision);
+        linear_dx(dx, Write::Add, grad, w.values()?, hidden, Epilogue::Nothing, self.precision);
         let (dw, db) = weights.split_at_mut(index + 1);
-        linear_dw(
-            &mut dw[index][third * size..][..size],
-            &mut db[0][third * hidden..][..hidden],
-            grad,
-            x,
-            self.precision,
-        );
+        linear_dw(&mut dw[index], &mut db[0], grad, x, hidden, self.precision);
         Ok(())
     }
 }
@@ -207,8 +186,7 @@ impl CustomOp3 for Attention {
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, context) = (contiguous_f32(x, x_layout)?, contiguous_f32(context, context_layout)?);
-        let output = self.output();
-        let held: [_; 4] = std::array::from_fn(|i| self.parameters.hold(output + i));
+        let held: [_; 4] = std::array::from_fn(|i| self.parameters.hold(OUTPUT + i));
         let [w, b, weight, bias] = held.each_ref().map(|held| held.values());
         let (w, b, weight, bias) = (w?, b?, weight?, bias?);
         let mut out = vec![0.0f32; x.len()];
@@ -217,9 +195,9 @@ impl CustomOp3 for Attention {
             self.project(1, context, k)?;
             self.project(2, context, v)?;
             attended.fill(0.0);
-            self.layout.forward(attended, q, k, v, None);
-            linear(&mut out, attended, self.factor((output, 0), w), b, Finish::Nothing, self.precision);
-            Ok(norm::forward(&mut out, x, weight, bias, self.eps, self.dropout(), self.keep))
+            self.layout.forward(attended, q, k, v);
+            linear_rows(&mut out, attended, self.factor(OUTPUT, w), b, Epilogue::Nothing, self.precision);
+            Ok(layer_norm::forward(&mut out, Some(x), weight, bias, self.eps, self.dropout(), self.keep))
         };
         if self.keep {
             let mut saved = Saved {
@@ -253,26 +231,26 @@ impl CustomOp3 for Attention {
         let grad = grad.contiguous()?;
         let (x_held, context_held, grad_held) = (hold(x), hold(context), hold(&grad));
         let (xs, contexts, grads) = (x_held.values()?, context_held.values()?, grad_held.values()?);
-        let output = self.output();
-        let (w_held, weight_held) = (self.parameters.hold(output), self.parameters.hold(output + 2));
+        let (w_held, weight_held) = (self.parameters.hold(OUTPUT), self.parameters.hold(OUTPUT + 2));
         let (w, weight) = (w_held.values()?, weight_held.values()?);
         let hidden = weight.len();
-        let mut weights: Vec<Vec<f32>> = (0..output + 2).map(|i| self.parameters.zeros(i)).collect();
+        let mut weights: Vec<Vec<f32>> = (0..OUTPUT + 2).map(|i| self.parameters.zeros(i)).collect();
         let mut dx = vec![0.0f32; xs.len()];
         let mut dcontext = vec![0.0f32; if self.itself { 0 } else { contexts.len() }];
         let dropout = self.dropout();
         let dropped_len = if dropout.is_some() { xs.len() } else { 0 };
         let sizes = [dropped_len, xs.len(), xs.len(), contexts.len(), contexts.len()];
         let norms = with_scratch(sizes, |[dropped, dattended, dq, dk, dv]| -> Result<_> {
-            let norms = norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout);
+            let learned = self.parameters.is_learned(OUTPUT + 2);
+            let norms = layer_norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout, learned);
             let dout = if dropout.is_some() { &*dropped } else { dx.as_slice() };
-            linear_dx(dattended, Write::Replace, dout, w, hidden, Finish::Nothing, self.precision);
-            let (dw, db) = weights.split_at_mut(output + 1);
-            linear_dw(&mut dw[output], &mut db[0], dout, &saved.attended, self.precision);
+            linear_dx(dattended, Write::Replace, dout, w, hidden, Epilogue::Nothing, self.precision);
+            let (dw, db) = weights.split_at_mut(OUTPUT + 1);
+            linear_dw(&mut dw[OUTPUT], &mut db[0], dout, &saved.attended, hidden, self.precision);
             for values in [&mut *dq, &mut *dk, &mut *dv] {
                 values.fill(0.0);
             }
-            self.layout.backward(dq, dk, dv, dattended, &saved.q, &saved.k, &saved.v, None);
+            self.layout.backward(dq, dk, dv, dattended, &saved.q, &saved.k, &saved.v);
             self.project_back(0, dq, xs, &mut dx, &mut weights)?;
             let into = if self.itself { &mut dx } else { &mut dcontext };
             self.project_back(1, dk, contexts, into, &mut weights)?;

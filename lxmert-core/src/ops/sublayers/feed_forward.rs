@@ -1,22 +1,24 @@
 //! The feed-forward sub-layer: `norm(x + dropout(dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂))`.
 
 use super::super::bf16::Precision;
-use super::super::dropout::{DropoutRng, Mask};
-use super::super::finish::{Activation, Finish, RowDropout};
+use super::super::dropout::{Mask, dropout_rows};
+use super::super::epilogue::{Epilogue, FusedActivation, RowDropout};
+use super::super::layer_norm::{self, Normed};
+use super::super::linear::{Factor, linear_dw, linear_dx, linear_rows, linear_with};
 use super::super::matmul::Write;
-use super::super::packed_weights::PackedWeights;
-use super::super::packing::Packing;
+use super::super::prepacked_weights::PrepackedWeights;
+use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;
-use super::super::{contiguous_f32, cpu_tensor, hold, use_fast};
-use super::norm::{self, Norm, Normed};
+use super::super::{activate, contiguous_f32, cpu_tensor, hold, use_fast};
 use super::parameters::Parameters;
-use super::{Factor, Weights, linear, linear_dw, linear_dx};
+use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_nn::Activation;
 use std::sync::Mutex;
 
 /// The sub-layer's weights and constants.
 #[derive(Clone, Copy, Debug)]
-pub struct FeedForwardBlock<'a> {
+pub struct FeedForwardSublayer<'a> {
     /// `[inner, hidden]` and `[inner]`.
     pub first: Weights<'a>,
     /// What the inner values go through.
@@ -27,56 +29,63 @@ pub struct FeedForwardBlock<'a> {
     pub norm: Norm<'a>,
     /// Dropout of the inner values, and of the output before the residual.
     pub dropout: [f32; 2],
-    /// What the products with weights round their operands to.
-    pub precision: Precision,
-    /// Where the weights lie packed, if they do.
-    pub packed: Option<&'a PackedWeights>,
 }
 
-impl FeedForwardBlock<'_> {
-    /// `x`: the packed rows of `packing`, `[rows, hidden]`.
+impl FeedForwardSublayer<'_> {
+    /// `x`: ragged rows, `[rows, hidden]`.
     ///
     /// # Errors
-    /// When the shapes do not fit, or a tensor is not f32 on the CPU.
-    pub fn forward(&self, x: &Tensor, packing: &Packing, rng: Option<&DropoutRng>) -> Result<Tensor> {
+    /// When the shapes do not fit.
+    pub fn forward(&self, x: &Tensor, rows: &Ragged, run: &Run) -> Result<Tensor> {
         let tensors = [self.first.0, self.first.1, self.second.0, self.second.1, self.norm.weight, self.norm.bias];
-        let parameters = Parameters::new(&tensors)?;
-        if !use_fast(&tensors) || !use_fast(&[x]) {
-            candle_core::bail!("this kernel takes f32 tensors on the CPU");
-        }
         let (inner, hidden) = self.first.0.dims2()?;
-        let fits = x.dims() == [packing.count(), hidden]
+        let fits = x.dims() == [rows.count(), hidden]
             && self.second.0.dims() == [hidden, inner]
             && self.first.1.dims() == [inner]
             && [self.second.1, self.norm.weight, self.norm.bias].iter().all(|t| t.dims() == [hidden]);
         if !fits || hidden == 0 || inner == 0 {
-            candle_core::bail!("a feed-forward of {:?} and {:?} on {:?}", self.first.0, self.second.0, x);
+            candle_core::bail!(
+                "a feed-forward of {:?} and {:?} on {:?}",
+                self.first.0.dims(),
+                self.second.0.dims(),
+                x.dims()
+            );
         }
+        let activation = match FusedActivation::of(self.activation) {
+            Some(activation) if use_fast(&tensors) && use_fast(&[x]) => activation,
+            _ => return self.composed(x, rows, run),
+        };
+        let parameters = Parameters::new(&tensors)?;
         let node = parameters.node()?;
-        let mask = |p: f32| rng.filter(|_| p > 0.0).map(|rng| Mask::new(p, rng.next_key()));
         let op = FeedForward {
             keep: x.track_op() || node.track_op(),
-            masks: [mask(self.dropout[0]), mask(self.dropout[1])],
-            activation: self.activation,
+            masks: self.dropout.map(|probability| run.mask(probability)),
+            activation,
             eps: self.norm.eps,
-            precision: self.precision,
-            packed: self.packed.cloned(),
-            packing: packing.clone(),
+            precision: run.precision,
+            prepacked: run.prepacked.cloned(),
+            rows: rows.clone(),
             parameters,
             saved: Mutex::new(Saved::default()),
         };
         x.contiguous()?.apply_op2(&node, op)
+    }
+
+    fn composed(&self, x: &Tensor, rows: &Ragged, run: &Run) -> Result<Tensor> {
+        let inner = activate(self.activation, &linear_with(x, self.first.0, self.first.1, run.precision)?)?;
+        let inner = dropout_rows(&inner, rows, self.dropout[0], run.rng)?;
+        composed_output(x, &inner, self.second, &self.norm, self.dropout[1], rows, run)
     }
 }
 
 struct FeedForward {
     keep: bool,
     masks: [Option<Mask>; 2],
-    activation: Activation,
+    activation: FusedActivation,
     eps: f64,
     precision: Precision,
-    packed: Option<PackedWeights>,
-    packing: Packing,
+    prepacked: Option<PrepackedWeights>,
+    rows: Ragged,
     parameters: Parameters,
     saved: Mutex<Saved>,
 }
@@ -91,12 +100,12 @@ struct Saved {
 
 impl FeedForward {
     fn dropout(&self, which: usize, width: usize) -> Option<RowDropout<'_>> {
-        self.masks[which].map(|mask| RowDropout { mask, rows: self.packing.rows(), width })
+        self.masks[which].map(|mask| RowDropout { mask, rows: self.rows.rows(), width })
     }
 
     /// Weight `index`, whose values those are.
     fn factor<'a>(&'a self, index: usize, values: &'a [f32]) -> Factor<'a> {
-        Factor { values, id: (self.parameters.id(index), 0), packed: self.packed.as_ref() }
+        Factor { values, id: self.parameters.id(index), prepacked: self.prepacked.as_ref() }
     }
 }
 
@@ -110,22 +119,22 @@ impl CustomOp2 for FeedForward {
         let held: [_; 6] = std::array::from_fn(|i| self.parameters.hold(i));
         let [w1, b1, w2, b2, weight, bias] = held.each_ref().map(|held| held.values());
         let (w1, b1, w2, b2, weight, bias) = (w1?, b1?, w2?, b2?, weight?, bias?);
-        let rows = self.packing.count();
+        let rows = self.rows.count();
         let (inner_width, hidden) = (b1.len(), b2.len());
         let mut out = vec![0.0f32; rows * hidden];
         let mut saved = Saved::default();
         let mut run = |inner: &mut [f32], derivative: Option<&mut [f32]>| {
             let dropout = self.dropout(0, inner_width);
-            linear(
+            linear_rows(
                 inner,
                 x,
                 self.factor(0, w1),
                 b1,
-                Finish::Activate { activation: self.activation, dropout, derivative },
+                Epilogue::Activate { activation: self.activation, dropout, derivative },
                 self.precision,
             );
-            linear(&mut out, inner, self.factor(2, w2), b2, Finish::Nothing, self.precision);
-            norm::forward(&mut out, x, weight, bias, self.eps, self.dropout(1, hidden), self.keep)
+            linear_rows(&mut out, inner, self.factor(2, w2), b2, Epilogue::Nothing, self.precision);
+            layer_norm::forward(&mut out, Some(x), weight, bias, self.eps, self.dropout(1, hidden), self.keep)
         };
         if self.keep {
             let (mut inner, mut derivatives) = (vec![0.0; rows * inner_width], vec![0.0; rows * inner_width]);
@@ -155,12 +164,13 @@ impl CustomOp2 for FeedForward {
         let dropout = self.dropout(1, hidden);
         let dropped_len = if dropout.is_some() { xs.len() } else { 0 };
         let (dweight, dbias) = with_scratch([dropped_len, saved.inner.len()], |[dropped, dinner]| {
-            let norms = norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout);
+            let learned = self.parameters.is_learned(4);
+            let norms = layer_norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout, learned);
             let dout = if dropout.is_some() { &*dropped } else { dx.as_slice() };
-            linear_dw(&mut dw2, &mut db2, dout, &saved.inner, self.precision);
-            linear_dx(dinner, Write::Replace, dout, w2, hidden, Finish::Times(&saved.derivatives), self.precision);
-            linear_dw(&mut dw1, &mut db1, dinner, xs, self.precision);
-            linear_dx(&mut dx, Write::Add, dinner, w1, inner_width, Finish::Nothing, self.precision);
+            linear_dw(&mut dw2, &mut db2, dout, &saved.inner, hidden, self.precision);
+            linear_dx(dinner, Write::Replace, dout, w2, hidden, Epilogue::Times(&saved.derivatives), self.precision);
+            linear_dw(&mut dw1, &mut db1, dinner, xs, inner_width, self.precision);
+            linear_dx(&mut dx, Write::Add, dinner, w1, inner_width, Epilogue::Nothing, self.precision);
             norms
         });
         for (index, gradient) in [dw1, db1, dw2, db2, dweight, dbias].into_iter().enumerate() {

@@ -1,23 +1,23 @@
 //! A linear layer for inference whose weights are packed once.
 
 use super::bf16::Precision;
+use super::epilogue::{Epilogue, FusedActivation};
 use super::feature_map::FeatureMap;
-use super::finish::{Activation, Finish};
-use super::kernel::Kernel;
 use super::matmul::{Matrix, Threads};
-use super::product::{self, Base, Packed, Right};
+use super::microkernel::{Base, Kernel};
+use super::product::{self, Prepacked, Right};
 use super::with_f32;
 use candle_core::{Result, Tensor, bail};
 
 /// `x Wᵀ + b`, then ReLU if there is one, with the weights packed for this machine's vector instructions.
 #[derive(Debug)]
-pub struct PackedLinear {
-    weights: Packed,
+pub struct PrepackedLinear {
+    weights: Prepacked,
     bias: Vec<f32>,
     relu: bool,
 }
 
-impl PackedLinear {
+impl PrepackedLinear {
     /// `weight`: `[out, in]`, f32 on the CPU; `bias`: `[out]`. Weights and inputs are rounded to `precision`, bias and sums
     /// are not.
     ///
@@ -32,7 +32,7 @@ impl PackedLinear {
         if bias.len() != out || weight.elem_count() == 0 {
             bail!("linear weights {:?} with {} biases", weight.dims(), bias.len());
         }
-        let weights = with_f32(weight, |w| Packed::new(Matrix::new(w, out, inner).t(), Kernel::new(precision)))?;
+        let weights = with_f32(weight, |w| Prepacked::new(Matrix::new(w, out, inner).t(), Kernel::new(precision)))?;
         Ok(Self { weights, bias, relu })
     }
 
@@ -49,13 +49,13 @@ impl PackedLinear {
         }
         let mut out = FeatureMap::unwritten([rows, 1, 1, columns], x.pool());
         if rows > 0 {
-            let finish = match self.relu {
-                true => Finish::Activate { activation: Activation::Relu, dropout: None, derivative: None },
-                false => Finish::Nothing,
+            let epilogue = match self.relu {
+                true => Epilogue::Activate { activation: FusedActivation::Relu, dropout: None, derivative: None },
+                false => Epilogue::Nothing,
             };
-            let (a, b) = (Matrix::new(x.values(), rows, inner), Right::Packed(&self.weights));
+            let (a, b) = (Matrix::new(x.values(), rows, inner), Right::Prepacked(&self.weights));
             let bias = Base::Bias(&self.bias);
-            product::multiply_right(out.values_mut(), columns, bias, 1.0, a, b, finish, Threads::Pool);
+            product::multiply_right(out.values_mut(), columns, bias, 1.0, a, b, epilogue, Threads::Pool);
         }
         Ok(out)
     }
@@ -79,7 +79,7 @@ mod tests {
             let expected = x.reshape((rows, inner))?.matmul(&w.t()?)?.broadcast_add(&b)?.relu()?;
             let largest = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
             for (precision, bound) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.4)] {
-                let y = PackedLinear::new(&w, Some(&b), true, precision)?.forward(&map)?;
+                let y = PrepackedLinear::new(&w, Some(&b), true, precision)?.forward(&map)?;
                 assert_eq!(y.shape(), [rows, 1, 1, out]);
                 if rows > 0 {
                     let y = y.into_tensor()?.reshape((rows, out))?;
@@ -88,7 +88,7 @@ mod tests {
                 }
             }
             let wrong = FeatureMap::from_tensor(&random("x", &[1, inner + 1, 1, 1])?, &BufferPool::new())?;
-            assert!(PackedLinear::new(&w, None, false, Precision::F32)?.forward(&wrong).is_err());
+            assert!(PrepackedLinear::new(&w, None, false, Precision::F32)?.forward(&wrong).is_err());
         }
         Ok(())
     }

@@ -4,15 +4,16 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::Activation;
 use common::gradients::{check_gradients, weigh};
-use lxmert_core::ops::blocks::{AttentionBlock, FeedForwardBlock, Norm, Projections};
-use lxmert_core::ops::{self, Activation, AttentionOptions, DropoutRng, KeyMask, Precision};
+use lxmert_core::ops::sublayers::{AttentionSublayer, FeedForwardSublayer, Norm, Run};
+use lxmert_core::ops::{self, DropoutRng, Ragged};
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
 /// Items of these lengths, padded to the longest.
 struct Rows {
-    mask: KeyMask,
+    ragged: Ragged,
     batch: usize,
     length: usize,
 }
@@ -22,12 +23,8 @@ impl Rows {
         let (batch, length) = (lengths.len(), lengths.iter().max().copied().unwrap_or(0));
         let mask: Vec<f32> =
             lengths.iter().flat_map(|n| (0..length).map(move |i| if i < *n { 1.0 } else { 0.0 })).collect();
-        let mask = KeyMask::new(&Tensor::from_vec(mask, (batch, length), &Device::Cpu).unwrap()).unwrap();
-        Self { mask, batch, length }
-    }
-
-    fn packing(&self) -> &ops::Packing {
-        self.mask.packing().unwrap()
+        let ragged = Ragged::of_mask(&Tensor::from_vec(mask, (batch, length), &Device::Cpu).unwrap()).unwrap();
+        Self { ragged, batch, length }
     }
 
     /// Random rows, padding and all.
@@ -90,28 +87,23 @@ impl Weights {
 /// A row whose values hardly differ would magnify the rounding that is compared.
 const EPS: f64 = 1e-2;
 
-fn attention_weights(hidden: usize, joint: bool) -> Weights {
+fn attention_weights(hidden: usize) -> Weights {
     let scale = 1.5 / (hidden as f64).sqrt();
-    let matrix = |name, times: usize| (name, variable(name, &[times * hidden, hidden], -scale, scale));
-    let vector = |name, times: usize| (name, variable(name, &[times * hidden], -0.3, 0.3));
-    let mut weights = if joint {
-        vec![matrix("in.weight", 3), vector("in.bias", 3)]
-    } else {
-        let mut parts = Vec::new();
-        for (weight, bias) in [("q.weight", "q.bias"), ("k.weight", "k.bias"), ("v.weight", "v.bias")] {
-            parts.extend([matrix(weight, 1), vector(bias, 1)]);
-        }
-        parts
-    };
-    weights.extend([matrix("out.weight", 1), vector("out.bias", 1)]);
+    let matrix = |name| (name, variable(name, &[hidden, hidden], -scale, scale));
+    let vector = |name| (name, variable(name, &[hidden], -0.3, 0.3));
+    let mut weights = Vec::new();
+    for (weight, bias) in
+        [("q.weight", "q.bias"), ("k.weight", "k.bias"), ("v.weight", "v.bias"), ("out.weight", "out.bias")]
+    {
+        weights.extend([matrix(weight), vector(bias)]);
+    }
     weights.push(("norm.weight", variable("norm.weight", &[hidden], 0.5, 1.5)));
-    weights.push(vector("norm.bias", 1));
+    weights.push(vector("norm.bias"));
     Weights::new(weights)
 }
 
 struct Attention {
     heads: usize,
-    joint: bool,
     dropout: [f32; 2],
 }
 
@@ -120,50 +112,34 @@ impl Attention {
         self.dropout.iter().any(|p| *p > 0.0).then(|| DropoutRng::new(5, 6))
     }
 
-    /// Packed rows in and out.
-    fn fused(&self, w: &Weights, (x, queries): (&Tensor, &Rows), (context, keys): (&Tensor, &Rows)) -> Result<Tensor> {
-        let projections = match self.joint {
-            true => Projections::Joint(w.pair("in.weight", "in.bias")),
-            false => Projections::Separate([
-                w.pair("q.weight", "q.bias"),
-                w.pair("k.weight", "k.bias"),
-                w.pair("v.weight", "v.bias"),
-            ]),
-        };
-        let output = w.pair("out.weight", "out.bias");
-        let block = AttentionBlock {
-            projections,
+    fn sublayer<'a>(&self, w: &'a Weights) -> AttentionSublayer<'a> {
+        AttentionSublayer {
+            projections: [w.pair("q.weight", "q.bias"), w.pair("k.weight", "k.bias"), w.pair("v.weight", "v.bias")],
             heads: self.heads,
-            output,
+            output: w.pair("out.weight", "out.bias"),
             norm: w.norm(),
             dropout: self.dropout,
-            precision: Precision::F32,
-            packed: None,
-        };
-        block.forward((x, queries.packing()), (context, keys.packing()), self.rng().as_ref())
+        }
+    }
+
+    /// Ragged rows in and out.
+    fn fused(&self, w: &Weights, (x, queries): (&Tensor, &Rows), (context, keys): (&Tensor, &Rows)) -> Result<Tensor> {
+        let rng = self.rng();
+        let run = Run { rng: rng.as_ref(), ..Run::default() };
+        self.sublayer(w).forward((x, &queries.ragged), (context, &keys.ragged), &run, None)
     }
 
     /// Padded rows in and out, of any type.
     fn composed(&self, w: &Weights, x: &Tensor, context: &Tensor, keys: &Rows) -> Result<Tensor> {
-        let hidden = x.dim(2)?;
         let project = |part: usize, x: &Tensor| {
-            if self.joint {
-                let cut = |name| w.get(name).narrow(0, part * hidden, hidden);
-                return ops::linear(x, &cut("in.weight")?, &cut("in.bias")?);
-            }
             let names = [("q.weight", "q.bias"), ("k.weight", "k.bias"), ("v.weight", "v.bias")][part];
             ops::linear(x, w.get(names.0), w.get(names.1))
         };
         let (q, k, v) = (project(0, x)?, project(1, context)?, project(2, context)?);
         let rng = self.rng();
-        let options = AttentionOptions {
-            heads: self.heads,
-            mask: Some(&keys.mask),
-            dropout_probability: self.dropout[0],
-            rng: rng.as_ref(),
-        };
-        let map = ops::attention_probabilities(&q, &k, &options)?;
-        let attended = ops::attention_weigh(&map, &v, &options)?;
+        let map = ops::attention_probabilities(&q, &k, self.heads, &keys.ragged)?;
+        let map = ops::dropout(&map, self.dropout[0], rng.as_ref())?;
+        let attended = ops::attention_weigh(&map, &v)?;
         let out = ops::linear(&attended, w.get("out.weight"), w.get("out.bias"))?;
         let out = (x + ops::dropout(&out, self.dropout[1], rng.as_ref())?)?;
         ops::layer_norm(&out, w.get("norm.weight"), w.get("norm.bias"), EPS)
@@ -175,7 +151,7 @@ fn feed_forward_weights(hidden: usize, inner: usize, activation: Activation) -> 
     // The ReLU's corner is kept away from: every inner value is within 1 of 2 or −2.
     let bias: Vec<f32> = match activation {
         Activation::Relu => (0..inner).map(|i| if i % 3 == 0 { -2.0 } else { 2.0 }).collect(),
-        Activation::Gelu => procedural::values("first.bias", inner, -1.0, 1.0, 22),
+        _ => procedural::values("first.bias", inner, -1.0, 1.0, 22),
     };
     let second = 1.0 / (inner as f64).sqrt();
     Weights::new(vec![
@@ -189,26 +165,20 @@ fn feed_forward_weights(hidden: usize, inner: usize, activation: Activation) -> 
 }
 
 fn feed_forward(w: &Weights, x: &Tensor, rows: &Rows, activation: Activation, dropout: [f32; 2]) -> Result<Tensor> {
-    let block = FeedForwardBlock {
+    let sublayer = FeedForwardSublayer {
         first: w.pair("first.weight", "first.bias"),
         activation,
         second: w.pair("second.weight", "second.bias"),
         norm: w.norm(),
         dropout,
-        precision: Precision::F32,
-        packed: None,
     };
-    block.forward(x, rows.packing(), Some(&DropoutRng::new(7, 8)))
+    sublayer.forward(x, &rows.ragged, &Run { rng: Some(&DropoutRng::new(7, 8)), ..Run::default() })
 }
 
 fn composed_feed_forward(w: &Weights, x: &Tensor, activation: Activation, dropout: [f32; 2]) -> Result<Tensor> {
     let rng = DropoutRng::new(7, 8);
     let inner = ops::linear(x, w.get("first.weight"), w.get("first.bias"))?;
-    let inner = match activation {
-        Activation::Gelu => ops::gelu(&inner)?,
-        Activation::Relu => inner.relu()?,
-    };
-    let inner = ops::dropout(&inner, dropout[0], Some(&rng))?;
+    let inner = ops::dropout(&ops::activate(activation, &inner)?, dropout[0], Some(&rng))?;
     let out = ops::linear(&inner, w.get("second.weight"), w.get("second.bias"))?;
     let out = (x + ops::dropout(&out, dropout[1], Some(&rng))?)?;
     ops::layer_norm(&out, w.get("norm.weight"), w.get("norm.bias"), EPS)
@@ -229,7 +199,7 @@ fn agree(
     fused: impl Fn(&Weights, &[&Var]) -> Result<Tensor>,
     composed: impl Fn(&Weights, &[&Var]) -> Result<Tensor>,
 ) {
-    let pack = |rows: &Rows, x: &Tensor| rows.packing().pack(&x.to_dtype(DType::F32).unwrap()).unwrap();
+    let pack = |rows: &Rows, x: &Tensor| rows.ragged.gather(&x.to_dtype(DType::F32).unwrap()).unwrap();
     let padded: Vec<Tensor> = states.iter().map(|(name, rows)| rows.states(name, hidden)).collect();
     let packed: Vec<Var> =
         states.iter().zip(&padded).map(|((_, rows), x)| Var::from_tensor(&pack(rows, x)).unwrap()).collect();
@@ -239,7 +209,7 @@ fn agree(
     let (got, want) = (fused(weights, &packed).unwrap(), composed(&wide, &padded).unwrap());
     let rows = states[0].1;
     let pull = procedural::tensor("pull", got.dims(), -1.0, 1.0, 23).unwrap();
-    let padded_pull = rows.packing().unpack(&pull).unwrap().to_dtype(DType::F64).unwrap();
+    let padded_pull = rows.ragged.scatter(&pull).unwrap().to_dtype(DType::F64).unwrap();
     let close = |what: &str, got: &Tensor, want: &Tensor| {
         if got.elem_count() > 0 {
             let most = |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
@@ -268,15 +238,15 @@ proptest! {
 
     #[test]
     fn self_attention_equals_its_composition(
-        lengths in lengths(), heads in 1usize..4, head_width in prop_oneof![1usize..6, 15usize..18, Just(32)], joint: bool,
+        lengths in lengths(), heads in 1usize..4, head_width in prop_oneof![1usize..6, 15usize..18, Just(32)],
         dropout in prop_oneof![Just([0f32, 0.0]), Just([0.2, 0.3])],
     ) {
         let (rows, hidden) = (Rows::new(&lengths), heads * head_width);
-        let block = Attention { heads, joint, dropout };
+        let block = Attention { heads, dropout };
         agree(
             &[("x", &rows)],
             hidden,
-            &attention_weights(hidden, joint),
+            &attention_weights(hidden),
             |w, x| block.fused(w, (x[0], &rows), (x[0], &rows)),
             |w, x| block.composed(w, x[0], x[0], &rows),
         );
@@ -285,16 +255,16 @@ proptest! {
     #[test]
     fn cross_attention_equals_its_composition(
         lengths in proptest::collection::vec((1usize..20, 1usize..40), 0..4), heads in 1usize..4,
-        head_width in prop_oneof![1usize..6, 15usize..18, Just(32)], joint: bool,
+        head_width in prop_oneof![1usize..6, 15usize..18, Just(32)],
         dropout in prop_oneof![Just([0f32, 0.0]), Just([0.2, 0.3])],
     ) {
         let (queries, keys): (Vec<usize>, Vec<usize>) = lengths.into_iter().unzip();
         let (queries, keys, hidden) = (Rows::new(&queries), Rows::new(&keys), heads * head_width);
-        let block = Attention { heads, joint, dropout };
+        let block = Attention { heads, dropout };
         agree(
             &[("x", &queries), ("context", &keys)],
             hidden,
-            &attention_weights(hidden, joint),
+            &attention_weights(hidden),
             |w, x| block.fused(w, (x[0], &queries), (x[1], &keys)),
             |w, x| block.composed(w, x[0], x[1], &keys),
         );
@@ -321,8 +291,8 @@ proptest! {
 const PADDED: &[usize] = &[5, 2, 3];
 const DENSE: &[usize] = &[3, 3];
 
-fn packed(rows: &Rows, name: &str, width: usize) -> Var {
-    Var::from_tensor(&rows.packing().pack(&rows.states(name, width)).unwrap()).unwrap()
+fn ragged(rows: &Rows, name: &str, width: usize) -> Var {
+    Var::from_tensor(&rows.ragged.gather(&rows.states(name, width)).unwrap()).unwrap()
 }
 
 #[test]
@@ -330,11 +300,11 @@ fn attention_matches_finite_differences_in_every_input_and_weight() {
     let hidden = 12;
     for (lengths, context_lengths) in [(PADDED, &[2, 6, 1][..]), (DENSE, &[4, 4])] {
         let (queries, keys) = (Rows::new(lengths), Rows::new(context_lengths));
-        let (x, context) = (packed(&queries, "x", hidden), packed(&keys, "context", hidden));
-        for joint in [false, true] {
+        let (x, context) = (ragged(&queries, "x", hidden), ragged(&keys, "context", hidden));
+        {
             for dropout in [[0.0, 0.0], [0.25, 0.25]] {
-                let weights = attention_weights(hidden, joint);
-                let block = Attention { heads: 3, joint, dropout };
+                let weights = attention_weights(hidden);
+                let block = Attention { heads: 3, dropout };
                 // The keys' bias adds the same to all scores of a query, which its softmax does not see.
                 let (none, some): (Vec<_>, Vec<_>) = weights.0.iter().partition(|weight| weight.name == "k.bias");
                 let some: Vec<&Var> = some.iter().map(|weight| &weight.var).collect();
@@ -356,7 +326,7 @@ fn attention_matches_finite_differences_in_every_input_and_weight() {
 fn feed_forward_matches_finite_differences_in_every_input_and_weight() {
     for lengths in [PADDED, DENSE] {
         let rows = Rows::new(lengths);
-        let x = packed(&rows, "x", 12);
+        let x = ragged(&rows, "x", 12);
         for activation in [Activation::Gelu, Activation::Relu] {
             for dropout in [[0.0, 0.0], [0.25, 0.25]] {
                 let weights = feed_forward_weights(12, 20, activation);
@@ -370,10 +340,10 @@ fn feed_forward_matches_finite_differences_in_every_input_and_weight() {
 #[test]
 fn a_weight_learns_the_same_while_the_others_are_frozen() {
     let rows = Rows::new(PADDED);
-    let x = packed(&rows, "x", 12);
+    let x = ragged(&rows, "x", 12);
     let still = x.as_tensor().detach();
-    let block = Attention { heads: 2, joint: false, dropout: [0.0, 0.0] };
-    let attention = attention_weights(12, false);
+    let block = Attention { heads: 2, dropout: [0.0, 0.0] };
+    let attention = attention_weights(12);
     let feeding = feed_forward_weights(12, 20, Activation::Gelu);
     let attend = |w: &Weights, x: &Tensor| block.fused(w, (x, &rows), (x, &rows)).unwrap();
     let feed = |w: &Weights, x: &Tensor| feed_forward(w, x, &rows, Activation::Gelu, [0.0, 0.0]).unwrap();

@@ -45,12 +45,18 @@ impl Parameters {
         self.ids[index]
     }
 
-    /// A vector for the gradient of weight `index`.
-    pub fn zeros(&self, index: usize) -> Vec<f32> {
-        vec![0.0; self.tensors[index].elem_count()]
+    /// Whether the gradient of weight `index` or of the one after it is asked for.
+    pub fn is_learned(&self, index: usize) -> bool {
+        self.tensors[index..].iter().take(2).any(Tensor::track_op)
     }
 
-    /// Leaves the gradient of weight `index`.
+    /// A vector for the gradient of weight `index`; empty where nobody asks for it.
+    pub fn zeros(&self, index: usize) -> Vec<f32> {
+        let tensor = &self.tensors[index];
+        vec![0.0; if tensor.track_op() { tensor.elem_count() } else { 0 }]
+    }
+
+    /// Leaves the gradient of weight `index`, if it is asked for.
     pub fn set(&self, index: usize, gradient: Vec<f32>) -> Result<()> {
         let gradient = deliver(&self.tensors[index], gradient)?;
         if let Ok(mut gradients) = self.gradients.lock() {

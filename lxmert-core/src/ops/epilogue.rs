@@ -4,13 +4,24 @@ use super::dropout::Mask;
 use super::gelu::{density, normal_cdf};
 use super::simd::vectorised;
 
-/// The activations that products apply.
+/// The activations that an epilogue applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub(crate) enum FusedActivation {
     /// `x Φ(x)`.
     Gelu,
     /// `max(x, 0)`.
     Relu,
+}
+
+impl FusedActivation {
+    /// The one that computes `activation`, if there is one.
+    pub fn of(activation: candle_nn::Activation) -> Option<Self> {
+        match activation {
+            candle_nn::Activation::Gelu => Some(Self::Gelu),
+            candle_nn::Activation::Relu => Some(Self::Relu),
+            _ => None,
+        }
+    }
 }
 
 /// The masks of a `[rows, width]` matrix, whose row `i` is number `rows[i]` of the padded one that they are drawn for.
@@ -35,28 +46,28 @@ impl<'a> RowDropout<'a> {
 }
 
 /// What is done to every value of a product.
-pub(crate) enum Finish<'a> {
+pub(crate) enum Epilogue<'a> {
     Nothing,
     /// Multiplied by the value at the same place.
     Times(&'a [f32]),
     Activate {
-        activation: Activation,
+        activation: FusedActivation,
         dropout: Option<RowDropout<'a>>,
         /// Takes the derivative of each result by the product's value.
         derivative: Option<&'a mut [f32]>,
     },
 }
 
-impl<'a> Finish<'a> {
+impl<'a> Epilogue<'a> {
     /// The parts for tasks of `per_task` rows that begin `leading` apart; `count` of them.
-    pub fn split(self, per_task: usize, leading: usize, count: usize) -> Vec<Finish<'a>> {
+    pub fn split(self, per_task: usize, leading: usize, count: usize) -> Vec<Epilogue<'a>> {
         let size = per_task * leading;
         match self {
-            Self::Nothing => (0..count).map(|_| Finish::Nothing).collect(),
-            Self::Times(values) => values.chunks(size).map(Finish::Times).collect(),
+            Self::Nothing => (0..count).map(|_| Epilogue::Nothing).collect(),
+            Self::Times(values) => values.chunks(size).map(Epilogue::Times).collect(),
             Self::Activate { activation, dropout, derivative } => {
                 let mut derivatives = derivative.map(|values| values.chunks_mut(size));
-                let part = |task| Finish::Activate {
+                let part = |task| Epilogue::Activate {
                     activation,
                     dropout: dropout.map(|d: RowDropout| d.skip(task * per_task)),
                     derivative: derivatives.as_mut().and_then(Iterator::next),
@@ -66,7 +77,7 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// Finishes `width` columns from `start` on in all rows of `out`, which begin `leading` apart.
+    /// Epiloguees `width` columns from `start` on in all rows of `out`, which begin `leading` apart.
     pub fn apply(&mut self, out: &mut [f32], leading: usize, start: usize, width: usize) {
         match self {
             Self::Nothing => {}
@@ -92,7 +103,7 @@ vectorised! {
 vectorised! {
     /// `derivative` is empty when it is not wanted.
     fn activate(
-        out: &mut [f32], derivative: &mut [f32], leading: usize, start: usize, width: usize, activation: Activation,
+        out: &mut [f32], derivative: &mut [f32], leading: usize, start: usize, width: usize, activation: FusedActivation,
         dropout: Option<RowDropout>,
     ) {
         let mut unwanted = [0.0f32; 64];
@@ -107,19 +118,19 @@ vectorised! {
                     false => &mut derivative[row * leading + at..][..count],
                 };
                 match activation {
-                    Activation::Relu => {
+                    FusedActivation::Relu => {
                         for (o, d) in out.iter_mut().zip(slope.iter_mut()) {
                             *d = if *o > 0.0 { 1.0 } else { 0.0 };
                             // NaN stays NaN.
                             *o = if *o < 0.0 { 0.0 } else { *o };
                         }
                     }
-                    Activation::Gelu if plain => {
+                    FusedActivation::Gelu if plain => {
                         for o in out.iter_mut() {
                             *o *= normal_cdf(*o);
                         }
                     }
-                    Activation::Gelu => {
+                    FusedActivation::Gelu => {
                         for (o, d) in out.iter_mut().zip(slope.iter_mut()) {
                             let cdf = normal_cdf(*o);
                             *d = o.mul_add(density(*o), cdf);

@@ -73,9 +73,9 @@ impl Case {
         }
     }
 
-    fn run(&self, kernel: &Kernel, start: Start, out: &mut [f32]) {
+    fn run(&self, kernel: &Kernel, base: Base, out: &mut [f32]) {
         let a = Left { values: &self.a, row: self.strides.0, inner: self.strides.1 };
-        kernel.multiply_into(self.rows, self.inner, a, &self.panel, start, out, self.out_stride);
+        kernel.multiply_into(self.rows, self.inner, a, &self.panel, base, out, self.out_stride);
     }
 }
 
@@ -90,14 +90,14 @@ proptest! {
     #[test]
     fn tiles_stay_within_their_slices(
         rows in 0usize..32, inner in inner(), gaps in (0usize..4, 0usize..4), transposed: bool,
-        start in 0usize..3,
+        base in 0usize..3,
     ) {
         for kernel in kernels() {
             let case = Case::new(&kernel, rows, inner, gaps, transposed);
             let mut out = case.out.clone();
             let lent = Lent::new(&[&case.a, &case.panel, &case.row, &ZEROS], &[&out]);
-            let start = [Start::Zero, Start::Out, Start::Row(&case.row)][start];
-            case.run(&kernel, start, &mut out);
+            let base = [Base::Zero, Base::Out, Base::Bias(&case.row)][base];
+            case.run(&kernel, base, &mut out);
             drop(lent);
             for (place, value) in out.iter().enumerate() {
                 let (i, j) = (place / case.out_stride, place % case.out_stride);
@@ -112,68 +112,15 @@ proptest! {
                         Precision::Bf16 => f64::from(bf16::products(a, b)),
                     }
                 });
-                let first = match start {
-                    Start::Zero => 0.0,
-                    Start::Out => case.out[place],
-                    Start::Row(row) => row[j],
+                let first = match base {
+                    Base::Zero => 0.0,
+                    Base::Out => case.out[place],
+                    Base::Bias(row) => row[j],
                 };
                 let (sum, size) = terms.fold((f64::from(first), 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                 let (expected, bound) = (sum, 1e-6 * (10.0 + size / 4.0));
                 prop_assert!((f64::from(*value) - expected).abs() < bound, "{} {}: {} {}", i, j, value, expected);
             }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn products_added_in_two_places_stay_there(
-        rows in 0usize..32, inner in 0usize..40, gaps in (0usize..4, 0usize..4), beside: bool, both: bool,
-    ) {
-        for kernel in kernels() {
-            // The second place is right of the first or below it.
-            let gaps = (gaps.0, gaps.1 + if beside { kernel.columns } else { 0 });
-            let mut case = Case::new(&kernel, rows, inner, gaps, false);
-            let distance = if beside { kernel.columns } else { case.rows * case.out_stride };
-            let out_len = if case.rows > 0 { distance + case.out.len() } else { 0 };
-            case.out = procedural::values("out", out_len, -1.0, 1.0, 5);
-            let (mut once, mut out) = (vec![0.0; case.out.len()], case.out.clone());
-            let targets = Targets { first: 0, second: both.then_some((distance, -2.0)) };
-            let lent = Lent::new(&[&case.a, &case.panel, &ZEROS], &[&once, &out]);
-            case.run(&kernel, Start::Zero, &mut once);
-            let a = Left { values: &case.a, row: case.strides.0, inner: 1 };
-            kernel.add_to(case.rows, inner, a, &case.panel, &mut out, case.out_stride, targets);
-            drop(lent);
-            for (place, value) in out.iter().enumerate() {
-                let product = |place: usize| {
-                    let inside = place / case.out_stride < case.rows && place % case.out_stride < kernel.columns;
-                    if inside { once[place] } else { 0.0 }
-                };
-                let second = if both { place.checked_sub(distance).map_or(0.0, product) } else { 0.0 };
-                let expected = case.out[place] + product(place) - 2.0 * second;
-                prop_assert!((value - expected).abs() < 1e-4, "{}: {} {}", place, value, expected);
-            }
-        }
-    }
-}
-
-#[test]
-fn places_outside_of_the_output_never_reach_the_tile() {
-    for kernel in kernels() {
-        let case = Case::new(&kernel, kernel.large.rows, 3, (0, 0), false);
-        let a = Left { values: &case.a, row: case.strides.0, inner: 1 };
-        for targets in [Targets { first: 1, second: None }, Targets { first: 0, second: Some((1, 1.0)) }] {
-            let mut out = case.out.clone();
-            let lent = Lent::new(&[&case.a, &case.panel], &[&out]);
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                kernel.add_to(case.rows, 3, a, &case.panel, &mut out, case.out_stride, targets);
-            }));
-            drop(lent);
-            let message =
-                *result.expect_err("a place past the end was taken").downcast::<&str>().expect("an assertion");
-            assert!(message.starts_with("assertion failed"), "{message}");
         }
     }
 }
@@ -193,7 +140,7 @@ fn a_slice_that_is_one_value_short_is_noticed() {
                     &case.row[lent_of(3, case.row.len())],
                 ];
                 let lent = Lent::new(&inputs, &[&out[lent_of(4, out.len())]]);
-                let strayed = strays(|| case.run(&kernel, Start::Row(&case.row), &mut out));
+                let strayed = strays(|| case.run(&kernel, Base::Bias(&case.row), &mut out));
                 drop(lent);
                 assert_eq!(strayed, which > 0, "{rows} rows, operand {which}");
             }
@@ -214,7 +161,7 @@ fn a_slice_that_is_too_short_never_reaches_the_tile() {
             output.truncate(output.len() - out);
             let lent = Lent::new(&[&case.a, &case.panel, &case.row], &[&output]);
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                case.run(&kernel, Start::Row(&case.row), &mut output);
+                case.run(&kernel, Base::Bias(&case.row), &mut output);
             }));
             drop(lent);
             let message = *result.expect_err("a short slice was taken").downcast::<&str>().expect("an assertion");

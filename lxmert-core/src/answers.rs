@@ -10,9 +10,9 @@
 //!
 //! `data/answers/` ships the three of LXMERT as plain lists: 9500 answers of pre-training, 3129 of VQA v2, 1842 of GQA.
 
-use crate::{Error, Result};
-use rand::Rng;
+use crate::{Error, Result, json};
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -43,28 +43,24 @@ impl AnswerTable {
     /// Reads a table in any of the forms above.
     ///
     /// # Errors
-    /// When the file cannot be read, has none of the forms, is empty, repeats an answer, or numbers its answers with
-    /// gaps.
+    /// When the file cannot be read or has none of the forms, or the table is empty, repeats an answer or leaves a label out.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let file: TableFile = serde_json::from_str(&text).map_err(|error| {
-            if !error.is_data() {
-                return Error::json(path)(error);
-            }
-            Error::file(
+        let value: Value = json::read(path)?;
+        let file: TableFile = serde_json::from_value(value).map_err(|_| {
+            Error::format(
                 path,
-                "no answer table: expected a JSON list of answers, {\"answer\": label, …} or [{\"ans\": answer}, …]",
+                "not an answer table: expected a JSON list of answers, {\"answer\": label, …} or [{\"ans\": answer}, …]",
             )
         })?;
         let answers = match file {
             TableFile::Plain(answers) => answers,
             TableFile::WithSets(entries) => entries.into_iter().map(|entry| entry.ans).collect(),
-            TableFile::ByAnswer(labels) => by_label(labels).map_err(|reason| Error::file(path, reason))?,
+            TableFile::ByAnswer(labels) => by_label(labels).map_err(|reason| Error::format(path, reason))?,
         };
-        Self::new(answers).map_err(|reason| Error::file(path, reason))
+        Self::new(answers).map_err(|reason| Error::format(path, reason))
     }
 
-    /// A table of these answers, the first with label 0. The error is a reason: no answer, or one that is there twice.
+    /// A table of these answers, the first with label 0. The error is a reason: there is no answer, or one is repeated.
     pub fn new(answers: Vec<String>) -> std::result::Result<Self, String> {
         if answers.is_empty() {
             return Err("no answer in the table".into());
@@ -83,7 +79,7 @@ impl AnswerTable {
         self.answers.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no answers.
     pub fn is_empty(&self) -> bool {
         self.answers.is_empty()
     }
@@ -103,24 +99,14 @@ impl AnswerTable {
         self.labels.get(answer).copied()
     }
 
-    /// The plain list as JSON, an answer a line.
-    ///
-    /// # Errors
-    /// Never for text; the signature is serde's.
-    pub fn to_json(&self) -> Result<String> {
-        let lines: std::result::Result<Vec<String>, _> = self.answers.iter().map(serde_json::to_string).collect();
-        Ok(format!("[\n{}\n]\n", lines.map_err(Error::json("answers"))?.join(",\n")))
-    }
-
     /// Per answer of this table, of a fine-tuning task, its row in the table of pre-training, found by the normalised
     /// answer (the original's `load_lxmert_qa`). Rows without one start at zero.
     pub fn match_rows(&self, pretraining: &Self) -> Vec<Option<usize>> {
         self.answers.iter().map(|answer| pretraining.label(&normalise(answer)).map(|row| row as usize)).collect()
     }
 
-    /// Scores by answer to scores by label. Answers are looked up as written, then `normalised`, if that is asked for (as
-    /// pre-training does); those that the table lacks are dropped. Two ways to write one answer count as the better of
-    /// the two.
+    /// Scores by label from scores by answer. Answers are looked up as written or, as pre-training does, `normalised`; those
+    /// that the table lacks are dropped. An answer written in two ways gets the better of the two scores.
     pub fn soft_label<'a>(&self, scores: impl IntoIterator<Item = (&'a str, f32)>, normalised: bool) -> SoftLabel {
         let mut found: BTreeMap<u32, f32> = BTreeMap::new();
         for (answer, score) in scores {
@@ -148,23 +134,6 @@ fn by_label(labels: BTreeMap<String, usize>) -> std::result::Result<Vec<String>,
     Ok(answers.into_iter().flatten().collect())
 }
 
-/// The label that stands for a soft label in one step: drawn in proportion to the scores (the original draws one a
-/// visit). `None`, which no loss counts, when there is none.
-pub fn sample(label: &[(u32, f32)], rng: &mut impl Rng) -> Option<u32> {
-    let total: f32 = label.iter().map(|(_, score)| score).sum();
-    if label.len() < 2 || !total.is_finite() {
-        return label.first().map(|(label, _)| *label);
-    }
-    let mut left = rng.random_range(0.0..1.0f32) * total;
-    for &(label, score) in label {
-        if left < score {
-            return Some(label);
-        }
-        left -= score;
-    }
-    label.last().map(|(label, _)| *label) // rounding left a little over
-}
-
 /// An answer as the table of pre-training writes it (`AnswerTable.convert_ans` of airsplay/lxmert): lower case, without
 /// the last full stop and the first article, numbers up to ten as digits, "gray" for "grey".
 pub fn normalise(answer: &str) -> String {
@@ -177,7 +146,7 @@ pub fn normalise(answer: &str) -> String {
 }
 
 /// The digits of a number from one to ten that is written out.
-pub(super) fn digits(word: &str) -> Option<&'static str> {
+pub fn digits(word: &str) -> Option<&'static str> {
     Some(match word {
         "one" => "1",
         "two" => "2",
@@ -196,8 +165,6 @@ pub(super) fn digits(word: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
 
     fn shipped(name: &str) -> AnswerTable {
         AnswerTable::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/answers").join(name)).unwrap()
@@ -251,7 +218,6 @@ mod tests {
         let table = read(r#"["no", "yes"]"#).unwrap();
         assert_eq!(read(r#"{"yes": 1, "no": 0}"#).unwrap(), table);
         assert_eq!(read(r#"[{"ans": "no", "dsets": ["vqa"]}, {"ans": "yes", "dsets": []}]"#).unwrap(), table);
-        assert_eq!(read(&table.to_json().unwrap()).unwrap(), table);
         for (text, reason) in [
             (r#"["yes", "yes"]"#, "'yes' has both label 0 and label 1"),
             (r#"{"yes": 2, "no": 0}"#, "label 2"),
@@ -270,20 +236,5 @@ mod tests {
         let scores = [("the cat", 0.3), ("two", 0.6), ("2", 1.0), ("dog", 1.0), ("a cat.", 0.0)];
         assert_eq!(table.soft_label(scores, true), [(0, 1.0), (1, 0.3)]);
         assert_eq!(table.soft_label(scores, false), [(0, 1.0)]);
-    }
-
-    #[test]
-    fn samples_labels_by_score_and_reproducibly() {
-        let label = [(3, 0.3), (5, 0.9)];
-        let draw = |seed| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            (0..4000).map(|_| sample(&label, &mut rng).unwrap()).collect::<Vec<_>>()
-        };
-        let drawn = draw(0);
-        assert_eq!(drawn, draw(0));
-        let share = drawn.iter().filter(|&&label| label == 3).count() as f64 / 4000.0;
-        assert!((share - 0.25).abs() < 0.03, "{share}"); // four standard deviations
-        let mut rng = ChaCha8Rng::seed_from_u64(0);
-        assert_eq!((sample(&[], &mut rng), sample(&[(7, 0.3)], &mut rng)), (None, Some(7)));
     }
 }

@@ -1,0 +1,85 @@
+//! Asking a checkpoint questions about an image.
+
+use crate::answers::AnswerTable;
+use crate::config::LxmertConfig;
+use crate::features::Regions;
+use crate::model::{AnswerModel, Forward, LxmertInputs};
+use crate::pretrained::{Preprocessing, Pretrained};
+use crate::text::WordPiece;
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+
+/// A model that answers questions, with everything that asking it takes.
+pub struct Answerer {
+    /// The model's configuration.
+    pub config: LxmertConfig,
+    /// How to put data before it.
+    pub preprocessing: Preprocessing,
+    /// Its tokeniser.
+    pub text: WordPiece,
+    /// Its answers.
+    pub answers: AnswerTable,
+    /// The model.
+    pub model: AnswerModel,
+}
+
+/// An answer with its probability.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Answer {
+    /// The answer.
+    pub answer: String,
+    /// The sigmoid of its logit: the score that the answer is expected to get. The scores of all answers do not add up to 1.
+    /// For a head trained with `--answer-loss one` only their order is meaningful.
+    pub probability: f32,
+}
+
+impl Answerer {
+    /// The model of a checkpoint, on `device`.
+    ///
+    /// # Errors
+    /// When the checkpoint answers no questions, its weights do not fit its configuration, or nothing says what its answers
+    /// are.
+    pub fn new(pretrained: Pretrained, device: &Device) -> Result<Self> {
+        let (model, answers) = (pretrained.answering(device)?, pretrained.answers()?);
+        let Pretrained { config, preprocessing, text, .. } = pretrained;
+        Ok(Self { config, preprocessing, text, answers, model })
+    }
+
+    /// The `top` best answers to a question about an image's regions, the best first.
+    ///
+    /// # Errors
+    /// When the regions' features are not as long as the model takes, or a computation fails.
+    pub fn ask(&self, regions: &Regions, question: &str, top: usize, device: &Device) -> Result<Vec<Answer>> {
+        if question.trim().is_empty() {
+            return Err(Error::Argument("the question is empty".into()));
+        }
+        self.preprocessing.check_features(&self.config, regions.feature_dim)?;
+        let count = regions.num_regions().min(self.preprocessing.regions);
+        if count == 0 {
+            return Err(Error::Argument("the detector found no region in the photo".into()));
+        }
+        let ids = self.text.encode(question, self.preprocessing.max_length)?.ids;
+        let boxes: Vec<f32> = regions.boxes[..count].iter().flatten().copied().collect();
+        let width = regions.feature_dim;
+        let inputs = LxmertInputs {
+            input_ids: Tensor::from_slice(&ids, (1, ids.len()), device)?,
+            attention_mask: None,
+            visual_feats: Tensor::from_slice(&regions.features[..count * width], (1, count, width), device)?,
+            visual_boxes: Tensor::from_vec(boxes, (1, count, 4), device)?,
+            visual_attention_mask: None,
+        };
+        let logits = self.model.forward(&inputs, &Forward::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
+        Ok(self.best(&logits, top))
+    }
+
+    /// The `top` answers of the largest logits, the best first. `logits`: one per answer.
+    pub fn best(&self, logits: &[f32], top: usize) -> Vec<Answer> {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        let answer = |label: usize| Answer {
+            answer: self.answers.answer(label as u32).unwrap_or_default().to_string(),
+            probability: 1.0 / (1.0 + (-logits[label]).exp()),
+        };
+        order.into_iter().take(top).map(answer).collect()
+    }
+}

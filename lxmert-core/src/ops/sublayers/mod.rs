@@ -1,0 +1,66 @@
+//! A transformer's sub-layers, each as one operation over ragged rows ([`Ragged`](super::Ragged)) with its gradient.
+//!
+//! Each has one entry, `forward`. Inside it the CPU's fused kernel runs where it applies: what lies between input and output
+//! never becomes a tensor, and bias and activation are applied while a product's values are in the cache. Everywhere else, and
+//! where attention maps are asked for, the composition from the other operations runs, which says what the sub-layer means. Both draw
+//! the same dropout masks.
+
+mod attention;
+mod feed_forward;
+mod parameters;
+
+pub use attention::{AttentionSublayer, Watch};
+pub use feed_forward::FeedForwardSublayer;
+
+use super::bf16::Precision;
+use super::dropout::{DropoutRng, Mask, dropout_rows};
+use super::linear::linear_with;
+use super::prepacked_weights::PrepackedWeights;
+use super::ragged::Ragged;
+use candle_core::{Result, Tensor};
+
+/// A layer norm's weights, `[width]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// Multiplies the normalised values.
+    pub weight: &'a Tensor,
+    /// Is added to them.
+    pub bias: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// What is the same for all sub-layers of a pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Run<'a> {
+    /// Draws the dropout masks; none in evaluation.
+    pub rng: Option<&'a DropoutRng>,
+    /// What the products with weights round their operands to, forward and backward.
+    pub precision: Precision,
+    /// Where the weights lie packed from pass to pass, for weights that stay as they are.
+    pub prepacked: Option<&'a PrepackedWeights>,
+}
+
+impl Run<'_> {
+    /// The mask of the next dropout call.
+    fn mask(&self, probability: f32) -> Option<Mask> {
+        self.rng.filter(|_| probability > 0.0).map(|rng| Mask::new(probability, rng.next_key()))
+    }
+}
+
+/// A linear map's weights, `[out, in]` and `[out]`.
+pub type Weights<'a> = (&'a Tensor, &'a Tensor);
+
+/// The end of a sub-layer as a composition: `norm(x + dropout(inner Wᵀ + b))` of ragged rows.
+fn composed_output(
+    x: &Tensor,
+    inner: &Tensor,
+    (weight, bias): Weights,
+    norm: &Norm,
+    probability: f32,
+    rows: &Ragged,
+    run: &Run,
+) -> Result<Tensor> {
+    let out = dropout_rows(&linear_with(inner, weight, bias, run.precision)?, rows, probability, run.rng)?;
+    super::layer_norm(&(x + out)?, norm.weight, norm.bias, norm.eps)
+}
