@@ -1,7 +1,7 @@
 //! Referring expressions: which region does the sentence name?
 
 use super::layers::Linear;
-use super::{Forward, LxmertInputs, LxmertModel};
+use super::{LxmertInputs, LxmertModel, Pass};
 use crate::config::LxmertConfig;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -36,9 +36,9 @@ impl ReferringModel {
     ///
     /// # Errors
     /// When the inputs' shapes do not fit the model or each other.
-    pub fn forward(&self, inputs: &LxmertInputs, run: &Forward) -> Result<Tensor> {
+    pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<Tensor> {
         // The head reads the vision stream, so a pass for the pooled output alone will not do.
-        let vision = self.trunk.forward(inputs, &Forward { pooled_only: false, ..*run })?.vision; // [batch, regions, hidden]
+        let vision = self.trunk.forward(inputs, &Pass { pooled_only: false, ..*pass })?.vision; // [batch, regions, hidden]
         self.head.forward(&vision)?.squeeze(2)
     }
 }
