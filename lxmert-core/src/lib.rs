@@ -14,6 +14,7 @@ pub mod json;
 pub mod model;
 pub mod nearby;
 pub mod ops;
+pub mod optim;
 pub mod pretrained;
 pub mod procedural;
 pub mod text;

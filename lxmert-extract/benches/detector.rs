@@ -4,7 +4,6 @@
 //! `cargo bench -p lxmert-extract --bench detector -- [--runs N] [--height N --width N] [case …]`
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
 use clap::Parser;
 use lxmert_core::cli::CommonArgs;
 use lxmert_core::ops::Precision;
@@ -53,14 +52,14 @@ fn main() -> Result<()> {
             let detector = common::reference_detector(0, precision)?;
             let network = PackedNetwork::new(detector.network(), precision)?;
             let network = network.context("LXMERT_KERNELS=reference packs nothing")?;
-            report(&name, time(runs, || Ok(network.forward(&images).map(drop)?))?);
+            report(&name, time(runs, || Ok(network.forward(&images, true).map(drop)?))?);
         }
         let name = format!("whole image{suffix}");
         if wanted(&name) {
             let detector = common::reference_detector(0, precision)?;
-            let image: Tensor = common::photo("coffee.png")?;
+            let image = common::photo("coffee.png")?;
             let run = || {
-                let analysis = detector.analyse(&image)?;
+                let analysis = detector.analyse(detector.input(&image)?)?;
                 let found = detector.detections(&analysis)?;
                 anyhow::ensure!(found.features.dim(0)? >= 36, "fewer than 36 regions");
                 Ok(())

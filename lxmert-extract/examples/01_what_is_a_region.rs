@@ -11,7 +11,8 @@ use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::{self, DetectorChoice};
 use lxmert_extract::images::{DecodedImage, decode_file};
-use lxmert_extract::regions::{Selection, select_from};
+use lxmert_extract::regions::Selection;
+use lxmert_extract::regions::detections::select;
 use lxmert_extract::scenes::{Scene, ScenesConfig, draw};
 use std::path::PathBuf;
 
@@ -37,10 +38,7 @@ fn main() -> anyhow::Result<()> {
     let path = std::env::args().nth(1).map(PathBuf::from).or_else(|| first_scene.is_file().then_some(first_scene));
     let picture = match &path {
         Some(path) => decode_file(path)?,
-        None => {
-            let drawn = draw::draw(&Scene::generate(&ScenesConfig::default(), 0));
-            DecodedImage { width: drawn.width(), height: drawn.height(), rgb: drawn.into_raw() }
-        }
+        None => DecodedImage::from(draw::draw(&Scene::generate(&ScenesConfig::default(), 0))),
     };
     let shown = path.map_or_else(|| "a scene drawn in memory".into(), |path| path.display().to_string());
     println!("{shown}: {} × {} pixels", picture.width, picture.height);
@@ -48,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     // %% First the network proposes
     // A proposal is a box that might hold something, and nothing more. Look at how many there are:
     // most are the same object again, or background.
-    let analysis = detector.analyse(&picture.to_tensor(&device)?)?;
+    let analysis = detector.analyse(detector.input(&picture)?)?;
     let proposals = analysis.proposals.boxes.len();
     let background = (0..proposals).filter(|&i| analysis.probabilities(i)[0] > 0.5).count();
     println!("\n{proposals} proposals, {background} of them more likely background than anything else");
@@ -57,8 +55,8 @@ fn main() -> anyhow::Result<()> {
     // Scores fall off after the real objects: the regions below are second guesses and background,
     // kept because the transformer takes a fixed number and learns itself which to look at. The
     // attributes are read off the feature alone, so the feature knows how the object looks.
-    let regions = select_from(&detector, &analysis, REGIONS, Selection::Detections)?;
-    let count = regions.boxes_normalised.len();
+    let regions = select(&detector, &analysis, REGIONS, Selection::Detections)?;
+    let count = regions.boxes.len();
     let features = Tensor::from_slice(&regions.features, (count, regions.feature_dim), &device)?;
     let logits = detector.network().roi_heads.predict(&features)?.attribute_logits;
     let mut attributes = vec![String::new(); count];
@@ -70,7 +68,7 @@ fn main() -> anyhow::Result<()> {
     }
     println!("\n {:<7} {:<9} {:>5}  {:<22} pixels x0 y0 x1 y1", "drawn", "label", "score", "attributes");
     let (width, height) = (picture.width as f32, picture.height as f32);
-    let boxes_px: Vec<BoxXyxy> = regions.boxes_normalised.iter().map(|b| to_pixels(b, width, height)).collect();
+    let boxes_px: Vec<BoxXyxy> = regions.boxes.iter().map(|b| to_pixels(b, width, height)).collect();
     for (i, [x0, y0, x1, y1]) in boxes_px.iter().enumerate() {
         let (label, score) = (&config.label_names[regions.labels[i] as usize], regions.scores[i]);
         let drawn = COLOURS.get(i).map_or("", |colour| colour.0);

@@ -48,13 +48,15 @@ pub struct LoadedDetector {
     pub name: String,
     /// SHA-256 of the weight file, in hexadecimal.
     pub weights_sha256: String,
+    /// What its products round their operands to.
+    pub precision: Precision,
 }
 
 /// Reads a detector whose products are of `precision`; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own
 /// weights.
 ///
 /// # Errors
-/// When a file is missing, cannot be had, or does not fit the configuration; as [`Detector::new`] too.
+/// When a file is missing, cannot be downloaded, or does not fit the configuration; as [`Detector::new`] too.
 pub fn load(
     choice: &DetectorChoice,
     source: Option<&WeightSource>,
@@ -65,7 +67,7 @@ pub fn load(
     let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
         let detector = weights::load(config, path, precision, device)?;
         let weights_sha256 = sha256(path).map_err(lxmert_core::Error::io(path))?;
-        Ok(LoadedDetector { detector, name, weights_sha256 })
+        Ok(LoadedDetector { detector, name, weights_sha256, precision })
     };
     let folder = match choice {
         DetectorChoice::Coco => {
@@ -75,6 +77,7 @@ pub fn load(
                     detector: weights::load_coco(precision, device, show_progress)?,
                     name: "coco".into(),
                     weights_sha256: weights::COCO_FILE.sha256.into(),
+                    precision,
                 }),
             };
         }

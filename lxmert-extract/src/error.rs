@@ -15,7 +15,7 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A file is no image that can be decoded.
+    /// A file cannot be decoded as an image.
     #[error("{path}: {reason}", path = path.display())]
     Image {
         /// The file.
@@ -23,7 +23,7 @@ pub enum Error {
         /// What the decoder says.
         reason: String,
     },
-    /// A folder, list or caption file does not lead to images.
+    /// A folder, list or caption file names no images.
     #[error("{path}: {reason}", path = path.display())]
     Input {
         /// The folder or file.
@@ -31,7 +31,7 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// A row of a file to import is not what its format says.
+    /// A row of a file to import does not follow its format.
     #[error("{path}, row {row}: {reason}", path = path.display())]
     Row {
         /// The file.
@@ -41,8 +41,8 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// The network failed on so many images in a row that the fault is not theirs.
-    #[error("the detector failed on {count} images in a row, lastly on '{name}': {reason}")]
+    /// The network failed on many images in a row, so the fault is not in the images.
+    #[error("the detector failed on {count} images in a row, the last one '{name}': {reason}")]
     Detector {
         /// How many.
         count: usize,
@@ -54,6 +54,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the job stopped because of Ctrl-C.
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Core(lxmert_core::Error::Interrupted))
+    }
+
     /// An [`Error::Image`] at `path`.
     pub fn image(path: impl AsRef<Path>, reason: impl ToString) -> Self {
         Self::Image { path: path.as_ref().to_path_buf(), reason: reason.to_string() }

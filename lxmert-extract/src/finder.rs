@@ -1,23 +1,22 @@
 //! A photo's regions, by the detector whose features a model was trained on.
 
 use crate::Result;
-use crate::choice::{self, DetectorChoice};
+use crate::choice::DetectorChoice;
 use crate::detector::DetectorConfig;
 use crate::images::DecodedImage;
-use crate::pipeline::{DetectorRegions, RegionExtractor as _};
-use crate::regions::Selection;
+use crate::regions::{self, RegionChoice, RegionSource, Selection, SourceOptions};
 use candle_core::Device;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
-use lxmert_core::features::Regions;
+use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 
-/// A detector, ready to find regions.
+/// A region source together with what it says of its regions.
 #[derive(Debug)]
 pub struct Finder {
-    name: String,
-    regions: DetectorRegions,
+    info: StoreInfo,
+    source: Box<dyn RegionSource>,
 }
 
 impl Finder {
@@ -72,19 +71,25 @@ impl Finder {
                 );
             }
         };
-        let loaded = choice::load(&choice, weights, Precision::F32, device, progress)?;
-        let regions = DetectorRegions { detector: loaded.detector, count, selection: Selection::default() };
-        Ok(Self { name: loaded.name, regions })
+        let options = SourceOptions {
+            detector: &choice,
+            weights,
+            regions: RegionChoice::Detections(count),
+            select: Selection::default(),
+            precision: Precision::F32,
+        };
+        let source = regions::open(&options, device, progress)?;
+        Ok(Self { info: source.info(StoreDtype::F32), source })
     }
 
     /// "scenes", "coco", or the name of the detector's folder.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.info.detector
     }
 
     /// The names of its classes, by label id.
     pub fn label_names(&self) -> &[String] {
-        &self.regions.detector.config().label_names
+        &self.info.label_names
     }
 
     /// The regions of a photo.
@@ -92,7 +97,7 @@ impl Finder {
     /// # Errors
     /// When a computation fails.
     pub fn regions(&self, photo: &DecodedImage) -> Result<Regions> {
-        self.regions.regions(photo)
+        self.source.find(photo)
     }
 }
 

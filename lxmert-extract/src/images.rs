@@ -9,28 +9,38 @@
 //! | CMYK and YCCK JPEG | RGB by Adobe's convention (values stored inverted), as Pillow does |
 //! | EXIF orientation | applied: width and height are those of the picture as viewed |
 //!
-//! Opaque 8-bit pixels are those of the file. Of a JPEG every decoder makes its own. Against Pillow's
+//! Opaque 8-bit pixels are those of the file. JPEG decoders differ in their rounding. Against Pillow's
 //! (13.0, libjpeg-turbo 3.2), on eight photos of 4.6 million values: 88 % equal, 95.5 % within 1 of
-//! 255, 99.97 % within 2, the largest difference 6. Photos with halved chroma differ most, 79 to 90 %
-//! equal, for its upsampling is rounded otherwise; two with whole chroma are equal to 99 %.
+//! 255, 99.97 % within 2, the largest difference 6. Photos with halved chroma differ most (79 to 90 %
+//! equal), because the chroma is upsampled with other rounding; two with whole chroma are equal to 99 %.
+//!
+//! Pixels stay bytes until the detector's transform turns them into the network's input
+//! ([`transform`](crate::detector::transform)).
 
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 use lxmert_core::nearby::explain;
+use std::cell::Cell;
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::{Mutex, Once, PoisonError};
 
-/// Most pixels an image may have; more is refused before anything is decoded. A crafted file of a
-/// few kilobytes can claim billions.
+/// Most pixels an image may have. The header is checked before anything is decoded: a crafted file of a few
+/// kilobytes can claim billions.
 pub const MAX_PIXELS: u64 = 100_000_000;
+
+/// Most bytes that decoded pixels may take: 8-bit RGBA of [`MAX_PIXELS`].
+const MAX_DECODED_BYTES: u64 = 4 * MAX_PIXELS;
+
+/// Images of more pixels are decoded one at a time, so that memory does not grow with the decoding threads.
+const LARGE_PIXELS: u64 = 20_000_000;
 
 /// Most bytes a file may have.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
-/// Most memory a decoder may take for one image.
-const MAX_DECODER_BYTES: u64 = 2 << 30;
+/// Most memory a decoder may take for itself.
+const MAX_DECODER_BYTES: u64 = 1 << 30;
 
 /// An image in memory: 8-bit RGB.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,20 +53,9 @@ pub struct DecodedImage {
     pub rgb: Vec<u8>,
 }
 
-impl DecodedImage {
-    /// The image as the detector takes it: `[3, height, width]`, 0..1, each value its byte divided
-    /// by 255 in `f32` (torchvision's `to_tensor`, to the bit).
-    ///
-    /// # Errors
-    /// When the device is out of memory.
-    pub fn to_tensor(&self, device: &Device) -> Result<Tensor> {
-        let (width, height) = (self.width as usize, self.height as usize);
-        let value: [f32; 256] = std::array::from_fn(|byte| byte as f32 / 255.0);
-        let mut planes = Vec::with_capacity(self.rgb.len());
-        for channel in 0..3 {
-            planes.extend(self.rgb.iter().skip(channel).step_by(3).map(|&byte| value[usize::from(byte)]));
-        }
-        Ok(Tensor::from_vec(planes, (3, height, width), device)?)
+impl From<image::RgbImage> for DecodedImage {
+    fn from(image: image::RgbImage) -> Self {
+        Self { width: image.width(), height: image.height(), rgb: image.into_raw() }
     }
 }
 
@@ -76,11 +75,30 @@ pub fn decode_file(path: impl AsRef<Path>) -> Result<DecodedImage> {
         return Err(fault(format!("{} bytes, more than {MAX_FILE_BYTES}", about.len())));
     }
     let bytes = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    // The decoders are other people's code on anybody's bytes: a panic in one of them is that
-    // image's failure, not the end of a job of hours.
-    std::panic::catch_unwind(|| decode(&bytes))
-        .unwrap_or_else(|_| Err("the decoder failed on this file".into()))
+    // Decoders are foreign code on untrusted bytes: a panic in one of them fails this image, not a job of hours.
+    catch_quietly(|| decode(&bytes))
+        .unwrap_or_else(|| Err("the decoder failed; the file is damaged".into()))
         .map_err(fault)
+}
+
+/// What `work` returns, or nothing when it panics; the panic is not reported.
+fn catch_quietly<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> Option<R> {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                report(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = std::panic::catch_unwind(work).ok();
+    QUIET.set(false);
+    result
 }
 
 /// Decodes an image that is in memory.
@@ -88,6 +106,7 @@ pub fn decode_file(path: impl AsRef<Path>) -> Result<DecodedImage> {
 /// # Errors
 /// The reason, when the bytes are not an image, are cut off, or it is larger than [`MAX_PIXELS`].
 pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
+    static ONE_LARGE: Mutex<()> = Mutex::new(());
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
@@ -102,31 +121,51 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 || pixels > MAX_PIXELS {
-        return Err(format!("{width} × {height} pixels; from 1 to {MAX_PIXELS} in all can be taken"));
+        return Err(format!("{width} × {height} pixels; an image may have 1 to {MAX_PIXELS} in all"));
     }
+    if decoder.total_bytes() > MAX_DECODED_BYTES {
+        return Err(format!(
+            "{width} × {height} pixels of {} bytes take more than {} MB; scale it down, or save it with 8 bits a channel",
+            decoder.total_bytes() / pixels,
+            MAX_DECODED_BYTES / 1_000_000
+        ));
+    }
+    let _turn = (pixels > LARGE_PIXELS).then(|| ONE_LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     decoder.set_limits(limits).map_err(undecodable)?;
     // Damaged EXIF data does not spoil the picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
+    let rgb = match image {
+        // These bytes are the result; anything else is converted once.
+        DynamicImage::ImageRgb8(rgb) => rgb,
+        other if other.color().has_alpha() => over_white(other.into_rgba8()),
+        other => other.into_rgb8(),
+    };
+    let mut image = DynamicImage::ImageRgb8(rgb);
     image.apply_orientation(orientation);
-    let (width, height) = (image.width(), image.height());
-    let rgb = if image.color().has_alpha() { over_white(&image.into_rgba8()) } else { image.into_rgb8().into_raw() };
-    Ok(DecodedImage { width, height, rgb })
+    Ok(image.into_rgb8().into())
 }
 
 fn undecodable(error: impl std::fmt::Display) -> String {
     format!("cannot be decoded ({error}); it may be cut off or damaged")
 }
 
-fn over_white(rgba: &[u8]) -> Vec<u8> {
-    rgba.chunks_exact(4)
-        .flat_map(|pixel| {
-            let alpha = u32::from(pixel[3]);
-            [0, 1, 2].map(|c| ((u32::from(pixel[c]) * alpha + 255 * (255 - alpha) + 127) / 255) as u8)
-        })
-        .collect()
+/// Each pixel blended with white, in the same buffer.
+fn over_white(image: image::RgbaImage) -> image::RgbImage {
+    let (width, height) = image.dimensions();
+    let mut bytes = image.into_raw();
+    for at in 0..bytes.len() / 4 {
+        let alpha = u32::from(bytes[4 * at + 3]);
+        for channel in 0..3 {
+            let value = u32::from(bytes[4 * at + channel]);
+            bytes[3 * at + channel] = ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+        }
+    }
+    bytes.truncate(bytes.len() / 4 * 3);
+    // As many bytes as the sizes say, so there is an image.
+    image::RgbImage::from_raw(width, height, bytes).unwrap_or_default()
 }
 
 /// Whether a JPEG ends before its end marker. The decoder would fill the rest with grey.

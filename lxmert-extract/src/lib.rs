@@ -4,6 +4,7 @@
 pub mod choice;
 pub mod detector;
 pub mod error;
+pub mod extraction;
 pub mod failures;
 pub mod finder;
 pub mod images;

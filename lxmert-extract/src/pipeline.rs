@@ -1,32 +1,22 @@
-//! Decode → detect → write, each in its own time, on any number of images in bounded memory.
+//! Decode → detect → write, each on its own threads, for any number of images in bounded memory.
 //!
-//! Decoding threads read images ahead of the network; the network works on one after the other, in
-//! the order given; a writing thread appends their regions to the store. Between them are short
-//! queues: who is ahead waits. Each decoding thread has its own queue and takes every D-th image,
-//! so the order never depends on who was quicker, and a slow image holds up no more than D × 2
-//! others.
+//! Decoding threads read images ahead of the network and make them into its input; the network takes one after the other,
+//! in the order given; a writing thread appends their regions to the store. Short queues lie between them: whoever is ahead
+//! waits. Each decoding thread has its own queue and takes every D-th image, so the order never depends on which thread was
+//! faster, and a slow image delays no more than D × 2 others. What waits is the network's input, whose size the detector
+//! limits, and not the image.
 
-use crate::detector::Detector;
+use crate::detector::transform::NetworkInput;
 use crate::failures::{self, Failure};
-use crate::images::{self, DecodedImage};
+use crate::images;
 use crate::inputs::ImageEntry;
-use crate::regions::{self, Selection};
+use crate::regions::RegionSource;
 use crate::{Error, Result};
-use candle_core::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lxmert_core::cli;
 use lxmert_core::features::{Regions, StoreSummary, StoreWriter};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
-
-/// What finds the regions of an image.
-pub trait RegionExtractor {
-    /// The regions of one image, best first.
-    ///
-    /// # Errors
-    /// When the network cannot take this image.
-    fn regions(&self, image: &DecodedImage) -> Result<Regions>;
-}
 
 /// How an extraction runs.
 #[derive(Debug, Clone)]
@@ -46,7 +36,7 @@ pub struct ExtractSummary {
     pub already: usize,
     /// Of these, added now.
     pub extracted: usize,
-    /// Of these, not to be had, and why; also in `failures.csv`.
+    /// Of these, the ones that failed, and why; also in `failures.csv`.
     pub failures: Vec<Failure>,
     /// Whether Ctrl-C ended it early.
     pub interrupted: bool,
@@ -56,12 +46,30 @@ pub struct ExtractSummary {
     pub store: StoreSummary,
 }
 
-/// Decoded images waiting in each decoding thread's queue.
+impl ExtractSummary {
+    /// What was `done` ("extracted", "imported"), in a line.
+    pub fn describe(&self, done: &str) -> String {
+        let seconds = self.time.as_secs_f64();
+        format!(
+            "{}: {} of {} images {done} in {seconds:.1} s ({:.1} images/s), {} there before, {} failed; {} images, {} in all",
+            self.store.folder.display(),
+            self.extracted,
+            self.asked,
+            self.extracted as f64 / seconds.max(1e-9),
+            self.already,
+            self.failures.len(),
+            self.store.images,
+            indicatif::HumanBytes(self.store.bytes),
+        )
+    }
+}
+
+/// Inputs waiting in each decoding thread's queue.
 const QUEUE: usize = 2;
 /// Images that the detector may refuse in a row before the fault is taken to be its own.
 const MOST_REFUSED: usize = 20;
 
-type Decoded = std::result::Result<DecodedImage, String>;
+type Decoded = std::result::Result<NetworkInput, String>;
 
 /// Extracts those of `images` that the store does not have, and finishes the store. Images that
 /// fail are listed and skipped; they are tried again by the next run.
@@ -71,7 +79,7 @@ type Decoded = std::result::Result<DecodedImage, String>;
 /// until then is kept.
 pub fn extract(
     images: &[ImageEntry],
-    extractor: &impl RegionExtractor,
+    source: &dyn RegionSource,
     store: StoreWriter,
     options: &PipelineOptions,
 ) -> Result<ExtractSummary> {
@@ -88,11 +96,11 @@ pub fn extract(
             let (sender, receiver) = sync_channel(QUEUE);
             queues.push(receiver);
             let mine = work.iter().skip(first).step_by(decoders);
-            scope.spawn(move || decode_all(mine.copied(), &sender));
+            scope.spawn(move || decode_all(mine.copied(), source, &sender));
         }
         let (regions, incoming) = sync_channel(2 * QUEUE);
         let writer = scope.spawn(move || write_all(store, &incoming));
-        let detected = detect_all(&work, queues, extractor, &regions, &bar);
+        let detected = detect_all(&work, queues, source, &regions, &bar);
         drop(regions);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (detected, written) {
@@ -113,9 +121,14 @@ pub fn extract(
     Ok(ExtractSummary { asked: images.len(), already, extracted, failures, interrupted, time, store })
 }
 
-fn decode_all<'a>(images: impl Iterator<Item = &'a ImageEntry>, queue: &SyncSender<Decoded>) {
+fn decode_all<'a>(
+    images: impl Iterator<Item = &'a ImageEntry>,
+    source: &dyn RegionSource,
+    queue: &SyncSender<Decoded>,
+) {
     for image in images {
-        let decoded = images::decode_file(&image.path).map_err(|error| match error {
+        let input = images::decode_file(&image.path).and_then(|decoded| source.input(&decoded));
+        let decoded = input.map_err(|error| match error {
             Error::Image { reason, .. } => reason,
             other => other.to_string(),
         });
@@ -130,7 +143,7 @@ fn decode_all<'a>(images: impl Iterator<Item = &'a ImageEntry>, queue: &SyncSend
 fn detect_all(
     work: &[&ImageEntry],
     queues: Vec<Receiver<Decoded>>,
-    extractor: &impl RegionExtractor,
+    source: &dyn RegionSource,
     regions: &SyncSender<(String, Regions)>,
     bar: &ProgressBar,
 ) -> Result<(Vec<Failure>, bool)> {
@@ -142,7 +155,7 @@ fn detect_all(
         }
         let decoded = queues[i % queues.len()].recv().unwrap_or_else(|_| Err("its decoding thread ended".into()));
         let is_decoded = decoded.is_ok();
-        let found = decoded.and_then(|decoded| extractor.regions(&decoded).map_err(|error| error.to_string()));
+        let found = decoded.and_then(|input| source.regions(input).map_err(|error| error.to_string()));
         match found {
             Ok(found) => {
                 refused = 0;
@@ -200,33 +213,4 @@ pub(crate) fn progress_bar(length: usize, shown: bool) -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
-}
-
-/// A detector together with the rule that chooses its regions.
-#[derive(Debug)]
-pub struct DetectorRegions {
-    /// The detector.
-    pub detector: Detector,
-    /// Regions an image, as far as the network has boxes to give.
-    pub count: usize,
-    /// How they are chosen.
-    pub selection: Selection,
-}
-
-impl RegionExtractor for DetectorRegions {
-    fn regions(&self, image: &DecodedImage) -> Result<Regions> {
-        // The transform moves the image to the detector's device.
-        let tensor = image.to_tensor(&Device::Cpu)?;
-        let found = regions::select(&self.detector, &tensor, self.count, self.selection)?;
-        Ok(Regions {
-            image_width: image.width,
-            image_height: image.height,
-            feature_dim: found.feature_dim,
-            features: found.features,
-            boxes: found.boxes_normalised.iter().map(|b| b.map(|v| v.clamp(0.0, 1.0))).collect(),
-            labels: found.labels,
-            scores: found.scores,
-            attributes: found.attributes,
-        })
-    }
 }

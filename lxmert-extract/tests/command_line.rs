@@ -119,6 +119,44 @@ fn bad_images_are_listed_skipped_and_tried_again() {
 }
 
 #[test]
+fn a_decoder_that_panics_fails_one_image_without_a_backtrace() {
+    let place = Place::new(1);
+    let damaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/damaged-palette.png");
+    std::fs::copy(damaged, place.at("photos/damaged.png")).unwrap();
+    let run = place.extract("photos", "store").arg("--quiet").env("RUST_BACKTRACE", "1").assert().code(1);
+    let said = String::from_utf8(run.get_output().stderr.clone()).unwrap();
+    assert!(said.starts_with("1 images failed: see ") && said.lines().count() == 1, "{said}");
+    let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
+    assert!(failures.contains("damaged.png,the decoder failed; the file is damaged"), "{failures}");
+}
+
+/// A workspace that `extract` without arguments takes: a detector and one scene.
+fn bare_workspace(place: &Place) -> Command {
+    std::fs::create_dir_all(place.at("data/scenes/images")).unwrap();
+    std::fs::write(place.at("data/README.md"), "").unwrap();
+    std::fs::rename(place.at("detector"), place.at("data/scenes-detector")).unwrap();
+    std::fs::copy(place.at("photos/sub/000.png"), place.at("data/scenes/images/00000.png")).unwrap();
+    let mut command = program();
+    command.current_dir(place.folder.path()).args(["--device", "cpu"]);
+    command
+}
+
+#[test]
+fn the_bare_command_deletes_nothing() {
+    let place = Place::new(1);
+    let mut bare = bare_workspace(&place);
+    bare.assert().success().stdout(contains("1 of 1 images extracted"));
+    let store = place.at("data/features/scenes");
+    std::fs::write(store.join("notes.txt"), "mine").unwrap();
+    // As an extraction with another detector leaves it.
+    let index = std::fs::read_to_string(store.join("index.json")).unwrap();
+    std::fs::write(store.join("index.json"), index.replace("\"scenes\"", "\"other\"")).unwrap();
+    let before = files(&store);
+    bare.assert().code(1).stderr(contains("detector: other there, scenes now"));
+    assert_eq!(files(&store), before);
+}
+
+#[test]
 fn a_killed_extraction_goes_on_and_ends_with_the_same_bytes() {
     let place = Place::new(120);
     let mut child = place.extracting();
@@ -155,6 +193,31 @@ fn other_settings_in_the_same_folder_are_refused() {
     place.extract("photos", "store").assert().success();
     let refused = place.extract("photos", "store").args(["--dtype", "f16"]).assert();
     refused.code(1).stderr(contains("dtype: f32 there, f16 now"));
+}
+
+#[test]
+fn grid_and_cells_are_other_sources_of_regions() {
+    let place = Place::new(2);
+    let extract = |output: &str, regions: &str| {
+        program().args(place.arguments("photos", output)).args(["--regions", regions]).assert()
+    };
+    extract("grid", "grid:2").success();
+    let store = FeatureStore::open(place.at("grid")).unwrap();
+    let regions = store.regions(1).unwrap();
+    assert_eq!(regions.boxes[..2], [[0.0, 0.0, 0.5, 0.5], [0.5, 0.0, 1.0, 0.5]]);
+    assert_eq!((regions.num_regions(), regions.feature_dim), (4, 8));
+    assert!(regions.labels.iter().all(|label| [1, 2].contains(label)));
+    extract("grid", "grid:3").code(1).stderr(contains("select: grid:2 there, grid:3 now"));
+    extract("cells", "cells").success();
+    let store = FeatureStore::open(place.at("cells")).unwrap();
+    // The last map of a 64 × 85 input has 2 × 3 cells of the last stage's width.
+    assert_eq!((store.regions(0).unwrap().num_regions(), store.info().feature_dim), (6, 4));
+    for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x7"] {
+        extract("none", wrong).code(2).stderr(contains("grid:N"));
+    }
+    let mut both = program();
+    both.args(place.arguments("photos", "none")).args(["--regions", "grid:2", "--select", "student"]);
+    both.assert().code(1).stderr(contains("--select chooses among detections"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The inference path over packed weights computes what the network computes.
+//! The inference path over packed weights against the plain network.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn assert_close(packed: &Tensor, plain: &Tensor) -> Result<()> {
 }
 
 #[test]
-fn levels_and_predictions_are_the_network_s() -> Result<()> {
+fn levels_and_predictions_match_the_plain_network() -> Result<()> {
     // Widths that are and are not multiples of a vector register; levels of odd sizes.
     for (block, width) in [(Block::Bottleneck, 16), (Block::Bottleneck, 6), (Block::Basic, 8)] {
         let network = network(&config(block, width))?;
@@ -63,7 +63,7 @@ fn levels_and_predictions_are_the_network_s() -> Result<()> {
         let images = procedural::tensor("images", &[2, 3, 96, 160], -1.0, 1.0, 1)?;
         let expected = network.levels(&images, false)?;
         let expected_predictions = network.rpn.forward_t(&expected, false)?;
-        let (levels, predictions) = packed.forward(&images)?;
+        let (levels, predictions) = packed.forward(&images, true)?;
         assert_eq!(levels.len(), expected.len());
         for (level, expected) in levels.iter().zip(&expected) {
             assert_close(level, expected)?;
@@ -93,7 +93,7 @@ fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
     let images = procedural::tensor("images", &[1, 3, 160, 224], -2.0, 2.0, 1)?;
     let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| -> Result<_> {
         let packed = PackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is packed")?;
-        let (levels, predictions) = packed.forward(&images)?;
+        let (levels, predictions) = packed.forward(&images, true)?;
         let boxes: Vec<[f32; 4]> = (0..12).map(|i| [i as f32 * 9.0, 10.0, i as f32 * 12.0 + 60.0, 140.0]).collect();
         let features = packed.features(&levels[..4], &[boxes], (160, 224))?;
         Ok((levels, predictions, features))

@@ -10,13 +10,14 @@ use common::{box_error, boxes, photo, reference_detector, relative_error, tensor
 use lxmert_core::boxes::to_pixels;
 use lxmert_core::ops::Precision;
 use lxmert_extract::detector::{Analysis, Detector};
-use lxmert_extract::regions::{Selection, select_from};
+use lxmert_extract::regions::Selection;
+use lxmert_extract::regions::detections::select;
 
 fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
     let reference = tensors(&format!("frcnn/{stem}.safetensors"))?;
     let get = |name: &str| reference.get(name).ok_or_else(|| anyhow::anyhow!("{stem} lacks {name}"));
     let size = |name: &str| -> Result<Vec<i64>> { Ok(get(name)?.to_vec1::<i64>()?) };
-    let analysis = detector.analyse(&photo(&format!("{stem}.png"))?)?;
+    let analysis = detector.analyse(detector.input(&photo(&format!("{stem}.png"))?)?)?;
 
     // %% Input
     let pair = |(h, w): (usize, usize)| vec![h as i64, w as i64];
@@ -89,12 +90,12 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
 /// The student project's own code, run on the same weights.
 fn compare_student(detector: &Detector, analysis: &Analysis, stem: &str) -> Result<()> {
     let reference = tensors(&format!("student/{stem}.safetensors"))?;
-    let regions = select_from(detector, analysis, 36, Selection::Student)?;
+    let regions = select(detector, analysis, 36, Selection::Student)?;
     let expected = boxes(&reference["visual_pos"])?;
-    assert_eq!(regions.boxes_normalised.len(), expected.len());
-    let (height, width) = regions.image_size;
-    let px = |b: &[f32; 4]| to_pixels(b, width as f32, height as f32);
-    let errors = regions.boxes_normalised.iter().zip(&expected).map(|(a, b)| box_error(&px(a), &px(b)));
+    assert_eq!(regions.num_regions(), expected.len());
+    let (width, height) = (regions.image_width as f32, regions.image_height as f32);
+    let px = |b: &[f32; 4]| to_pixels(b, width, height);
+    let errors = regions.boxes.iter().zip(&expected).map(|(a, b)| box_error(&px(a), &px(b)));
     let box_px = errors.fold(0.0, f32::max);
     let features = Tensor::from_vec(regions.features, (36, regions.feature_dim), &Device::Cpu)?;
     let feature_error = relative_error(&features, &reference["visual_feats"])?;

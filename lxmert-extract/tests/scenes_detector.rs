@@ -1,12 +1,11 @@
-//! The detector that ships finds the objects of scenes that it was not trained on.
+//! The detector that ships, on scenes that it was not trained on.
 
 use candle_core::Device;
 use lxmert_core::boxes::{iou, normalise};
 use lxmert_extract::detector::DetectorConfig;
 use lxmert_extract::detector::training::scenes::{TRAINING_SCENES_SEED, build, detector_config, evaluate};
-use lxmert_extract::images::DecodedImage;
-use lxmert_extract::pipeline::{DetectorRegions, RegionExtractor as _};
 use lxmert_extract::regions::Selection;
+use lxmert_extract::regions::detections::select;
 use lxmert_extract::scenes::{Colour, Scene, ScenesConfig, draw::draw};
 use std::path::Path;
 
@@ -37,12 +36,12 @@ fn regions_carry_the_colour_as_their_attribute() -> anyhow::Result<()> {
     assert_eq!(config.attributes[0].classes, Colour::ALL.map(Colour::word));
     let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
     let detector = build(&config, &weights.into_iter().collect(), &Device::Cpu)?;
-    let extractor = DetectorRegions { detector, count: 12, selection: Selection::Detections };
     let (mut objects, mut right) = (0, 0);
     for index in 0..20 {
         let scene = Scene::generate(&ScenesConfig { seed: 977, ..ScenesConfig::default() }, index);
         let (width, height) = (scene.width, scene.height);
-        let regions = extractor.regions(&DecodedImage { width, height, rgb: draw(&scene).into_raw() })?;
+        let analysis = detector.analyse(detector.input(&draw(&scene).into())?)?;
+        let regions = select(&detector, &analysis, 12, Selection::Detections)?;
         let attributes = regions.attributes.expect("the detector has attribute heads");
         assert_eq!((attributes.labels.len(), attributes.scores.len()), (12, 12));
         assert!(attributes.scores.iter().all(|score| (1.0 / 8.0..=1.0).contains(score)));

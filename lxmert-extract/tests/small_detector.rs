@@ -5,13 +5,18 @@ mod common;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
+use lxmert_core::features::StoreDtype;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
+use lxmert_extract::choice::LoadedDetector;
 use lxmert_extract::detector::config::{
     AttributeConfig, Block, FpnConfig, ResNetConfig, RoiHeadsConfig, RpnConfig, TransformConfig,
 };
+use lxmert_extract::detector::transform::transform;
 use lxmert_extract::detector::{Detector, DetectorConfig, Network, NormMode, expected_tensors};
-use lxmert_extract::regions::{Selection, select, select_from};
+use lxmert_extract::images::DecodedImage;
+use lxmert_extract::regions::detections::select;
+use lxmert_extract::regions::{CellSource, GridSource, RegionSource as _, Selection};
 use std::collections::HashMap;
 
 fn config() -> DetectorConfig {
@@ -68,15 +73,17 @@ fn detector(boldness: f64) -> Result<Detector> {
     )?)
 }
 
-fn image(height: usize, width: usize) -> Result<Tensor> {
-    Ok(procedural::tensor("image", &[3, height, width], 0.0, 1.0, 0)?)
+fn image(height: usize, width: usize) -> DecodedImage {
+    let values = procedural::values("image", height * width * 3, 0.0, 256.0, 0);
+    let rgb = values.iter().map(|&value| value as u8).collect();
+    DecodedImage { width: width as u32, height: height as u32, rgb }
 }
 
 #[test]
 fn images_of_any_shape_pass() -> Result<()> {
     let detector = detector(1.0)?;
     for (height, width) in [(1, 1), (1, 700), (700, 1), (63, 64), (90, 31)] {
-        let found = detector.detect(&image(height, width)?)?;
+        let found = detector.detect(&image(height, width))?;
         for b in &found.boxes_xyxy_px {
             let inside = b[0] >= 0.0 && b[1] >= 0.0 && b[2] <= width as f32 * 1.001 && b[3] <= height as f32 * 1.001;
             assert!(inside, "{b:?} in {width}×{height}");
@@ -87,45 +94,44 @@ fn images_of_any_shape_pass() -> Result<()> {
 
 #[test]
 fn regions_are_the_detections_first_then_others_and_never_padding() -> Result<()> {
-    let image = image(60, 80)?;
+    let image = image(60, 80);
     // With three classes hardly anything is below 0.05.
     let mut strict = config();
     strict.roi_heads.score_threshold = 0.5;
     strict.roi_heads.max_detections = 10;
     let detector =
         Detector::new(&strict, Precision::F32, VarBuilder::from_tensors(weights(4.0)?, DType::F32, &Device::Cpu))?;
-    let analysis = detector.analyse(&image)?;
+    let analysis = detector.analyse(detector.input(&image)?)?;
     let detections = detector.candidates(&analysis);
     let total = analysis.proposals.boxes.len();
-    let regions = select_from(&detector, &analysis, 36, Selection::Detections)?;
+    let regions = select(&detector, &analysis, 36, Selection::Detections)?;
     assert!((1..36).contains(&detections.len()), "{} detections do not test the filling up", detections.len());
     assert!(total > 36);
-    assert_eq!(regions.boxes_normalised.len(), 36);
+    assert_eq!(regions.boxes.len(), 36);
     assert_eq!(regions.features.len(), 36 * 12);
     let scores: Vec<f32> = detections.iter().map(|d| d.score).collect();
     assert_eq!(regions.scores[..detections.len()], scores);
-    for (i, b) in regions.boxes_normalised.iter().enumerate() {
+    for (i, b) in regions.boxes.iter().enumerate() {
         assert!(b[2] > b[0] && b[3] > b[1] && b.iter().all(|v| (0.0..=1.0).contains(v)), "{b:?}");
-        assert!(!regions.boxes_normalised[..i].contains(b), "{b:?} twice");
+        assert!(!regions.boxes[..i].contains(b), "{b:?} twice");
         assert!(regions.labels[i] >= 1);
     }
     // The first weaker ones name places that are not yet among the regions.
-    let first_weak = regions.boxes_normalised[detections.len()];
-    let known = &regions.boxes_normalised[..detections.len()];
+    let first_weak = regions.boxes[detections.len()];
+    let known = &regions.boxes[..detections.len()];
     assert!(known.iter().all(|b| lxmert_core::boxes::iou(b, &first_weak) <= 0.5));
     // The features are those at the regions' own boxes.
-    let b = regions.boxes_normalised[0];
+    let b = regions.boxes[0];
     let (h, w) = (analysis.input.resized_size.0 as f32, analysis.input.resized_size.1 as f32);
     let again = detector.features_at(&analysis, &[lxmert_core::boxes::to_pixels(&b, w, h)])?.flatten_all()?;
     for (a, b) in again.to_vec1::<f32>()?.iter().zip(&regions.features) {
         assert!((a - b).abs() < 1e-3, "{a} is not {b}");
     }
     // More than the network has: all it has, and no zero rows.
-    let all = select_from(&detector, &analysis, 10_000, Selection::Detections)?;
-    assert!(all.boxes_normalised.len() >= total && all.boxes_normalised.len() < 10_000);
-    assert_eq!(all.features.len(), all.boxes_normalised.len() * 12);
-    assert_eq!(select_from(&detector, &analysis, 0, Selection::Detections)?.scores.len(), 0);
-    assert_eq!(select(&detector, &image, 36, Selection::Detections)?, regions);
+    let all = select(&detector, &analysis, 10_000, Selection::Detections)?;
+    assert!(all.boxes.len() >= total && all.boxes.len() < 10_000);
+    assert_eq!(all.features.len(), all.boxes.len() * 12);
+    assert_eq!(select(&detector, &analysis, 0, Selection::Detections)?.scores.len(), 0);
     Ok(())
 }
 
@@ -171,5 +177,89 @@ fn every_parameter_learns() -> Result<()> {
         let largest = gradient.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
         assert!(largest > 0.0 && largest.is_finite(), "{name}: {largest}");
     }
+    Ok(())
+}
+
+fn loaded() -> Result<LoadedDetector> {
+    Ok(LoadedDetector {
+        detector: detector(1.0)?,
+        name: "small".into(),
+        weights_sha256: "abc".into(),
+        precision: Precision::F32,
+    })
+}
+
+fn assert_near(got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() <= tolerance, "{got} is not {expected}");
+    }
+}
+
+#[test]
+fn grid_regions_are_the_heads_on_equal_boxes() -> Result<()> {
+    let source = GridSource { loaded: loaded()?, side: 3 };
+    let image = image(60, 80);
+    let regions = source.find(&image)?;
+    let info = source.info(StoreDtype::F32);
+    assert_eq!((info.regions, info.feature_dim, info.settings["select"].as_str()), (9, 12, "grid:3"));
+    assert_eq!((regions.image_width, regions.image_height, regions.num_regions()), (80, 60, 9));
+    let third = |i: usize| i as f32 / 3.0;
+    for (i, b) in regions.boxes.iter().enumerate() {
+        assert_near(b, &[third(i % 3), third(i / 3), third(i % 3 + 1), third(i / 3 + 1)], 1e-6);
+    }
+
+    // The same by the network that training uses.
+    let vb = VarBuilder::from_tensors(weights(1.0)?, DType::F32, &Device::Cpu);
+    let network = Network::new(&config(), NormMode::Folded, vb)?;
+    let input = transform(&config().transform, &image, &Device::Cpu)?;
+    let levels = network.levels(&input.tensor, false)?;
+    let (height, width) = (input.resized_size.0 as f32, input.resized_size.1 as f32);
+    let boxes = regions.boxes.iter().map(|b| lxmert_core::boxes::to_pixels(b, width, height)).collect();
+    let heads = &network.roi_heads;
+    let features = heads.features(&heads.pooler.forward(&levels, &[boxes], input.padded_size)?)?;
+    let composed = features.flatten_all()?.to_vec1::<f32>()?;
+    assert_near(&regions.features, &composed, 1e-4);
+    let prediction = heads.predict(&features)?;
+    let classes = candle_nn::ops::softmax(&prediction.class_logits, 1)?.to_vec2::<f32>()?;
+    for (region, p) in classes.iter().enumerate() {
+        let label = if p[1] > p[2] { 1 } else { 2 };
+        assert_eq!(regions.labels[region], label);
+        assert_near(&[regions.scores[region]], &[p[label as usize]], 1e-5);
+    }
+    let colours = prediction.attribute_logits[0].argmax(1)?.to_vec1::<u32>()?;
+    assert_eq!(regions.attributes.expect("the detector has an attribute").labels, colours);
+    Ok(())
+}
+
+#[test]
+fn cell_regions_are_means_of_the_last_map() -> Result<()> {
+    let source = CellSource { loaded: loaded()?, side: 4 };
+    let image = image(60, 80);
+    let regions = source.find(&image)?;
+    let info = source.info(StoreDtype::F32);
+    assert_eq!((info.regions, info.feature_dim, info.settings["select"].as_str()), (16, 24, "cells:4"));
+    assert_eq!((&info.label_names[..], info.has_attributes()), (&["cell".to_string()][..], false));
+    assert_eq!((regions.num_regions(), regions.attributes), (16, None));
+    assert_eq!((regions.labels, regions.scores), (vec![0; 16], vec![1.0; 16]));
+
+    let vb = VarBuilder::from_tensors(weights(1.0)?, DType::F32, &Device::Cpu);
+    let network = Network::new(&config(), NormMode::Folded, vb)?;
+    let input = transform(&config().transform, &image, &Device::Cpu)?;
+    // 64 × 85 pixels of 64 × 96: all 4 × 6 cells hold some of the image.
+    assert_eq!((input.resized_size, input.padded_size), ((64, 85), (64, 96)));
+    let map = network.body.forward_t(&input.tensor, false)?[2].get(0)?.to_vec3::<f32>()?; // [24, 4, 6]
+    let columns = [0..2, 1..3, 3..5, 4..6];
+    for (region, b) in regions.boxes.iter().enumerate() {
+        let (row, column) = (region / 4, columns[region % 4].clone());
+        let (x0, x1) = (column.start as f32 * 16.0 / 85.0, (column.end as f32 * 16.0 / 85.0).min(1.0));
+        assert_near(b, &[x0, row as f32 / 4.0, x1, (row + 1) as f32 / 4.0], 1e-6);
+        let mean: Vec<f32> =
+            map.iter().map(|plane| (plane[row][column.start] + plane[row][column.end - 1]) / 2.0).collect();
+        assert_near(&regions.features[region * 24..][..24], &mean, 1e-5);
+    }
+    // A map of fewer cells than asked for gives one region a cell.
+    let all = CellSource { side: 8, ..source }.find(&image)?;
+    assert_eq!(all.num_regions(), 4 * 6);
     Ok(())
 }

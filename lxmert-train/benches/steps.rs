@@ -12,8 +12,8 @@ use lxmert_core::cli::{CommonArgs, keep_freed_memory};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Forward, LxmertInputs, MatchingModel, init};
 use lxmert_core::ops::{self, DropoutRng, PackedWeights, Precision};
+use lxmert_core::optim::{AdamW, AdamWConfig, clip};
 use lxmert_core::procedural;
-use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::{BTreeMap, HashMap};
 

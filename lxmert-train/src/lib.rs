@@ -6,7 +6,6 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`measures`], [`metrics`] | named numbers, and what is measured of matching and ranking |
-//! | [`optim`] | AdamW, the learning-rate schedule, gradient clipping |
 //! | [`data`] | readers, splits by image, matched and mismatched pairs, batches read ahead |
 //! | [`recipe`], [`task_weights`] | every setting of a run, and the recipes that tasks start from |
 //! | [`run_folder`], [`job`] | what a run writes, where, and with which settings |
@@ -27,7 +26,6 @@ pub mod job;
 pub mod log;
 pub mod measures;
 pub mod metrics;
-pub mod optim;
 pub mod recalls;
 pub mod recipe;
 pub mod resume;

@@ -6,7 +6,7 @@ use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::ops::Precision;
 use serde::{Deserialize, Serialize};
 
-use crate::optim::AdamWConfig;
+use lxmert_core::optim::AdamWConfig;
 
 /// The optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

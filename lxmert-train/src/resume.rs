@@ -6,11 +6,11 @@
 //! save: pairs, order and dropout are functions of the seed, the epoch and the step.
 
 use crate::measures::nan_for_null;
-use crate::optim::AdamW;
 use crate::sums::Sums;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
+use lxmert_core::optim::AdamW;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -10,7 +10,6 @@ use crate::log::card::{Facts, model_card};
 use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
 use crate::measures::Measures;
-use crate::optim::{AdamW, Schedule, clip};
 use crate::resume::{self, Position};
 use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, save_checkpoint, write_json, write_text};
 use crate::sums::Sums;
@@ -23,6 +22,7 @@ use lxmert_core::checkpoint::{Misshapen, Place};
 use lxmert_core::cli;
 use lxmert_core::model::init;
 use lxmert_core::ops;
+use lxmert_core::optim::{AdamW, Schedule, clip};
 use lxmert_core::text::WordPiece;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -404,8 +404,8 @@ fn save_state(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optim::AdamWConfig;
     use candle_core::Device;
+    use lxmert_core::optim::AdamWConfig;
 
     #[test]
     fn advises_on_a_checkpoint_that_does_not_fit() {

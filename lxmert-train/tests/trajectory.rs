@@ -7,8 +7,8 @@ use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, LxmertInputs, LxmertModel};
 use lxmert_core::ops::{self, Precision};
+use lxmert_core::optim::{AdamW, AdamWConfig, clip};
 use lxmert_core::procedural;
-use lxmert_train::optim::{AdamW, AdamWConfig, clip};
 use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::BTreeMap;
 

@@ -5,22 +5,24 @@
 
 use candle_core::Device;
 use lxmert_core::model::Capture;
-use lxmert_core::workspace::Workspace;
-use lxmert_viz::dataset::{DataSet, Places};
-use lxmert_viz::pictures::{Explained, Which};
-use lxmert_viz::relevancy::Method;
-use lxmert_viz::scorer::{PairInput, Scorer};
+use lxmert_viz::dataset::DataSet;
+use lxmert_viz::explain::maps::Direction;
+use lxmert_viz::explain::methods::Method;
+use lxmert_viz::explain::scorer::{PairInput, Scorer};
+use lxmert_viz::figures::FigureArgs;
+use lxmert_viz::pictures::explained::Explained;
+use lxmert_viz::places::Places;
 
 fn main() -> anyhow::Result<()> {
     // %% Open the trained model and the data set
-    // A checkpoint is a folder in the hub's layout; a feature store holds each image's regions.
-    let places = Places::scenes(&Workspace::locate()?);
-    let output = places.run.join("plots/example-01");
+    // A checkpoint is a folder in the hub's layout; a feature store holds each image's regions. The run says where they lie.
+    let places = Places::of_run(None)?;
+    let output = places.plots().join("example-01");
     let scorer = Scorer::open(&places.checkpoint, &Device::Cpu)?;
-    let data = DataSet::open(places, 0)?;
+    let data = DataSet::open(places, scorer.regions())?;
 
     // %% Take a held-out image and one of its captions
-    let image = data.test_images()[0].to_string();
+    let image = data.first_image()?;
     let text = data.captions_of(&image)[0].to_string();
     let regions = data.regions(&image)?;
     println!("{image}: “{text}”, {} regions", regions.boxes.len());
@@ -43,12 +45,13 @@ fn main() -> anyhow::Result<()> {
     // %% The same map as a picture, and every head by itself
     // Heads differ: some follow the noun, some spread out, some always look at the same place.
     for (sheet, name) in [
-        (explained.heatmap(Which::LanguageToVision, None, None)?.draw()?, "heatmap.png"),
-        (explained.heads(Which::LanguageToVision, None)?.draw()?, "heads.png"),
-        (explained.overlay(data.photo(&image)?, Method::Attention, None, None)?.draw()?, "overlay.png"),
+        (explained.heatmap(Direction::LanguageToVision, None, None)?.draw()?, "heatmap"),
+        (explained.heads(Direction::LanguageToVision, None)?.draw()?, "heads"),
+        (explained.overlay(data.photo(&image)?, Method::Attention, None, None)?.draw()?, "overlay"),
     ] {
-        sheet.save(&output.join(name))?;
-        println!("{}", output.join(name).display());
+        for file in FigureArgs::default().write(&sheet, &output.join(name))? {
+            println!("{}", file.display());
+        }
     }
     Ok(())
 }

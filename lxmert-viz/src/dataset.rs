@@ -1,100 +1,41 @@
-//! Where a run, its features, its photos and its sentences lie.
+//! A data set, opened: captions, splits, regions and photos.
 
-use crate::scorer::PairInput;
+use crate::explain::scorer::{PairInput, keep_regions};
+use crate::places::Places;
 use crate::{Error, Result, photo};
 use image::RgbImage;
 use lxmert_core::features::{FeatureStore, Regions};
-use lxmert_core::workspace::Workspace;
 use lxmert_train::data::captions::{Captions, read_hard_negatives};
+use lxmert_train::data::names::NameFinder;
 use lxmert_train::data::pairs::{Pair, PairKind, PairSource};
 use lxmert_train::data::splits::{Split, Splits};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// The folders and files of one data set and the run trained on it.
-#[derive(Debug, Clone)]
-pub struct Places {
-    /// "scenes", "flickr30k": for titles.
-    pub name: String,
-    /// The run: checkpoints, `metrics.jsonl`, `plots/`.
-    pub run: PathBuf,
-    /// The checkpoint.
-    pub checkpoint: PathBuf,
-    /// The feature store.
-    pub features: PathBuf,
-    /// The folder that the photos' names are relative to.
-    pub images: PathBuf,
-    /// The caption file.
-    pub captions: PathBuf,
-    /// The split file, when there is one.
-    pub splits: Option<PathBuf>,
-    /// False captions, when there are any.
-    pub hard_negatives: Option<PathBuf>,
-    /// The folder with `scenes.json`, when the data set is drawn.
-    pub scenes: Option<PathBuf>,
-}
-
-impl Places {
-    /// The generated scenes.
-    pub fn scenes(workspace: &Workspace) -> Self {
-        let data = workspace.data("scenes");
-        Self {
-            name: "scenes".into(),
-            run: workspace.run("scenes"),
-            checkpoint: workspace.run("scenes").join("best"),
-            features: workspace.features("scenes"),
-            images: data.join("images"),
-            captions: data.join("results.csv"),
-            splits: Some(data.join("splits.json")),
-            hard_negatives: Some(data.join("hard_negatives.csv")),
-            scenes: Some(data),
-        }
-    }
-
-    /// The run on Flickr30k, whose photos and captions lie in `folder` (as `data/README.md` lays them out).
-    ///
-    /// # Errors
-    /// [`Error::Missing`] when there is no such folder or no caption file in it.
-    pub fn flickr30k(workspace: &Workspace, folder: &Path) -> Result<Self> {
-        let missing = |what, path: &Path| Error::Missing {
-            what,
-            path: path.to_path_buf(),
-            advice: "data/README.md says how Flickr30k is laid out".into(),
-        };
-        let first =
-            |names: &[&str], is: fn(&Path) -> bool| names.iter().map(|name| folder.join(name)).find(|path| is(path));
-        let captions = first(&["results.csv", "flickr30k_images/results.csv", "dataset_flickr30k.json"], Path::is_file)
-            .ok_or_else(|| missing("Flickr30k's results.csv", &folder.join("results.csv")))?;
-        let images = first(
-            &["flickr30k_images/flickr30k_images", "flickr30k_images", "flickr30k-images", "images"],
-            Path::is_dir,
-        )
-        .unwrap_or_else(|| folder.to_path_buf());
-        let splits = first(&["dataset_flickr30k.json", "splits.json"], Path::is_file);
-        Ok(Self {
-            name: "flickr30k".into(),
-            run: workspace.run("flickr30k"),
-            checkpoint: workspace.run("flickr30k").join("best"),
-            features: workspace.features("flickr30k"),
-            images,
-            captions,
-            splits,
-            hard_negatives: None,
-            scenes: None,
-        })
-    }
-}
-
-/// The captions, splits and features, opened.
+/// Captions, splits and features, opened. A run on questions or statements has features alone.
 pub struct DataSet {
     /// Where they came from.
     pub places: Places,
     /// The regions of the images.
     pub store: FeatureStore,
-    /// The captions.
-    pub captions: Captions,
-    /// The split of each image.
-    pub splits: Splits,
+    captioned: Option<Captioned>,
+    images: PathBuf,
+    /// The most regions of an image that the model looks at.
+    regions: usize,
+}
+
+struct Captioned {
+    captions: Captions,
+    splits: Splits,
     hard: Vec<Option<String>>,
+    /// The number in the store of each image that is there.
+    stored: HashMap<String, usize>,
+}
+
+impl Captioned {
+    fn is_stored(&self, image: usize) -> bool {
+        self.stored.contains_key(&self.captions.images[image])
+    }
 }
 
 /// A sentence and an image, with the truth.
@@ -109,72 +50,119 @@ pub struct Example {
 }
 
 impl DataSet {
-    /// Opens a data set. `seed` is that of the training, for data sets without a split file.
+    /// Opens a data set for a model that looks at `regions` regions of an image.
     ///
     /// # Errors
-    /// [`Error::Missing`] with the command that makes what is missing; [`Error::Core`] and
-    /// [`Error::Train`] when a file is damaged.
-    pub fn open(places: Places, seed: u64) -> Result<Self> {
-        let extract = "run `cargo run -p lxmert-extract` first";
-        let needed =
-            [("the caption file", &places.captions, extract), ("the feature store", &places.features, extract)];
-        for (what, path, advice) in needed {
+    /// [`Error::Missing`] with the command that makes what is missing; [`Error::Core`] and [`Error::Train`] when a file is
+    /// damaged.
+    pub fn open(places: Places, regions: usize) -> Result<Self> {
+        let needed = [("the caption file", places.captions.as_ref()), ("the feature store", Some(&places.features))];
+        for (what, path) in needed.into_iter().filter_map(|(what, path)| Some((what, path?))) {
             if !path.exists() {
+                let advice = "run `cargo run -p lxmert-extract` first, or name another by --captions and --features";
                 return Err(Error::Missing { what, path: path.clone(), advice: advice.into() });
             }
         }
         let store = FeatureStore::open(&places.features)?;
-        let captions = Captions::read(&places.captions)?;
-        let split_file = places.splits.as_deref().filter(|path| path.is_file());
-        let splits = Splits::choose(&captions, split_file, seed)?;
-        let hard = match places.hard_negatives.as_deref().filter(|path| path.is_file()) {
-            Some(path) => read_hard_negatives(path, &captions)?,
-            None => vec![None; captions.captions.len()],
+        let captioned = places.captions.as_deref().map(|path| Captioned::open(path, &places, &store)).transpose()?;
+        let some = match &captioned {
+            Some(captioned) => captioned.captions.images.first(),
+            None => store.names().first(),
         };
-        Ok(Self { places, store, captions, splits, hard })
+        let images = places.images.clone().unwrap_or_else(|| photo_folder(&places.beside, some));
+        Ok(Self { places, store, captioned, images, regions })
+    }
+
+    fn captioned(&self) -> Result<&Captioned> {
+        self.captioned.as_ref().ok_or_else(|| {
+            let run = self.places.run.display();
+            Error::Argument(format!("{run} was not trained on captions; name a caption file by --captions"))
+        })
+    }
+
+    /// The names of the images of a split that the store holds.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the data set has no captions.
+    pub fn images(&self, split: Split) -> Result<Vec<&str>> {
+        let all = self.captioned()?;
+        let images = all.splits.images(split).filter(|image| all.is_stored(*image));
+        Ok(images.map(|image| all.captions.images[image].as_str()).collect())
     }
 
     /// The names of the test images that the store holds.
-    pub fn test_images(&self) -> Vec<&str> {
-        let names = self.splits.images(Split::Test).map(|image| self.captions.images[image].as_str());
-        names.filter(|name| self.store.index_of(name).is_some()).collect()
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the data set has no captions.
+    pub fn test_images(&self) -> Result<Vec<&str>> {
+        self.images(Split::Test)
     }
 
-    /// The sentences of an image.
+    /// The first test image, or the first of the store when there are no captions.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there is none.
+    pub fn first_image(&self) -> Result<String> {
+        let first = match &self.captioned {
+            Some(_) => self.test_images()?.first().map(ToString::to_string),
+            None => self.store.names().first().cloned(),
+        };
+        first.ok_or_else(|| Error::Argument("no test image in the feature store; name one with --image".into()))
+    }
+
+    /// The sentences of an image; none when the data set has no captions.
     pub fn captions_of(&self, image: &str) -> Vec<&str> {
-        let captions = self.captions.captions.iter();
-        captions.filter(|c| self.captions.images[c.image] == image).map(|c| c.text.as_str()).collect()
+        let Some(Captioned { captions, .. }) = &self.captioned else { return Vec::new() };
+        captions.captions.iter().filter(|c| captions.images[c.image] == image).map(|c| c.text.as_str()).collect()
+    }
+
+    /// The captions of a split whose image the store holds: image, sentence, and its false sibling where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the data set has no captions.
+    pub fn captions(&self, split: Split) -> Result<Vec<(&str, &str, Option<&str>)>> {
+        let all = self.captioned()?;
+        let captions = all.splits.captions(&all.captions, split).into_iter();
+        let row = |c: usize| {
+            let caption = &all.captions.captions[c];
+            let image = all.captions.images[caption.image].as_str();
+            all.is_stored(caption.image).then_some((image, caption.text.as_str(), all.hard[c].as_deref()))
+        };
+        Ok(captions.filter_map(row).collect())
     }
 
     /// The fixed test pairs: half captions, half captions of other images; and, when there are any, the hard
     /// ones: true captions and minimally changed false ones.
-    pub fn test_pairs(&self) -> (Vec<Example>, Vec<Example>) {
-        let indices = self.splits.captions(&self.captions, Split::Test).into_iter().filter(|c| {
-            let image = &self.captions.images[self.captions.captions[*c].image];
-            self.store.index_of(image).is_some()
-        });
-        let rows = indices.map(|c| {
-            let caption = &self.captions.captions[c];
-            (c, caption.image, caption.text.as_str(), self.hard[c].is_some())
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the data set has no captions.
+    pub fn test_pairs(&self) -> Result<(Vec<Example>, Vec<Example>)> {
+        let all = self.captioned()?;
+        let Captioned { captions, splits, hard, .. } = all;
+        let indices = splits.captions(captions, Split::Test).into_iter();
+        let rows = indices.filter(|c| all.is_stored(captions.captions[*c].image)).map(|c| {
+            let caption = &captions.captions[c];
+            (c, caption.image, caption.text.as_str(), hard[c].is_some())
         });
         let source = PairSource::new(Split::Test, rows);
         let example = |pair: Pair| {
-            let caption = &self.captions.captions[pair.caption];
-            let text = match (pair.kind, &self.hard[pair.caption]) {
+            let caption = &captions.captions[pair.caption];
+            let text = match (pair.kind, &hard[pair.caption]) {
                 (PairKind::Hard, Some(text)) => text.clone(),
                 _ => caption.text.clone(),
             };
-            Example { image: self.captions.images[pair.image].clone(), text, kind: pair.kind }
+            Example { image: captions.images[pair.image].clone(), text, kind: pair.kind }
         };
-        (source.fixed().into_iter().map(example).collect(), source.hard().into_iter().map(example).collect())
+        Ok((source.fixed().into_iter().map(example).collect(), source.hard().into_iter().map(example).collect()))
     }
 
-    /// The regions of an image.
+    /// The regions of an image that the model looks at: the best ones, as many as it was trained on.
     ///
     /// # Errors
     /// [`Error::Argument`] when the store does not hold it.
     pub fn regions(&self, image: &str) -> Result<Regions> {
-        let index = self.store.index_of(image).ok_or_else(|| {
+        let known = self.captioned.as_ref().and_then(|all| all.stored.get(image).copied());
+        let index = known.or_else(|| NameFinder::new(&self.store).find(image)).ok_or_else(|| {
             let some: Vec<&str> = self.store.names().iter().take(3).map(String::as_str).collect();
             Error::Argument(format!(
                 "no image '{image}' in {}; it holds {} images, such as {}",
@@ -183,7 +171,9 @@ impl DataSet {
                 some.join(", ")
             ))
         })?;
-        Ok(self.store.regions(index)?)
+        let regions = self.store.regions(index)?;
+        let kept: Vec<usize> = (0..regions.num_regions().min(self.regions)).collect();
+        Ok(if kept.len() < regions.num_regions() { keep_regions(&regions, &kept) } else { regions })
     }
 
     /// The photo of an image.
@@ -191,13 +181,40 @@ impl DataSet {
     /// # Errors
     /// [`Error::Missing`] when it is not there; [`Error::Extract`] when it is no picture.
     pub fn photo(&self, image: &str) -> Result<RgbImage> {
-        let path = self.places.images.join(image);
-        if !path.exists() {
-            let advice = "name the folder of the photos with --images".into();
-            return Err(Error::Missing { what: "the photo", path, advice });
+        let path = self.images.join(image);
+        // Names without an extension, as VQA and GQA have them.
+        let with = ["jpg", "png"].into_iter().map(|extension| self.images.join(format!("{image}.{extension}")));
+        match std::iter::once(path.clone()).chain(with).find(|path| path.is_file()) {
+            Some(path) => photo::read(&path),
+            None => {
+                let advice = "name the folder of the photos with --images".into();
+                Err(Error::Missing { what: "the photo", path, advice })
+            }
         }
-        photo::read(&path)
     }
+}
+
+impl Captioned {
+    fn open(path: &Path, places: &Places, store: &FeatureStore) -> Result<Self> {
+        let captions = Captions::read(path)?;
+        let split_file = places.splits.as_deref().filter(|path| path.is_file());
+        let splits = Splits::choose(&captions, split_file, places.seed)?;
+        let hard = match places.hard_negatives.as_deref().filter(|path| path.is_file()) {
+            Some(path) => read_hard_negatives(path, &captions)?,
+            None => vec![None; captions.captions.len()],
+        };
+        let finder = NameFinder::new(store);
+        let stored = captions.images.iter().filter_map(|name| Some((name.clone(), finder.find(name)?))).collect();
+        Ok(Self { captions, splits, hard, stored })
+    }
+}
+
+/// The folder, in or below `beside`, that the photo of this name lies in; `beside` when it is in none.
+fn photo_folder(beside: &Path, name: Option<&String>) -> PathBuf {
+    let below = ["", "images", "flickr30k_images/flickr30k_images", "flickr30k_images", "flickr30k-images", "Images"];
+    let folders = || below.iter().map(|folder| beside.join(folder));
+    let holds = |folder: &PathBuf| name.is_some_and(|name| folder.join(name).is_file());
+    folders().find(holds).unwrap_or_else(|| beside.to_path_buf())
 }
 
 /// The pairs of `examples` with the regions of each.

@@ -1,18 +1,14 @@
-//! Pictures of what a trained LXMERT attends to: from a checkpoint, an image's regions and a sentence
-//! to PNG files.
+//! Pictures and measures of what a trained LXMERT attends to: from a checkpoint, an image's regions and a sentence to
+//! figures (PNG, SVG) and arrays (safetensors).
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`heatmap`], [`heads`], [`overlay`], [`methods`], [`grid`], [`curves`] | the kinds of pictures; each takes plain names and numbers |
-//! | [`sheet`], [`canvas`], [`font`], [`palette`], [`legend`], [`labels`] | what they are drawn with |
-//! | [`scorer`], [`asker`] | a checkpoint that scores pairs, one that answers questions, each with its attention maps |
-//! | [`maps`], [`matrix`] | captured attentions and the gradient of a target scalar, as small matrices |
-//! | [`relevancy`] | attention, rollout, Grad-CAM and Chefer's relevancy |
-//! | [`words`], [`pictures`] | from a scored pair to pictures of it |
-//! | [`perturbation`], [`perturbation_picture`] | whether a method knows what matters, measured |
-//! | [`grounding`], [`entities`] | whether the model looks at what a phrase names, measured |
-//! | [`dataset`], [`photo`] | where photos, features and captions lie |
-//! | [`gallery`], [`pair`] | the bare command; one photo and one sentence from scratch |
+//! | [`explain`] | a checkpoint's attention maps, the methods that say what a score rests on, two measures of the methods |
+//! | [`pictures`] | the kinds of pictures, and what they are drawn with |
+//! | [`commands`] | what each subcommand of `lxmert-viz` does, as library calls |
+//! | [`places`], [`dataset`], [`photo`] | where a run's photos, features and captions lie, and reading them |
+//! | [`export`] | attention maps, relevances, boxes, words and scores as arrays, and how Python reads them |
+//! | [`figures`] | where figures go, in which formats and sizes |
 //!
 //! # What a score rests on
 //!
@@ -53,33 +49,14 @@
 //! are exact and the types are those of the captions; `--entities DIR` takes the annotations of Flickr30k Entities
 //! (people, clothing, …). On the scenes, over 1,600 nouns: relevancy 94.1 %, attention 87.8 %, chance 26.8 %.
 
-pub mod asker;
-pub mod canvas;
-pub mod curves;
+pub mod commands;
 pub mod dataset;
-pub mod entities;
 pub mod error;
-pub mod font;
-pub mod gallery;
-pub mod grid;
-pub mod grounding;
-pub mod heads;
-pub mod heatmap;
-pub mod labels;
-pub mod legend;
-pub mod maps;
-pub mod matrix;
-pub mod methods;
-pub mod overlay;
-pub mod pair;
-pub mod palette;
-pub mod perturbation;
-pub mod perturbation_picture;
+pub mod explain;
+pub mod export;
+pub mod figures;
 pub mod photo;
 pub mod pictures;
-pub mod relevancy;
-pub mod scorer;
-pub mod sheet;
-pub mod words;
+pub mod places;
 
 pub use error::{Error, Result};

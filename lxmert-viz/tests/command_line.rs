@@ -1,4 +1,4 @@
-//! The commands on a small workspace: files appear, are whole, and mistakes are told.
+//! The commands on a small workspace: which files they write, what these show, and what is refused.
 
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
@@ -6,6 +6,9 @@ mod loopback;
 
 use assert_cmd::Command;
 use common::{Made, question_checkpoint, workspace};
+use lxmert_train::data::paths::{Data, DataPaths};
+use lxmert_train::job::RunSettings;
+use lxmert_train::recipe::Recipe;
 use predicates::prelude::*;
 use predicates::str::contains;
 use std::path::Path;
@@ -32,6 +35,7 @@ fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
     let text = String::from_utf8(output).unwrap();
     assert!(text.contains("random test pairs: accuracy") && text.contains("hard test pairs: accuracy"), "{text}");
     assert!(text.contains("grounding: of") && text.contains("relevancy (Chefer)"), "{text}");
+    assert!(!text.contains("Not the data"), "{text}");
     // Every object is a region with its true box here, so some region always hits.
     assert!(text.contains("any of the regions: 100.0 %"), "{text}");
     let plots = made.run().join("plots");
@@ -50,7 +54,7 @@ fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
 }
 
 #[test]
-fn single_pictures_go_where_they_are_told() {
+fn single_pictures_are_written_where_output_says() {
     let made = workspace();
     let text = "A red circle above a blue square .";
     let heatmap = made.root().join("one/map.png");
@@ -77,7 +81,107 @@ fn single_pictures_go_where_they_are_told() {
 }
 
 #[test]
-fn methods_stand_side_by_side_for_a_match_and_for_an_answer() {
+fn figures_take_a_format_a_width_and_a_font_scale() {
+    let made = workspace();
+    let svg = made.root().join("fig.svg");
+    viz(&made).args(["heads", "-o", svg.to_str().unwrap()]).assert().success().stdout(contains("fig.svg"));
+    let text = std::fs::read_to_string(&svg).unwrap();
+    let document = roxmltree::Document::parse(&text).unwrap();
+    assert!(document.descendants().any(|node| node.text() == Some("layer 1 · head 2")), "{text}");
+    let both = ["heatmap", "--image", "00003.png", "--format", "png,svg", "--width", "400", "-o", "both"];
+    viz(&made).args(both).assert().success();
+    let file = |end: &str| made.root().join(format!("both/heatmap-00003-language-to-vision.{end}"));
+    assert_eq!(picture(&file("png")).0, 400);
+    assert!(std::fs::read_to_string(file("svg")).unwrap().contains("width=\"400\""));
+    // Larger text beside a photo of the same size.
+    let width = |scale: &str| {
+        let output = format!("overlay-{scale}.png");
+        viz(&made).args(["overlay", "--font-scale", scale, "-o", &output]).assert().success();
+        picture(&made.root().join(output)).0
+    };
+    let (plain, large) = (width("1"), width("1.5"));
+    assert!(large > plain && large < plain * 3 / 2, "{plain} {large}");
+    viz(&made).args(["heads", "-o", "fig.pdf"]).assert().code(1).stderr(contains("written as .png or .svg"));
+    viz(&made).args(["perturbation", "-o", "fig.svg"]).assert().code(1).stderr(contains("name a folder"));
+}
+
+#[test]
+fn characters_without_a_glyph_are_told_once_with_their_number() {
+    let made = workspace();
+    let mut command = Command::cargo_bin("lxmert-viz").unwrap();
+    command.current_dir(made.root()).args(["--threads", "2", "heatmap", "--all", "--text", "a red 圆 圆 and a 🦊"]);
+    let output = command.assert().success().get_output().stderr.clone();
+    let text = String::from_utf8(output).unwrap();
+    // The words of a heatmap are word pieces, of which the vocabulary may have none.
+    assert!(text.matches("not in the bundled font").count() == 1, "{text}");
+}
+
+/// Another data set than the scenes: its own captions, store and photos, and a run whose run.json names them.
+fn other_run(made: &Made) -> std::path::PathBuf {
+    let (scenes, other) = (made.root().join("data/scenes"), made.root().join("elsewhere"));
+    std::fs::create_dir_all(other.join("images")).unwrap();
+    let captions = std::fs::read_to_string(scenes.join("results.csv")).unwrap();
+    let rows: Vec<&str> = captions.lines().collect();
+    std::fs::write(other.join("photos.csv"), rows[..=30].join("\n")).unwrap();
+    let names: std::collections::BTreeSet<&str> = rows[1..=30].iter().map(|row| &row[..9]).collect();
+    for name in &names {
+        std::fs::copy(scenes.join("images").join(name), other.join("images").join(name)).unwrap();
+    }
+    let names: Vec<&&str> = names.iter().collect();
+    let splits = serde_json::json!({ "train": names[2..], "val": names[1..2], "test": names[..1] });
+    std::fs::write(other.join("splits.json"), splits.to_string()).unwrap();
+    let features = made.root().join("data/features/other");
+    std::fs::rename(made.root().join("data/features/scenes"), &features).unwrap();
+    let run = made.root().join("runs/other");
+    std::fs::rename(made.run(), &run).unwrap();
+    let splits = Some(other.join("splits.json"));
+    let paths = DataPaths {
+        name: "photos".into(),
+        splits,
+        hard_negatives: None,
+        ..DataPaths::of_files(other.join("photos.csv"), None, features)
+    };
+    let (recipe, data) = (Recipe::scenes(), Data::Captions(paths));
+    let settings = RunSettings { recipe, data, data_sha256: String::new() };
+    std::fs::write(run.join("run.json"), serde_json::to_string(&settings).unwrap()).unwrap();
+    run
+}
+
+#[test]
+fn a_run_shows_the_data_that_it_names_and_other_data_only_with_a_notice() {
+    let made = workspace();
+    let run = other_run(&made);
+    let grid = |args: &[&str]| {
+        let output = viz(&made).args(["grid", "--run", "runs/other"]).args(args).assert().success();
+        String::from_utf8(output.get_output().stdout.clone()).unwrap()
+    };
+    let own = grid(&[]);
+    assert!(own.contains("random test pairs") && !own.contains("hard test pairs"), "{own}");
+    let pairs = |text: &str| text.split(" of ").nth(1).and_then(|rest| rest.split(')').next()).map(String::from);
+    let height = picture(&run.join("plots/predictions-random.png")).1;
+
+    let scenes = "data/scenes/results.csv";
+    let other = grid(&["--captions", scenes, "-o", "shown"]);
+    assert!(other.contains("hard test pairs"), "{other}");
+    assert_ne!(pairs(&own), pairs(&other));
+    let svg = ["grid", "--run", "runs/other", "--captions", scenes, "--format", "svg", "-o", "shown"];
+    viz(&made).args(svg).assert().success();
+    let text = std::fs::read_to_string(made.root().join("shown/predictions-random.svg")).unwrap();
+    assert!(text.contains("Not the data of the run: captions data/scenes/results.csv"), "{text}");
+    assert!(height > 300);
+
+    // A checkpoint of the run is shown on the run's data too, and a run without a run.json on none.
+    let heads = ["heads", "--checkpoint", "runs/other/best", "--format", "svg", "-o", "shown/heads.svg"];
+    viz(&made).args(heads).assert().success();
+    let text = std::fs::read_to_string(made.root().join("shown/heads.svg")).unwrap();
+    assert!(!text.contains("Not the data") && !text.contains("does not say"), "{text}");
+    std::fs::remove_file(run.join("run.json")).unwrap();
+    let heads = ["heads", "--run", "runs/other"];
+    viz(&made).args(heads).assert().code(1).stderr(contains("run.json").and(contains("--captions")));
+}
+
+#[test]
+fn relevancy_draws_the_methods_for_a_match_and_for_an_answer() {
     let made = workspace();
     viz(&made).args(["relevancy", "--image", "00003.png"]).assert().success().stdout(contains("P(match)"));
     let all = picture(&made.run().join("plots/relevancy-00003.png"));
@@ -106,7 +210,7 @@ fn methods_stand_side_by_side_for_a_match_and_for_an_answer() {
 }
 
 #[test]
-fn a_checkpoint_is_named_by_its_run_its_weights_or_a_repository_of_the_hub() {
+fn checkpoint_takes_a_run_a_weights_file_or_a_hub_repository() {
     let made = workspace();
     let best = made.run().join("best");
     question_checkpoint(&made.root().join("questions"));
@@ -141,17 +245,93 @@ fn perturbation_writes_curves_areas_and_a_table() {
     let plots = made.run().join("plots");
     picture(&plots.join("perturbation.png"));
     let csv = std::fs::read_to_string(plots.join("perturbation.csv")).unwrap();
-    assert_eq!(csv.lines().count(), 1 + 4 * 6 * 9);
+    let removed = |side: &str, method: &str| -> Vec<f64> {
+        let rows = csv.lines().filter(|row| row.starts_with(&format!("{side},positive,{method},")));
+        rows.map(|row| row.split(',').nth(3).unwrap().parse().unwrap()).collect()
+    };
+    for side in ["regions", "words"] {
+        let steps = removed(side, "random");
+        assert!(steps.len() >= 3 && steps[0] == 0.0 && steps[steps.len() - 1] == 1.0, "{steps:?}");
+        assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "no step comes twice: {steps:?}");
+        assert_eq!(steps, removed(side, "rollout"));
+    }
     let json = std::fs::read_to_string(plots.join("perturbation.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let curves = json["curves"].as_array().unwrap();
     let first: Vec<f64> = curves.iter().map(|curve| curve["matched"][0].as_f64().unwrap()).collect();
     assert!(first.iter().all(|score| *score == first[0]), "nothing is removed yet: {first:?}");
     // Without its words every method leaves the same sentence.
-    let bare: Vec<f64> =
-        curves.iter().filter(|c| c["side"] == "words").map(|c| c["matched"][8].as_f64().unwrap()).collect();
+    let bare: Vec<f64> = curves
+        .iter()
+        .filter(|c| c["side"] == "words")
+        .map(|c| c["matched"].as_array().unwrap().last().unwrap().as_f64().unwrap())
+        .collect();
     assert!(bare.len() == 12 && bare.iter().all(|score| *score == bare[0]), "{bare:?}");
     viz(&made).args(["perturbation", "--examples", "0"]).assert().code(1).stderr(contains("nothing to perturb"));
+}
+
+#[test]
+fn export_writes_the_arrays_that_its_docs_name() {
+    let made = workspace();
+    let export = |args: &[&str]| {
+        let output = viz(&made).arg("export").args(args).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap()
+    };
+    let text = export(&["--split", "test", "--false-captions", "-o", "out/all.safetensors"]);
+    let path = made.root().join("out/all.safetensors");
+    let arrays = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let lines = |name: &str| -> Vec<String> {
+        let bytes = arrays[name].to_vec1::<u8>().unwrap();
+        String::from_utf8(bytes).unwrap().lines().map(String::from).collect()
+    };
+    let shape = |name: &str| arrays[name].dims().to_vec();
+    let (images, texts, tokens) = (lines("images"), lines("texts"), lines("tokens"));
+    let n = images.len();
+    assert!(text.contains(&format!("{n} pairs")) && n > 10 && texts.len() == n && tokens.len() == n, "{text}");
+    let (w, r) = (shape("input_ids")[1], shape("labels")[1]);
+    // One language, one vision and two cross layers of two heads.
+    for (name, layers, rows, columns) in [
+        ("language", 1, w, w),
+        ("vision", 1, r, r),
+        ("language-to-vision", 2, w, r),
+        ("vision-to-language", 2, r, w),
+        ("language-self", 2, w, w),
+        ("vision-self", 2, r, r),
+    ] {
+        assert_eq!(shape(&format!("attention/{name}")), [n, layers, 2, rows, columns], "{name}");
+    }
+    for method in ["attention", "gradient-attention", "relevancy", "rollout", "grad-cam", "relevancy-against"] {
+        assert_eq!(shape(&format!("relevance/{method}/words")), [n, w], "{method}");
+        assert_eq!(shape(&format!("relevance/{method}/regions")), [n, r], "{method}");
+        assert_eq!(shape(&format!("relevance/{method}/words-to-regions")), [n, w, r], "{method}");
+    }
+    assert_eq!(shape("boxes"), [n, r, 4]);
+    let words = arrays["num_words"].to_vec1::<u32>().unwrap();
+    let regions = arrays["num_regions"].to_vec1::<u32>().unwrap();
+    let truth = arrays["truth"].to_vec1::<u8>().unwrap();
+    assert_eq!(truth.iter().filter(|t| **t == 1).count(), truth.iter().filter(|t| **t == 0).count());
+    for i in 0..n {
+        let (words, regions) = (words[i] as usize, regions[i] as usize);
+        assert_eq!(tokens[i].split(' ').count(), words);
+        // Each word's attention sums to 1 over the regions that are there, and is 0 beyond.
+        let map = arrays["attention/language-to-vision"].get(i).unwrap().get(1).unwrap().get(0).unwrap();
+        for (row, values) in map.to_vec2::<f32>().unwrap().iter().enumerate() {
+            let sum: f32 = values.iter().sum();
+            let want = if row < words { 1.0 } else { 0.0 };
+            assert!((sum - want).abs() < 1e-5 && values[regions..].iter().all(|v| *v == 0.0), "{i} {row}: {sum}");
+        }
+    }
+    // One pair alone gives the same numbers, and the default file.
+    let (image, caption) = (&images[n - 1], &texts[n - 1]);
+    export(&["--image", image, "--text", caption, "--no-maps"]);
+    let one = made.run().join("plots/export.safetensors");
+    let one = candle_core::safetensors::load(one, &candle_core::Device::Cpu).unwrap();
+    assert!(!one.keys().any(|name| name.starts_with("attention/")));
+    let logit = |arrays: &std::collections::HashMap<String, candle_core::Tensor>, i: usize| {
+        arrays["logits"].to_vec1::<f32>().unwrap()[i]
+    };
+    assert!((logit(&one, 0) - logit(&arrays, n - 1)).abs() < 1e-4);
+    viz(&made).args(["export", "-o", "out.npz"]).assert().code(1).stderr(contains(".safetensors"));
 }
 
 #[test]
@@ -205,7 +385,7 @@ fn first_test_image(made: &Made) -> String {
 }
 
 #[test]
-fn what_is_missing_is_named_with_the_command_that_makes_it() {
+fn errors_name_what_is_missing_and_the_command_that_makes_it() {
     let made = workspace();
     let fails = |args: &[&str], message: &str| {
         viz(&made).args(args).assert().code(1).stderr(contains(message).and(contains("panicked").not()));

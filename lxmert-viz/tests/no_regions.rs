@@ -6,7 +6,7 @@ use candle_core::Device;
 use common::checkpoint;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
 use lxmert_core::features::Regions;
-use lxmert_viz::scorer::{Scorer, keep_regions};
+use lxmert_viz::explain::scorer::{Scorer, keep_regions};
 use std::collections::BTreeMap;
 
 const IDS: [u32; 5] = [101, 2417, 4418, 1012, 102];

@@ -66,7 +66,7 @@ impl FeatureMap {
         Self { data: pool.take(shape.iter().product()), shape, pool: pool.clone() }
     }
 
-    /// From a tensor `[batch, channels, height, width]` of f32 on the CPU.
+    /// From a tensor `[batch, channels, height, width]` of f32 on the CPU; one that lies channels-last is copied as it is.
     ///
     /// # Errors
     /// When it is of another rank, type or device.
@@ -74,7 +74,10 @@ impl FeatureMap {
         let (batch, channels, height, width) = tensor.dims4()?;
         let mut map = Self::unwritten([batch, height, width, channels], pool);
         let area = height * width;
-        if batch * channels * area > 0 {
+        let channels_last = tensor.permute((0, 2, 3, 1))?;
+        if channels_last.is_contiguous() {
+            with_f32(&channels_last, |from| map.values_mut().copy_from_slice(from))?;
+        } else if batch * channels * area > 0 {
             with_f32(tensor, |from| {
                 let to = map.values_mut().par_chunks_exact_mut(width * channels).enumerate();
                 to.for_each(|(row, to)| {

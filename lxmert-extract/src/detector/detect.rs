@@ -7,6 +7,7 @@ use super::nms::batched_nms;
 use super::rpn::{Proposals, propose};
 use super::transform::{NetworkInput, transform};
 use super::{Network, NormMode};
+use crate::images::DecodedImage;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::Result;
@@ -32,7 +33,7 @@ pub struct Analysis {
     /// The pyramid's levels on the CPU, finest first; the last is for proposals only if the configuration
     /// has a pooled level.
     pub levels: Vec<Tensor>,
-    /// Boxes of the proposal network, best first.
+    /// Boxes of the proposal network, best first, or those of [`Detector::analyse_boxes`].
     pub proposals: Proposals,
     /// Feature of each proposal, pooled at the proposal's box: `[proposals, representation_size]`, on the CPU.
     pub features: Tensor,
@@ -127,25 +128,59 @@ impl Detector {
         &self.network
     }
 
-    /// Runs the network on `image`: `[3, height, width]`, RGB in 0..1, f32.
+    /// The network's input for an image.
     ///
     /// # Errors
-    /// When the image has another shape or a computation fails.
-    pub fn analyse(&self, image: &Tensor) -> Result<Analysis> {
-        in_pool(|| self.analysis(image))
+    /// As [`transform`].
+    pub fn input(&self, image: &DecodedImage) -> Result<NetworkInput> {
+        transform(&self.config.transform, image, &self.device)
     }
 
-    fn analysis(&self, image: &Tensor) -> Result<Analysis> {
-        let input = transform(&self.config.transform, image, &self.device)?;
+    /// Runs the network on an image.
+    ///
+    /// # Errors
+    /// When a computation fails.
+    pub fn analyse(&self, input: NetworkInput) -> Result<Analysis> {
+        in_pool(|| self.analysis(input, None))
+    }
+
+    /// As [`analyse`](Self::analyse), with `boxes` (in pixels of the resized image) in place of proposals.
+    ///
+    /// # Errors
+    /// When a computation fails.
+    pub fn analyse_boxes(&self, input: NetworkInput, boxes: Vec<BoxXyxy>) -> Result<Analysis> {
+        in_pool(|| self.analysis(input, Some(boxes)))
+    }
+
+    /// What the body's last stage gives: `[1, channels, rows, columns]` over the padded input, on the CPU.
+    ///
+    /// # Errors
+    /// When a computation fails.
+    pub fn last_map(&self, input: &NetworkInput) -> Result<Tensor> {
+        in_pool(|| match &self.packed {
+            Some(packed) => Ok(packed.last_map(&input.tensor)?),
+            None => {
+                let stages = self.network.body.forward_t(&input.tensor, false)?;
+                // A valid configuration has a stage.
+                Ok(stages[stages.len() - 1].to_device(&Device::Cpu)?)
+            }
+        })
+    }
+
+    fn analysis(&self, input: NetworkInput, boxes: Option<Vec<BoxXyxy>>) -> Result<Analysis> {
         let (levels, predictions) = match &self.packed {
-            Some(packed) => packed.forward(&input.tensor)?,
+            Some(packed) => packed.forward(&input.tensor, boxes.is_none())?,
             None => {
                 let levels = self.network.levels(&input.tensor, false)?;
-                let predictions = self.network.rpn.forward_t(&levels, false)?;
+                let wanted = if boxes.is_none() { levels.as_slice() } else { &[] };
+                let predictions = self.network.rpn.forward_t(wanted, false)?;
                 (levels, predictions)
             }
         };
-        let proposals = propose(&self.config.rpn, &predictions, 0, input.resized_size, input.padded_size)?;
+        let proposals = match boxes {
+            Some(boxes) => Proposals { scores: vec![1.0; boxes.len()], boxes },
+            None => propose(&self.config.rpn, &predictions, 0, input.resized_size, input.padded_size)?,
+        };
         let levels = levels.iter().map(|l| l.to_device(&Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
         let classes = self.config.num_classes();
         let features = self.features_on_device(&levels, &proposals.boxes, &input)?;
@@ -259,12 +294,12 @@ impl Detector {
         })
     }
 
-    /// Detects objects in `image`: `[3, height, width]`, RGB in 0..1, f32.
+    /// Detects objects in an image.
     ///
     /// # Errors
-    /// When the image has another shape or a computation fails.
-    pub fn detect(&self, image: &Tensor) -> Result<Detections> {
-        self.detections(&self.analyse(image)?)
+    /// When the image has no pixels or a computation fails.
+    pub fn detect(&self, image: &DecodedImage) -> Result<Detections> {
+        self.detections(&self.analyse(self.input(image)?)?)
     }
 }
 

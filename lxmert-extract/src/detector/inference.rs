@@ -89,14 +89,26 @@ impl PackedNetwork {
     }
 
     /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the pyramid's levels, finest first, the pooled
-    /// one last, and what the proposal head says about each; the tensors lie channels-last in memory.
+    /// one last, and, `with_proposals`, what the proposal head says about each; the tensors lie channels-last in memory.
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn forward(&self, images: &Tensor) -> Result<(Vec<Tensor>, Vec<LevelPrediction>)> {
+    pub fn forward(&self, images: &Tensor, with_proposals: bool) -> Result<(Vec<Tensor>, Vec<LevelPrediction>)> {
         let levels = self.levels(&self.stages(images)?)?;
-        let predictions = levels.iter().map(|level| self.predict(level)).collect::<Result<_>>()?;
+        let wanted = levels.iter().filter(|_| with_proposals);
+        let predictions = wanted.map(|level| self.predict(level)).collect::<Result<_>>()?;
         Ok((levels.into_iter().map(FeatureMap::into_tensor).collect::<Result<_>>()?, predictions))
+    }
+
+    /// The body's last stage alone, for `images` as in [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn last_map(&self, images: &Tensor) -> Result<Tensor> {
+        match self.stages(images)?.pop() {
+            Some(map) => map.into_tensor(),
+            None => candle_core::bail!("a body without stages"),
+        }
     }
 
     /// Region features, as [`RoiHeads::features`](super::roi_heads::RoiHeads::features) of the pooled `boxes` of each image (in

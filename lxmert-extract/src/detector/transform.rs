@@ -2,6 +2,7 @@
 //! torchvision's `models/detection/transform.py`.
 
 use super::config::TransformConfig;
+use crate::images::DecodedImage;
 use candle_core::{Device, Tensor};
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::{Error, Result};
@@ -10,7 +11,7 @@ use rayon::prelude::*;
 /// The network's input, and the sizes (height, width) that lead back to the image.
 #[derive(Debug, Clone)]
 pub struct NetworkInput {
-    /// `[1, 3, padded height, padded width]`, f32.
+    /// `[1, 3, padded height, padded width]`, f32: a view of channels-last memory.
     pub tensor: Tensor,
     /// Size of the image itself.
     pub image_size: (usize, usize),
@@ -29,24 +30,6 @@ impl NetworkInput {
     }
 }
 
-/// `[3, height, width]` in 0..1 from interleaved 8-bit RGB.
-///
-/// # Errors
-/// When `pixels` does not hold `width · height · 3` bytes.
-pub fn rgb_tensor(pixels: &[u8], width: usize, height: usize) -> Result<Tensor> {
-    let plane = width * height;
-    if pixels.len() != plane * 3 {
-        return Err(Error::Argument(format!("{} bytes are not an RGB image of {width}×{height}", pixels.len())));
-    }
-    let mut values = vec![0f32; pixels.len()];
-    for (channel, plane) in values.chunks_exact_mut(plane.max(1)).enumerate() {
-        for (value, pixel) in plane.iter_mut().zip(pixels.chunks_exact(3)) {
-            *value = f32::from(pixel[channel]) / 255.0;
-        }
-    }
-    Ok(Tensor::from_vec(values, (3, height, width), &Device::Cpu)?)
-}
-
 /// Size (height, width) that an image of `size` is resized to.
 pub fn resized_size(config: &TransformConfig, size: (usize, usize)) -> (usize, usize) {
     let (short, long) = (size.0.min(size.1) as f64, size.0.max(size.1) as f64);
@@ -56,39 +39,41 @@ pub fn resized_size(config: &TransformConfig, size: (usize, usize)) -> (usize, u
     (side(size.0), side(size.1))
 }
 
-/// The network's input for `image`: `[3, height, width]`, RGB in 0..1, f32.
+/// The network's input for `image`: each byte is scaled to 0..1 and normalised, then resampled straight into its place.
 ///
 /// # Errors
-/// When `image` has another shape or type, or no pixels.
-pub fn transform(config: &TransformConfig, image: &Tensor, device: &Device) -> Result<NetworkInput> {
-    let (channels, height, width) = image.dims3()?;
-    if channels != 3 || height == 0 || width == 0 {
-        return Err(Error::Argument(format!("an image is [3, height, width] in RGB, not {:?}", image.dims())));
+/// When the image has no pixels, or not as many bytes as its size says.
+pub fn transform(config: &TransformConfig, image: &DecodedImage, device: &Device) -> Result<NetworkInput> {
+    let (width, height) = (image.width as usize, image.height as usize);
+    if image.rgb.is_empty() || image.rgb.len() != width * height * 3 {
+        return Err(Error::Argument(format!("{} bytes are not an RGB image of {width}×{height}", image.rgb.len())));
     }
-    let pixels = image.flatten_all()?.to_vec1::<f32>()?;
     let (new_height, new_width) = resized_size(config, (height, width));
     let pad = |n: usize| n.div_ceil(config.size_divisor) * config.size_divisor;
     let (padded_height, padded_width) = (pad(new_height), pad(new_width));
 
+    // What each byte is in the network, by channel.
+    let normalised: [[f32; 256]; 3] = std::array::from_fn(|channel| {
+        let (mean, std) = (config.image_mean[channel], config.image_std[channel]);
+        std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std)
+    });
     let rows = taps(height, new_height);
     let columns = taps(width, new_width);
-    let mut padded = vec![0f32; 3 * padded_height * padded_width];
-    padded.par_chunks_mut(padded_width).enumerate().for_each(|(line, out)| {
-        let (channel, row) = (line / padded_height, line % padded_height);
-        let Some(&(top, bottom, weight_y)) = rows.get(row) else { return };
-        let (mean, std) = (config.image_mean[channel], config.image_std[channel]);
-        let source = |y: usize| &pixels[(channel * height + y) * width..][..width];
+    let mut padded = vec![0f32; padded_height * padded_width * 3];
+    padded.par_chunks_mut(padded_width * 3).zip(&rows).for_each(|(out, &(top, bottom, weight_y))| {
+        let source = |y: usize| &image.rgb[y * width * 3..][..width * 3];
         let (upper, lower) = (source(top), source(bottom));
-        for (value, &(left, right, weight_x)) in out.iter_mut().zip(&columns) {
-            let at = |line: &[f32]| {
-                let (a, b) = ((line[left] - mean) / std, (line[right] - mean) / std);
-                (1.0 - weight_x) * a + weight_x * b
-            };
-            *value = (1.0 - weight_y) * at(upper) + weight_y * at(lower);
+        for (pixel, &(left, right, weight_x)) in out.chunks_exact_mut(3).zip(&columns) {
+            for (channel, value) in pixel.iter_mut().enumerate() {
+                let of = |line: &[u8], x: usize| normalised[channel][usize::from(line[3 * x + channel])];
+                let at = |line: &[u8]| (1.0 - weight_x) * of(line, left) + weight_x * of(line, right);
+                *value = (1.0 - weight_y) * at(upper) + weight_y * at(lower);
+            }
         }
     });
+    let channels_last = Tensor::from_vec(padded, (1, padded_height, padded_width, 3), &Device::Cpu)?;
     Ok(NetworkInput {
-        tensor: Tensor::from_vec(padded, (1, 3, padded_height, padded_width), &Device::Cpu)?.to_device(device)?,
+        tensor: channels_last.to_device(device)?.permute((0, 3, 1, 2))?,
         image_size: (height, width),
         resized_size: (new_height, new_width),
         padded_size: (padded_height, padded_width),
@@ -136,7 +121,8 @@ mod tests {
     #[test]
     fn padding_is_zero_on_the_right_and_below() -> Result<()> {
         let config = TransformConfig { min_size: 40, max_size: 60, ..TransformConfig::default() };
-        let input = transform(&config, &rgb_tensor(&[255; 10 * 20 * 3], 20, 10)?, &Device::Cpu)?;
+        let image = DecodedImage { width: 20, height: 10, rgb: vec![255; 20 * 10 * 3] };
+        let input = transform(&config, &image, &Device::Cpu)?;
         assert_eq!((input.resized_size, input.padded_size), ((30, 60), (32, 64)));
         let rows = input.tensor.squeeze(0)?.to_vec3::<f32>()?;
         let white = (1.0 - 0.485) / 0.229;
@@ -145,15 +131,36 @@ mod tests {
         Ok(())
     }
 
+    /// The definition (torchvision's `_resize_image_and_masks` after `normalize`), value by value.
     #[test]
-    fn wrong_shapes_are_refused() -> Result<()> {
-        let config = TransformConfig::default();
-        assert!(rgb_tensor(&[0; 5], 2, 1).is_err());
-        for dims in [vec![1, 4, 4], vec![3, 0, 4], vec![4, 4]] {
-            assert!(
-                transform(&config, &Tensor::zeros(dims, candle_core::DType::F32, &Device::Cpu)?, &Device::Cpu).is_err()
-            );
+    fn each_value_is_the_four_normalised_pixels_weighted() -> Result<()> {
+        let config = TransformConfig { min_size: 9, max_size: 60, ..TransformConfig::default() };
+        let bytes: Vec<u8> = (0..7 * 5 * 3u32).map(|i| (i * 37 % 256) as u8).collect();
+        let input = transform(&config, &DecodedImage { width: 7, height: 5, rgb: bytes.clone() }, &Device::Cpu)?;
+        let (new_height, new_width) = input.resized_size;
+        assert_eq!((new_height, new_width), (9, 12));
+        let planes = input.tensor.squeeze(0)?.to_vec3::<f32>()?;
+        for channel in 0..3 {
+            let pixel = |y: usize, x: usize| {
+                let value = f32::from(bytes[(y * 7 + x) * 3 + channel]) / 255.0;
+                (value - config.image_mean[channel]) / config.image_std[channel]
+            };
+            for (y, &(top, bottom, wy)) in taps(5, new_height).iter().enumerate() {
+                for (x, &(left, right, wx)) in taps(7, new_width).iter().enumerate() {
+                    let row = |y| (1.0 - wx) * pixel(y, left) + wx * pixel(y, right);
+                    assert_eq!(planes[channel][y][x], (1.0 - wy) * row(top) + wy * row(bottom));
+                }
+            }
         }
         Ok(())
+    }
+
+    #[test]
+    fn rejects_images_without_pixels_or_of_another_size() {
+        let config = TransformConfig::default();
+        for (width, height, bytes) in [(2, 1, 5), (0, 4, 0), (4, 0, 0), (1, 1, 4)] {
+            let image = DecodedImage { width, height, rgb: vec![0; bytes] };
+            assert!(transform(&config, &image, &Device::Cpu).is_err());
+        }
     }
 }

@@ -25,6 +25,21 @@ pub struct TsvOptions {
     pub attribute_names: Vec<String>,
 }
 
+impl TsvOptions {
+    /// Options with the names that two files list, one a line, of synonyms the first.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn new(dtype: StoreDtype, objects: Option<&Path>, attributes: Option<&Path>) -> Result<Self> {
+        let names = |path: Option<&Path>| -> Result<Vec<String>> {
+            let Some(path) = path else { return Ok(Vec::new()) };
+            let text = std::fs::read_to_string(path).map_err(lxmert_core::Error::io(path))?;
+            Ok(text.lines().map(|line| line.split(',').next().unwrap_or(line).trim().to_string()).collect())
+        };
+        Ok(Self { dtype, object_names: names(objects)?, attribute_names: names(attributes)? })
+    }
+}
+
 /// Copies every image of the TSV that the store does not have. The first line says how many regions
 /// an image has and how long a feature is.
 ///

@@ -8,6 +8,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::detector::{Detector, DetectorConfig};
+use lxmert_extract::images::{DecodedImage, decode_file};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -51,12 +52,9 @@ pub fn reference_detector(seed: u64, precision: Precision) -> Result<Detector> {
     Ok(Detector::new(&DetectorConfig::coco(), precision, vb)?)
 }
 
-/// A fixture picture as `[3, height, width]` in 0..1.
-pub fn photo(name: &str) -> Result<Tensor> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../data/photos").join(name);
-    let image = image::open(path)?.to_rgb8();
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(lxmert_extract::detector::transform::rgb_tensor(image.as_raw(), width, height)?)
+/// A fixture picture.
+pub fn photo(name: &str) -> Result<DecodedImage> {
+    Ok(decode_file(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../data/photos").join(name))?)
 }
 
 /// The largest difference, relative to the reference's root mean square.

@@ -1,5 +1,268 @@
-//! What the larger subcommands take and run.
+//! What each subcommand does: it takes a [`Session`] and its own options, writes files, and gives a [`Report`].
 
+pub mod export;
+pub mod gallery;
 pub mod grounding;
+pub mod maps;
+pub mod pair;
 pub mod perturbation;
+pub mod predictions;
 pub mod relevancy;
+
+use crate::dataset::{DataSet, slug};
+use crate::explain::scorer::Scorer;
+use crate::figures::{FigureArgs, write_whole};
+use crate::photo;
+use crate::pictures::canvas::Canvas;
+use crate::pictures::curves;
+use crate::pictures::grid::percent;
+use crate::places::Places;
+use crate::{Error, Result};
+use candle_core::Device;
+use image::RgbImage;
+use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::features::Regions;
+use lxmert_core::workspace::Workspace;
+use lxmert_extract::choice::DetectorChoice;
+use lxmert_extract::finder::Finder;
+use lxmert_extract::images::DecodedImage;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What every command needs.
+pub struct Session {
+    /// Where things lie.
+    pub places: Places,
+    /// Where figures go, and how they are drawn.
+    pub figures: FigureArgs,
+    /// Where to compute.
+    pub device: Device,
+    /// The seed of what is drawn at random.
+    pub seed: u64,
+    /// Whether to draw progress bars.
+    pub progress: bool,
+}
+
+impl Session {
+    /// The checkpoint.
+    ///
+    /// # Errors
+    /// As [`Scorer::open`].
+    pub fn scorer(&self) -> Result<Scorer> {
+        Scorer::open(&self.places.checkpoint, &self.device)
+    }
+
+    /// The data, for a model that looks at `regions` regions of an image.
+    ///
+    /// # Errors
+    /// As [`DataSet::open`].
+    pub fn data(&self, regions: usize) -> Result<DataSet> {
+        DataSet::open(self.places.clone(), regions)
+    }
+
+    /// The checkpoint and the data.
+    ///
+    /// # Errors
+    /// As [`Scorer::open`] and [`DataSet::open`].
+    pub fn open(&self) -> Result<(Scorer, DataSet)> {
+        let scorer = self.scorer()?;
+        let data = self.data(scorer.regions())?;
+        Ok((scorer, data))
+    }
+
+    /// The folder of a command that writes several files.
+    fn folder(&self) -> Result<PathBuf> {
+        self.figures.folder(self.places.plots())
+    }
+
+    /// Writes a figure of the data to `path` with the extension of each format.
+    fn save(&self, mut sheet: Canvas, path: &Path, shows: impl Into<String>, report: &mut Report) -> Result<()> {
+        if let Some(notice) = &self.places.notice {
+            sheet.footer(notice);
+        }
+        self.save_photo(&sheet, path, shows, report)
+    }
+
+    /// The same for a figure of a photo that the user named, which is of no data set.
+    fn save_photo(&self, sheet: &Canvas, path: &Path, shows: impl Into<String>, report: &mut Report) -> Result<()> {
+        let shows = shows.into();
+        for path in self.figures.write(sheet, path)? {
+            if path.extension().is_some_and(|extension| extension == "png") {
+                report.boxes.extend(sheet.missing_characters());
+            }
+            report.files.push(Written { path, shows: shows.clone() });
+        }
+        Ok(())
+    }
+
+    /// A bar for a job of `length` parts.
+    fn bar(&self, length: usize, what: &str) -> indicatif::ProgressBar {
+        let bar =
+            if self.progress { indicatif::ProgressBar::new(length as u64) } else { indicatif::ProgressBar::hidden() };
+        if let Ok(style) = indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({eta} left)") {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_string());
+        bar
+    }
+}
+
+/// A file and what it shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The file.
+    pub path: PathBuf,
+    /// One line, or nothing where the command says it all.
+    pub shows: String,
+}
+
+/// What a command found and wrote.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Results for the reader, a paragraph each.
+    pub lines: Vec<String>,
+    /// The files, in the order of writing.
+    pub files: Vec<Written>,
+    /// Characters that PNG files show as boxes.
+    boxes: BTreeSet<char>,
+}
+
+impl Report {
+    fn say(&mut self, line: impl Into<String>) {
+        self.lines.push(line.into());
+    }
+
+    fn add(&mut self, path: PathBuf) {
+        self.files.push(Written { path, shows: String::new() });
+    }
+
+    /// Writes a text file.
+    fn write(&mut self, path: PathBuf, text: &str) -> Result<()> {
+        write_whole(&path, text.as_bytes())?;
+        self.add(path);
+        Ok(())
+    }
+
+    /// What the user should know of all figures, once.
+    pub fn warning(&self) -> Option<String> {
+        let some: Vec<String> = self.boxes.iter().take(8).map(char::to_string).collect();
+        (!some.is_empty()).then(|| {
+            format!(
+                "{} characters ({}{}) are not in the bundled font: PNG files show a box for each; --format svg leaves them \
+                 to the viewer's fonts",
+                self.boxes.len(),
+                some.join(" "),
+                if self.boxes.len() > some.len() { " …" } else { "" }
+            )
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))?;
+        for Written { path, shows } in &self.files {
+            let gap = if shows.is_empty() { "" } else { "  " };
+            writeln!(f, "{}{gap}{shows}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// Which image of the data, and which sentence.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct SubjectArgs {
+    /// The image's name in the feature store [default: the first test image]
+    #[arg(long, value_name = "NAME")]
+    pub image: Option<String>,
+    /// The sentence [default: the image's first caption]
+    #[arg(long)]
+    pub text: Option<String>,
+}
+
+impl SubjectArgs {
+    /// The image's name.
+    fn image(&self, data: &DataSet) -> Result<String> {
+        self.image.clone().map_or_else(|| data.first_image(), Ok)
+    }
+
+    /// The sentence.
+    fn text(&self, data: &DataSet, image: &str) -> Result<String> {
+        let first = || data.captions_of(image).first().map(ToString::to_string);
+        let text = self.text.clone().or_else(first);
+        text.ok_or_else(|| Error::Argument(format!("{image} has no caption; give a sentence with --text")))
+    }
+}
+
+/// Which detector finds the regions of a photo.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct DetectorArgs {
+    /// Which detector finds the regions [default: the one whose features the checkpoint was trained on]
+    #[arg(long, value_name = "scenes|coco|DIR")]
+    pub detector: Option<DetectorChoice>,
+    /// The detector's weights: a file, or hf:owner/repo/file[@revision] [default: the detector's own]
+    #[arg(long, value_name = "SOURCE")]
+    pub weights: Option<WeightSource>,
+    /// How many regions to find [default: as many as the checkpoint was trained on]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=400))]
+    pub regions: Option<u16>,
+}
+
+/// A photo, its regions and their names.
+struct Seen {
+    name: String,
+    photo: RgbImage,
+    regions: Regions,
+    label_names: Vec<String>,
+    detector: String,
+}
+
+impl Seen {
+    /// An image of the data.
+    fn stored(data: &DataSet, name: String) -> Result<Self> {
+        let (photo, regions) = (data.photo(&name)?, data.regions(&name)?);
+        let (label_names, detector) = (data.store.info().label_names.clone(), data.store.info().detector.clone());
+        Ok(Self { name, photo, regions, label_names, detector })
+    }
+}
+
+impl DetectorArgs {
+    /// The regions of a photo for a model that takes `takes.0` numbers a region and was trained on `takes.1` regions.
+    fn find(&self, session: &Session, path: &Path, takes: (usize, usize)) -> Result<Seen> {
+        let photo = photo::read(path)?;
+        let count = self.regions.map_or(takes.1, usize::from);
+        let (choice, weights, device) = (self.detector.clone(), self.weights.as_ref(), &session.device);
+        let workspace = Workspace::locate()?;
+        let finder = Finder::open(&workspace, choice, weights, (takes.0, count), session.progress, device)?;
+        let (width, height) = photo.dimensions();
+        let regions = finder.regions(&DecodedImage { width, height, rgb: photo.as_raw().clone() })?;
+        let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());
+        let (name, detector) = (name.into_owned(), finder.name().to_string());
+        Ok(Seen { name, photo, regions, label_names: finder.label_names().to_vec(), detector })
+    }
+}
+
+/// Draws the training curves of the run.
+///
+/// # Errors
+/// When the run has no record of its training, or the picture cannot be written.
+pub fn curves(session: &Session) -> Result<Report> {
+    let mut report = Report::default();
+    let path = session.figures.file(session.places.plots(), "curves")?;
+    for path in curves::draw(&session.places.run, &path)? {
+        report.files.push(Written { path, shows: "training curves of the run".into() });
+    }
+    Ok(report)
+}
+
+/// One line about a scored pair: "P(match) = 0.97 (match)".
+fn verdict_line(probability: f32) -> String {
+    let word = if probability >= 0.5 { "match" } else { "mismatch" };
+    format!("P(match) = {} ({word})", percent(probability))
+}
+
+/// The name of an image's files.
+fn stem(kind: &str, image: &str, more: &str) -> String {
+    format!("{kind}-{}{more}", slug(image))
+}

@@ -1,117 +1,117 @@
-//! `lxmert-viz relevancy`: the methods side by side, for a match or for an answer.
+//! `relevancy`: the methods side by side, for a match or for an answer.
 
-use crate::{Cli, DetectorArgs, Found, SubjectArgs, output_file, subject, subject_image};
-use anyhow::{Result, ensure};
-use candle_core::Device;
-use lxmert_core::features::Regions;
+use super::{DetectorArgs, Report, Seen, Session, SubjectArgs, stem, verdict_line};
+use crate::dataset::slug;
+use crate::explain::asker::Asker;
+use crate::explain::methods::Method;
+use crate::explain::scorer::PairInput;
+use crate::pictures::explained::Explained;
+use crate::{Error, Result};
 use lxmert_core::model::Capture;
-use lxmert_core::workspace::Workspace;
-use lxmert_viz::asker::Asker;
-use lxmert_viz::dataset::{DataSet, Places, slug};
-use lxmert_viz::gallery::{method_slug, verdict_line};
-use lxmert_viz::pictures::Explained;
-use lxmert_viz::relevancy::Method;
-use lxmert_viz::scorer::{PairInput, Scorer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-#[derive(clap::Args)]
+/// `relevancy`.
+#[derive(Debug, Clone, clap::Args)]
 pub struct RelevancyArgs {
+    /// Image and sentence.
     #[command(flatten)]
-    subject: SubjectArgs,
+    pub subject: SubjectArgs,
     /// A photo from a file instead of an image of the feature store; a detector finds its regions
     #[arg(long, value_name = "PHOTO", conflicts_with = "image")]
-    photo: Option<PathBuf>,
+    pub photo: Option<PathBuf>,
     /// Explain the answer to this question, with a checkpoint trained on questions [default: runs/scenes-questions]
     #[arg(long, value_name = "SENTENCE", conflicts_with = "text")]
-    question: Option<String>,
+    pub question: Option<String>,
     /// The answer to explain [default: the top one]
     #[arg(long, value_name = "NAME", requires = "question")]
-    answer: Option<String>,
+    pub answer: Option<String>,
     /// Only this method [default: attention, rollout, Grad-CAM and relevancy side by side]
     #[arg(long, value_enum, value_name = "METHOD")]
-    method: Option<Method>,
+    pub method: Option<Method>,
+    /// The detector of --photo.
     #[command(flatten)]
-    detector: DetectorArgs,
+    pub detector: DetectorArgs,
 }
 
-pub fn run(cli: &Cli, args: &RelevancyArgs, places: Places, device: &Device) -> Result<()> {
-    let methods = args.method.map_or_else(|| Method::COMPARED.to_vec(), |method| vec![method]);
-    match &args.question {
-        Some(question) => answer(cli, args, question, places, &methods, device),
-        None => matching(cli, args, places, &methods, device),
+impl RelevancyArgs {
+    /// Draws what the methods say.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read or lacks the answer, there is no such image, or the file cannot be written.
+    pub fn run(&self, session: &Session) -> Result<Report> {
+        match &self.question {
+            Some(question) => self.answer(session, question),
+            None => self.matching(session),
+        }
     }
-}
 
-fn matching(cli: &Cli, args: &RelevancyArgs, places: Places, methods: &[Method], device: &Device) -> Result<()> {
-    let scorer = Scorer::open(&places.checkpoint, device)?;
-    let (plots, takes) = (places.clone(), (scorer.config().visual_feat_dim, scorer.regions()));
-    let (found, text) = match &args.photo {
-        Some(photo) => {
-            let text = args.subject.text.clone().unwrap_or_default();
-            ensure!(!text.trim().is_empty(), "--photo needs a sentence: give one with --text");
-            (args.detector.find(cli, photo, takes, device)?, text)
-        }
-        None => {
-            let data = DataSet::open(places, cli.common.seed())?;
-            let (image, regions, text) = subject(&args.subject, &data)?;
-            (stored(&data, image, regions)?, text)
-        }
-    };
-    let input = PairInput { regions: &found.regions, text: &text };
-    let scored = scorer.score(&[input], Capture::Probes)?.remove(0);
-    println!("{}, “{text}”: {}", found.name, verdict_line(scored.probability()));
-    let explained = Explained::new(&found.name, &text, &scored, &found.regions, &found.label_names);
-    draw(cli, &explained, &found, methods, &plots)
-}
-
-fn answer(
-    cli: &Cli,
-    args: &RelevancyArgs,
-    question: &str,
-    places: Places,
-    methods: &[Method],
-    device: &Device,
-) -> Result<()> {
-    let named = cli.places.checkpoint.clone().or_else(|| cli.places.run.clone());
-    let folder = named.map_or_else(|| Ok(Workspace::locate()?.run("scenes-questions")), anyhow::Ok)?;
-    let asker = Asker::open(&folder, device)?;
-    let plots = if cli.places.run.is_some() || cli.places.checkpoint.is_some() {
-        places.clone()
-    } else {
-        Places { run: folder, ..places.clone() }
-    };
-    let found = match &args.photo {
-        Some(photo) => args.detector.find(cli, photo, asker.takes(), device)?,
-        None => {
-            let data = DataSet::open(places, cli.common.seed())?;
-            let (image, regions) = subject_image(&args.subject, &data)?;
-            stored(&data, image, regions)?
-        }
-    };
-    let answered = asker.explain(&found.regions, question, args.answer.as_deref())?;
-    println!("{}, “{question}”:", found.name);
-    for answer in &answered.best {
-        println!("  {:.3}  {}", answer.probability, answer.answer);
+    fn matching(&self, session: &Session) -> Result<Report> {
+        let scorer = session.scorer()?;
+        let takes = (scorer.config().visual_feat_dim, scorer.regions());
+        let (seen, text) = match &self.photo {
+            Some(photo) => {
+                let text = self.subject.text.clone().unwrap_or_default();
+                if text.trim().is_empty() {
+                    return Err(Error::Argument("--photo needs a sentence: give one with --text".into()));
+                }
+                (self.detector.find(session, photo, takes)?, text)
+            }
+            None => {
+                let data = session.data(scorer.regions())?;
+                let image = self.subject.image(&data)?;
+                let text = self.subject.text(&data, &image)?;
+                (Seen::stored(&data, image)?, text)
+            }
+        };
+        let input = PairInput { regions: &seen.regions, text: &text };
+        let scored = scorer.score(&[input], Capture::Probes)?;
+        let scored = scored.first().ok_or_else(|| Error::Shape("the pair has no score".into()))?;
+        let mut report = Report::default();
+        report.say(format!("{}, “{text}”: {}", seen.name, verdict_line(scored.probability())));
+        let explained = Explained::new(&seen.name, &text, scored, &seen.regions, &seen.label_names);
+        self.draw(session, explained, &seen, "", report)
     }
-    let explained = Explained::new(&found.name, question, &answered.scored, &answered.regions, &found.label_names);
-    draw(cli, &explained.of_answer(&answered.answer), &found, methods, &plots)
-}
 
-fn stored(data: &DataSet, name: String, regions: Regions) -> Result<Found> {
-    let (photo, label_names) = (data.photo(&name)?, data.store.info().label_names.clone());
-    Ok(Found { name, photo, regions, label_names, detector: data.store.info().detector.clone() })
-}
+    fn answer(&self, session: &Session, question: &str) -> Result<Report> {
+        let asker = Asker::open(&session.places.checkpoint, &session.device)?;
+        let seen = match &self.photo {
+            Some(photo) => self.detector.find(session, photo, asker.takes())?,
+            None => {
+                let data = session.data(asker.takes().1)?;
+                let image = self.subject.image(&data)?;
+                Seen::stored(&data, image)?
+            }
+        };
+        let answered = asker.explain(&seen.regions, question, self.answer.as_deref())?;
+        let mut report = Report::default();
+        report.say(format!("{}, “{question}”:", seen.name));
+        for answer in &answered.best {
+            report.say(format!("  {:.3}  {}", answer.probability, answer.answer));
+        }
+        let explained = Explained::new(&seen.name, question, &answered.scored, &answered.regions, &seen.label_names);
+        // Answers are told apart by their question too.
+        let question = slug(&question.to_lowercase().replace(['.', '/', '\\'], " "));
+        let of = format!("-{question}-{}", slug(&answered.answer));
+        self.draw(session, explained.of_answer(&answered.answer), &seen, &of, report)
+    }
 
-fn draw(cli: &Cli, explained: &Explained, found: &Found, methods: &[Method], places: &Places) -> Result<()> {
-    let which = if let [only] = methods { format!("-{}", method_slug(*only)) } else { String::new() };
-    // Answers are told apart by their question too.
-    let question = || slug(&explained.text.to_lowercase().replace(['.', '/', '\\'], " "));
-    let of = match explained.claim.as_str() {
-        "match" => String::new(),
-        answer => format!("-{}-{}", question(), slug(answer)),
-    };
-    let path: PathBuf = output_file(cli, places, &format!("relevancy-{}{of}{which}.png", slug(&found.name)));
-    explained.methods(found.photo.clone(), methods)?.draw()?.save(Path::new(&path))?;
-    println!("{}", path.display());
-    Ok(())
+    fn draw(
+        &self,
+        session: &Session,
+        explained: Explained,
+        seen: &Seen,
+        of: &str,
+        mut report: Report,
+    ) -> Result<Report> {
+        let methods = self.method.map_or_else(|| Method::COMPARED.to_vec(), |method| vec![method]);
+        let which = self.method.map_or(String::new(), |method| format!("-{}", method.slug()));
+        let stem = stem("relevancy", &seen.name, &format!("{of}{which}"));
+        let path = session.figures.file(session.places.plots(), &stem)?;
+        let sheet = explained.with_look(session.figures.look()).methods(seen.photo.clone(), &methods)?.draw()?;
+        match self.photo {
+            Some(_) => session.save_photo(&sheet, &path, "", &mut report)?,
+            None => session.save(sheet, &path, "", &mut report)?,
+        }
+        Ok(report)
+    }
 }

@@ -31,7 +31,7 @@ pub struct TrainDetectorArgs {
     pub learning_rate: f64,
 }
 
-/// Runs the command. Nothing is written when it is stopped before its end.
+/// Runs the command. Nothing is written if it is stopped early.
 ///
 /// # Errors
 /// When training diverges, the folder cannot be written, or Ctrl-C was pressed.

@@ -1,7 +1,7 @@
 //! Training a detector: the losses of Faster R-CNN over matched anchors and proposals, as
 //! torchvision trains it, with attribute heads beside the class head.
 //!
-//! [`targets`]: what each box should have answered · [`losses`] · [`trainer`]: one step ·
+//! [`targets`]: what each box should predict · [`losses`] · [`trainer`]: one step ·
 //! [`initial`]: seeded weights · [`evaluate`]: average precision · [`scenes`]: the detector that
 //! ships, trained on generated scenes · [`cli`]
 

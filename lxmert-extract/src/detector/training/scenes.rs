@@ -5,7 +5,6 @@ use super::trainer::{Example, Trainer, TrainingConfig};
 use crate::detector::config::{
     AttributeConfig, Block, FpnConfig, ResNetConfig, RoiHeadsConfig, RpnConfig, TransformConfig,
 };
-use crate::detector::transform::rgb_tensor;
 use crate::detector::{Detector, DetectorConfig};
 use crate::scenes::draw::draw;
 use crate::scenes::{Colour, Object, Scene, ScenesConfig, Shape, Size, Texture};
@@ -63,18 +62,14 @@ pub fn answers(object: &Object) -> (u32, [u32; 3]) {
 }
 
 /// A scene as an example.
-///
-/// # Errors
-/// When a tensor cannot be made.
-pub fn example(scene: &Scene) -> Result<Example> {
-    let picture = draw(scene);
+pub fn example(scene: &Scene) -> Example {
     let all: Vec<(u32, [u32; 3])> = scene.objects.iter().map(answers).collect();
-    Ok(Example {
-        image: rgb_tensor(picture.as_raw(), scene.width as usize, scene.height as usize)?,
+    Example {
+        image: draw(scene).into(),
         boxes_xyxy_px: scene.objects.iter().map(|object| object.box_xyxy_px).collect(),
         labels: all.iter().map(|answers| answers.0).collect(),
         attributes: (0..3).map(|head| all.iter().map(|answers| answers.1[head]).collect()).collect(),
-    })
+    }
 }
 
 /// Trains on scenes of [`TRAINING_SCENES_SEED`], every one seen once; `report` hears of each step.
@@ -95,7 +90,7 @@ pub fn train(
         let batch = (step * training.batch_size..(step + 1) * training.batch_size)
             .into_par_iter()
             .map(|index| example(&Scene::generate(&scenes, index)))
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<Vec<_>>();
         report(step, &trainer.train_on(&batch)?);
     }
     let rounded = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(&Device::Cpu)?.to_dtype(DType::F16)?));
@@ -153,7 +148,7 @@ pub fn evaluate(detector: &Detector, scenes: &[Scene]) -> Result<Evaluation> {
     let mut right = vec![0usize; config.attributes.len()];
     for scene in scenes {
         check_interrupt()?;
-        let example = example(scene)?;
+        let example = example(scene);
         let detections = detector.detect(&example.image)?;
         let count = detections.labels.len();
         let attributes = if count == 0 {

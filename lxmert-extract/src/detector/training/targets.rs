@@ -1,4 +1,4 @@
-//! What each anchor and each proposal should have answered: matching to the true objects, and the
+//! What each anchor and each proposal should predict: matching to the true objects, and the
 //! sample of them that the losses see (torchvision's `_utils.py`: `Matcher`, `BalancedPositiveNegativeSampler`).
 
 use lxmert_core::boxes::{BoxXyxy, iou};

@@ -8,9 +8,11 @@ use crate::detector::box_coder::BoxCoder;
 use crate::detector::rpn::{LevelPrediction, propose};
 use crate::detector::transform::transform;
 use crate::detector::{DetectorConfig, Network, NormMode};
-use candle_core::{Device, Tensor, Var};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use crate::images::DecodedImage;
+use candle_core::{Device, Tensor};
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::ops;
+use lxmert_core::optim::{AdamW, AdamWConfig};
 use lxmert_core::{Error, Result};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -68,8 +70,8 @@ impl TrainingConfig {
 /// An image with its true objects.
 #[derive(Debug, Clone)]
 pub struct Example {
-    /// `[3, height, width]`, RGB in 0..1. All examples of a batch have the same size.
-    pub image: Tensor,
+    /// The picture. All examples of a batch have the same size.
+    pub image: DecodedImage,
     /// Boxes in pixels of the image.
     pub boxes_xyxy_px: Vec<BoxXyxy>,
     /// Label id of each object, 1 and up.
@@ -149,15 +151,11 @@ impl Trainer {
         }
         let variables = SeededVariables::new(config.seed);
         let network = Network::new(detector, NormMode::Batch, variables.builder(device))?;
-        let learnt: Vec<Var> = variables
-            .all()
-            .into_iter()
-            .filter(|(name, _)| !name.ends_with("running_mean") && !name.ends_with("running_var"))
-            .map(|(_, variable)| variable)
-            .collect();
-        let params = ParamsAdamW { weight_decay: config.weight_decay, ..ParamsAdamW::default() };
+        let mut learnt = variables.all();
+        learnt.retain(|name, _| !name.ends_with("running_mean") && !name.ends_with("running_var"));
+        let constants = AdamWConfig { weight_decay: config.weight_decay, decay_all: true, ..AdamWConfig::default() };
         Ok(Self {
-            optimizer: AdamW::new(learnt, params)?,
+            optimizer: AdamW::new(constants, learnt)?,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
             config: config.clone(),
             detector: detector.clone(),
@@ -191,8 +189,8 @@ impl Trainer {
                 self.step
             )));
         }
-        self.optimizer.set_learning_rate(self.config.learning_rate_at(self.step));
-        self.optimizer.backward_step(&loss)?;
+        let gradients = self.optimizer.gradients(&ops::backward(&loss)?);
+        self.optimizer.step(&gradients, self.config.learning_rate_at(self.step), 1.0)?;
         self.step += 1;
         Ok(losses)
     }
@@ -367,5 +365,18 @@ mod tests {
         assert!((config.learning_rate_at(9) - 1.0).abs() < 1e-12);
         assert!((config.learning_rate_at(60) - 0.5).abs() < 1e-12);
         assert!(config.learning_rate_at(109) < 1e-3);
+    }
+
+    #[test]
+    fn steps_on_the_same_scenes_lower_the_loss() -> Result<()> {
+        use crate::detector::training::scenes::{detector_config, example};
+        use crate::scenes::{Scene, ScenesConfig};
+        let config = TrainingConfig { warmup_steps: 1, ..TrainingConfig::default() };
+        let batch: Vec<Example> =
+            (0..2).map(|index| example(&Scene::generate(&ScenesConfig::default(), index))).collect();
+        let mut trainer = Trainer::new(&config, &detector_config(), &Device::Cpu)?;
+        let losses = (0..10).map(|_| Ok(trainer.train_on(&batch)?.total())).collect::<Result<Vec<f32>>>()?;
+        assert!(losses[9] < 0.7 * losses[0], "{losses:?}");
+        Ok(())
     }
 }

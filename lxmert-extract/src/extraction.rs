@@ -1,0 +1,134 @@
+//! An extraction as a whole: which images, which regions, which store.
+
+use crate::Result;
+use crate::choice::DetectorChoice;
+use crate::inputs::find_images;
+use crate::pipeline::{ExtractSummary, PipelineOptions, extract};
+use crate::regions::{self, RegionChoice, Selection, SourceOptions};
+use crate::scenes::{self, ScenesConfig};
+use candle_core::Device;
+use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::cli::warn_of_slow;
+use lxmert_core::features::{StoreDtype, StoreWriter};
+use lxmert_core::ops::Precision;
+use lxmert_core::workspace::Workspace;
+use std::path::{Path, PathBuf};
+
+/// What to extract and how; without images, `data/scenes`, which is drawn where it is not there.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Extraction {
+    /// Folder, list file or caption file of the images, or a single image
+    #[arg(long, value_name = "PATH", conflicts_with = "flickr30k")]
+    pub images: Option<PathBuf>,
+    /// Only the images that this caption file names
+    #[arg(long, value_name = "FILE", conflicts_with = "flickr30k")]
+    pub captions: Option<PathBuf>,
+    /// Folder with Flickr30k's results.csv and images, extracted with the coco detector
+    #[arg(long, value_name = "DIR")]
+    pub flickr30k: Option<PathBuf>,
+    /// Folder of the store [default: data/features/<name of the images' folder>]
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// scenes, coco, or a folder with config.json and model.safetensors [default: scenes for the bare command, else coco]
+    #[arg(long)]
+    pub detector: Option<DetectorChoice>,
+    /// Weights in place of the detector's own: a safetensors or .pth file, or hf:owner/repo/file[@revision]
+    #[arg(long, value_name = "FILE|hf:…")]
+    pub weights: Option<WeightSource>,
+    /// Regions an image: N that the detector finds, grid:N for N × N fixed boxes, or cells (cells:N) for means of the
+    /// last map's cells, at most 8 × 8 (N × N) [default: 12 for the bare command, else 36]
+    #[arg(long, value_name = "N|grid:N|cells")]
+    pub regions: Option<RegionChoice>,
+    /// How the N are chosen among the detector's boxes
+    #[arg(long, value_enum, default_value_t = Selection::Detections)]
+    pub select: Selection,
+    /// Number type of the stored features
+    #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
+    pub dtype: StoreDtype,
+    /// Round weights and activations to bf16 in the detector's products: features within 2 % of the f32 ones, in two thirds
+    /// of the time where the CPU has AVX512-BF16
+    #[arg(long, default_value_t = Precision::F32, value_name = "f32|bf16")]
+    pub precision: Precision,
+    /// Threads that decode images ahead of the network
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub decoders: u16,
+}
+
+impl Default for Extraction {
+    fn default() -> Self {
+        Self {
+            images: None,
+            captions: None,
+            flickr30k: None,
+            output: None,
+            detector: None,
+            weights: None,
+            regions: None,
+            select: Selection::Detections,
+            dtype: StoreDtype::F32,
+            precision: Precision::F32,
+            decoders: 2,
+        }
+    }
+}
+
+impl Extraction {
+    /// Runs it: every image that the store does not have yet goes in. `seed` is that of scenes drawn now.
+    ///
+    /// # Errors
+    /// When no image is found, the detector cannot be loaded, the folder holds another store, or as [`extract`].
+    pub fn run(&self, seed: u64, device: &Device, show_progress: bool) -> Result<ExtractSummary> {
+        let bare = self.images.is_none() && self.captions.is_none() && self.flickr30k.is_none();
+        let (list, folder, name) = match (&self.flickr30k, &self.captions, &self.images) {
+            (Some(flickr), ..) => (flickr.join("results.csv"), None, "flickr30k".into()),
+            (None, Some(captions), images) => {
+                (captions.clone(), images.as_deref(), store_name(images.as_ref().unwrap_or(captions)))
+            }
+            (None, None, Some(images)) => (images.clone(), None, store_name(images)),
+            (None, None, None) => (scene_images(seed, show_progress)?, None, "scenes".into()),
+        };
+        let images = find_images(&list, folder)?;
+        let output = match &self.output {
+            Some(output) => output.clone(),
+            None => Workspace::locate()?.features(&name),
+        };
+        warn_of_slow(self.precision, device);
+        let options = SourceOptions {
+            detector: self.detector.as_ref().unwrap_or(if bare {
+                &DetectorChoice::Scenes
+            } else {
+                &DetectorChoice::Coco
+            }),
+            weights: self.weights.as_ref(),
+            regions: self.regions.unwrap_or(RegionChoice::Detections(if bare { 12 } else { 36 })),
+            select: self.select,
+            precision: self.precision,
+        };
+        let source = regions::open(&options, device, show_progress)?;
+        let store = StoreWriter::open(&output, source.info(self.dtype))?;
+        let options = PipelineOptions { decoders: usize::from(self.decoders), progress: show_progress };
+        extract(&images, source.as_ref(), store, &options)
+    }
+}
+
+/// The images of `data/scenes`, which are drawn now if they are not there.
+fn scene_images(seed: u64, show_progress: bool) -> Result<PathBuf> {
+    let scenes = Workspace::locate()?.data("scenes");
+    if !scenes.exists() {
+        let summary =
+            scenes::generate(&scenes, &ScenesConfig { seed, ..ScenesConfig::default() }, false, show_progress)?;
+        log::info!("{}: {summary}", scenes.display());
+    }
+    Ok(scenes.join("images"))
+}
+
+/// A store is named after the images' folder; a folder that is only called "images" after its parent.
+fn store_name(source: &Path) -> String {
+    let source = source.canonicalize().unwrap_or_else(|_| source.to_path_buf());
+    let name = |path: &Path| path.file_stem().map(|name| name.to_string_lossy().into_owned());
+    match name(&source) {
+        Some(own) if own.eq_ignore_ascii_case("images") => source.parent().and_then(name).unwrap_or(own),
+        Some(own) => own,
+        None => "images".into(),
+    }
+}

@@ -1,0 +1,151 @@
+//! Regions that the detector finds, and the rules that choose among its boxes.
+
+use super::{RegionSource, detector_info, regions_of};
+use crate::Result;
+use crate::choice::LoadedDetector;
+use crate::detector::box_coder::is_at_least;
+use crate::detector::detect::Candidate;
+use crate::detector::nms::nms;
+use crate::detector::transform::NetworkInput;
+use crate::detector::{Analysis, Detector};
+use crate::images::DecodedImage;
+use candle_core::Tensor;
+use lxmert_core::boxes::{BoxXyxy, iou};
+use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
+
+/// How an image's regions are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Selection {
+    /// The detections, best first, then weaker ones until there are enough; features are pooled at
+    /// the region's own box
+    #[default]
+    Detections,
+    /// The rule of the student project (durakalon/LXMERT_Flickr): each proposal stands for its most
+    /// probable class; class-agnostic suppression at 0.5; features are pooled at the proposal's box
+    /// while the stored box is the regressed one
+    Student,
+}
+
+impl Selection {
+    /// Its name at the command line and in a store's settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Detections => "detections",
+            Self::Student => "student",
+        }
+    }
+}
+
+/// A detector together with the rule that chooses its regions.
+#[derive(Debug)]
+pub struct DetectionSource {
+    /// The detector.
+    pub loaded: LoadedDetector,
+    /// Regions an image; fewer only when the network has no more boxes.
+    pub count: usize,
+    /// How they are chosen.
+    pub selection: Selection,
+}
+
+impl RegionSource for DetectionSource {
+    fn info(&self, dtype: StoreDtype) -> StoreInfo {
+        detector_info(&self.loaded, self.selection.name().into(), self.count, dtype)
+    }
+
+    fn input(&self, image: &DecodedImage) -> Result<NetworkInput> {
+        Ok(self.loaded.detector.input(image)?)
+    }
+
+    fn regions(&self, input: NetworkInput) -> Result<Regions> {
+        let detector = &self.loaded.detector;
+        Ok(select(detector, &detector.analyse(input)?, self.count, self.selection)?)
+    }
+}
+
+/// The `count` best regions of an image; fewer only when the network has no more boxes.
+///
+/// # Errors
+/// When a computation fails.
+pub fn select(
+    detector: &Detector,
+    analysis: &Analysis,
+    count: usize,
+    selection: Selection,
+) -> lxmert_core::Result<Regions> {
+    let (chosen, features) = match selection {
+        Selection::Detections => {
+            let chosen = strong_then_weak(detector, analysis, count);
+            let boxes: Vec<BoxXyxy> = chosen.iter().map(|c| c.box_xyxy).collect();
+            let features = detector.features_at(analysis, &boxes)?;
+            (chosen, features)
+        }
+        Selection::Student => student(analysis, count)?,
+    };
+    regions_of(detector, &analysis.input, &chosen, &features)
+}
+
+/// torchvision's detections; when they are fewer than `count`, weaker ones in this order:
+///
+/// 1. each proposal's most probable class at its regressed box, best score first, when it overlaps no
+///    chosen region by more than the suppression threshold, whatever the classes (the same region
+///    under another name adds nothing);
+/// 2. the others of these, best score first;
+/// 3. the proposals' own boxes, best objectness first.
+///
+/// No region appears twice. Ties keep the order of the proposals, so the choice is reproducible.
+fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: usize) -> Vec<Candidate> {
+    let heads = &detector.config().roi_heads;
+    let mut chosen = detector.candidates(analysis);
+    chosen.truncate(count);
+    if chosen.len() == count {
+        return chosen;
+    }
+    let mut weaker = best_guesses(analysis);
+    weaker.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size));
+    weaker.sort_by(|a, b| b.score.total_cmp(&a.score));
+    for guess in &weaker {
+        if chosen.len() == count {
+            return chosen;
+        }
+        if !chosen.iter().any(|c| f64::from(iou(&c.box_xyxy, &guess.box_xyxy)) > heads.nms_threshold) {
+            chosen.push(*guess);
+        }
+    }
+    let own_boxes = best_guesses(analysis).into_iter().zip(&analysis.proposals.boxes);
+    let own_boxes = own_boxes.map(|(guess, b)| Candidate { box_xyxy: *b, ..guess });
+    for guess in weaker.iter().copied().chain(own_boxes) {
+        if chosen.len() == count {
+            break;
+        }
+        if !chosen.iter().any(|c| c.box_xyxy == guess.box_xyxy) {
+            chosen.push(guess);
+        }
+    }
+    chosen
+}
+
+/// Every proposal's most probable class at its regressed box, in the order of the proposals.
+fn best_guesses(analysis: &Analysis) -> Vec<Candidate> {
+    (0..analysis.proposals.boxes.len())
+        .map(|index| {
+            let (class, score) = analysis.best_class(index);
+            Candidate { box_xyxy: analysis.regressed_box(index, class), label: class as u32, score }
+        })
+        .collect()
+}
+
+/// The student project's rule; its threshold is its own.
+fn student(analysis: &Analysis, count: usize) -> lxmert_core::Result<(Vec<Candidate>, Tensor)> {
+    let guesses = best_guesses(analysis);
+    let boxes: Vec<BoxXyxy> = guesses.iter().map(|g| g.box_xyxy).collect();
+    let scores: Vec<f32> = guesses.iter().map(|g| g.score).collect();
+    let kept = nms(&boxes, &scores, 0.5, count);
+    let rows: Vec<u32> = kept.iter().map(|i| *i as u32).collect();
+    let features = if rows.is_empty() {
+        analysis.features.clone()
+    } else {
+        let rows = Tensor::from_vec(rows, kept.len(), analysis.features.device())?;
+        analysis.features.index_select(&rows, 0)?
+    };
+    Ok((kept.into_iter().map(|i| guesses[i]).collect(), features))
+}

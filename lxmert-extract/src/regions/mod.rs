@@ -1,0 +1,159 @@
+//! What provides the regions of an image: one trait, and one file a source.
+//!
+//! | `--regions` | source | file |
+//! | --- | --- | --- |
+//! | `36` | what the detector finds, best first | [`detections`] |
+//! | `grid:8` | 8 × 8 fixed boxes through the detector's heads | [`grid`] |
+//! | `cells`, `cells:8` | means of the last map's cells, 8 × 8 at most | [`cells`] |
+//!
+//! A source makes an image's bytes into its network's input ([`RegionSource::input`], on the decoding threads of
+//! [`pipeline`](crate::pipeline)), and the input into regions ([`RegionSource::regions`]). A new source is a file here, a
+//! [`RegionChoice`] and an arm of [`open`].
+
+pub mod cells;
+pub mod detections;
+pub mod grid;
+
+pub use cells::CellSource;
+pub use detections::{DetectionSource, Selection};
+pub use grid::GridSource;
+
+use crate::Result;
+use crate::choice::{self, DetectorChoice, LoadedDetector};
+use crate::detector::Detector;
+use crate::detector::detect::Candidate;
+use crate::detector::transform::NetworkInput;
+use crate::images::DecodedImage;
+use candle_core::{Device, Tensor};
+use lxmert_core::Error;
+use lxmert_core::boxes::normalise;
+use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
+use lxmert_core::ops::Precision;
+use std::collections::BTreeMap;
+
+/// What provides the regions of an image.
+pub trait RegionSource: std::fmt::Debug + Send + Sync {
+    /// What holds for the regions of every image, as a store of them says it.
+    fn info(&self, dtype: StoreDtype) -> StoreInfo;
+
+    /// The network's input for an image.
+    ///
+    /// # Errors
+    /// When the image has no pixels.
+    fn input(&self, image: &DecodedImage) -> Result<NetworkInput>;
+
+    /// The regions of an image, best first where the source ranks them.
+    ///
+    /// # Errors
+    /// When the network cannot take this image.
+    fn regions(&self, input: NetworkInput) -> Result<Regions>;
+
+    /// Both steps at once.
+    ///
+    /// # Errors
+    /// As those.
+    fn find(&self, image: &DecodedImage) -> Result<Regions> {
+        self.regions(self.input(image)?)
+    }
+}
+
+/// Which regions of an image are asked for (`--regions`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegionChoice {
+    /// This many detections.
+    Detections(usize),
+    /// This many fixed boxes in each direction.
+    Grid(usize),
+    /// At most this many means of cells in each direction.
+    Cells(usize),
+}
+
+impl std::str::FromStr for RegionChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let within = |number: &str, most: usize| number.parse().ok().filter(|n| (1..=most).contains(n));
+        let parsed = match text.split_once(':') {
+            Some(("grid", side)) => within(side, 32).map(Self::Grid),
+            Some(("cells", side)) => within(side, 32).map(Self::Cells),
+            None if text == "cells" => Some(Self::Cells(8)),
+            None => within(text, 1000).map(Self::Detections),
+            Some(_) => None,
+        };
+        parsed.ok_or_else(|| "not a number from 1 to 1000, grid:N or cells:N with N from 1 to 32, or cells".into())
+    }
+}
+
+/// What [`open`] needs to know.
+#[derive(Debug, Clone)]
+pub struct SourceOptions<'a> {
+    /// The detector.
+    pub detector: &'a DetectorChoice,
+    /// Weights in place of its own.
+    pub weights: Option<&'a WeightSource>,
+    /// Which regions.
+    pub regions: RegionChoice,
+    /// How detections are chosen.
+    pub select: Selection,
+    /// What the detector's products round their operands to.
+    pub precision: Precision,
+}
+
+/// Opens a region source.
+///
+/// # Errors
+/// When the options contradict each other; as [`choice::load`] too.
+pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -> Result<Box<dyn RegionSource>> {
+    if options.select != Selection::Detections && !matches!(options.regions, RegionChoice::Detections(_)) {
+        return Err(Error::Argument("--select chooses among detections: give --regions a number".into()).into());
+    }
+    let loaded = choice::load(options.detector, options.weights, options.precision, device, show_progress)?;
+    Ok(match options.regions {
+        RegionChoice::Detections(count) => Box::new(DetectionSource { loaded, count, selection: options.select }),
+        RegionChoice::Grid(side) => Box::new(GridSource { loaded, side }),
+        RegionChoice::Cells(side) => Box::new(CellSource { loaded, side }),
+    })
+}
+
+/// What a store says of regions that come from a detector: `select` names the rule that chose them.
+fn detector_info(loaded: &LoadedDetector, select: String, regions: usize, dtype: StoreDtype) -> StoreInfo {
+    let config = loaded.detector.config();
+    let attribute = config.attributes.first();
+    let mut settings =
+        BTreeMap::from([("select".to_string(), select), ("weights sha256".to_string(), loaded.weights_sha256.clone())]);
+    if loaded.precision != Precision::F32 {
+        settings.insert("precision".into(), loaded.precision.to_string());
+    }
+    settings.extend(attribute.map(|attribute| ("attribute".into(), attribute.name.clone())));
+    StoreInfo {
+        detector: loaded.name.clone(),
+        settings,
+        regions,
+        feature_dim: config.roi_heads.representation_size,
+        dtype,
+        label_names: config.label_names.clone(),
+        attribute_names: attribute.map_or_else(Vec::new, |attribute| attribute.classes.clone()),
+    }
+}
+
+/// The chosen boxes of a detector (in pixels of the resized image) as regions, each with its row of `features` and, from
+/// detectors that have attributes, the most probable value of the first.
+fn regions_of(
+    detector: &Detector,
+    input: &NetworkInput,
+    chosen: &[Candidate],
+    features: &Tensor,
+) -> lxmert_core::Result<Regions> {
+    let (height, width) = (input.resized_size.0 as f32, input.resized_size.1 as f32);
+    Ok(Regions {
+        image_width: input.image_size.1 as u32,
+        image_height: input.image_size.0 as u32,
+        feature_dim: features.dim(1)?,
+        boxes: chosen.iter().map(|c| normalise(&c.box_xyxy, width, height).map(|v| v.clamp(0.0, 1.0))).collect(),
+        labels: chosen.iter().map(|c| c.label).collect(),
+        scores: chosen.iter().map(|c| c.score).collect(),
+        attributes: detector.first_attribute(features)?,
+        features: features.flatten_all()?.to_vec1::<f32>()?,
+    })
+}

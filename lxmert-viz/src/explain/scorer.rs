@@ -1,0 +1,219 @@
+//! A trained checkpoint that says how well sentences and images match, and shows where it looks.
+
+use super::maps::{self, PairMaps};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use lxmert_core::config::LxmertConfig;
+use lxmert_core::features::Regions;
+use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
+use lxmert_core::ops::PackedWeights;
+use lxmert_core::pretrained::Pretrained;
+use lxmert_core::text::{Encoding, WordPiece};
+use std::path::Path;
+
+/// Longest sentence in word pieces; what is longer is cut off and told.
+pub const LONGEST_SENTENCE: usize = 50;
+
+/// A matching model with its vocabulary.
+pub struct Scorer {
+    config: LxmertConfig,
+    model: MatchingModel,
+    vocabulary: WordPiece,
+    device: Device,
+    regions: usize,
+    packed: PackedWeights,
+}
+
+/// A sentence and an image's regions.
+#[derive(Debug, Clone, Copy)]
+pub struct PairInput<'a> {
+    /// The image's regions.
+    pub regions: &'a Regions,
+    /// The sentence.
+    pub text: &'a str,
+}
+
+/// What a model says of a pair.
+#[derive(Debug, Clone)]
+pub struct Scored {
+    /// The logit: of the match, or of an answer.
+    pub logit: f32,
+    /// The sentence as the model read it.
+    pub encoding: Encoding,
+    /// Every attention map, when asked for.
+    pub maps: Option<PairMaps>,
+}
+
+impl Scored {
+    /// The logit's sigmoid: the probability that sentence and image belong together, or the score that the answer is
+    /// expected to get.
+    pub fn probability(&self) -> f32 {
+        1.0 / (1.0 + (-self.logit).exp())
+    }
+
+    /// The maps.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they were not asked for.
+    pub fn maps(&self) -> Result<&PairMaps> {
+        self.maps.as_ref().ok_or_else(|| Error::Shape("this pair was scored without its attention maps".into()))
+    }
+}
+
+impl Scorer {
+    /// Opens a matching or pre-training checkpoint; `place`: any form that
+    /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when there is none, a file is damaged, or keys are missing, unexpected or misshapen.
+    pub fn open(place: &Path, device: &Device) -> Result<Self> {
+        let pretrained = Pretrained::open(place)?;
+        let model = pretrained.matching(device)?;
+        let Pretrained { config, preprocessing, text, .. } = pretrained;
+        Ok(Self {
+            config,
+            model,
+            vocabulary: text,
+            regions: preprocessing.regions,
+            device: device.clone(),
+            packed: PackedWeights::new(),
+        })
+    }
+
+    /// Regions an image that the model was trained on.
+    pub fn regions(&self) -> usize {
+        self.regions
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &LxmertConfig {
+        &self.config
+    }
+
+    /// Scores pairs in one batch. With [`Capture::Probes`] the maps carry the match logit's gradients.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the regions' features are not as long as the model's; [`Error::Candle`].
+    pub fn score(&self, pairs: &[PairInput], capture: Capture) -> Result<Vec<Scored>> {
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let encodings = pairs.iter().map(|pair| self.encode(pair.text)).collect::<Result<Vec<_>>>()?;
+        let rows: Vec<(&Regions, &[u32])> =
+            pairs.iter().zip(&encodings).map(|(pair, e)| (pair.regions, e.ids.as_slice())).collect();
+        let inputs = batch(&rows, self.config.visual_feat_dim, &self.device)?;
+        let output = self.model.forward(&inputs, &Forward::capture(capture))?;
+        let logits: Vec<f32> = output.logits.to_dtype(DType::F32)?.to_vec1()?;
+        let mut maps: Vec<Option<PairMaps>> = match &output.trunk.attentions {
+            Some(attentions) => {
+                let sizes: Vec<(usize, usize)> =
+                    pairs.iter().zip(&encodings).map(|(p, e)| (e.ids.len(), p.regions.boxes.len())).collect();
+                let target = (capture == Capture::Probes).then_some(&output.logits);
+                maps::read(attentions, target, &sizes)?.into_iter().map(Some).collect()
+            }
+            None => vec![None; pairs.len()],
+        };
+        Ok(encodings
+            .into_iter()
+            .zip(logits)
+            .zip(maps.drain(..))
+            .map(|((encoding, logit), maps)| Scored { logit, encoding, maps })
+            .collect())
+    }
+
+    /// A sentence as the model reads it; what is too long is cut off and told.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when it cannot be encoded.
+    pub fn encode(&self, text: &str) -> Result<Encoding> {
+        let longest = LONGEST_SENTENCE.min(self.config.max_position_embeddings);
+        let encoding = self.vocabulary.encode(text, longest)?;
+        if encoding.truncated > 0 {
+            log::warn!("“{text}”: the last {} word pieces do not fit and are ignored", encoding.truncated);
+        }
+        Ok(encoding)
+    }
+
+    /// The match logits of encoded pairs, in one batch, without maps. Images without regions, of which the words take
+    /// zeros as from an attention over nothing, are a batch of their own.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`]; also when some images have regions and others none.
+    pub fn logits(&self, pairs: &[(&Regions, &[u32])]) -> Result<Vec<f32>> {
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inputs = padded(pairs, self.config.visual_feat_dim, &self.device)?;
+        Ok(self
+            .model
+            .forward(&inputs, &Forward::eval().pooled_only().with_packed(&self.packed))?
+            .logits
+            .to_dtype(DType::F32)?
+            .to_vec1()?)
+    }
+}
+
+/// Pairs of regions and word piece ids, padded to one batch; `width` is the length of a feature that the model takes.
+///
+/// # Errors
+/// [`Error::Argument`] when features have another length or an image has no region.
+pub fn batch(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+    if pairs.iter().any(|(regions, _)| regions.boxes.is_empty()) {
+        return Err(Error::Argument("an image without regions: nothing to attend to".into()));
+    }
+    padded(pairs, width, device)
+}
+
+/// [`batch`], but none of the images may have a region: an attention over nothing gives zeros.
+fn padded(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+    for (regions, _) in pairs {
+        if regions.feature_dim != width {
+            return Err(Error::Argument(format!(
+                "regions with {} numbers each, but the model was trained on {width}: \
+                 use the detector and the feature store it was trained with",
+                regions.feature_dim
+            )));
+        }
+    }
+    if pairs.iter().any(|(regions, _)| regions.boxes.is_empty() != pairs[0].0.boxes.is_empty()) {
+        return Err(Error::Argument("an image without regions beside others that have some".into()));
+    }
+    let rows = pairs.len();
+    let length = pairs.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
+    let most = pairs.iter().map(|(regions, _)| regions.boxes.len()).max().unwrap_or(0);
+    let (mut ids, mut word_mask) = (vec![0u32; rows * length], vec![0f32; rows * length]);
+    let (mut features, mut boxes) = (vec![0f32; rows * most * width], vec![0f32; rows * most * 4]);
+    let mut region_mask = vec![0f32; rows * most];
+    for (i, (regions, words)) in pairs.iter().enumerate() {
+        ids[i * length..i * length + words.len()].copy_from_slice(words);
+        word_mask[i * length..i * length + words.len()].fill(1.0);
+        let from = i * most;
+        let count = regions.boxes.len();
+        features[from * width..(from + count) * width].copy_from_slice(&regions.features);
+        for (slot, corners) in boxes[from * 4..].chunks_exact_mut(4).zip(&regions.boxes) {
+            slot.copy_from_slice(corners);
+        }
+        region_mask[from..from + count].fill(1.0);
+    }
+    Ok(LxmertInputs {
+        input_ids: Tensor::from_vec(ids, (rows, length), device)?,
+        attention_mask: Some(Tensor::from_vec(word_mask, (rows, length), device)?),
+        visual_feats: Tensor::from_vec(features, (rows, most, width), device)?,
+        visual_boxes: Tensor::from_vec(boxes, (rows, most, 4), device)?,
+        visual_attention_mask: Some(Tensor::from_vec(region_mask, (rows, most), device)?),
+    })
+}
+
+/// The regions whose numbers (within range) are in `kept`, in that order.
+pub fn keep_regions(regions: &Regions, kept: &[usize]) -> Regions {
+    let pick = |values: &[u32]| kept.iter().filter_map(|&i| values.get(i).copied()).collect();
+    let width = regions.feature_dim;
+    Regions {
+        features: kept.iter().flat_map(|&i| regions.features[i * width..(i + 1) * width].to_vec()).collect(),
+        boxes: kept.iter().map(|&i| regions.boxes[i]).collect(),
+        labels: pick(&regions.labels),
+        scores: kept.iter().filter_map(|&i| regions.scores.get(i).copied()).collect(),
+        attributes: None,
+        ..*regions
+    }
+}

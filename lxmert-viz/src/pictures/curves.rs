@@ -1,0 +1,34 @@
+//! A run's training curves, drawn again from its `metrics.jsonl`.
+
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Draws the curves of the run in `run` (a folder with `metrics.jsonl`, or that file) to `output` with its extension; gives
+/// the files.
+///
+/// # Errors
+/// [`Error::Missing`] when there is no such file or it holds no record yet; [`Error::Train`] when it
+/// is damaged.
+pub fn draw(run: &Path, output: &Path) -> Result<Vec<PathBuf>> {
+    let path = if run.is_file() { run.to_path_buf() } else { run.join("metrics.jsonl") };
+    let missing = |what| Error::Missing {
+        what,
+        path: path.clone(),
+        advice: "train with `cargo run -p lxmert-train`, or name a run with --run".into(),
+    };
+    if !path.is_file() {
+        return Err(missing("the run's record of its training"));
+    }
+    let records = lxmert_train::log::read_records(&path)?;
+    if records.is_empty() {
+        return Err(missing("any line in the run's record of its training"));
+    }
+    if let Some(folder) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    }
+    let mut file = output.as_os_str().to_owned();
+    file.push(".png");
+    let file = PathBuf::from(file);
+    lxmert_train::log::curves::draw(&file, &records)?;
+    Ok(vec![file])
+}
