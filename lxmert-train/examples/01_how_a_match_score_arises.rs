@@ -5,20 +5,21 @@
 
 use candle_core::{Device, IndexOp};
 use lxmert_core::model::{Capture, Forward};
+use lxmert_core::pretrained::Pretrained;
 use lxmert_core::workspace::Workspace;
 use lxmert_train::data::pairs::{Pair, PairKind};
 use lxmert_train::data::paths::DataPaths;
 use lxmert_train::data::splits::Split;
 use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::metrics::sigmoid;
-use lxmert_train::run_folder::Checkpoint;
 
 fn main() -> anyhow::Result<()> {
     let workspace = Workspace::locate()?;
     let device = Device::Cpu;
 
     // %% A trained model and the data it was trained on
-    let checkpoint = Checkpoint::open(&workspace.run("scenes"), &device)?;
+    let checkpoint = Pretrained::open(workspace.run("scenes"))?;
+    let model = checkpoint.matching(&device)?;
     let options = LoadOptions {
         max_length: checkpoint.preprocessing.max_length,
         regions: Some(checkpoint.preprocessing.regions),
@@ -46,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     );
 
     // %% What comes out: [CLS], pooled by tanh, through the matching head
-    let output = checkpoint.model.forward(&inputs, &Forward::capture(Capture::Maps))?;
+    let output = model.forward(&inputs, &Forward::capture(Capture::Maps))?;
     println!("pooled {:?}", output.trunk.pooled.dims());
     for (pair, logit) in pairs.iter().zip(output.logits.to_vec1::<f32>()?) {
         println!("  logit {logit:>7.3}, probability {:.3}  {}", sigmoid(logit), dataset.sentence(pair));

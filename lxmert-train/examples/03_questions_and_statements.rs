@@ -1,8 +1,8 @@
 //! Questions and statements: what VQA, GQA and NLVR2 ask of a model, on the generated scenes.
 //! `cargo run -p lxmert-train --example 03_questions_and_statements`
 
+use lxmert_core::answers::{AnswerTable, normalise};
 use lxmert_core::workspace::Workspace;
-use lxmert_train::data::answers::{AnswerTable, normalise};
 use lxmert_train::data::image_examples::ImageExample;
 use lxmert_train::data::questions::Question;
 use lxmert_train::data::splits::Split;

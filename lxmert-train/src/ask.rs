@@ -1,9 +1,10 @@
 //! `lxmert-train ask`: arguments and what they run.
 
-use crate::answering::{Answer, AnswerCheckpoint};
 use crate::data::names::NameFinder;
+use crate::run_folder::open_checkpoint;
 use crate::{Error, Result};
 use candle_core::Device;
+use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::features::{FeatureStore, Regions};
 use lxmert_core::workspace::Workspace;
@@ -51,17 +52,17 @@ pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
         Some(folder) => folder.clone(),
         None => Workspace::locate()?.run("scenes-questions"),
     };
-    let checkpoint = AnswerCheckpoint::open(&folder, device)?;
+    let answerer = Answerer::new(open_checkpoint(&folder, "questions")?, device)?;
     let regions = match &args.features {
         Some(store) => stored_regions(store, args)?,
         None => {
-            let wanted = (checkpoint.config.visual_feat_dim, checkpoint.preprocessing.regions);
+            let wanted = (answerer.config.visual_feat_dim, answerer.preprocessing.regions);
             let photo = decode_file(&args.image)?;
             let (choice, weights) = (args.detector.clone(), args.weights.as_ref());
             Finder::open(&Workspace::locate()?, choice, weights, wanted, progress, device)?.regions(&photo)?
         }
     };
-    let answers = checkpoint.ask(&regions, &args.question, args.top, device)?;
+    let answers = answerer.ask(&regions, &args.question, args.top, device)?;
     if args.json {
         let text = serde_json::to_string_pretty(&answers).map_err(Error::json("answers"))?;
         println!("{text}");

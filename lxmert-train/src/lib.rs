@@ -9,8 +9,9 @@
 //! | [`data`] | readers, splits by image, matched and mismatched pairs, batches read ahead |
 //! | [`recipe`], [`task_weights`] | every setting of a run, and the recipes that tasks start from |
 //! | [`run_folder`], [`job`] | what a run writes, where, and with which settings |
+//! | [`origin`] | what a model is made of: configuration, vocabulary, the checkpoint it starts from |
 //! | [`sums`], [`log`], [`resume`] | what batches add up to; JSONL, TensorBoard, curves, model card; the saved state |
-//! | [`answering`], [`evaluate`], [`recalls`] | checkpoints with an answer head; scoring pairs; ranking images and captions |
+//! | [`answering`], [`evaluate`], [`recalls`] | an answer head from another's; scoring pairs; ranking images and captions |
 //! | [`tasks`] | what is trained: a task's data, model, losses and measures |
 //! | [`trainer`] | the training loop, read from top to bottom |
 //! | [`tasks::registry`] | the list of tasks |
@@ -26,6 +27,7 @@ pub mod job;
 pub mod log;
 pub mod measures;
 pub mod metrics;
+pub mod origin;
 pub mod recalls;
 pub mod recipe;
 pub mod resume;

@@ -2,8 +2,10 @@
 
 use crate::task_weights::TaskWeights;
 use crate::{Error, Result};
-use lxmert_core::config::{CrossLayer, LxmertConfig};
+use lxmert_core::config::CrossLayer;
+use lxmert_core::features::FeatureStore;
 use lxmert_core::ops::Precision;
+use lxmert_core::pretrained::Preprocessing;
 use serde::{Deserialize, Serialize};
 
 use lxmert_core::optim::AdamWConfig;
@@ -92,10 +94,10 @@ pub struct NamedRecipe {
 pub struct Recipe {
     /// What is trained, by the task's name.
     pub task: String,
-    /// The model's size: `tiny`, `small` or `base`.
-    pub preset: String,
-    /// How the two streams meet.
-    pub cross_layer: CrossLayer,
+    /// The model's configuration: a preset, a `config.json`, or a checkpoint with one; none for that of `init`.
+    pub config: Option<String>,
+    /// How the two streams meet; none for what the configuration says.
+    pub cross_layer: Option<CrossLayer>,
     /// A checkpoint to start from; none starts from random weights.
     pub init: Option<String>,
     /// Weights that this checkpoint may lack, by patterns (`*` any characters, `?` one); they start fresh.
@@ -164,8 +166,8 @@ impl Recipe {
     pub fn photos() -> Self {
         Self {
             task: "matching".into(),
-            preset: "small".into(),
-            cross_layer: CrossLayer::Lxmert,
+            config: Some("small".into()),
+            cross_layer: None,
             init: None,
             allow_missing: Vec::new(),
             dropout: 0.1,
@@ -201,7 +203,7 @@ impl Recipe {
     /// For the generated scenes: minutes on two cores (measurements in the model card).
     pub fn scenes() -> Self {
         Self {
-            preset: "tiny".into(),
+            config: Some("tiny".into()),
             dropout: 0.0,
             initializer_range: 0.05,
             batch_size: 64,
@@ -216,7 +218,7 @@ impl Recipe {
     /// from a pre-trained checkpoint by `--init`.
     pub fn fine_tuning() -> Self {
         Self {
-            preset: "base".into(),
+            config: Some("base".into()),
             max_length: 20,
             epochs: 4,
             optimiser: Optimiser::BertAdam,
@@ -244,37 +246,6 @@ impl Recipe {
         Self { task: task.into(), metric: metric.into(), hard_negatives, masked_words, alignment, ..self }
     }
 
-    /// The model of this recipe for regions of width `feature_dim`.
-    ///
-    /// # Errors
-    /// When the preset is unknown or a value does not fit.
-    pub fn model(&self, feature_dim: usize) -> Result<LxmertConfig> {
-        let config = LxmertConfig {
-            visual_feat_dim: feature_dim,
-            hidden_dropout_prob: self.dropout,
-            attention_probs_dropout_prob: self.dropout,
-            initializer_range: self.initializer_range,
-            cross_layer: self.cross_layer,
-            ..LxmertConfig::preset(&self.preset)?
-        };
-        config.check()?;
-        Ok(config)
-    }
-
-    /// [`Recipe::model`] for a task whose head the student project's variant lacks: that variant has a matching head alone.
-    ///
-    /// # Errors
-    /// As [`Recipe::model`], and for `--cross-layer student`.
-    pub fn lxmert_model(&self, feature_dim: usize) -> Result<LxmertConfig> {
-        match self.cross_layer {
-            CrossLayer::Lxmert => self.model(feature_dim),
-            CrossLayer::Student => Err(Error::Argument(format!(
-                "--cross-layer student: this variant has a matching head alone and cannot train {}",
-                self.task
-            ))),
-        }
-    }
-
     /// The optimiser's constants.
     pub fn adamw(&self) -> AdamWConfig {
         let base = match self.optimiser {
@@ -287,6 +258,13 @@ impl Recipe {
     /// How many of the `stored` regions of an image are used, best first.
     pub fn regions_of(&self, stored: usize) -> usize {
         self.regions.map_or(stored, |count| count.min(stored))
+    }
+
+    /// How a run by this recipe on this store's features puts data before its model.
+    pub fn preprocessing(&self, store: &FeatureStore) -> Preprocessing {
+        let info = store.info();
+        let regions = self.regions_of(info.regions);
+        Preprocessing { max_length: self.max_length, regions, detector: info.detector.clone() }
     }
 
     /// Examples per batch in evaluation, which keeps no activations for gradients.

@@ -16,17 +16,14 @@
 //! ```
 
 use crate::log::jsonl::TestRecord;
-use crate::recipe::Recipe;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
-use lxmert_core::checkpoint::{Place, atomic_write, load_weights, save_safetensors};
+use candle_core::Tensor;
+use lxmert_core::checkpoint::{Place, atomic_write, save_safetensors};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::features::FeatureStore;
-use lxmert_core::model::{MatchingModel, PretrainingModel};
+use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::TryLockError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -210,40 +207,6 @@ impl Report {
     }
 }
 
-/// How sentences and regions are to be put before this model; `preprocessor_config.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Preprocessing {
-    /// Longest sentence in WordPieces.
-    pub max_length: usize,
-    /// Regions per image, best first.
-    pub regions: usize,
-    /// The detector whose features the model was trained on.
-    pub detector: String,
-}
-
-impl Preprocessing {
-    /// What a run with this recipe on this store's features does.
-    pub fn of_run(recipe: &Recipe, store: &FeatureStore) -> Self {
-        let info = store.info();
-        let regions = recipe.regions_of(info.regions);
-        Self { max_length: recipe.max_length, regions, detector: info.detector.clone() }
-    }
-
-    /// What a checkpoint folder says of itself; the hub's checkpoints do not say, and these are the
-    /// numbers they were trained with.
-    ///
-    /// # Errors
-    /// When its file cannot be read.
-    pub fn of_checkpoint(folder: &Path) -> Result<Self> {
-        let path = folder.join("preprocessor_config.json");
-        if !path.is_file() {
-            return Ok(Self { max_length: 20, regions: 36, detector: "unknown".into() });
-        }
-        let json = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        serde_json::from_str(&json).map_err(Error::json(&path))
-    }
-}
-
 /// What a checkpoint holds besides the weights.
 #[derive(Debug, Clone)]
 pub struct CheckpointParts {
@@ -294,7 +257,8 @@ pub fn save_checkpoint(
     write_text(&folder.join("vocab.txt"), &text.vocab_text())?;
     write_text(&folder.join("tokenizer.json"), &text.tokenizer_json()?)?;
     let tokenizer = serde_json::json!({
-        "tokenizer_class": "LxmertTokenizer", "do_lower_case": true, "model_max_length": parts.preprocessing.max_length,
+        "tokenizer_class": "LxmertTokenizer", "do_lower_case": text.lower_case(),
+        "model_max_length": parts.preprocessing.max_length,
         "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
     });
     write_json(&folder.join("tokenizer_config.json"), &tokenizer)?;
@@ -303,124 +267,18 @@ pub fn save_checkpoint(
     Ok(save_safetensors(folder.join("model.safetensors"), weights, &metadata)?)
 }
 
-/// A checkpoint, read for evaluation.
-pub struct Checkpoint {
-    /// The model's configuration.
-    pub config: LxmertConfig,
-    /// How to put data before it.
-    pub preprocessing: Preprocessing,
-    /// Its tokeniser.
-    pub text: WordPiece,
-    /// The model.
-    pub model: MatchingModel,
-}
-
-impl Checkpoint {
-    /// Reads a checkpoint of ours or of the hub; `place`: any form that [`Place::find`] takes.
-    ///
-    /// # Errors
-    /// When a file is missing or the weights do not fit the configuration.
-    pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let CheckpointFiles { place, config, preprocessing, text } = CheckpointFiles::open(place, "matching")?;
-        let weights = matching_weights(&place.weights, &config, &[]).map_err(|error| {
-            let trained = "matching, retrieval or pretraining";
-            lacking_head(
-                error,
-                "cls.seq_relationship.",
-                &format!("no matching head; name a checkpoint of --task {trained}"),
-            )
-        })?;
-        let weights: HashMap<String, Tensor> =
-            weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect::<Result<_>>()?;
-        let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, device))?;
-        Ok(Self { config, preprocessing, text, model })
-    }
-}
-
-/// The weights file of a checkpoint: a folder, a file, or `hf:owner/repo`; see [`Place::find`].
+/// [`Pretrained::open`]. Where there is no checkpoint, the error names the command that trains one for `task`.
 ///
 /// # Errors
-/// When there is none.
-pub fn weights_file(place: &Path) -> Result<PathBuf> {
-    Ok(Place::find(place)?.weights)
-}
-
-/// A checkpoint that stands by itself: weights with a `config.json` beside them, and what else says how it is used.
-#[derive(Debug)]
-pub struct CheckpointFiles {
-    /// Where it lies.
-    pub place: Place,
-    /// The model's configuration.
-    pub config: LxmertConfig,
-    /// How to put data before it.
-    pub preprocessing: Preprocessing,
-    /// Its tokeniser: its own, else the one that ships.
-    pub text: WordPiece,
-}
-
-impl CheckpointFiles {
-    /// Reads all but the weights. `place`: any form that [`Place::find`] takes.
-    ///
-    /// # Errors
-    /// When there is no checkpoint or no `config.json` beside it, with the command that makes one for `task`; when a file
-    /// is damaged.
-    pub fn open(place: &Path, task: &str) -> Result<Self> {
-        let train = format!("train one with `cargo run -p lxmert-train -- --task {task}`");
-        let place = Place::find(place).map_err(|error| match error {
-            lxmert_core::Error::Format { path, reason } => Error::file(path, format!("{reason}; {train}")),
-            other => other.into(),
-        })?;
-        let config = place.folder.join("config.json");
-        if !config.is_file() {
-            let reason = format!("no config.json beside it, which says what model it is; {train}, or put one there");
-            return Err(Error::file(&place.weights, reason));
+/// As [`Pretrained::open`].
+pub fn open_checkpoint(place: &Path, task: &str) -> Result<Pretrained> {
+    let place = Place::find(place).map_err(|error| match error {
+        lxmert_core::Error::Format { path, reason } => {
+            Error::file(path, format!("{reason}; `cargo run -p lxmert-train -- --task {task}` trains one"))
         }
-        let vocabulary = place.folder.join("vocab.txt");
-        Ok(Self {
-            config: LxmertConfig::from_file(config)?,
-            preprocessing: Preprocessing::of_checkpoint(&place.folder)?,
-            text: if vocabulary.is_file() { WordPiece::from_vocab(&vocabulary)? } else { WordPiece::bundled()? },
-            place,
-        })
-    }
-}
-
-/// `error` in the words of `reason` where a checkpoint lacks just the head whose weights start with `head`.
-pub fn lacking_head(error: Error, head: &str, reason: &str) -> Error {
-    match error {
-        Error::Core(lxmert_core::Error::Checkpoint { path, missing, misshapen, .. })
-            if misshapen.is_empty() && !missing.is_empty() && missing.iter().all(|name| name.starts_with(head)) =>
-        {
-            Error::file(path, reason)
-        }
-        other => other,
-    }
-}
-
-/// The weights of a matching model out of a checkpoint of any origin, in f32; see [`load_weights`].
-///
-/// # Errors
-/// With every missing, unexpected and misshapen key.
-pub fn matching_weights(
-    path: &Path,
-    config: &LxmertConfig,
-    allow_missing: &[String],
-) -> Result<BTreeMap<String, Tensor>> {
-    Ok(load_weights(path, &MatchingModel::expected(config)?, allow_missing)?)
-}
-
-/// The weights of a pre-training model out of a checkpoint of any origin, in f32. Heads that the checkpoint lacks start
-/// afresh.
-///
-/// # Errors
-/// With every missing, unexpected and misshapen key.
-pub fn pretraining_weights(
-    path: &Path,
-    config: &LxmertConfig,
-    allow_missing: &[String],
-) -> Result<BTreeMap<String, Tensor>> {
-    let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from);
-    Ok(load_weights(path, &PretrainingModel::expected(config)?, &[&heads, allow_missing].concat())?)
+        other => other.into(),
+    })?;
+    Ok(Pretrained::at(place)?)
 }
 
 #[cfg(test)]

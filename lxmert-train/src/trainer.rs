@@ -10,6 +10,7 @@ use crate::log::card::{Facts, model_card};
 use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::resume::{self, Position};
 use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, save_checkpoint, write_json, write_text};
 use crate::sums::Sums;
@@ -121,7 +122,7 @@ fn cannot_start(error: Error) -> Error {
             weight.expected.last().unwrap_or(&0)
         ),
         (None, Some(first)) => format!("to let what is missing start fresh, name it: --allow-missing '{first}'"),
-        (None, None) if !misshapen.is_empty() => "it is of another --preset, or of other classes".into(),
+        (None, None) if !misshapen.is_empty() => "it has other classes, or is of another size".into(),
         (None, None) => "it is of another network".into(),
     };
     Error::Argument(format!("--init {error}; {what_to_do}"))
@@ -130,17 +131,19 @@ fn cannot_start(error: Error) -> Error {
 impl<'a, T: Task> Trainer<'a, T> {
     fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings) -> Result<Self> {
         let recipe = &job.recipe;
-        let text = WordPiece::bundled()?;
+        let resumes = job.start != Start::Overwrite && folder.state().is_file();
+        let last = Some(folder.last()).filter(|last| resumes && last.join("model.safetensors").is_file());
+        let origin = Origin::open(recipe, last.as_deref())?;
         let variables = VarMap::new();
-        let task = T::new(job, &text, &variables)?;
+        let task = T::new(job, &origin, &variables)?;
         init::seed_weights(&variables, recipe.seed, recipe.initializer_range)?;
         let variables: BTreeMap<String, Var> = match variables.data().lock() {
             Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
             Err(_) => return Err(Error::Argument("the variables' lock is poisoned".into())),
         };
-        let resumes = job.start != Start::Overwrite && folder.state().is_file();
-        if let Some(init) = recipe.init.as_ref().filter(|_| !resumes) {
-            for (name, tensor) in task.starting_weights(Path::new(init)).map_err(cannot_start)? {
+        let Origin { text, checkpoint, .. } = origin;
+        if let Some(checkpoint) = checkpoint.filter(|_| !resumes) {
+            for (name, tensor) in task.starting_weights(&checkpoint).map_err(cannot_start)? {
                 if let Some(var) = variables.get(&name) {
                     var.set(&tensor.to_device(&job.device)?)?;
                 }
@@ -160,8 +163,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let warmup_steps = (recipe.warmup * total_steps as f64).round() as u64;
         log::info!("{}, {}: {}", job.data.name(), T::NAME, task.introduction().join("; "));
         log::info!(
-            "{} model, {:.1} million parameters; {total_steps} steps of {}",
-            recipe.preset,
+            "{:.1} million parameters; {total_steps} steps of {}",
             parameters as f64 / 1e6,
             recipe.batch_size * recipe.accumulate,
         );
@@ -417,7 +419,7 @@ mod tests {
             cannot_start(lxmert_core::Error::Checkpoint { path, missing, unexpected, misshapen }.into()).to_string()
         };
         assert!(said(&[], &[128, 2048]).contains("it takes regions of 2048 numbers, the store has 256"));
-        assert!(said(&[], &[768, 256]).ends_with("of another --preset, or of other classes"));
+        assert!(said(&[], &[768, 256]).ends_with("it has other classes, or is of another size"));
         assert!(said(&["a", "b"], &[128, 256]).ends_with("--allow-missing 'a'"));
         assert!(said(&[], &[128, 256]).ends_with("it is of another network"));
     }

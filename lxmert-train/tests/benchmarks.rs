@@ -7,12 +7,13 @@ mod loopback;
 
 use assert_cmd::Command;
 use candle_core::{Device, Tensor};
+use lxmert_core::answering::Answerer;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::PairModel;
+use lxmert_core::pretrained::Pretrained;
 use lxmert_core::procedural;
-use lxmert_train::answering::AnswerCheckpoint;
 use lxmert_train::data::paths::{Data, ExamplePaths};
 use lxmert_train::job::{Job, Start};
 use lxmert_train::recipe::Recipe;
@@ -53,7 +54,7 @@ fn questions(images: std::ops::Range<usize>, labelled: bool) -> Value {
 fn job(folder: &Path, task: &str, data: ExamplePaths, output: &str) -> Job {
     let recipe = Recipe {
         task: task.into(),
-        preset: "tiny".into(),
+        config: Some("tiny".into()),
         batch_size: 16,
         epochs: 6,
         metric: "all/accuracy".into(),
@@ -97,7 +98,7 @@ fn from_the_hub(root: &Path, printed: &str) {
     let measured = ["evaluate", "hf:owner/repo", "--task", "questions", "--test-file", "valid.json", "--json"];
     command(&measured).success().stdout(predicates::str::contains("\"accuracy\""));
     let files = ["--train-file", "train.json", "--valid-file", "valid.json", "--answers", "answers.json"];
-    let start = ["--task", "questions", "--init", "hf:owner/repo", "--preset", "tiny", "--stop-after", "1"];
+    let start = ["--task", "questions", "--init", "hf:owner/repo", "--stop-after", "1"];
     command(&[start.as_slice(), &files, &["--output", "again"]].concat()).code(130);
     let wrong = ["ask", "--checkpoint", "hf:owner/other", "--image", "090", "--question", "What color is it?"];
     command(&wrong).code(1).stderr(predicates::str::contains("hf:owner/other"));
@@ -131,7 +132,7 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
     let right = right.count();
     assert!(predictions.len() == 32 && right >= 29, "{right} of 32 test questions are answered right");
 
-    let checkpoint = AnswerCheckpoint::open(&root.join("run"), &Device::Cpu).unwrap();
+    let checkpoint = Answerer::new(Pretrained::open(root.join("run")).unwrap(), &Device::Cpu).unwrap();
     let store = FeatureStore::open(root.join("features")).unwrap();
     let regions = store.regions(90).unwrap(); // blue, and 90 / 4 % 4 = 2: a star
     let best = checkpoint.ask(&regions, "What color is it?", 3, &Device::Cpu).unwrap();
@@ -175,7 +176,7 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
         ..job.recipe
     };
     run(&next);
-    let started = AnswerCheckpoint::open(&next.output, &Device::Cpu).unwrap();
+    let started = Answerer::new(Pretrained::open(&next.output).unwrap(), &Device::Cpu).unwrap();
     let image = 97 % 96; // green
     let best = started.ask(&store.regions(image).unwrap(), "What color is it?", 1, &Device::Cpu).unwrap();
     assert_eq!(best[0].answer, "green");

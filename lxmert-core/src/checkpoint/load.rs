@@ -7,8 +7,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Heads of the published models and snapshots; a network without such a head leaves its weights aside.
-const HEADS: [&str; 5] =
-    ["cls.predictions.*", "cls.seq_relationship.*", "obj_predict_head.*", "answer_head.*", "*.position_ids"];
+const HEADS: [&str; 6] = [
+    "cls.predictions.*",
+    "cls.seq_relationship.*",
+    "obj_predict_head.*",
+    "answer_head.*",
+    "referring_head.*",
+    "*.position_ids",
+];
 
 /// What LXMERT takes from BERT: the embeddings, the language layers, the pooler and the masked-word head. BERT's
 /// next-sentence head has the matching head's name and shape, but its index 0 means yes, so it is not taken.

@@ -8,14 +8,18 @@ use lxmert_core::ops::Precision;
 /// Flags that change a recipe. What is not given keeps the recipe's value.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RecipeArgs {
-    /// Model size: tiny, small or base
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(LxmertConfig::PRESETS), help_heading = "Model")]
+    /// The model's configuration: a config.json as the hub has it, or a checkpoint with one (folder, run folder, hf:owner/repo)
+    /// [default: that of --init, else the recipe's]
+    #[arg(long, value_name = "FILE|CHECKPOINT", help_heading = "Model")]
+    pub config: Option<String>,
+    /// A configuration by name: tiny, small or base
+    #[arg(long, conflicts_with = "config", value_parser = clap::builder::PossibleValuesParser::new(LxmertConfig::PRESETS), help_heading = "Model")]
     pub preset: Option<String>,
     /// Cross-modality layer: lxmert (shared, parallel) or student (separate, sequential)
     #[arg(long, value_parser = parse_cross_layer, value_name = "KIND", help_heading = "Model")]
     pub cross_layer: Option<CrossLayer>,
-    /// Start from this checkpoint: a folder, a run folder or a file, of ours, of the hub's or of the original's, or
-    /// hf:owner/repo or hf:owner/repo@revision; BERT's weights start the language encoder
+    /// Start from this checkpoint, with its own configuration and vocabulary: a folder, a run folder or a file, of ours, of the
+    /// hub's or of the original's, or hf:owner/repo or hf:owner/repo@revision; BERT's weights start the language encoder
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Model")]
     pub init: Option<String>,
     /// Let weights of this name start fresh if the --init checkpoint lacks them (* is any characters); may be repeated
@@ -118,8 +122,9 @@ impl RecipeArgs {
         let a = self.clone();
         Recipe {
             task: base.task,
-            preset: a.preset.unwrap_or(base.preset),
-            cross_layer: a.cross_layer.unwrap_or(base.cross_layer),
+            // A recipe's own size is for fresh weights: a checkpoint to start from brings its configuration.
+            config: a.config.or(a.preset).or(if a.init.is_some() { None } else { base.config }),
+            cross_layer: a.cross_layer.or(base.cross_layer),
             init: a.init.or(base.init),
             allow_missing: if a.allow_missing.is_empty() { base.allow_missing } else { a.allow_missing },
             dropout: a.dropout.unwrap_or(base.dropout),
@@ -173,6 +178,16 @@ mod tests {
     #[test]
     fn flags_change_only_what_they_name() {
         assert_eq!(applied(&["--epochs", "3"], Recipe::scenes()), Recipe { epochs: 3, ..Recipe::scenes() });
+    }
+
+    #[test]
+    fn a_checkpoint_to_start_from_replaces_the_recipe_s_size_but_not_a_given_one() {
+        let config = |flags: &[&str]| applied(flags, Recipe::scenes()).config;
+        assert_eq!(config(&[]).as_deref(), Some("tiny"));
+        assert_eq!(config(&["--init", "x"]), None);
+        assert_eq!(config(&["--init", "x", "--preset", "small"]).as_deref(), Some("small"));
+        assert_eq!(config(&["--init", "x", "--config", "c.json"]).as_deref(), Some("c.json"));
+        assert!(Flags::try_parse_from(["train", "--preset", "tiny", "--config", "c.json"]).is_err());
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct Batch {
     pub length: usize,
     /// Regions per image.
     pub regions: usize,
-    /// `[rows, length]`, padded with 0.
+    /// `[rows, length]`, padded with `[PAD]`.
     pub input_ids: Vec<u32>,
     /// `[rows, length]`, 1 for words.
     pub attention_mask: Vec<f32>,
@@ -80,13 +80,13 @@ pub struct Batch {
 
 impl Batch {
     /// Reads the regions of `images` (numbers in the store, the first `regions` of each) and pads their sentences'
-    /// WordPiece ids.
+    /// WordPiece ids with `pad`.
     ///
     /// # Errors
     /// When the store is damaged or lacks an image.
-    pub fn read(store: &FeatureStore, regions: usize, rows: &[(usize, &[u32])]) -> Result<Self> {
+    pub fn read(store: &FeatureStore, regions: usize, rows: &[(usize, &[u32])], pad: u32) -> Result<Self> {
         let images: Vec<usize> = rows.iter().map(|(image, _)| *image).collect();
-        let mut batch = Self { regions, ..Self::of_sentences(rows.iter().map(|(_, tokens)| *tokens)) };
+        let mut batch = Self { regions, ..Self::of_sentences(rows.iter().map(|(_, tokens)| *tokens), pad) };
         store.read_batch(&images, &mut batch.features, &mut batch.boxes, &mut batch.region_mask)?;
         let info = store.info();
         if regions < info.regions {
@@ -97,14 +97,14 @@ impl Batch {
         Ok(batch)
     }
 
-    fn of_sentences<'a>(sentences: impl Iterator<Item = &'a [u32]> + Clone) -> Self {
+    fn of_sentences<'a>(sentences: impl Iterator<Item = &'a [u32]> + Clone, pad: u32) -> Self {
         let length = sentences.clone().map(<[u32]>::len).max().unwrap_or(0);
         let mut batch = Self { length, ..Self::default() };
         for tokens in sentences {
             batch.rows += 1;
             let end = batch.rows * length;
             batch.input_ids.extend_from_slice(tokens);
-            batch.input_ids.resize(end, 0);
+            batch.input_ids.resize(end, pad);
             batch.attention_mask.resize(end - length + tokens.len(), 1.0);
             batch.attention_mask.resize(end, 0.0);
         }

@@ -27,6 +27,7 @@ pub struct Dataset {
     /// Names of captioned images without features, whose captions were left out.
     pub missing: Vec<String>,
     regions: usize,
+    pad: u32,
     tokens: Vec<Vec<u32>>,
     hard_tokens: Vec<Vec<u32>>,
 }
@@ -144,6 +145,7 @@ impl Dataset {
             truncated,
             missing,
             regions,
+            pad: text.special().pad,
             tokens,
             hard_tokens,
         })
@@ -188,7 +190,7 @@ impl Dataset {
     /// When the store is damaged.
     pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
         let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
-        Batch::read(&self.store, self.regions, &rows)
+        Batch::read(&self.store, self.regions, &rows, self.pad)
     }
 
     /// The WordPiece ids of a pair's sentence.

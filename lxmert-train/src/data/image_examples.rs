@@ -102,6 +102,7 @@ pub struct ImageExamples<T, const IMAGES: usize> {
     store_index: Vec<[usize; IMAGES]>,
     sentences: Sentences,
     images: usize,
+    pad: u32,
 }
 
 impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
@@ -132,7 +133,7 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
         }
         let mut sentences = Sentences::default();
         sentences.extend(text, &all.iter().map(T::sentence).collect::<Vec<_>>(), max_length)?;
-        Ok(Self { examples: all, store_index, sentences, images })
+        Ok(Self { examples: all, store_index, sentences, images, pad: text.special().pad })
     }
 }
 
@@ -179,6 +180,6 @@ impl<T, const IMAGES: usize> ImageExamples<T, IMAGES> {
     /// When the store is damaged.
     pub fn batch(&self, store: &FeatureStore, regions: usize, indices: &[usize]) -> Result<Batch> {
         let rows = |&index: &usize| self.store_index[index].map(|image| (image, self.tokens(index)));
-        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>())
+        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>(), self.pad)
     }
 }

@@ -5,7 +5,7 @@
 //! | [`dataset`] | captioned images with splits, features and tokens |
 //! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
-//! | [`questions`], [`answers`], [`vqa_answers`] | VQA and GQA; answer tables; answers as VQA's evaluation compares them |
+//! | [`questions`], [`vqa_answers`] | VQA and GQA; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
 //! | [`snli_ve`] | SNLI-VE |
 //! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
@@ -34,4 +34,3 @@ pub mod statements;
 pub mod vqa_answers;
 
 pub use dataset::{CaptionedImages, Dataset, LoadOptions};
-pub use lxmert_core::answers;

@@ -5,12 +5,12 @@
 //! category, and for categories of questions the answers, in the order of the sentences. An example is one sentence with
 //! its image. Files are read entry by entry and sentences kept as WordPieces ([`Sentences`]).
 
-use super::answers::AnswerTable;
 use super::captions::Captions;
 use super::json_list::for_each_entry;
 use super::names::NameFinder;
 use super::sentences::Sentences;
 use crate::{Error, Result};
+use lxmert_core::answers::AnswerTable;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
 use rand::Rng;

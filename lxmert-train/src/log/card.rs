@@ -41,13 +41,12 @@ pub fn model_card(facts: &Facts) -> String {
     let (recipe, config, preprocessing) = (&job.recipe, &parts.config, &parts.preprocessing);
     let mut text = format!(
         "---\nlibrary_name: transformers\npipeline_tag: {}\ntags: [lxmert]\n---\n\n# LXMERT, {} on {}\n\n{}\n\n\
-         ## Model\n{} preset: {} wide, {} heads, {}/{}/{} language, vision and cross-modality layers; {} regions of {} numbers from the detector \
+         ## Model\n{} wide, {} heads, {}/{}/{} language, vision and cross-modality layers; {} regions of {} numbers from the detector \
          '{}'; sentences of at most {} WordPieces.\n\n",
         description.pipeline_tag,
         description.title,
         job.data.name(),
         description.does,
-        recipe.preset,
         config.hidden_size,
         config.num_attention_heads,
         config.l_layers,

@@ -7,27 +7,28 @@
 use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::cross_entropy;
 use super::{Exam, Reads, Step, Task};
-use crate::answering::{self, AnswerCheckpoint, check_features};
-use crate::data::answers::AnswerTable;
+use crate::answering;
 use crate::data::image_examples::ImageExamples;
 use crate::data::snli_ve::{Hypothesis, LABELS};
 use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
-use crate::run_folder::{CheckpointParts, Preprocessing, weights_file};
+use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
+use lxmert_core::answers::AnswerTable;
 use lxmert_core::checkpoint::atomic_write;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::AnswerModel;
 use lxmert_core::ops::PackedWeights;
-use lxmert_core::text::WordPiece;
+use lxmert_core::pretrained::Pretrained;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -77,27 +78,27 @@ impl Task for Entailment {
     }
 
     fn evaluate(exam: &Exam) -> Result<Measures> {
-        let checkpoint = open(exam.checkpoint, exam.how.device)?;
+        let checkpoint = open_checkpoint(exam.checkpoint, Self::NAME)?;
+        let model = model_of(&checkpoint, exam.how.device)?;
         let store = FeatureStore::open(exam.data.features())?;
-        check_features(&checkpoint.config, &checkpoint.preprocessing, store.info().feature_dim)?;
+        checkpoint.check_features(store.info().feature_dim)?;
         let with = (&checkpoint.text, &checkpoint.preprocessing);
         let (set, regions) = ExampleSplits::test_split(exam.data, &store, with, exam.allow_missing_images)?;
-        measure_and_predict(&checkpoint.model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+        measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let data = ExampleSplits::load(job, text, |_| true)?;
-        let model = recipe.lxmert_model(data.store.info().feature_dim)?;
-        let config = LxmertConfig { num_qa_labels: LABELS.len(), ..model };
+        let data = ExampleSplits::load(job, &origin.text, |_| true)?;
+        let config = origin.lxmert_config(data.store.info().feature_dim, Self::NAME)?;
+        let config = LxmertConfig { num_qa_labels: LABELS.len(), ..config };
         let model = AnswerModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         Ok(Self { data, config, model, recipe, device: job.device.clone() })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
         let labels = AnswerTable::new(LABELS.map(String::from).to_vec()).map_err(Error::Argument)?;
-        let path = weights_file(checkpoint)?;
-        Ok(answering::starting_weights(&path, &self.config, &labels, &self.recipe.allow_missing)?.0)
+        Ok(answering::starting_weights(checkpoint, &self.config, &labels, &self.recipe.allow_missing)?.0)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -130,7 +131,7 @@ impl Task for Entailment {
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = open(folder, &self.device)?.model;
+        let best = model_of(&Pretrained::open(folder)?, &self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
         measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
     }
@@ -139,7 +140,7 @@ impl Task for Entailment {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForQuestionAnswering",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            preprocessing: self.recipe.preprocessing(&self.data.store),
             answers: LABELS.map(String::from).to_vec(),
         }
     }
@@ -165,16 +166,16 @@ impl Entailment {
     }
 }
 
-/// A checkpoint whose answers are the three labels.
-fn open(place: &Path, device: &Device) -> Result<AnswerCheckpoint> {
-    let checkpoint = AnswerCheckpoint::open(place, device)?;
-    if checkpoint.answers.answers() != LABELS {
-        let (answers, labels) = (checkpoint.answers.len(), LABELS.join(", "));
+/// The model of a checkpoint whose answers are the three labels.
+fn model_of(checkpoint: &Pretrained, device: &Device) -> Result<AnswerModel> {
+    let answers = checkpoint.answers()?;
+    if answers.answers() != LABELS {
+        let (count, labels) = (answers.len(), LABELS.join(", "));
         let reason =
-            format!("its head has {answers} answers that are not {labels}; name a checkpoint of --task entailment");
-        return Err(Error::file(place, reason));
+            format!("its head has {count} answers other than {labels}; name a checkpoint of --task entailment");
+        return Err(Error::file(&checkpoint.place.weights, reason));
     }
-    Ok(checkpoint)
+    Ok(checkpoint.answering(device)?)
 }
 
 fn labels(set: &HypothesisSet, hypotheses: &[usize]) -> Vec<Option<u32>> {

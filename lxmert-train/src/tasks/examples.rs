@@ -7,11 +7,11 @@ use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::recipe::Recipe;
-use crate::run_folder::Preprocessing;
 use crate::{Error, Result};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::pretrained::Preprocessing;
 use lxmert_core::text::WordPiece;
 use std::path::{Path, PathBuf};
 

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::data::batches::Batch;
 use candle_core::{D, Tensor};
 use lxmert_core::model::WordHead;
+use lxmert_core::text::{SpecialIds, WordPiece};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -17,10 +18,18 @@ const CHOSEN: f64 = 0.15;
 const MASKED: f64 = 0.8;
 const RANDOM: f64 = 0.9;
 
-/// Ids of `[CLS]`, `[SEP]`, `[MASK]` and `[PAD]` in BERT's vocabulary.
-const CLS: u32 = 101;
-const SEP: u32 = 102;
-const MASK: u32 = 103;
+/// What masking needs of a vocabulary: the ids that stand for no word, and how many ids there are.
+#[derive(Debug, Clone, Copy)]
+pub struct WordIds {
+    special: SpecialIds,
+    count: u32,
+}
+
+impl From<&WordPiece> for WordIds {
+    fn from(text: &WordPiece) -> Self {
+        Self { special: text.special(), count: text.vocabulary().len() as u32 }
+    }
+}
 
 /// The words of one batch that are to be guessed.
 #[derive(Debug, Default)]
@@ -52,11 +61,12 @@ impl MaskedWords {
     /// Masks words of `batch` in place, in every row alike, so that a mask says nothing about the
     /// match; those of the rows that `guessed` says yes to are to be guessed. The draw is a function of `seed` and
     /// `number`.
-    pub fn draw(batch: &mut Batch, guessed: impl Fn(usize) -> bool, vocab_size: u32, seed: u64, number: u64) -> Self {
+    pub fn draw(batch: &mut Batch, guessed: impl Fn(usize) -> bool, ids: WordIds, seed: u64, number: u64) -> Self {
+        let SpecialIds { cls, sep, mask, .. } = ids.special;
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mut words = Self::default();
         for (row, id) in batch.input_ids.iter_mut().enumerate() {
-            let word = batch.attention_mask[row] > 0.0 && *id != CLS && *id != SEP;
+            let word = batch.attention_mask[row] > 0.0 && *id != cls && *id != sep;
             if !word || !rng.random_bool(CHOSEN) {
                 continue;
             }
@@ -66,9 +76,9 @@ impl MaskedWords {
             }
             let kind: f64 = rng.random();
             if kind < MASKED {
-                *id = MASK;
+                *id = mask;
             } else if kind < RANDOM {
-                *id = rng.random_range(0..vocab_size);
+                *id = rng.random_range(0..ids.count);
             }
         }
         words
@@ -97,8 +107,8 @@ impl MaskedWords {
 mod tests {
     use super::*;
 
-    fn batch() -> Batch {
-        let ids = [CLS].into_iter().chain(2000..2398).chain([SEP]);
+    fn batch(special: SpecialIds) -> Batch {
+        let ids = [special.cls].into_iter().chain(2000..2398).chain([special.sep]);
         Batch {
             rows: 2,
             length: 400,
@@ -110,8 +120,9 @@ mod tests {
 
     #[test]
     fn chooses_fifteen_percent_and_guesses_only_the_rows_asked_for() {
-        let (mut masked, original) = (batch(), batch());
-        let words = MaskedWords::draw(&mut masked, |row| row == 0, 30522, 1, 2);
+        let ids = WordIds::from(&WordPiece::bundled().unwrap());
+        let (mut masked, original) = (batch(ids.special), batch(ids.special));
+        let words = MaskedWords::draw(&mut masked, |row| row == 0, ids, 1, 2);
         assert!((40..=80).contains(&words.rows.len()), "{}", words.rows.len());
         assert!(words.rows.iter().all(|row| *row < 400));
         for (row, target) in words.rows.iter().zip(&words.targets) {
@@ -120,9 +131,20 @@ mod tests {
         let changed =
             |range: std::ops::Range<usize>| range.filter(|i| masked.input_ids[*i] != original.input_ids[*i]).count();
         assert!((30..=80).contains(&changed(400..800)));
-        assert_eq!((masked.input_ids[0], masked.input_ids[399]), (CLS, SEP));
-        let mut again = batch();
-        MaskedWords::draw(&mut again, |_| true, 30522, 1, 2);
+        assert_eq!((masked.input_ids[0], masked.input_ids[399]), (ids.special.cls, ids.special.sep));
+        let mut again = batch(ids.special);
+        MaskedWords::draw(&mut again, |_| true, ids, 1, 2);
         assert_eq!(again.input_ids, masked.input_ids);
+    }
+
+    #[test]
+    fn masks_with_the_vocabulary_s_own_ids() {
+        let special = SpecialIds { pad: 9, unk: 8, cls: 7, sep: 6, mask: 5 };
+        let mut masked = batch(special);
+        MaskedWords::draw(&mut masked, |_| true, WordIds { special, count: 5 }, 1, 2);
+        assert_eq!((masked.input_ids[0], masked.input_ids[399]), (7, 6));
+        let count = |id: u32| masked.input_ids.iter().filter(|&&found| found == id).count();
+        assert!((60..=150).contains(&count(5)) && count(103) == 0, "{} [MASK]", count(5));
+        assert!(masked.input_ids.iter().all(|id| !(8..2000).contains(id)), "random words are of the vocabulary");
     }
 }

@@ -4,10 +4,9 @@
 //! entropy (Tan & Bansal 2019, §3.1) over the logit's two halves.
 
 use super::losses::binary_cross_entropy;
-use super::masked_words::MaskedWords;
+use super::masked_words::{MaskedWords, WordIds};
 use super::{Exam, Reads, Step, Task, alignment, refuse_predictions};
 use crate::Result;
-use crate::answering::check_features;
 use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
 use crate::data::splits::Split;
@@ -17,16 +16,17 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::metrics::{Metrics, cross_entropy};
+use crate::origin::Origin;
 use crate::recalls::recalls;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
-use crate::run_folder::{Checkpoint, CheckpointParts, Preprocessing, matching_weights, weights_file};
+use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::{BatchLoss, Part};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, MatchingModel, WordHead};
-use lxmert_core::text::WordPiece;
+use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -36,6 +36,7 @@ pub struct Matching {
     config: LxmertConfig,
     pub(super) model: MatchingModel,
     word_head: Option<WordHead>,
+    word_ids: WordIds,
     pub(super) recipe: Recipe,
     device: Device,
     train: PairSource,
@@ -86,7 +87,8 @@ impl Task for Matching {
 
     fn evaluate(exam: &Exam) -> Result<Measures> {
         refuse_predictions(exam, Self::NAME)?;
-        let checkpoint = Checkpoint::open(exam.checkpoint, exam.how.device)?;
+        let checkpoint = open_checkpoint(exam.checkpoint, Self::NAME)?;
+        let model = checkpoint.matching(exam.how.device)?;
         let options = LoadOptions {
             max_length: checkpoint.preprocessing.max_length,
             regions: Some(checkpoint.preprocessing.regions),
@@ -94,14 +96,14 @@ impl Task for Matching {
             allow_missing_images: exam.allow_missing_images,
         };
         let dataset = Dataset::load(exam.data.captions()?, &checkpoint.text, &options)?;
-        check_features(&checkpoint.config, &checkpoint.preprocessing, dataset.feature_dim())?;
-        test(&checkpoint.model, &dataset, exam.recall_images, exam.how, exam.bar)
+        checkpoint.check_features(dataset.feature_dim())?;
+        test(&model, &dataset, exam.recall_images, exam.how, exam.bar)
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let dataset = Dataset::load(job.data.captions()?, text, &job.load_options())?;
-        let config = recipe.model(dataset.feature_dim())?;
+        let dataset = Dataset::load(job.data.captions()?, &origin.text, &job.load_options())?;
+        let config = origin.config(dataset.feature_dim())?;
         let vb = || VarBuilder::from_varmap(variables, DType::F32, &job.device);
         let model = MatchingModel::new(&config, vb())?;
         let word_head =
@@ -116,13 +118,14 @@ impl Task for Matching {
             config,
             model,
             word_head,
+            word_ids: WordIds::from(&origin.text),
             recipe,
         })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
         let fresh = [vec!["cls.seq_relationship.*".into()], self.recipe.allow_missing.clone()].concat();
-        matching_weights(&weights_file(checkpoint)?, &self.config, &fresh)
+        Ok(checkpoint.weights(&MatchingModel::expected(&self.config)?, &fresh)?)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -156,9 +159,8 @@ impl Task for Matching {
 
     fn loss(&self, mut batch: PairBatch, step: &Step) -> Result<BatchLoss> {
         let words = self.word_head.as_ref().map(|head| {
-            let (vocab_size, seed) = (self.config.vocab_size as u32, self.recipe.seed);
             let matched = |row: usize| batch.pairs[row].matched();
-            (head, MaskedWords::draw(&mut batch.inputs, matched, vocab_size, seed, step.number))
+            (head, MaskedWords::draw(&mut batch.inputs, matched, self.word_ids, self.recipe.seed, step.number))
         });
         // Only the guesses of masked words read the streams after they have met.
         let run = Forward { pooled_only: words.is_none(), ..step.forward() };
@@ -213,16 +215,16 @@ impl Task for Matching {
     }
 
     fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = Checkpoint::open(folder, &self.device)?;
+        let best = Pretrained::open(folder)?.matching(&self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
-        test(&best.model, &self.dataset, self.recipe.recall_images, how, bar)
+        test(&best, &self.dataset, self.recipe.recall_images, how, bar)
     }
 
     fn checkpoint(&self) -> CheckpointParts {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForPreTraining",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.dataset.store),
+            preprocessing: self.recipe.preprocessing(&self.dataset.store),
             answers: Vec::new(),
         }
     }

@@ -21,6 +21,7 @@ use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::CheckpointParts;
 use crate::sums::BatchLoss;
@@ -30,7 +31,7 @@ use candle_nn::VarMap;
 use indicatif::ProgressBar;
 use lxmert_core::model::Forward;
 use lxmert_core::ops::{DropoutRng, Precision};
-use lxmert_core::text::WordPiece;
+use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -148,13 +149,13 @@ pub trait Task: Sync + Sized {
     ///
     /// # Errors
     /// When the data cannot be used.
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self>;
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self>;
 
-    /// The weights to start from out of `checkpoint`; what a new head needs may be missing.
+    /// The weights to start from out of `checkpoint`. Those of a new head may be missing.
     ///
     /// # Errors
     /// When the checkpoint does not fit, with every name that does not.
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>>;
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>>;
 
     /// What a user should know at the start, a line each.
     fn introduction(&self) -> Vec<String>;

@@ -8,8 +8,7 @@
 use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::{binary_cross_entropy, cross_entropy};
 use super::{Exam, Reads, Step, Task};
-use crate::answering::{self, AnswerCheckpoint};
-use crate::data::answers::{AnswerTable, SoftLabel};
+use crate::answering;
 use crate::data::image_examples::ImageExamples;
 use crate::data::paths::ExamplePaths;
 use crate::data::predictions::{AnswerFile, answer_accuracy, write_answers};
@@ -18,18 +17,21 @@ use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{AnswerLoss, NamedRecipe, Recipe, Suits};
-use crate::run_folder::{CheckpointParts, Preprocessing, weights_file};
+use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
+use lxmert_core::answering::Answerer;
+use lxmert_core::answers::{AnswerTable, SoftLabel};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::AnswerModel;
 use lxmert_core::ops::PackedWeights;
-use lxmert_core::text::WordPiece;
+use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -72,37 +74,36 @@ impl Task for Questions {
     }
 
     fn evaluate(exam: &Exam) -> Result<Measures> {
-        let checkpoint = AnswerCheckpoint::open(exam.checkpoint, exam.how.device)?;
-        let AnswerCheckpoint { text, preprocessing, answers, model, .. } = &checkpoint;
+        let answerer = Answerer::new(open_checkpoint(exam.checkpoint, Self::NAME)?, exam.how.device)?;
+        let Answerer { config, text, preprocessing, answers, model } = &answerer;
         let store = FeatureStore::open(exam.data.features())?;
-        checkpoint.check_features(store.info().feature_dim)?;
+        preprocessing.check_features(config, store.info().feature_dim)?;
         let (set, regions) =
             ExampleSplits::test_split(exam.data, &store, (text, preprocessing), exam.allow_missing_images)?;
         measure_and_predict(model, answers, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
         let paths = job.data.examples()?;
         let answers = answer_table(paths)?;
         let one = recipe.answer_loss == AnswerLoss::One;
-        let data = ExampleSplits::load(job, text, |question| !one || !target(&answers, question).is_empty())?;
+        let data = ExampleSplits::load(job, &origin.text, |question| !one || !target(&answers, question).is_empty())?;
         let known = |&question: &usize| !target(&answers, &data.train.examples()[question]).is_empty();
         if !data.learnt.iter().any(known) {
             let reason = format!("none of its {} questions has an answer of the table", data.learnt.len());
             let first = paths.train.first().map_or(Path::new("no file"), |path| path);
             return Err(Error::file(first, format!("{reason}; name the table of these answers by --answers")));
         }
-        let config =
-            LxmertConfig { num_qa_labels: answers.len(), ..recipe.lxmert_model(data.store.info().feature_dim)? };
+        let config = origin.lxmert_config(data.store.info().feature_dim, Self::NAME)?;
+        let config = LxmertConfig { num_qa_labels: answers.len(), ..config };
         let model = AnswerModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         Ok(Self { data, answers, config, model, recipe, device: job.device.clone() })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let path = weights_file(checkpoint)?;
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
         let (weights, matched) =
-            answering::starting_weights(&path, &self.config, &self.answers, &self.recipe.allow_missing)?;
+            answering::starting_weights(checkpoint, &self.config, &self.answers, &self.recipe.allow_missing)?;
         match matched {
             Some(matched) => log::info!("{matched} of {} answers start from the checkpoint's", self.answers.len()),
             None => log::info!("the answer head starts from random weights"),
@@ -150,7 +151,7 @@ impl Task for Questions {
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = AnswerCheckpoint::open(folder, &self.device)?.model;
+        let best = Pretrained::open(folder)?.answering(&self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
         measure_and_predict(&best, &self.answers, &self.data.test, self.place(), how, Some(predictions), bar)
     }
@@ -159,7 +160,7 @@ impl Task for Questions {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForQuestionAnswering",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            preprocessing: self.recipe.preprocessing(&self.data.store),
             answers: self.answers.answers().to_vec(),
         }
     }

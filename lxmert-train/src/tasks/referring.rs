@@ -9,7 +9,6 @@
 use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::binary_cross_entropy;
 use super::{Exam, Reads, Step, Task};
-use crate::answering::check_features;
 use crate::data::batches::Batch;
 use crate::data::image_examples::ImageExamples;
 use crate::data::refcoco::Expression;
@@ -17,22 +16,23 @@ use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
-use crate::run_folder::{CheckpointFiles, CheckpointParts, Preprocessing, lacking_head, weights_file};
+use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::boxes::{self, BoxXyxy};
-use lxmert_core::checkpoint::{atomic_write, load_weights};
+use lxmert_core::checkpoint::atomic_write;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::ReferringModel;
 use lxmert_core::ops::PackedWeights;
-use lxmert_core::text::WordPiece;
+use lxmert_core::pretrained::Pretrained;
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -88,28 +88,28 @@ impl Task for Referring {
     }
 
     fn evaluate(exam: &Exam) -> Result<Measures> {
-        let CheckpointFiles { place, config, preprocessing, text } =
-            CheckpointFiles::open(exam.checkpoint, Self::NAME)?;
-        let model = open_model(&place.weights, &config, exam.how.device)?;
+        let checkpoint = open_checkpoint(exam.checkpoint, Self::NAME)?;
+        let model = model_of(&checkpoint, exam.how.device)?;
         let store = FeatureStore::open(exam.data.features())?;
-        check_features(&config, &preprocessing, store.info().feature_dim)?;
-        let with = (&text, &preprocessing);
+        checkpoint.check_features(store.info().feature_dim)?;
+        let with = (&checkpoint.text, &checkpoint.preprocessing);
         let (set, regions) = ExampleSplits::test_split(exam.data, &store, with, exam.allow_missing_images)?;
         measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let data = ExampleSplits::load(job, text, |_| true)?;
+        let data = ExampleSplits::load(job, &origin.text, |_| true)?;
         // Answers are for questions; this head has no place in the hub's configuration.
-        let config = LxmertConfig { num_qa_labels: 0, ..recipe.lxmert_model(data.store.info().feature_dim)? };
+        let config = origin.lxmert_config(data.store.info().feature_dim, Self::NAME)?;
+        let config = LxmertConfig { num_qa_labels: 0, ..config };
         let model = ReferringModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         Ok(Self { data, config, model, recipe, device: job.device.clone() })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
         let fresh = [vec![format!("{HEAD}*")], self.recipe.allow_missing.clone()].concat();
-        Ok(load_weights(&weights_file(checkpoint)?, &ReferringModel::expected(&self.config)?, &fresh)?)
+        Ok(checkpoint.weights(&ReferringModel::expected(&self.config)?, &fresh)?)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -142,7 +142,7 @@ impl Task for Referring {
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = open_model(&weights_file(folder)?, &self.config, &self.device)?;
+        let best = model_of(&Pretrained::open(folder)?, &self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
         measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
     }
@@ -153,7 +153,7 @@ impl Task for Referring {
             // No class of transformers has a head over regions' final states. The trunk opens in this one, which reports the
             // head's two weights, `referring_head.{weight,bias}`, as unexpected.
             architecture: "LxmertModel",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            preprocessing: self.recipe.preprocessing(&self.data.store),
             answers: Vec::new(),
         }
     }
@@ -180,19 +180,11 @@ impl Referring {
     }
 }
 
-/// The model whose weights were trained on referring expressions.
-///
-/// # Errors
-/// When the weights are not there or not this model's.
-fn open_model(weights: &Path, config: &LxmertConfig, device: &Device) -> Result<ReferringModel> {
-    let weights: HashMap<String, Tensor> = load_weights(weights, &ReferringModel::expected(config)?, &[])
-        .map_err(|error| {
-            lacking_head(error.into(), HEAD, "no head over regions; name a checkpoint of --task referring")
-        })?
-        .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
-        .collect::<Result<_>>()?;
-    Ok(ReferringModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
+/// The model of a checkpoint that was trained on referring expressions.
+fn model_of(checkpoint: &Pretrained, device: &Device) -> Result<ReferringModel> {
+    Ok(checkpoint
+        .model(device, ReferringModel::new)
+        .map_err(|error| error.for_lacking_head(HEAD, "no head over regions; name a checkpoint of --task referring"))?)
 }
 
 /// Each expression's loss, `[batch]`, and the region that is chosen for it. `logits`: `[batch, regions]`.

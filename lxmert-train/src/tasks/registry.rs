@@ -97,6 +97,7 @@ pub fn train(job: &Job) -> Result<Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::origin::Origin;
 
     #[test]
     fn names_are_unique_and_recipes_name_their_own_task() {
@@ -110,7 +111,7 @@ mod tests {
             for recipe in entry.recipes.iter().map(|named| (named.recipe)()).chain(suiting) {
                 assert_eq!(recipe.task, entry.name);
                 recipe.check().unwrap();
-                recipe.model(2048).unwrap();
+                Origin::open(&recipe, None).unwrap().config(2048).unwrap();
             }
         }
         assert!(task("poetry").unwrap_err().to_string().contains("the tasks are matching, "));

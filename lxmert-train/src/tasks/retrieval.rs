@@ -17,14 +17,15 @@ use crate::data::splits::Split;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use crate::run_folder::CheckpointParts;
 use crate::sums::BatchLoss;
 use candle_core::{D, Tensor};
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
+use lxmert_core::pretrained::Pretrained;
 use lxmert_core::procedural::splitmix64;
-use lxmert_core::text::WordPiece;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashSet};
@@ -73,8 +74,8 @@ impl Task for Retrieval {
         Matching::evaluate(exam)
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
-        let matching = Matching::new(job, text, variables)?;
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
+        let matching = Matching::new(job, origin, variables)?;
         let captions = matching.dataset.splits.captions(&matching.dataset.captions, Split::Train);
         let images: HashSet<usize> = captions.iter().map(|&c| matching.dataset.captions.captions[c].image).collect();
         if images.len() < 2 {
@@ -83,7 +84,7 @@ impl Task for Retrieval {
         Ok(Self { matching, captions })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
         self.matching.starting_weights(checkpoint)
     }
 

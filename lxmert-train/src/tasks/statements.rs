@@ -6,7 +6,6 @@
 use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
 use super::losses::cross_entropy;
 use super::{Exam, Reads, Step, Task};
-use crate::answering::check_features;
 use crate::data::image_examples::ImageExamples;
 use crate::data::predictions::{statement_accuracy, write_judgements};
 use crate::data::statements::Statement;
@@ -14,20 +13,21 @@ use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
-use crate::run_folder::{CheckpointFiles, CheckpointParts, Preprocessing, lacking_head, weights_file};
+use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
-use lxmert_core::checkpoint::{load_weights, names, read_tensors, take_weights};
+use lxmert_core::checkpoint::take_weights;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::PairModel;
 use lxmert_core::ops::PackedWeights;
-use lxmert_core::text::WordPiece;
-use std::collections::{BTreeMap, HashMap};
+use lxmert_core::pretrained::Pretrained;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The statements of a split.
@@ -65,30 +65,27 @@ impl Task for Statements {
     }
 
     fn evaluate(exam: &Exam) -> Result<Measures> {
-        let CheckpointFiles { place, config, preprocessing, text } =
-            CheckpointFiles::open(exam.checkpoint, Self::NAME)?;
-        let model = open_model(&place.weights, &config, exam.how.device).map_err(|error| {
-            lacking_head(error, "answer_head.", "no head over two images; name a checkpoint of --task statements")
-        })?;
+        let checkpoint = open_checkpoint(exam.checkpoint, Self::NAME)?;
+        let model = checkpoint.judging(exam.how.device)?;
         let store = FeatureStore::open(exam.data.features())?;
-        check_features(&config, &preprocessing, store.info().feature_dim)?;
-        let (set, regions) =
-            ExampleSplits::test_split(exam.data, &store, (&text, &preprocessing), exam.allow_missing_images)?;
+        checkpoint.check_features(store.info().feature_dim)?;
+        let text = (&checkpoint.text, &checkpoint.preprocessing);
+        let (set, regions) = ExampleSplits::test_split(exam.data, &store, text, exam.allow_missing_images)?;
         measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let data = ExampleSplits::load(job, text, |_| true)?;
+        let data = ExampleSplits::load(job, &origin.text, |_| true)?;
         // Answers are for questions; this head has no place in the hub's configuration.
-        let config = LxmertConfig { num_qa_labels: 0, ..recipe.lxmert_model(data.store.info().feature_dim)? };
+        let config = origin.lxmert_config(data.store.info().feature_dim, Self::NAME)?;
+        let config = LxmertConfig { num_qa_labels: 0, ..config };
         let model = PairModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         Ok(Self { data, config, model, recipe, device: job.device.clone() })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let path = weights_file(checkpoint)?;
-        let mut tensors = names::lxmert(&path, read_tensors(&path)?)?;
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = checkpoint.tensors().clone();
         let expected = PairModel::expected(&self.config)?;
         // A head over two images is taken over; one of another task, of another shape, is not.
         let shape_of = |name: &str| expected.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.as_slice());
@@ -98,7 +95,7 @@ impl Task for Statements {
             tensors.retain(|name, _| !name.starts_with("answer_head."));
         }
         let fresh = [vec!["answer_head.*".into()], self.recipe.allow_missing.clone()].concat();
-        Ok(take_weights(&path, tensors, &expected, &fresh)?)
+        Ok(take_weights(&checkpoint.place.weights, tensors, &expected, &fresh)?)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -131,7 +128,7 @@ impl Task for Statements {
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = open_model(&weights_file(folder)?, &self.config, &self.device)?;
+        let best = Pretrained::open(folder)?.judging(&self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
         measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
     }
@@ -142,7 +139,7 @@ impl Task for Statements {
             // No class of transformers has a head over two images. The trunk opens in this one, which finds every key of its
             // own and reports the head's six, `answer_head.logit_fc.{0,2,3}.{weight,bias}`, as unexpected.
             architecture: "LxmertModel",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            preprocessing: self.recipe.preprocessing(&self.data.store),
             answers: Vec::new(),
         }
     }
@@ -165,18 +162,6 @@ impl Statements {
     fn place(&self) -> (&FeatureStore, usize) {
         (&self.data.store, self.data.regions)
     }
-}
-
-/// The model whose weights were trained on statements.
-///
-/// # Errors
-/// When the weights are not there or not this model's.
-fn open_model(weights: &Path, config: &LxmertConfig, device: &Device) -> Result<PairModel> {
-    let weights: HashMap<String, Tensor> = load_weights(weights, &PairModel::expected(config)?, &[])?
-        .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
-        .collect::<Result<_>>()?;
-    Ok(PairModel::new(config, VarBuilder::from_tensors(weights, DType::F32, device))?)
 }
 
 /// Measures over a set of statements; the model's judgements go into the folder `predictions`. `place`: the store, and

@@ -3,13 +3,13 @@
 use super::regions::MaskedRegions;
 use crate::Result;
 use crate::data::CaptionedImages;
-use crate::data::answers::AnswerTable;
 use crate::data::batches::Batch;
 use crate::data::paths::Data;
 use crate::data::pretraining::{PretrainingSentences, ReadOptions};
 use crate::data::splits::Split;
 use crate::job::Job;
 use crate::task_weights::TaskWeights;
+use lxmert_core::answers::AnswerTable;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
 
@@ -54,6 +54,8 @@ pub struct PretrainingData {
     pub validation: PretrainingSentences,
     /// Sentences that are measured at the end.
     pub test: PretrainingSentences,
+    /// `[PAD]`, which fills the shorter sentences of a batch.
+    pad: u32,
 }
 
 impl PretrainingData {
@@ -62,6 +64,7 @@ impl PretrainingData {
     /// # Errors
     /// When a file cannot be understood, or too many images have no features.
     pub fn load(job: &Job, text: &WordPiece) -> Result<Self> {
+        let pad = text.special().pad;
         let options = |answers| ReadOptions {
             text,
             max_length: job.recipe.max_length,
@@ -74,7 +77,7 @@ impl PretrainingData {
                 let answers = paths.answers.as_deref().map(AnswerTable::read).transpose()?;
                 let read = |files| PretrainingSentences::read(files, &store, options(answers.as_ref()));
                 let (train, validation, test) = (read(&paths.train)?, read(&paths.valid)?, read(&paths.test)?);
-                Ok(Self { store, answers, train, validation, test })
+                Ok(Self { store, answers, train, validation, test, pad })
             }
             Data::Captions(paths) => {
                 let CaptionedImages { captions, splits, store, .. } =
@@ -84,7 +87,7 @@ impl PretrainingData {
                     PretrainingSentences::from_captions(&captions, &wanted, &store, options(None))
                 };
                 let (train, validation, test) = (read(Split::Train)?, read(Split::Val)?, read(Split::Test)?);
-                Ok(Self { answers: None, train, validation, test, store })
+                Ok(Self { answers: None, train, validation, test, store, pad })
             }
         }
     }
@@ -114,7 +117,7 @@ impl PretrainingData {
         let images: Vec<usize> = examples.iter().map(|example| split.store_index(example.image)).collect();
         let rows: Vec<(usize, &[u32])> =
             images.iter().zip(&examples).map(|(&image, example)| (image, split.tokens(example.sentence))).collect();
-        let inputs = Batch::read(&self.store, regions, &rows)?;
+        let inputs = Batch::read(&self.store, regions, &rows, self.pad)?;
         let answers = examples.iter().map(|example| {
             let label = split.label(example.sentence).filter(|_| example.matched());
             label.map(<[_]>::to_vec).unwrap_or_default()

@@ -5,17 +5,17 @@ pub mod data;
 pub mod regions;
 pub mod terms;
 
-use super::masked_words::MaskedWords;
+use super::masked_words::{MaskedWords, WordIds};
 use super::{Exam, Reads, Step, Task, alignment};
-use crate::data::answers;
 use crate::data::batches;
 use crate::data::pretraining::PretrainingSentences;
 use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::origin::Origin;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
-use crate::run_folder::{CheckpointParts, Preprocessing, pretraining_weights, weights_file};
+use crate::run_folder::CheckpointParts;
 use crate::sums::{BatchLoss, Part};
 use crate::task_weights::TaskWeights;
 use crate::{Error, Result};
@@ -23,12 +23,13 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use data::{Example, PretrainingBatch, PretrainingData};
 use indicatif::ProgressBar;
+use lxmert_core::answers::AnswerTable;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Forward, PretrainingModel};
 use lxmert_core::ops::PackedWeights;
+use lxmert_core::pretrained::Pretrained;
 use lxmert_core::procedural::splitmix64;
-use lxmert_core::text::WordPiece;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ pub struct Pretraining {
     weights: TaskWeights,
     config: LxmertConfig,
     model: PretrainingModel,
+    word_ids: WordIds,
     recipe: Recipe,
     device: Device,
 }
@@ -70,7 +72,7 @@ impl Task for Pretraining {
             Suits::Scenes => Recipe::scenes(),
             Suits::Photos => Recipe::photos(),
             Suits::Benchmark => Recipe {
-                preset: "base".into(),
+                config: Some("base".into()),
                 max_length: 20,
                 batch_size: 256,
                 epochs: 20,
@@ -92,9 +94,9 @@ impl Task for Pretraining {
         ))
     }
 
-    fn new(job: &Job, text: &WordPiece, variables: &VarMap) -> Result<Self> {
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
-        let data = PretrainingData::load(job, text)?;
+        let data = PretrainingData::load(job, &origin.text)?;
         let weights = data.supported(&recipe.task_weights);
         if weights.all_zero() {
             return Err(Error::Argument("--task-weights: no task is left that this data supports".into()));
@@ -104,15 +106,18 @@ impl Task for Pretraining {
         let config = LxmertConfig {
             num_object_labels: count(weights.objects, info.label_names.len()),
             num_attr_labels: count(weights.attributes, info.attribute_names.len()),
-            num_qa_labels: count(weights.answers, data.answers.as_ref().map_or(0, answers::AnswerTable::len)),
-            ..recipe.lxmert_model(info.feature_dim)?
+            num_qa_labels: count(weights.answers, data.answers.as_ref().map_or(0, AnswerTable::len)),
+            ..origin.lxmert_config(info.feature_dim, Self::NAME)?
         };
         let model = PretrainingModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
-        Ok(Self { data, weights, config, model, recipe, device: job.device.clone() })
+        let word_ids = WordIds::from(&origin.text);
+        Ok(Self { data, weights, config, model, word_ids, recipe, device: job.device.clone() })
     }
 
-    fn starting_weights(&self, checkpoint: &Path) -> Result<BTreeMap<String, Tensor>> {
-        pretraining_weights(&weights_file(checkpoint)?, &self.config, &self.recipe.allow_missing)
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
+        let heads = ["cls.*", "obj_predict_head.*", "answer_head.*"].map(String::from);
+        let fresh = [&heads, self.recipe.allow_missing.as_slice()].concat();
+        Ok(checkpoint.weights(&PretrainingModel::expected(&self.config)?, &fresh)?)
     }
 
     fn introduction(&self) -> Vec<String> {
@@ -168,10 +173,7 @@ impl Task for Pretraining {
     }
 
     fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let weights = pretraining_weights(&weights_file(folder)?, &self.config, &[])?;
-        let weights =
-            weights.into_iter().map(|(name, t)| Ok((name, t.to_device(&self.device)?))).collect::<Result<_>>()?;
-        let model = PretrainingModel::new(&self.config, VarBuilder::from_tensors(weights, DType::F32, &self.device))?;
+        let model = Pretrained::open(folder)?.model(&self.device, PretrainingModel::new)?;
         bar.set_length(self.data.test.len() as u64);
         self.measure(&model, &self.data.test, bar)
     }
@@ -180,7 +182,7 @@ impl Task for Pretraining {
         CheckpointParts {
             config: self.config.clone(),
             architecture: "LxmertForPreTraining",
-            preprocessing: Preprocessing::of_run(&self.recipe, &self.data.store),
+            preprocessing: self.recipe.preprocessing(&self.data.store),
             answers: match (&self.data.answers, self.config.num_qa_labels) {
                 (Some(table), 1..) => table.answers().to_vec(),
                 _ => Vec::new(),
@@ -232,9 +234,8 @@ impl Pretraining {
         if weights.any_region() {
             batch.regions.mask(&mut batch.inputs, &self.data.store, &mut rng)?;
         }
-        let vocab = self.config.vocab_size as u32;
         let words = match weights.words > 0.0 {
-            true => MaskedWords::draw(&mut batch.inputs, |_| true, vocab, seed, rng.random()),
+            true => MaskedWords::draw(&mut batch.inputs, |_| true, self.word_ids, seed, rng.random()),
             false => MaskedWords::default(),
         };
         let matched: Vec<bool> = batch.examples.iter().map(|example| example.matched()).collect();
