@@ -43,8 +43,8 @@ fn main() -> anyhow::Result<()> {
 
     // %% Each stream through its own encoder: they have not met yet
     let run = Pass::capture(Capture::Maps);
-    let language = model.encode_language(&inputs.input_ids, None, &run)?;
-    let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, None, &run)?;
+    let language = model.trunk.encode_language(&inputs.input_ids, None, &run)?;
+    let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, None, &run)?;
     println!("language {:?}, vision {:?}", language.states.dims(), vision.states.dims());
 
     // %% The cross-modality encoder: words look at regions and regions at words

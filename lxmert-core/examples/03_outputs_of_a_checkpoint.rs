@@ -7,8 +7,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use lxmert_core::checkpoint::{Place, atomic_write, load_weights, names, read_tensors, save_safetensors};
+use lxmert_core::checkpoint::{Place, load_weights, names, read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
+use lxmert_core::files::atomic_write;
 use lxmert_core::model::{
     AnswerModel, LxmertInputs, LxmertModel, MatchingModel, PairModel, Pass, PretrainingModel, init,
 };

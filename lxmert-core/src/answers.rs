@@ -10,7 +10,8 @@
 //!
 //! `data/answers/` ships the three of LXMERT as plain lists: 9500 answers of pre-training, 3129 of VQA v2, 1842 of GQA.
 
-use crate::{Error, Result, json};
+use crate::files::read_json;
+use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -45,7 +46,7 @@ impl AnswerTable {
     /// # Errors
     /// When the file cannot be read or has none of the forms, or the table is empty, repeats an answer or leaves a label out.
     pub fn read(path: &Path) -> Result<Self> {
-        let value: Value = json::read(path)?;
+        let value: Value = read_json(path)?;
         let file: TableFile = serde_json::from_value(value).map_err(|_| {
             Error::format(
                 path,

@@ -1,6 +1,6 @@
 //! The model's configuration, read from and written to the hub's `config.json`.
 
-use crate::json::{self, Fields};
+use crate::files::{Fields, read_json};
 use crate::{Error, Result};
 use candle_nn::Activation;
 use serde::{Deserialize, Serialize};
@@ -160,7 +160,7 @@ impl LxmertConfig {
     /// When the file cannot be read, is not JSON, describes another model, or its numbers do not fit together.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let fields = json::read(path)?;
+        let fields = read_json(path)?;
         if is_bert(&fields) {
             return Err(Error::format(
                 path,

@@ -36,6 +36,16 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// A row, line or entry of a file cannot be understood.
+    #[error("{path}, row {row}: {reason}", path = path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1: a line, or an entry of a JSON list.
+        row: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An argument or a configuration value that cannot be used.
     #[error("{0}")]
     Argument(String),
@@ -144,5 +154,10 @@ impl Error {
     /// An [`Error::Format`] at `path`.
     pub fn format(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Format { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::Row`] at `path`.
+    pub fn row(path: impl AsRef<Path>, row: usize, reason: impl Into<String>) -> Self {
+        Self::Row { path: path.as_ref().to_path_buf(), row, reason: reason.into() }
     }
 }

@@ -4,13 +4,15 @@
 pub mod answering;
 pub mod answers;
 pub mod boxes;
+pub mod captions;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod error;
 pub mod features;
+pub mod files;
+pub mod image_names;
 pub mod interrupt;
-pub mod json;
 pub mod model;
 pub mod nearby;
 pub mod ops;

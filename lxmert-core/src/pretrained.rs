@@ -15,7 +15,7 @@
 use crate::answers::AnswerTable;
 use crate::checkpoint::{Place, is_bert, names, read_tensors, sizes, take_weights};
 use crate::config::{self, LxmertConfig};
-use crate::json::{self, Fields};
+use crate::files::{Fields, read_json};
 use crate::model::{AnswerModel, MatchingModel, PairModel, init};
 use crate::text::WordPiece;
 use crate::workspace::Workspace;
@@ -99,7 +99,7 @@ impl Pretrained {
         let described = path.is_file();
         let (mut config, labels) = match described {
             true => {
-                let fields: Fields = json::read(&path)?;
+                let fields: Fields = read_json(&path)?;
                 (described_by(&fields, &found, is_bert, (&path, &place.weights))?, labels(&fields))
             }
             false => (shaped_by(&found, is_bert, &place.weights)?, Vec::new()),
@@ -141,7 +141,7 @@ impl Pretrained {
         let Some(asked) = asked else { return Ok(self.config.clone()) };
         let (own, wanted) = (fields_of(&self.config)?, fields_of(&asked)?);
         let differs = |key: &&&str| own.get(**key) != wanted.get(**key);
-        let by_shape = ["vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"];
+        let by_shape = ["hidden_size", "vocab_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"];
         let by_file = ["num_attention_heads", "hidden_act", "layer_norm_eps"];
         let layers = ["l_layers", "r_layers", "x_layers", "cross_layer"];
         let by_file = by_file.iter().filter(|_| self.described);
@@ -292,7 +292,7 @@ impl Preprocessing {
             let published = Self::default();
             return Ok(Self { max_length: published.max_length.min(longest), ..published });
         }
-        let read: Self = json::read(&path)?;
+        let read: Self = read_json(&path)?;
         if !(3..=longest).contains(&read.max_length) {
             let reason =
                 format!("max_length is {}, but must be 3 to {longest}, the model's positions", read.max_length);

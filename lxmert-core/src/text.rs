@@ -1,6 +1,6 @@
 //! Sentences to WordPieces, as BERT's tokeniser cuts them (Wu et al. 2016; Devlin et al. 2019).
 
-use crate::json::{self, Fields};
+use crate::files::{Fields, read_json};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -69,7 +69,7 @@ impl WordPiece {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let settings = path.with_file_name("tokenizer_config.json");
         let lower_case = match settings.is_file() {
-            true => json::read::<Fields>(&settings)?.get("do_lower_case").and_then(Value::as_bool),
+            true => read_json::<Fields>(&settings)?.get("do_lower_case").and_then(Value::as_bool),
             false => None,
         };
         Self::new(lines(text.strip_prefix('\u{feff}').unwrap_or(&text)), lower_case.unwrap_or(true), path)
@@ -82,7 +82,7 @@ impl WordPiece {
     /// When the file cannot be read or holds another model; as [`WordPiece::from_vocab`] on its vocabulary.
     pub fn from_tokenizer_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let json: Value = json::read(path)?;
+        let json: Value = read_json(path)?;
         let kind = json.pointer("/model/type").and_then(Value::as_str).unwrap_or("WordPiece");
         let Some(ids) = json.pointer("/model/vocab").and_then(Value::as_object).filter(|_| kind == "WordPiece") else {
             return Err(Error::format(path, format!("holds a {kind} model without WordPieces; LXMERT reads BERT's")));

@@ -4,7 +4,8 @@
 use candle_core::{DType, Device, Tensor};
 use lxmert_core::Error;
 use lxmert_core::checkpoint::fit::glob;
-use lxmert_core::checkpoint::{FitOptions, atomic_write, fit, names, read_tensors, save_safetensors};
+use lxmert_core::checkpoint::{FitOptions, fit, names, read_tensors, save_safetensors};
+use lxmert_core::files::atomic_write;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;

@@ -52,7 +52,7 @@ fn zip_legacy_and_newer_pickle_protocols_hold_the_same_tensors() {
 }
 
 #[test]
-fn a_state_dict_is_found_beside_epoch_and_optimizer() {
+fn finds_the_state_dict_beside_epoch_and_optimizer() {
     for name in ["nested.pth", "nested_twice.pth"] {
         let tensors = read_tensors(fixture(name)).unwrap();
         assert_eq!(tensors.keys().collect::<Vec<_>>(), ["bias", "weight"], "{name}");
@@ -62,7 +62,7 @@ fn a_state_dict_is_found_beside_epoch_and_optimizer() {
 }
 
 #[test]
-fn a_pickle_that_would_run_a_command_is_refused_by_name_and_runs_nothing() {
+fn rejects_a_pickle_that_would_run_a_command_and_runs_nothing() {
     for name in ["evil_zip.pth", "evil_legacy.pth"] {
         match read_tensors(fixture(name)).unwrap_err() {
             Error::PickleClass { class, offset, .. } => {
@@ -76,13 +76,13 @@ fn a_pickle_that_would_run_a_command_is_refused_by_name_and_runs_nothing() {
 }
 
 #[test]
-fn a_whole_pickled_module_names_its_class() {
+fn rejects_a_pickled_module_by_its_class() {
     let error = read_tensors(fixture("whole_module.pth")).unwrap_err().to_string();
     assert!(error.contains("torch.nn.modules.linear.Linear") && error.contains("state dict"), "{error}");
 }
 
 #[test]
-fn what_cannot_become_tensors_says_why() {
+fn error_says_why_a_value_is_no_tensor() {
     for (name, says) in [
         ("evil.pkl", "not one that torch.save wrote"),
         ("no_tensors.pth", "the keys epoch, note"),
@@ -95,7 +95,7 @@ fn what_cannot_become_tensors_says_why() {
 }
 
 #[test]
-fn what_is_no_checkpoint_is_told_for_what_it_is() {
+fn error_names_the_kind_of_a_file_that_is_no_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.pth");
     for (content, says) in [
@@ -118,7 +118,7 @@ fn what_is_no_checkpoint_is_told_for_what_it_is() {
 }
 
 #[test]
-fn deep_nesting_and_doubling_end_in_an_error_not_in_a_crash() {
+fn deep_nesting_and_doubling_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep.pth");
     let legacy_start = {
@@ -177,7 +177,7 @@ proptest! {
 }
 
 #[test]
-fn a_legacy_file_cut_anywhere_is_an_error() {
+fn legacy_file_cut_at_any_byte_is_an_error() {
     let whole = std::fs::read(fixture("legacy.pth")).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     for length in (0..whole.len()).step_by(7) {

@@ -1,5 +1,5 @@
-//! The model against transformers 5.23 on formula weights, within 1e-4 in f32 (issue: "both configs
-//! match within 1e-4"): f32 against f64 of the same code differs by about 1e-5 at the base size.
+//! The model against transformers 5.23 on formula weights, in f32: states, attention maps and every head within 3e-5, some five
+//! times the 6.2e-6 that is measured (base size, prepacked weights).
 
 mod common;
 
@@ -10,7 +10,7 @@ use lxmert_core::model::{AnswerHead, Capture, LxmertInputs, LxmertModel, Pass, P
 use lxmert_core::ops::PrepackedWeights;
 use std::collections::HashMap;
 
-const TOLERANCE: f32 = 1e-4;
+const TOLERANCE: f32 = 3e-5;
 
 fn inputs(config: &LxmertConfig, want: &HashMap<String, Tensor>) -> LxmertInputs {
     let dims = want["boxes"].dims();

@@ -5,11 +5,10 @@ use crate::detector::{Detector, DetectorConfig};
 use crate::weights;
 use candle_core::Device;
 use lxmert_core::checkpoint::WeightSource;
+use lxmert_core::files::sha256;
 use lxmert_core::nearby;
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
-use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The detectors that can be asked for by name, or a folder with one.
@@ -66,7 +65,7 @@ pub fn load(
 ) -> Result<LoadedDetector> {
     let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
         let detector = weights::load(config, path, precision, device)?;
-        let weights_sha256 = sha256(path).map_err(lxmert_core::Error::io(path))?;
+        let weights_sha256 = sha256(path)?;
         Ok(LoadedDetector { detector, name, weights_sha256, precision })
     };
     let folder = match choice {
@@ -92,16 +91,5 @@ pub fn load(
     match source {
         Some(source) => of_file(name, &config, &source.resolve(None, show_progress)?),
         None => of_file(name, &config, &folder.join("model.safetensors")),
-    }
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => hash.update(&block[..n]),
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::choice::DetectorChoice;
-use crate::inputs::find_images;
+use crate::inputs::{find_captioned, find_images};
 use crate::pipeline::{ExtractSummary, PipelineOptions, extract};
 use crate::regions::{self, RegionChoice, Selection, SourceOptions};
 use crate::scenes::{self, ScenesConfig};
@@ -80,14 +80,17 @@ impl Extraction {
     pub fn run(&self, seed: u64, device: &Device, show_progress: bool) -> Result<ExtractSummary> {
         let bare = self.images.is_none() && self.captions.is_none() && self.flickr30k.is_none();
         let (list, folder, name) = match (&self.flickr30k, &self.captions, &self.images) {
-            (Some(flickr), ..) => (flickr.join("results.csv"), None, "flickr30k".into()),
+            (Some(flickr), ..) => (flickr.clone(), None, "flickr30k".into()),
             (None, Some(captions), images) => {
                 (captions.clone(), images.as_deref(), store_name(images.as_ref().unwrap_or(captions)))
             }
             (None, None, Some(images)) => (images.clone(), None, store_name(images)),
             (None, None, None) => (scene_images(seed, show_progress)?, None, "scenes".into()),
         };
-        let images = find_images(&list, folder)?;
+        let images = match &self.flickr30k {
+            Some(folder) => find_captioned(folder)?,
+            None => find_images(&list, folder)?,
+        };
         let output = match &self.output {
             Some(output) => output.clone(),
             None => Workspace::locate()?.features(&name),

@@ -1,6 +1,8 @@
 //! `failures.csv`: the images of the last run that could not be extracted, and why.
 
+use lxmert_core::files::atomic_write;
 use lxmert_core::{Error, Result};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// An image that could not be extracted.
@@ -30,15 +32,10 @@ pub fn write(store: &Path, failures: &[Failure]) -> Result<()> {
             _ => Ok(()),
         };
     }
-    let beside = store.join("failures.csv.unfinished");
-    let write = || -> std::io::Result<()> {
-        let mut table = csv::Writer::from_path(&beside)?;
-        table.write_record(["name", "reason"])?;
-        for failure in failures {
-            table.write_record([&failure.name, &failure.reason])?;
-        }
-        table.into_inner().map_err(|error| std::io::Error::other(error.to_string()))?.sync_all()?;
-        std::fs::rename(&beside, &path)
-    };
-    write().map_err(Error::io(&path))
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let records = failures.iter().map(|failure| [failure.name.as_str(), &failure.reason]);
+    let written = std::iter::once(["name", "reason"]).chain(records).try_for_each(|record| table.write_record(record));
+    written.map_err(|error| Error::format(&path, error.to_string()))?;
+    let bytes = table.into_inner().map_err(|error| Error::format(&path, error.to_string()))?;
+    atomic_write(&path, |file| file.write_all(&bytes))
 }

@@ -1,13 +1,12 @@
 //! Which images to extract: a folder, a list, or what a caption file names.
 
 use crate::{Error, Result};
-use lxmert_core::nearby::explain;
-use serde::Deserialize;
-use std::collections::HashSet;
+use lxmert_core::captions::{CaptionFolder, Captions, image_folder_of};
+use lxmert_core::files::read_text;
+use lxmert_core::image_names::{IMAGE_ENDINGS, ImageFolder, OTHER_IMAGE_ENDINGS, ending, is_image_name};
+use lxmert_core::nearby;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-
-/// File endings that a folder is searched for, in any case.
-pub const IMAGE_ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
 
 /// An image to extract.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,170 +15,156 @@ pub struct ImageEntry {
     pub name: String,
     /// The file.
     pub path: PathBuf,
+    /// Why it cannot be extracted, where that is known before it is opened. Such an entry fails in every run, whatever
+    /// the store holds.
+    pub fault: Option<String>,
 }
 
-/// The images that `path` stands for, in order, each once.
+impl ImageEntry {
+    fn new(name: String, path: PathBuf) -> Self {
+        Self { name, path, fault: None }
+    }
+}
+
+/// The images that `path` stands for, in order.
 ///
 /// * An image: itself.
 /// * A folder: every image in it and below, sorted by name; what starts with a dot is left out.
-/// * A caption file (see [`caption_names`]): the images it names, found in `images_folder` or, when
-///   that is `None`, beside the file or in a folder beside it.
+/// * A caption file (see [`lxmert_core::captions`]): the images it names, found in `images_folder` or, when
+///   that is `None`, beside the file, or in a folder below or beside it.
 /// * Any other file: a list of paths, one a line, below `images_folder` or the list's own folder.
+///
+/// A subfolder that cannot be read, a link that leads nowhere, and an image whose name another has already become entries
+/// with a fault.
 ///
 /// # Errors
 /// [`Error::Input`] when the path does not exist, cannot be read, or leads to no image.
 pub fn find_images(path: &Path, images_folder: Option<&Path>) -> Result<Vec<ImageEntry>> {
-    let entries = if path.is_dir() {
+    let mut entries = if path.is_dir() {
         in_folder(path)?
-    } else if path.is_file() && is_image(path) {
+    } else if path.is_file() && is_image_name(&path.to_string_lossy()) {
         let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());
-        vec![ImageEntry { name: name.into_owned(), path: path.to_path_buf() }]
+        vec![ImageEntry::new(name.into_owned(), path.to_path_buf())]
     } else {
         let text = read_text(path)?;
-        let beside = path.parent().unwrap_or(Path::new("."));
-        match caption_names(path, &text)? {
-            Some(names) => {
-                let folder = match images_folder {
-                    Some(folder) => folder.to_path_buf(),
-                    None => folder_beside(path, beside, &names)?,
-                };
-                listed(names, &folder)
-            }
-            None => {
-                let names = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-                listed(names, images_folder.unwrap_or(beside))
-            }
+        if !Captions::are_in(&text) && text.lines().any(|line| is_image_name(line.trim())) {
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            listed(lines, images_folder.unwrap_or(path.parent().unwrap_or(Path::new("."))))
+        } else {
+            captioned(path, images_folder)?
         }
     };
     if entries.is_empty() {
         let endings = IMAGE_ENDINGS.join(", ");
         return Err(Error::input(path, format!("no images here (looked for {endings})")));
     }
+    refuse_same_names(&mut entries);
     Ok(entries)
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| Error::input(path, explain(path, error).to_string()))?;
-    // Published caption files hold a few bytes that are not UTF-8, in captions, not in names.
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_string())
+/// The images of a folder of captioned photos, such as Flickr30k's; see [`CaptionFolder::find`].
+///
+/// # Errors
+/// [`Error::Input`] when there is no caption file in the folder, or none of its images; a caption file that cannot be
+/// read.
+pub fn find_captioned(folder: &Path) -> Result<Vec<ImageEntry>> {
+    let found = CaptionFolder::find(folder).ok_or_else(|| {
+        let reason = nearby::missing(folder);
+        Error::input(folder, reason.unwrap_or_else(|| format!("no caption file here ({})", CaptionFolder::names())))
+    })?;
+    find_images(&found.captions, None)
 }
 
+/// The images that a caption file names.
+fn captioned(path: &Path, images_folder: Option<&Path>) -> Result<Vec<ImageEntry>> {
+    let names = Captions::read(path)?.images;
+    let beside = path.parent().unwrap_or(Path::new(""));
+    let folder = images_folder.map(Path::to_path_buf).or_else(|| image_folder_of(beside, &names)).ok_or_else(|| {
+        let example = names.first().map_or("its images", String::as_str);
+        Error::input(
+            path,
+            format!("'{example}' is neither beside it nor in a folder below or beside it; say where with --images"),
+        )
+    })?;
+    Ok(listed(names.iter().map(String::as_str), &folder))
+}
+
+/// Every image in a folder and below.
 fn in_folder(folder: &Path) -> Result<Vec<ImageEntry>> {
+    std::fs::read_dir(folder).map_err(lxmert_core::Error::io(folder))?;
     let hidden = |entry: &walkdir::DirEntry| entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.');
-    let mut entries = Vec::new();
+    let (mut entries, mut others) = (Vec::new(), BTreeMap::new());
     for entry in walkdir::WalkDir::new(folder).follow_links(true).into_iter().filter_entry(|entry| !hidden(entry)) {
-        let entry = entry.map_err(|error| Error::input(folder, error.to_string()))?;
-        if entry.file_type().is_file() && is_image(entry.path()) {
-            let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
-            entries.push(ImageEntry { name: slashed(below), path: entry.into_path() });
+        match entry {
+            Ok(entry) if entry.file_type().is_file() => {
+                let name = slashed(entry.path().strip_prefix(folder).unwrap_or(entry.path()));
+                if is_image_name(&name) {
+                    entries.push(ImageEntry::new(name, entry.into_path()));
+                } else if let Some(ending) = ending(&name).filter(|e| OTHER_IMAGE_ENDINGS.contains(&e.as_str())) {
+                    *others.entry(ending).or_insert(0) += 1;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let path = error.path().unwrap_or(folder).to_path_buf();
+                if error.loop_ancestor().is_some() || path.is_symlink() || !path.is_file() {
+                    let mut name = slashed(path.strip_prefix(folder).unwrap_or(&path));
+                    let fault = match (error.loop_ancestor(), error.io_error().map(std::io::Error::kind)) {
+                        (Some(above), _) => format!("a link back to {}", above.display()),
+                        (None, Some(std::io::ErrorKind::NotFound)) => "a link that leads nowhere".into(),
+                        _ => error.io_error().map_or_else(|| error.to_string(), ToString::to_string),
+                    };
+                    if path.is_dir() {
+                        name.push('/');
+                    }
+                    entries.push(ImageEntry { name, path, fault: Some(fault) });
+                }
+            }
         }
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    entries.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
+    if !others.is_empty() {
+        let counts: Vec<String> = others.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
+        log::warn!(
+            "{}: left out {}, which are not read here; convert them to JPEG or PNG",
+            folder.display(),
+            counts.join(", ")
+        );
+    }
     Ok(entries)
-}
-
-fn is_image(path: &Path) -> bool {
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-    ending.is_some_and(|ending| IMAGE_ENDINGS.contains(&ending.as_str()))
 }
 
 fn slashed(path: &Path) -> String {
     path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
-fn listed(names: Vec<String>, folder: &Path) -> Vec<ImageEntry> {
-    let mut seen = HashSet::new();
+/// The images of a list, each once.
+fn listed<'a>(names: impl Iterator<Item = &'a str>, folder: &Path) -> Vec<ImageEntry> {
+    let mut images = ImageFolder::new(folder);
+    let mut seen = std::collections::HashSet::new();
     names
-        .into_iter()
         .map(|line| {
-            let path = folder.join(&line);
-            let name = match path.strip_prefix(folder) {
+            let written = folder.join(line);
+            let name = match written.strip_prefix(folder) {
                 Ok(below) if !below.as_os_str().is_empty() => slashed(below),
-                _ => line,
+                _ => line.to_string(),
             };
-            ImageEntry { name, path }
+            ImageEntry::new(name, images.locate(line))
         })
         .filter(|entry| seen.insert(entry.name.clone()))
         .collect()
 }
 
-/// The folder that holds the images of a caption file: its own, or one beside it.
-fn folder_beside(path: &Path, beside: &Path, names: &[String]) -> Result<PathBuf> {
-    let mut folders = vec![beside.to_path_buf()];
-    let mut siblings: Vec<PathBuf> = std::fs::read_dir(beside)
-        .map_err(|error| Error::input(beside, error.to_string()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.is_dir())
-        .collect();
-    siblings.sort();
-    folders.append(&mut siblings);
-    // A few images may be missing; the folder is the one that has some of the first.
-    let first = &names[..names.len().min(20)];
-    folders.into_iter().find(|folder| first.iter().any(|name| folder.join(name).is_file())).ok_or_else(|| {
-        let example = first.first().map_or("its images", String::as_str);
-        Error::input(path, format!("'{example}' is not beside it nor in a folder beside it; say where with --images"))
-    })
-}
-
-/// The image names in a caption file, in order, each once; `None` when the file is none.
-///
-/// Understood are Flickr30k's `results.csv` (`image_name| comment_number| comment`), Flickr8k's
-/// `captions.txt` (`image,caption`) and `Flickr8k.token.txt` (`name#0<tab>caption`), and Karpathy's
-/// JSON (`{"images": [{"filename": …, "filepath": …}]}`).
-///
-/// # Errors
-/// [`Error::Input`] when a JSON file is not Karpathy's.
-pub fn caption_names(path: &Path, text: &str) -> Result<Option<Vec<String>>> {
-    let mut seen = HashSet::new();
-    let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
-    let is_token_line = |line: &str| {
-        let name = line.split('\t').next().filter(|name| name.len() < line.len());
-        name.and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| number.parse::<u32>().is_ok())
-    };
-    let names: Vec<String> = if first.starts_with('{') {
-        let karpathy: Karpathy = serde_json::from_str(text)
-            .map_err(|error| Error::input(path, format!("not the JSON of a caption file: {error}")))?;
-        karpathy.images.into_iter().map(KarpathyImage::name).collect()
-    } else if first.contains('|') {
-        let header = first.starts_with("image_name");
-        column(text, header, |line| line.split('|').next())
-    } else if first.to_ascii_lowercase().replace(' ', "") == "image,caption" {
-        column(text, true, |line| line.split(',').next())
-    } else if is_token_line(first) {
-        column(text, false, |line| line.split('\t').next().and_then(|name| name.rsplit_once('#')).map(|(name, _)| name))
-    } else {
-        return Ok(None);
-    };
-    Ok(Some(names.into_iter().filter(|name| seen.insert(name.clone())).collect()))
-}
-
-fn column<'a>(text: &'a str, header: bool, name: impl Fn(&'a str) -> Option<&'a str>) -> Vec<String> {
-    text.lines()
-        .filter(|line| !line.trim().is_empty())
-        .skip(usize::from(header))
-        .filter_map(name)
-        .map(|name| name.trim().to_string())
-        .filter(|name| !name.is_empty())
-        .collect()
-}
-
-#[derive(Deserialize)]
-struct Karpathy {
-    images: Vec<KarpathyImage>,
-}
-
-#[derive(Deserialize)]
-struct KarpathyImage {
-    filename: String,
-    /// The folder of an image in COCO's edition.
-    #[serde(default)]
-    filepath: String,
-}
-
-impl KarpathyImage {
-    fn name(self) -> String {
-        if self.filepath.is_empty() { self.filename } else { format!("{}/{}", self.filepath, self.filename) }
+/// Gives a fault to each image whose name in the store an earlier one has: names that are not Unicode become alike.
+fn refuse_same_names(entries: &mut [ImageEntry]) {
+    let mut first: HashMap<String, PathBuf> = HashMap::new();
+    for entry in entries.iter_mut().filter(|entry| entry.fault.is_none()) {
+        match first.get(&entry.name) {
+            Some(other) => entry.fault = Some(format!("its name in the store is that of {}", other.display())),
+            None => {
+                first.insert(entry.name.clone(), entry.path.clone());
+            }
+        }
     }
 }
 
@@ -198,33 +183,81 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_searched_below_sorted_and_without_what_is_hidden() {
+    fn a_folder_is_searched_below_sorted_and_without_hidden_files() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["b/2.JPG", "a.png", "b/1.webp", ".hidden.png", ".git/x.png", "notes.txt", "._a.png"] {
+        let images = ["b/2.JPG", "a.png", "b/1.webp", "c.jfif", "d.jpe"];
+        for name in images.into_iter().chain([".hidden.png", ".git/x.png", "notes.txt", "._a.png", "x.tif"]) {
             touch(folder.path(), name);
         }
         let found = find_images(folder.path(), None).unwrap();
-        assert_eq!(names(&found), ["a.png", "b/1.webp", "b/2.JPG"]);
-        assert!(found.iter().all(|entry| entry.path.is_file()));
+        assert_eq!(names(&found), ["a.png", "b/1.webp", "b/2.JPG", "c.jfif", "d.jpe"]);
+        assert!(found.iter().all(|entry| entry.path.is_file() && entry.fault.is_none()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_dangle_or_loop_are_faults_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        touch(folder.path(), "a/b.png");
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).unwrap();
+        std::os::unix::fs::symlink("nowhere.png", folder.path().join("z.png")).unwrap();
+        std::os::unix::fs::symlink("a/b.png", folder.path().join("good.png")).unwrap();
+        let found = find_images(folder.path(), None).unwrap();
+        assert_eq!(names(&found), ["a/b.png", "a/loop/", "good.png", "z.png"]);
+        let faults: Vec<_> = found.iter().filter_map(|entry| entry.fault.as_deref()).collect();
+        assert!(faults[0].starts_with("a link back to ") && faults[1] == "a link that leads nowhere", "{faults:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_that_become_one_in_the_store_are_refused_but_for_the_first() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        for name in [&b"\xfe.png"[..], b"\xff.png"] {
+            std::fs::write(folder.path().join(std::ffi::OsStr::from_bytes(name)), b"x").unwrap();
+        }
+        let found = find_images(folder.path(), None).unwrap();
+        let faults: Vec<bool> = found.iter().map(|entry| entry.fault.is_some()).collect();
+        assert_eq!((names(&found), faults), (vec!["\u{fffd}.png"; 2], vec![false, true]));
     }
 
     #[test]
     fn every_caption_file_gives_its_images_once_in_order() {
         let folder = tempfile::tempdir().unwrap();
-        touch(folder.path(), "Images/b.jpg");
+        touch(folder.path(), "Images/b.JPG");
         touch(folder.path(), "Images/a.jpg");
         for (file, text) in [
             ("results.csv", "image_name| comment_number| comment\nb.jpg| 0| x\nb.jpg| 1| y, z\na.jpg| 4   A dog .\n"),
-            ("captions.txt", "image,caption\nb.jpg,one, two\nb.jpg,three\na.jpg,four\n"),
+            ("commas.csv", "image_name,comment_number,comment\nb.jpg,0,x\na.jpg,0,y\n"),
+            ("captions.txt", "image,caption\nb.jpg,\"one\ntwo\"\nb.jpg,three\na.jpg,four\n"),
             ("tokens.txt", "b.jpg#0\tone\nb.jpg#1\ttwo\na.jpg#0\tthree\n"),
-            ("dataset.json", r#"{"images":[{"filename":"b.jpg","split":"val"},{"filename":"a.jpg"}]}"#),
+            (
+                "dataset.json",
+                r#"{"images":[{"filename":"b.jpg","sentences":[{"raw":"x"}]},{"filename":"a.jpg","sentences":[{"raw":"x"}]}]}"#,
+            ),
+            (
+                "captions_val2014.json",
+                r#"{"images":[{"id":1,"file_name":"a.jpg"},{"id":2,"file_name":"b.jpg"}],"annotations":[{"image_id":2,"caption":"x"},{"image_id":1,"caption":"y"}]}"#,
+            ),
         ] {
             let path = folder.path().join(file);
             std::fs::write(&path, text).unwrap();
             let found = find_images(&path, None).unwrap();
             assert_eq!(names(&found), ["b.jpg", "a.jpg"], "{file}");
-            assert!(found[0].path.ends_with("Images/b.jpg"));
+            assert!(found[0].path.ends_with("Images/b.JPG"), "{:?}", found[0].path);
         }
+    }
+
+    #[test]
+    fn kaggles_folder_within_itself_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        touch(folder.path(), "flickr30k_images/flickr30k_images/a.jpg");
+        let captions = folder.path().join("flickr30k_images/results.csv");
+        std::fs::write(captions, "image_name| comment_number| comment\na.jpg| 0| x\n").unwrap();
+        let found = find_captioned(folder.path()).unwrap();
+        assert!(names(&found) == ["a.jpg"] && found[0].path.is_file());
+        let error = find_captioned(&folder.path().join("flickr30k_images/flickr30k_images")).unwrap_err().to_string();
+        assert!(error.contains("no caption file here (results.csv"), "{error}");
     }
 
     #[test]
@@ -240,16 +273,20 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_to_no_image_says_so() {
+    fn inputs_without_images_are_refused_with_a_reason() {
         let folder = tempfile::tempdir().unwrap();
         assert!(find_images(folder.path(), None).unwrap_err().to_string().contains("no images"));
         let missing = folder.path().join("none");
         assert!(find_images(&missing, None).unwrap_err().to_string().contains("none"));
-        let captions = folder.path().join("results.csv");
-        std::fs::write(&captions, "image_name| comment_number| comment\nq.jpg| 0| x\n").unwrap();
-        assert!(find_images(&captions, None).unwrap_err().to_string().contains("--images"));
-        let json = folder.path().join("x.json");
-        std::fs::write(&json, "{\"a\": 1}").unwrap();
-        assert!(find_images(&json, None).is_err());
+        let file = folder.path().join("file");
+        for (text, reason) in [
+            ("image_name| comment_number| comment\nq.jpg| 0| x\n", "--images"),
+            ("id,number\n1,2\n", "the first line is 'id,number'"),
+            ("{\"a\": 1}", "wanted is"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = find_images(&file, None).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

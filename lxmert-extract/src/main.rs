@@ -100,8 +100,7 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
         }
         Some(Command::Import(Import::BottomUp { tsv, output, dtype, objects, attributes })) => {
             let options = TsvOptions::new(dtype, objects.as_deref(), attributes.as_deref())?;
-            let store = import_tsv(&tsv, &output, &options)?;
-            print_line(format_args!("{}: {} images", store.folder.display(), store.images))?;
+            return report("imported", &import_tsv(&tsv, &output, &options, progress)?);
         }
         Some(Command::Import(Import::Student { folder, output, dtype })) => {
             return report("imported", &import_pt(&folder, &output, dtype, progress)?);

@@ -85,7 +85,8 @@ pub fn extract(
 ) -> Result<ExtractSummary> {
     let started = Instant::now();
     let folder = store.folder().to_path_buf();
-    let work: Vec<&ImageEntry> = images.iter().filter(|image| !store.contains(&image.name)).collect();
+    let work: Vec<&ImageEntry> =
+        images.iter().filter(|image| image.fault.is_some() || !store.contains(&image.name)).collect();
     let already = images.len() - work.len();
     let bar = progress_bar(work.len(), options.progress);
     let decoders = options.decoders.clamp(1, work.len().max(1));
@@ -127,7 +128,10 @@ fn decode_all<'a>(
     queue: &SyncSender<Decoded>,
 ) {
     for image in images {
-        let input = images::decode_file(&image.path).and_then(|decoded| source.input(&decoded));
+        let input = match &image.fault {
+            Some(fault) => Err(Error::image(&image.path, fault)),
+            None => images::decode_file(&image.path).and_then(|decoded| source.input(&decoded)),
+        };
         let decoded = input.map_err(|error| match error {
             Error::Image { reason, .. } => reason,
             other => other.to_string(),

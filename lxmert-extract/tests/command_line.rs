@@ -118,6 +118,28 @@ fn bad_images_are_listed_skipped_and_tried_again() {
     assert_eq!(FeatureStore::open(place.at("store")).unwrap().len(), 4);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn links_and_names_that_cannot_be_taken_fail_alone_and_in_every_run() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new(1);
+    for name in [&b"\xfe.png"[..], b"\xff.png"] {
+        let photo = place.at("photos").join(std::ffi::OsStr::from_bytes(name));
+        std::fs::copy(place.at("photos/sub/000.png"), photo).unwrap();
+    }
+    std::os::unix::fs::symlink(place.at("photos"), place.at("photos/sub/loop")).unwrap();
+    std::os::unix::fs::symlink("nowhere", place.at("photos/dangling.png")).unwrap();
+    for extracted in ["2 of 5 images extracted", "0 of 5 images extracted"] {
+        place.extract("photos", "store").assert().code(1).stdout(contains(extracted)).stdout(contains("3 failed"));
+        let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
+        for reason in
+            ["dangling.png,a link that leads nowhere", "sub/loop/,a link back to", "\u{fffd}.png,its name in the store"]
+        {
+            assert!(failures.contains(reason), "{failures}");
+        }
+    }
+}
+
 #[test]
 fn a_decoder_that_panics_fails_one_image_without_a_backtrace() {
     let place = Place::new(1);
@@ -243,34 +265,40 @@ fn wrong_paths_and_arguments_say_so() {
     program().args(["inspect", "/nowhere"]).assert().code(1).stderr(contains("not a feature store"));
 }
 
-fn tsv_line(name: &str, seed: u8) -> String {
+/// A row of LXMERT's form with `n` boxes.
+fn tsv_line(name: &str, seed: u8, n: usize) -> String {
     let encode = |bytes: Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
-    let floats = |values: &[f32]| encode(values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    let ids = |values: &[i64]| encode(values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    let boxes = floats(&[0.0, 0.0, 50.0, 100.0, 25.0, 10.0, 100.0, 200.0]);
-    let features = floats(&[f32::from(seed), 1.0, 2.0, 3.0, 4.0, 5.0]);
-    let (objects, attributes, scores) = (ids(&[7, 1599]), ids(&[0, 399]), floats(&[0.9, 0.5]));
-    format!("{name}\t200\t100\t{objects}\t{scores}\t{attributes}\t{scores}\t2\t{boxes}\t{features}\n")
+    let floats = |values: Vec<f32>| encode(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    let ids = |values: Vec<i64>| encode(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    let boxes = floats([0.0, 0.0, 50.0, 100.0, 25.0, 10.0, 100.0, 200.0].into_iter().cycle().take(4 * n).collect());
+    let features = floats((0..3 * n).map(|i| f32::from(seed) + i as f32).collect());
+    let ids = |first, last| ids((0..n).map(|i| if i == 0 { first } else { last }).collect());
+    let (objects, attributes, scores) = (ids(7, 1599), ids(0, 399), floats(vec![0.9; n]));
+    format!("{name}\t200\t100\t{objects}\t{scores}\t{attributes}\t{scores}\t{n}\t{boxes}\t{features}\n")
 }
 
 #[test]
-fn bottom_up_features_are_imported_and_a_bad_row_is_named() {
+fn bottom_up_features_of_any_number_of_boxes_are_imported() {
     let place = Place::new(0);
     let import = || {
         let mut command = program();
         command.args(["import", "bottom-up"]).arg(place.at("a.tsv")).arg("--output").arg(place.at("store"));
         command
     };
-    std::fs::write(place.at("a.tsv"), tsv_line("one", 1) + "two\t1\t2\n").unwrap();
-    import().assert().code(1).stderr(contains("row 2: 3 columns"));
-    std::fs::write(place.at("a.tsv"), tsv_line("one", 1) + &tsv_line("two", 2)).unwrap();
-    import().assert().success().stdout(contains("2 images"));
+    std::fs::write(place.at("a.tsv"), tsv_line("one", 1, 3) + &tsv_line("two", 2, 2) + &tsv_line("five", 3, 5))
+        .unwrap();
+    import().assert().success().stdout(contains("3 of 3 images imported"));
     let store = FeatureStore::open(place.at("store")).unwrap();
+    let counts: Vec<usize> = (0..3).map(|i| store.num_regions(i).unwrap()).collect();
+    assert_eq!((counts, store.info().regions), (vec![3, 2, 5], 5));
     let regions = store.regions(1).unwrap();
     assert_eq!((regions.image_width, regions.image_height), (100, 200));
     assert_eq!(regions.boxes, [[0.0, 0.0, 0.5, 0.5], [0.25, 0.05, 1.0, 1.0]]);
     assert_eq!((regions.features[0], regions.labels[1], regions.scores[0]), (2.0, 1599, 0.9));
     assert_eq!(regions.attributes.unwrap().labels, [0, 399]);
+    // A second file of images with fewer boxes goes into the same store.
+    std::fs::write(place.at("a.tsv"), tsv_line("six", 6, 1)).unwrap();
+    import().assert().success().stdout(contains("4 images"));
 
     let names = |count: usize| "gray,grey\n".repeat(count - 1) + "tall";
     std::fs::write(place.at("objects"), names(1600)).unwrap();
@@ -279,9 +307,70 @@ fn bottom_up_features_are_imported_and_a_bad_row_is_named() {
     named.arg("--objects").arg(place.at("objects")).arg("--attributes").arg(place.at("attributes"));
     named.assert().code(1).stderr(contains("label names"));
     std::fs::remove_dir_all(place.at("store")).unwrap();
+    std::fs::write(place.at("a.tsv"), tsv_line("one", 1, 3)).unwrap();
     named.assert().success();
     let inspect = program().arg("inspect").arg(place.at("store")).args(["--image", "one"]).assert();
     inspect.success().stdout(contains(" gray gray ")).stdout(contains(" tall tall "));
+}
+
+#[test]
+fn bad_rows_of_a_tsv_are_listed_and_the_others_are_usable_after_one_run() {
+    let place = Place::new(0);
+    let import = |file: &str, store: &str| {
+        let mut command = program();
+        command.args(["import", "bottom-up"]).arg(place.at(file)).arg("--output").arg(place.at(store)).assert()
+    };
+    let good = tsv_line("good", 1, 2);
+    let cut = &tsv_line("cut", 5, 2)[..60];
+    let damaged = tsv_line("damaged", 3, 2).replace("\t2\t", "\t4000000000\t");
+    let text = [&good, "two\t1\t2\n", &damaged, &good, &tsv_line("last", 4, 3), cut].concat();
+    std::fs::write(place.at("a.tsv"), &text).unwrap();
+    let failed = [
+        "two,\"row 2: 3 columns",
+        "damaged,\"row 3: boxes has 32 bytes",
+        "good,another one gives an image of this name",
+        "cut,\"row 6: ",
+    ];
+    for extracted in ["2 of 6", "0 of 6"] {
+        import("a.tsv", "store").code(1).stdout(contains(extracted)).stdout(contains("4 failed"));
+        let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
+        for start in failed {
+            assert!(failures.contains(start) || failures.contains(&start.replace('"', "")), "{start}: {failures}");
+        }
+    }
+    let store = FeatureStore::open(place.at("store")).unwrap();
+    assert_eq!((store.names(), store.info().regions), (["good", "last"].map(String::from).as_slice(), 3));
+    std::fs::write(place.at("none.tsv"), "a\tb\n").unwrap();
+    import("none.tsv", "none").code(1).stderr(contains("none of its 1 rows can be read; the first: row 1: 2 columns"));
+    assert!(!place.at("none").exists());
+}
+
+#[test]
+fn andersons_columns_and_python_3s_bytes_are_read() {
+    let place = Place::new(0);
+    let line = tsv_line("x", 2, 2);
+    let columns: Vec<&str> = line.trim_end().split('\t').collect();
+    let six = ["image_id\timage_w\timage_h\tnum_boxes\tboxes\tfeatures".to_string(), {
+        [columns[0], columns[2], columns[1], columns[7], columns[8], columns[9]].join("\t")
+    }];
+    let is_array = |i: usize| !matches!(i, 0..=2 | 7);
+    let bytes = |(i, text): (usize, &&str)| if is_array(i) { format!("b'{text}'") } else { text.to_string() };
+    let bytes: Vec<String> = columns.iter().enumerate().map(bytes).collect();
+    for (file, text) in [("six.tsv", six.join("\r\n")), ("bytes.tsv", bytes.join("\t"))] {
+        std::fs::write(place.at(file), text).unwrap();
+        let store = place.at(file).with_extension("store");
+        program().args(["import", "bottom-up"]).arg(place.at(file)).arg("--output").arg(&store).assert().success();
+        let store = FeatureStore::open(store).unwrap();
+        let regions = store.regions(0).unwrap();
+        assert_eq!((regions.image_width, regions.image_height, regions.boxes[1][2]), (100, 200, 1.0), "{file}");
+        assert_eq!(regions.features, [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        if file == "six.tsv" {
+            assert_eq!(
+                (store.info().label_names[0].as_str(), regions.labels, regions.attributes),
+                ("region", vec![0, 0], None)
+            );
+        }
+    }
 }
 
 #[test]
@@ -318,7 +407,7 @@ fn the_student_projects_files_are_imported_without_their_padding() {
     std::fs::write(place.at("photos/1000092795.jpg.pt"), &whole).unwrap();
     import().assert().code(1).stdout(contains("0 of 5 images imported")).stdout(contains("3 there before, 2 failed"));
     let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
-    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another file"), "{failures}");
+    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another one"), "{failures}");
     std::fs::write(place.at("photos/late.pt"), &whole).unwrap();
     std::fs::remove_file(place.at("photos/1000092795.jpg.pt")).unwrap();
     import().assert().success().stdout(contains("1 of 4 images imported"));

@@ -1,12 +1,12 @@
 //! `lxmert-train ask`: arguments and what they run.
 
-use crate::data::names::NameFinder;
 use crate::run_folder::open_checkpoint;
 use crate::{Error, Result};
 use candle_core::Device;
 use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::features::{FeatureStore, Regions};
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::DetectorChoice;
 use lxmert_extract::finder::Finder;
@@ -75,7 +75,7 @@ pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
 fn stored_regions(store: &std::path::Path, args: &AskArgs) -> Result<Regions> {
     let store = FeatureStore::open(store)?;
     let name = args.image.to_string_lossy();
-    let index = NameFinder::new(&store).find(&name).ok_or_else(|| {
+    let index = NameFinder::new(store.names()).find(&name).ok_or_else(|| {
         let some = store.names().iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         Error::file(store.folder(), format!("no image '{name}' here; there are {some} and others"))
     })?;

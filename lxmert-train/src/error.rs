@@ -18,24 +18,6 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A row of a caption file cannot be understood.
-    #[error("{path}, row {row}: {reason}", path = path.display())]
-    Row {
-        /// The caption file.
-        path: PathBuf,
-        /// The row, counted from 1 as an editor does.
-        row: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A file as a whole is not what its place promises.
-    #[error("{path}: {reason}", path = path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and what to do.
-        reason: String,
-    },
     /// Captions name images that the feature store lacks.
     #[error("{store}: {missing} of {total} captioned images have no features (first: {examples}); run `cargo run -p lxmert-extract` on the same images, or allow it with --allow-missing-images", store = store.display())]
     MissingFeatures {
@@ -94,14 +76,14 @@ impl Error {
         move |source| Self::Core(of_core(source))
     }
 
-    /// An [`Error::Row`].
+    /// A row of a file that cannot be understood.
     pub fn row(path: impl AsRef<Path>, row: usize, reason: impl Into<String>) -> Self {
-        Self::Row { path: path.as_ref().to_path_buf(), row, reason: reason.into() }
+        Self::Core(lxmert_core::Error::row(path, row, reason))
     }
 
-    /// An [`Error::File`].
+    /// A file that as a whole is not what its place promises.
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::File { path: path.as_ref().to_path_buf(), reason: reason.into() }
+        Self::Core(lxmert_core::Error::format(path, reason))
     }
 
     /// Whether the job stopped because of Ctrl-C.

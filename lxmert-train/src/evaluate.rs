@@ -24,7 +24,7 @@ pub struct Evaluation<'a> {
 }
 
 impl<'a> Evaluation<'a> {
-    /// As a run by `recipe` measures itself: in f32, whatever it trains in, so that runs compare.
+    /// As a run by `recipe` measures itself: in f32 even if it trains in bf16, so that runs compare.
     pub fn of_run(recipe: &Recipe, device: &'a Device) -> Self {
         Self { batch_size: recipe.evaluation_batch(), precision: Precision::F32, device }
     }

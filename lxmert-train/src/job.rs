@@ -130,7 +130,7 @@ fn data_fingerprint(data: &Data) -> Result<String> {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(&bytes);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(lxmert_core::files::hex(&hash.finalize()))
 }
 
 #[cfg(test)]

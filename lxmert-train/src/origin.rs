@@ -19,8 +19,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The origin of a run by `recipe`. A run that is resumed has the configuration and the vocabulary of its own `last`
-    /// checkpoint, whatever has become of the one that it started from.
+    /// The origin of a run by `recipe`. A resumed run takes the configuration and the vocabulary of its own `last`
+    /// checkpoint; the one that it started from need not exist any more.
     ///
     /// # Errors
     /// When a file is missing or damaged, `--config` and `--init` disagree, or the model cannot take a sentence as long as

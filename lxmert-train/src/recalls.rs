@@ -125,7 +125,7 @@ pub fn score_all(
         let pairs: Vec<Pair> =
             places.iter().map(|&p| pair(dataset.captions.captions[captions[p]].image, captions[p])).collect();
         let inputs = dataset.read(&pairs)?.inputs(how.device)?;
-        let encoded = model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
+        let encoded = model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         encoded_captions.push(EncodedCaptions { places: places.to_vec(), encoded });
     }
 
@@ -136,7 +136,7 @@ pub fn score_all(
         let pairs: Vec<Pair> = group.iter().map(|&image| pair(image, any_caption)).collect();
         let inputs = dataset.read(&pairs)?.inputs(how.device)?;
         let mask = inputs.visual_attention_mask.as_ref();
-        let vision = model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
+        let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
         for i in 0..group.len() {
             check_interrupt()?;
             let row = (chunk * batch_size + i) * captions.len();

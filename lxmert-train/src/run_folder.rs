@@ -18,8 +18,9 @@
 use crate::log::jsonl::TestRecord;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use lxmert_core::checkpoint::{Place, atomic_write, save_safetensors};
+use lxmert_core::checkpoint::{Place, save_safetensors};
 use lxmert_core::config::LxmertConfig;
+use lxmert_core::files::{atomic_write, remove_leftovers};
 use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use lxmert_core::text::WordPiece;
 use serde::{Deserialize, Serialize};
@@ -95,27 +96,14 @@ impl RunFolder {
         self.root.join("run.lock")
     }
 
-    /// Removes the temporary files that a killed run has left (see [`atomic_write`]). Call it with the lock held, so that no
-    /// other process is writing them.
-    ///
-    /// # Errors
-    /// When one cannot be deleted.
-    pub fn remove_leftovers(&self) -> Result<()> {
+    /// Removes the temporary files that a killed run has left.
+    pub fn remove_leftovers(&self) {
         // The root may hold files of the user's, the folders in it hold only ours.
-        let root = [self.settings(), self.state(), self.curves(), self.report()];
-        let own: Vec<String> =
-            root.iter().filter_map(|path| Some(format!(".{}", path.file_name()?.to_str()?))).collect();
-        for folder in [self.root.clone(), self.best(), self.last(), self.predictions()] {
-            let Ok(entries) = std::fs::read_dir(&folder) else { continue }; // not there yet
-            for path in entries.flatten().map(|entry| entry.path()) {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let ours = folder != self.root || own.iter().any(|own| name.starts_with(own));
-                if ours && name.starts_with('.') && name.ends_with(".tmp") {
-                    remove(&path, std::fs::remove_file(&path))?;
-                }
-            }
+        let own = [self.settings(), self.state(), self.curves(), self.report()];
+        remove_leftovers(&self.root, |name| own.iter().any(|path| path.file_name().is_some_and(|own| own == name)));
+        for folder in [self.best(), self.last(), self.predictions()] {
+            remove_leftovers(folder, |_| true);
         }
-        Ok(())
     }
 
     /// Deletes what a run has written (and nothing else that lies in the folder).
@@ -290,14 +278,16 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let folder = RunFolder::new(temporary.path());
         std::fs::create_dir(folder.last()).unwrap();
-        let leftovers =
-            [folder.root().join(".state.safetensorsAb3dE9.tmp"), folder.last().join(".vocab.txtAAAAAA.tmp")];
-        let others = [".notes.txtAb3dE9.tmp", "state.safetensorsAb3dE9.tmp", "run.json", ".tmp"];
+        let leftovers = [
+            folder.root().join(".state.safetensors.Ab3dE9.unfinished"),
+            folder.last().join(".vocab.txt.AAAAAA.unfinished"),
+        ];
+        let others = [".notes.txt.Ab3dE9.unfinished", "state.safetensors.Ab3dE9.unfinished", "run.json", ".unfinished"];
         let others = others.map(|name| folder.root().join(name));
         for path in leftovers.iter().chain(&others) {
             std::fs::write(path, "x").unwrap();
         }
-        folder.remove_leftovers().unwrap();
+        folder.remove_leftovers();
         assert!(leftovers.iter().all(|path| !path.exists()) && others.iter().all(|path| path.exists()));
     }
 

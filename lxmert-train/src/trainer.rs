@@ -55,7 +55,7 @@ pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
     let settings = job.settings()?;
     std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
     let _lock = Lock::take(&folder, &job.command)?;
-    folder.remove_leftovers()?;
+    folder.remove_leftovers();
     if job.start == Start::Overwrite {
         refuse_init_inside(job)?;
     } else if let Some(old) = RunSettings::read(&folder)? {

@@ -326,7 +326,8 @@ fn second_training_in_a_folder_is_refused_and_a_killed_one_leaves_nothing_behind
     first.kill().unwrap();
     first.wait().unwrap();
     // What a kill in the middle of a write leaves.
-    let leftovers = [run.join(".state.safetensorsAb3dE9.tmp"), run.join("last/.model.safetensorsAb3dE9.tmp")];
+    let leftovers =
+        [run.join(".state.safetensors.Ab3dE9.unfinished"), run.join("last/.model.safetensors.Ab3dE9.unfinished")];
     std::fs::create_dir_all(run.join("last")).unwrap();
     leftovers.iter().for_each(|path| std::fs::write(path, "half").unwrap());
     // The dead process's lock does not stand in the way.

@@ -4,9 +4,9 @@ use crate::explain::scorer::{PairInput, keep_regions};
 use crate::places::Places;
 use crate::{Error, Result, photo};
 use image::RgbImage;
+use lxmert_core::captions::{Captions, image_folder_of, read_hard_negatives};
 use lxmert_core::features::{FeatureStore, Regions};
-use lxmert_train::data::captions::{Captions, read_hard_negatives};
-use lxmert_train::data::names::NameFinder;
+use lxmert_core::image_names::{ImageFolder, NameFinder};
 use lxmert_train::data::pairs::{Pair, PairKind, PairSource};
 use lxmert_train::data::splits::{Split, Splits};
 use std::collections::HashMap;
@@ -65,11 +65,9 @@ impl DataSet {
         }
         let store = FeatureStore::open(&places.features)?;
         let captioned = places.captions.as_deref().map(|path| Captioned::open(path, &places, &store)).transpose()?;
-        let some = match &captioned {
-            Some(captioned) => captioned.captions.images.first(),
-            None => store.names().first(),
-        };
-        let images = places.images.clone().unwrap_or_else(|| photo_folder(&places.beside, some));
+        let names = captioned.as_ref().map_or(store.names(), |captioned| &captioned.captions.images);
+        let images = places.images.clone().or_else(|| image_folder_of(&places.beside, names));
+        let images = images.unwrap_or_else(|| places.beside.clone());
         Ok(Self { places, store, captioned, images, regions })
     }
 
@@ -113,7 +111,8 @@ impl DataSet {
     /// The sentences of an image; none when the data set has no captions.
     pub fn captions_of(&self, image: &str) -> Vec<&str> {
         let Some(Captioned { captions, .. }) = &self.captioned else { return Vec::new() };
-        captions.captions.iter().filter(|c| captions.images[c.image] == image).map(|c| c.text.as_str()).collect()
+        let image = NameFinder::new(&captions.images).find(image);
+        captions.captions.iter().filter(|c| Some(c.image) == image).map(|c| c.text.as_str()).collect()
     }
 
     /// The captions of a split whose image the store holds: image, sentence, and its false sibling where there is one.
@@ -162,7 +161,7 @@ impl DataSet {
     /// [`Error::Argument`] when the store does not hold it.
     pub fn regions(&self, image: &str) -> Result<Regions> {
         let known = self.captioned.as_ref().and_then(|all| all.stored.get(image).copied());
-        let index = known.or_else(|| NameFinder::new(&self.store).find(image)).ok_or_else(|| {
+        let index = known.or_else(|| NameFinder::new(self.store.names()).find(image)).ok_or_else(|| {
             let some: Vec<&str> = self.store.names().iter().take(3).map(String::as_str).collect();
             Error::Argument(format!(
                 "no image '{image}' in {}; it holds {} images, such as {}",
@@ -181,16 +180,12 @@ impl DataSet {
     /// # Errors
     /// [`Error::Missing`] when it is not there; [`Error::Extract`] when it is no picture.
     pub fn photo(&self, image: &str) -> Result<RgbImage> {
-        let path = self.images.join(image);
-        // Names without an extension, as VQA and GQA have them.
-        let with = ["jpg", "png"].into_iter().map(|extension| self.images.join(format!("{image}.{extension}")));
-        match std::iter::once(path.clone()).chain(with).find(|path| path.is_file()) {
-            Some(path) => photo::read(&path),
-            None => {
-                let advice = "name the folder of the photos with --images".into();
-                Err(Error::Missing { what: "the photo", path, advice })
-            }
+        let path = ImageFolder::new(&self.images).locate(image);
+        if !path.exists() {
+            let advice = "name the folder of the photos with --images".into();
+            return Err(Error::Missing { what: "the photo", path, advice });
         }
+        photo::read(&path)
     }
 }
 
@@ -203,18 +198,10 @@ impl Captioned {
             Some(path) => read_hard_negatives(path, &captions)?,
             None => vec![None; captions.captions.len()],
         };
-        let finder = NameFinder::new(store);
+        let finder = NameFinder::new(store.names());
         let stored = captions.images.iter().filter_map(|name| Some((name.clone(), finder.find(name)?))).collect();
         Ok(Self { captions, splits, hard, stored })
     }
-}
-
-/// The folder, in or below `beside`, that the photo of this name lies in; `beside` when it is in none.
-fn photo_folder(beside: &Path, name: Option<&String>) -> PathBuf {
-    let below = ["", "images", "flickr30k_images/flickr30k_images", "flickr30k_images", "flickr30k-images", "Images"];
-    let folders = || below.iter().map(|folder| beside.join(folder));
-    let holds = |folder: &PathBuf| name.is_some_and(|name| folder.join(name).is_file());
-    folders().find(holds).unwrap_or_else(|| beside.to_path_buf())
 }
 
 /// The pairs of `examples` with the regions of each.

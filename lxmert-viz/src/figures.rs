@@ -4,7 +4,7 @@ use crate::pictures::canvas::Canvas;
 use crate::pictures::palette::ColourScale;
 use crate::pictures::sheet::Look;
 use crate::{Error, Result};
-use lxmert_core::checkpoint::atomic_write;
+use lxmert_core::files::atomic_write;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 

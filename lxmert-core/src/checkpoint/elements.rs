@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
+use safetensors::Dtype;
 
 /// The element types that checkpoints hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,18 +59,18 @@ impl Element {
     }
 }
 
-/// The name that safetensors gives candle's element type, where it has one.
-pub(super) fn safetensors_name(dtype: DType) -> Option<&'static str> {
+/// What safetensors calls candle's element type, where it has it.
+pub(super) fn safetensors_type(dtype: DType) -> Option<Dtype> {
     Some(match dtype {
-        DType::U8 => "U8",
-        DType::U32 => "U32",
-        DType::I16 => "I16",
-        DType::I32 => "I32",
-        DType::I64 => "I64",
-        DType::BF16 => "BF16",
-        DType::F16 => "F16",
-        DType::F32 => "F32",
-        DType::F64 => "F64",
+        DType::U8 => Dtype::U8,
+        DType::U32 => Dtype::U32,
+        DType::I16 => Dtype::I16,
+        DType::I32 => Dtype::I32,
+        DType::I64 => Dtype::I64,
+        DType::BF16 => Dtype::BF16,
+        DType::F16 => Dtype::F16,
+        DType::F32 => Dtype::F32,
+        DType::F64 => Dtype::F64,
         _ => return None,
     })
 }

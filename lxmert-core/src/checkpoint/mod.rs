@@ -15,7 +15,7 @@ mod load;
 pub mod names;
 mod place;
 mod safetensors_file;
-pub mod save;
+pub(crate) mod save;
 mod sizes;
 pub mod torch_pickle;
 
@@ -24,7 +24,7 @@ pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
 pub(crate) use load::is_bert;
 pub use load::{load_weights, take_weights};
 pub use place::Place;
-pub use save::{atomic_write, save_safetensors};
+pub use save::save_safetensors;
 pub(crate) use sizes::sizes;
 
 use crate::{Error, Result};

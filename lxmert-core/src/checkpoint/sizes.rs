@@ -1,6 +1,6 @@
 //! What the shapes of a checkpoint's weights say of its configuration.
 
-use crate::json::Fields;
+use crate::files::Fields;
 use candle_core::Tensor;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};

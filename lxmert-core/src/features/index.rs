@@ -1,15 +1,18 @@
 //! `index.json`: what a store holds, how it was made, and its shards.
 
 use super::StoreDtype;
+use crate::files::atomic_write;
 use crate::{Error, Result, nearby};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 pub(super) const FORMAT: &str = "lxmert-regions";
 pub(super) const VERSION: u32 = 1;
 pub(super) const INDEX_FILE: &str = "index.json";
+/// The most regions of an image and the widest feature, so that no product of sizes overflows.
+pub(super) const MOST: usize = 1 << 20;
 
 /// What holds for every image of a store. Two extractions can share a folder only when all of this
 /// agrees.
@@ -96,7 +99,7 @@ impl Index {
 
     /// How many images all shards hold.
     pub fn images(&self) -> usize {
-        self.shards.iter().map(|shard| shard.images).sum()
+        self.shards.iter().map(|shard| shard.images).fold(0, usize::saturating_add)
     }
 
     pub fn read(folder: &Path) -> Result<Self> {
@@ -118,9 +121,10 @@ impl Index {
             return Err(Error::format(&path, format!("version {}; this program reads version 1", kind["version"])));
         }
         let index: Self = serde_json::from_value(kind).map_err(Error::json(&path))?;
-        let info = &index.info;
-        if info.regions == 0 || info.feature_dim == 0 || info.regions.checked_mul(info.feature_dim * 4).is_none() {
-            return Err(Error::format(&path, format!("{} regions of dimension {}", info.regions, info.feature_dim)));
+        for (field, number) in [("regions", index.info.regions), ("feature_dim", index.info.feature_dim)] {
+            if !(1..=MOST).contains(&number) {
+                return Err(Error::format(&path, format!("{field} is {number}, not a number from 1 to {MOST}")));
+            }
         }
         for (i, shard) in index.shards.iter().enumerate() {
             // The names lead to files that are opened: they stay in the folder.
@@ -139,39 +143,6 @@ impl Index {
         self.images = self.images();
         let path = folder.join(INDEX_FILE);
         let text = serde_json::to_string_pretty(self).map_err(Error::json(&path))?;
-        write_whole(&path, |file| file.write_all(text.as_bytes()))
-    }
-}
-
-/// Writes a file whole or not at all: beside its place, synced, renamed. The caller holds the
-/// store's lock, so the name beside is its own.
-pub(super) fn write_whole(
-    path: &Path,
-    content: impl FnOnce(&mut BufWriter<std::fs::File>) -> std::io::Result<()>,
-) -> Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(UNFINISHED);
-    let beside = Path::new(&beside);
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::with_capacity(1 << 20, std::fs::File::create(beside)?);
-        content(&mut file)?;
-        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        std::fs::rename(beside, path)?;
-        sync_folder(path);
-        Ok(())
-    };
-    write().map_err(|error| {
-        let _ = std::fs::remove_file(beside);
-        Error::io(path)(error)
-    })
-}
-
-/// Ending of a file that is being written.
-pub(super) const UNFINISHED: &str = ".unfinished";
-
-/// Makes a rename last through a power cut, where the system lets a folder be synced.
-fn sync_folder(path: &Path) {
-    if let Some(folder) = path.parent().and_then(|folder| std::fs::File::open(folder).ok()) {
-        let _ = folder.sync_all();
+        atomic_write(&path, |file| file.write_all(text.as_bytes()))
     }
 }

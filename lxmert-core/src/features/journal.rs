@@ -5,12 +5,13 @@
 //! little-endian. The first record that does not check is where a killed writer was; everything
 //! from there on is dropped.
 
+use crate::files::AppendLog;
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::TryLockError;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const FILE: &str = "pending.journal";
 const HEAD: usize = 8 + 32;
@@ -18,11 +19,9 @@ const HEAD: usize = 8 + 32;
 pub(super) const MAX_NAME: usize = 1 << 16;
 
 pub(super) struct Journal {
-    path: PathBuf,
-    file: File,
+    log: AppendLog,
     row_bytes: usize,
     records: Vec<Record>,
-    end: u64,
 }
 
 struct Record {
@@ -34,44 +33,44 @@ struct Record {
 impl Journal {
     /// Opens and locks the folder's journal and finds its whole records.
     pub fn open(folder: &Path, row_bytes: usize) -> Result<Self> {
-        let path = folder.join(FILE);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io(&path))?;
-        match file.try_lock() {
+        let mut log = AppendLog::open(folder.join(FILE))?;
+        match log.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
                 log::warn!("{}: this file system has no locks; run one extraction at a time", folder.display());
             }
-            Err(TryLockError::Error(error)) => return Err(Error::io(&path)(error)),
+            Err(TryLockError::Error(error)) => return Err(Error::io(log.path())(error)),
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::format(folder, "another process is writing to this store; wait for it or stop it"));
             }
         }
         // Between opening and locking, a writer that was finishing may have removed the file.
-        if !path.exists() {
+        if !log.path().exists() {
             return Err(Error::format(folder, "another process was just finishing this store; run again"));
         }
-        let mut journal = Self { path, file, row_bytes, records: Vec::new(), end: 0 };
-        journal.scan().map_err(Error::io(&journal.path))?;
+        let mut journal = Self { log, row_bytes, records: Vec::new() };
+        let whole = journal.scan().map_err(Error::io(journal.log.path()))?;
+        let torn = journal.log.end() - whole;
+        if torn > 0 {
+            let path = journal.log.path().display();
+            log::warn!("{path}: dropped {torn} bytes of an image that was being written when the last run ended");
+            journal.log.cut(whole)?;
+        }
         Ok(journal)
     }
 
-    fn scan(&mut self) -> std::io::Result<()> {
-        let length = self.file.metadata()?.len();
-        let mut reader = std::io::BufReader::with_capacity(1 << 20, &self.file);
+    /// Finds the whole records; returns where they end.
+    fn scan(&mut self) -> std::io::Result<u64> {
+        let (length, mut end) = (self.log.end(), 0);
+        let mut reader = std::io::BufReader::with_capacity(1 << 20, self.log.file());
         reader.seek(SeekFrom::Start(0))?;
         let (mut head, mut body) = ([0; HEAD], Vec::new());
-        while self.end + (HEAD as u64) < length {
+        while end + (HEAD as u64) < length {
             reader.read_exact(&mut head)?;
             let (size, sum) = head.split_at(8);
             let size = u64::from_le_bytes(size.try_into().unwrap_or_default());
             let least = (4 + self.row_bytes) as u64;
-            if size < least || size > least + MAX_NAME as u64 || self.end + HEAD as u64 + size > length {
+            if size < least || size > least + MAX_NAME as u64 || end + HEAD as u64 + size > length {
                 break;
             }
             body.resize(size as usize, 0);
@@ -80,19 +79,10 @@ impl Journal {
             let name = std::str::from_utf8(&body[4..4 + name_length]);
             let said = u32::from_le_bytes([body[0], body[1], body[2], body[3]]) as usize;
             let (Ok(name), true) = (name, said == name_length && Sha256::digest(&body)[..] == *sum) else { break };
-            let row = self.end + (HEAD + 4 + name_length) as u64;
-            self.records.push(Record { name: name.to_string(), row });
-            self.end += HEAD as u64 + size;
+            self.records.push(Record { name: name.to_string(), row: end + (HEAD + 4 + name_length) as u64 });
+            end += HEAD as u64 + size;
         }
-        if self.end < length {
-            log::warn!(
-                "{}: dropped {} bytes of an image that was being written when the last run ended",
-                self.path.display(),
-                length - self.end
-            );
-            self.file.set_len(self.end)?;
-        }
-        Ok(())
+        Ok(end)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -117,17 +107,9 @@ impl Journal {
         record.extend(row);
         let sum = Sha256::digest(&record[HEAD..]);
         record[8..HEAD].copy_from_slice(&sum);
-        let mut write = || {
-            self.file.seek(SeekFrom::Start(self.end))?;
-            self.file.write_all(&record)
-        };
-        if let Err(error) = write() {
-            // What got through of it (a full disk) must not hide what is appended later.
-            let _ = self.file.set_len(self.end);
-            return Err(Error::io(&self.path)(error));
-        }
-        self.records.push(Record { name: name.to_string(), row: self.end + (HEAD + 4 + name.len()) as u64 });
-        self.end += record.len() as u64;
+        let row = self.log.end() + (HEAD + 4 + name.len()) as u64;
+        self.log.append(&record)?;
+        self.records.push(Record { name: name.to_string(), row });
         Ok(())
     }
 
@@ -135,19 +117,19 @@ impl Journal {
     pub fn part(&mut self, image: usize, range: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
         let from = bytes.len();
         bytes.resize(from + range.len(), 0);
-        self.file.seek(SeekFrom::Start(self.records[image].row + range.start as u64))?;
-        self.file.read_exact(&mut bytes[from..])
+        let mut file = self.log.file();
+        file.seek(SeekFrom::Start(self.records[image].row + range.start as u64))?;
+        file.read_exact(&mut bytes[from..])
     }
 
     pub fn clear(&mut self) -> Result<()> {
         self.records.clear();
-        self.end = 0;
-        self.file.set_len(0).map_err(Error::io(&self.path))
+        self.log.cut(0)
     }
 
     /// Removes the empty journal: the store is complete.
     pub fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.path).map_err(Error::io(&self.path))
+        self.log.remove()
     }
 
     /// Whether a folder holds a journal: a writer is at work there, or was killed.

@@ -1,7 +1,9 @@
 //! One shard: which tensors, in which order, to and from bytes.
 
-use super::index::{FORMAT, StoreInfo, VERSION, write_whole};
+use super::index::{FORMAT, StoreInfo, VERSION};
 use super::{Attributes, Regions, StoreDtype};
+use crate::checkpoint::save::header;
+use crate::files::atomic_write;
 use crate::{Error, Result};
 use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
@@ -120,29 +122,17 @@ pub(super) fn write_shard(
     mut part: impl FnMut(usize, Range<usize>, &mut Vec<u8>) -> std::io::Result<()>,
 ) -> Result<()> {
     let names_joined = names.join("\n");
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), serde_json::json!({"format": FORMAT, "version": VERSION.to_string()}));
-    let mut offset = 0;
-    let mut entry = |name: &str, dtype: Dtype, shape: Vec<usize>, bytes: usize| {
-        let offsets = [offset, offset + bytes];
-        offset += bytes;
-        header.insert(
-            name.into(),
-            serde_json::json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": offsets}),
-        );
-    };
-    for column in &layout.columns {
+    let tensors = layout.columns.iter().map(|column| {
         let shape = std::iter::once(names.len()).chain(column.shape.iter().copied()).collect();
-        entry(column.name, column.dtype, shape, names.len() * column.bytes.len());
-    }
-    entry(NAMES, Dtype::U8, vec![names_joined.len()], names_joined.len());
-    let mut header = serde_json::Value::Object(header).to_string();
-    while !header.len().is_multiple_of(8) {
-        header.push(' ');
-    }
-    write_whole(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
+        (column.name, column.dtype, shape)
+    });
+    let metadata = [("format", FORMAT.to_string()), ("version", VERSION.to_string())];
+    let header = header(
+        &metadata.map(|(key, value)| (key.to_string(), value)).into(),
+        tensors.chain([(NAMES, Dtype::U8, vec![names_joined.len()])]),
+    )?;
+    atomic_write(path, |file| {
+        file.write_all(&header)?;
         let mut bytes = Vec::new();
         for column in &layout.columns {
             for image in 0..names.len() {

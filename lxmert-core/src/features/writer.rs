@@ -1,9 +1,10 @@
 //! Filling a store, one image at a time.
 
-use super::index::{INDEX_FILE, Index, ShardEntry, StoreInfo, UNFINISHED};
+use super::index::{INDEX_FILE, Index, MOST, ShardEntry, StoreInfo};
 use super::journal::{Journal, MAX_NAME};
 use super::shard::{Layout, Shard, write_shard};
 use super::{FeatureStore, Regions};
+use crate::files::UNFINISHED;
 use crate::{Error, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -216,8 +217,6 @@ impl StoreWriter {
 }
 
 fn check_info(info: &StoreInfo) -> Result<()> {
-    // A region is at most this wide, so that no product of sizes overflows.
-    const MOST: usize = 1 << 20;
     if !(1..=MOST).contains(&info.regions) || !(1..=MOST).contains(&info.feature_dim) {
         return Err(Error::Argument(format!("a store of {} regions × {} values", info.regions, info.feature_dim)));
     }

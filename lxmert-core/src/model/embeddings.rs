@@ -68,15 +68,21 @@ impl LanguageEmbeddings {
     }
 }
 
-/// Average of projected features and projected boxes, each after its own layer norm
-/// (`lxmert.encoder.visn_fc`).
+/// The vision stream's input: projected features and projected boxes, fused.
 #[derive(Debug, Clone)]
 pub(super) struct RegionEmbeddings {
-    features: Linear,
-    features_norm: LayerNorm,
-    boxes: Linear,
-    boxes_norm: LayerNorm,
-    dropout: f32,
+    pub features: Linear,
+    pub boxes: Linear,
+    pub fusion: Fusion,
+}
+
+/// How a region's projected features and box become one.
+#[derive(Debug, Clone)]
+pub(super) enum Fusion {
+    /// Each after its own layer norm, averaged, with dropout (`lxmert.encoder.visn_fc`).
+    Average { features_norm: LayerNorm, boxes_norm: LayerNorm, dropout: f32 },
+    /// Summed, then one layer norm: the student project's.
+    Sum(LayerNorm),
 }
 
 impl RegionEmbeddings {
@@ -84,25 +90,33 @@ impl RegionEmbeddings {
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
         Ok(Self {
             features: Linear::new(config.visual_feat_dim, hidden, vb.pp("visn_fc"))?,
-            features_norm: LayerNorm::new(hidden, eps, vb.pp("visn_layer_norm"))?,
             boxes: Linear::new(config.visual_pos_dim, hidden, vb.pp("box_fc"))?,
-            boxes_norm: LayerNorm::new(hidden, eps, vb.pp("box_layer_norm"))?,
-            dropout: config.hidden_dropout_prob,
+            fusion: Fusion::Average {
+                features_norm: LayerNorm::new(hidden, eps, vb.pp("visn_layer_norm"))?,
+                boxes_norm: LayerNorm::new(hidden, eps, vb.pp("box_layer_norm"))?,
+                dropout: config.hidden_dropout_prob,
+            },
         })
     }
 
     /// `features`: `[batch, regions, visual_feat_dim]`; `boxes`: `[batch, regions, 4]`.
     pub fn forward(&self, features: &Tensor, boxes: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
         let rows = rows_of(features, mask)?;
-        let features = self.features_norm.forward(&self.features.forward(&rows.gather(features)?)?)?;
-        let boxes = self.boxes_norm.forward(&self.boxes.forward(&rows.gather(boxes)?)?)?;
-        let states = ops::dropout_rows(&((features + boxes)? / 2.0)?, &rows, self.dropout, pass.rng)?;
+        let features = self.features.forward(&rows.gather(features)?)?;
+        let boxes = self.boxes.forward(&rows.gather(boxes)?)?;
+        let states = match &self.fusion {
+            Fusion::Average { features_norm, boxes_norm, dropout } => {
+                let states = ((features_norm.forward(&features)? + boxes_norm.forward(&boxes)?)? / 2.0)?;
+                ops::dropout_rows(&states, &rows, *dropout, pass.rng)?
+            }
+            Fusion::Sum(norm) => norm.forward(&(features + boxes)?)?,
+        };
         Ok(Stream::new(states, rows))
     }
 }
 
 /// Where the real rows of `x`, `[batch, length, …]`, lie. `mask`: `[batch, length]`.
-pub(super) fn rows_of(x: &Tensor, mask: Option<&Tensor>) -> Result<Ragged> {
+fn rows_of(x: &Tensor, mask: Option<&Tensor>) -> Result<Ragged> {
     match mask {
         Some(mask) => Ragged::of_mask(mask),
         None => Ok(Ragged::dense(x.dim(0)?, x.dim(1)?)),

@@ -9,54 +9,15 @@ use crate::ops::in_pool;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// A cross-modality layer.
-pub(super) trait CrossLayer {
-    /// Both streams, each having seen the other.
-    fn forward(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<(Stream, Stream)>;
-
-    /// The first word of each sentence alone. In training its dropout masks are others than those of
-    /// [`forward`](Self::forward), which draws more of them.
-    fn forward_first(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<Stream>;
-}
-
-/// Both streams through `layers`. `pool` makes the pooled output of the first words, `[batch, hidden]`.
-pub(super) fn cross_streams<L: CrossLayer>(
-    layers: &[L],
-    language: &Stream,
-    vision: &Stream,
-    pool: impl Fn(&Tensor) -> Result<Tensor>,
-    pass: &Pass,
-) -> Result<LxmertOutput> {
-    let (mut l, mut v) = (language.clone(), vision.clone());
-    let (whole, last) = match layers.split_last() {
-        // Maps are of whole layers.
-        Some((last, whole)) if pass.pooled_only && pass.capture == Capture::None => (whole, Some(last)),
-        _ => (layers, None),
-    };
-    for layer in whole {
-        (l, v) = layer.forward(&l, &v, pass)?;
-    }
-    if let Some(last) = last {
-        l = last.forward_first(&l, &v, pass)?;
-    }
-    let first = l.first()?.states;
-    Ok(LxmertOutput {
-        pooled: pool(&first)?,
-        language: if last.is_some() { first.unsqueeze(1)? } else { l.padded()? },
-        vision: if last.is_some() { v.padded()?.narrow(1, 0, 0)? } else { v.padded()? },
-        attentions: (pass.capture != Capture::None).then(|| Attentions::new(language, vision, &l, &v, layers.len())),
-    })
-}
-
 /// The trunk: embeddings, both encoders, the cross-modality encoder, the pooler.
 #[derive(Debug, Clone)]
 pub struct LxmertModel {
-    embeddings: LanguageEmbeddings,
-    regions: RegionEmbeddings,
-    language_layers: Vec<Layer>,
-    vision_layers: Vec<Layer>,
-    cross_layers: Vec<CrossModalityLayer>,
-    pooler: Linear,
+    pub(super) embeddings: LanguageEmbeddings,
+    pub(super) regions: RegionEmbeddings,
+    pub(super) language_layers: Vec<Layer>,
+    pub(super) vision_layers: Vec<Layer>,
+    pub(super) cross_layers: Vec<CrossModalityLayer>,
+    pub(super) pooler: Linear,
 }
 
 impl LxmertModel {
@@ -121,8 +82,26 @@ impl LxmertModel {
     /// When the batches differ.
     pub fn cross(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<LxmertOutput> {
         in_pool(|| {
-            let pool = |first: &Tensor| self.pooler.forward(first)?.tanh();
-            cross_streams(&self.cross_layers, language, vision, pool, pass)
+            let (mut l, mut v) = (language.clone(), vision.clone());
+            let (whole, last) = match self.cross_layers.split_last() {
+                // Maps are of whole layers.
+                Some((last, whole)) if pass.pooled_only && pass.capture == Capture::None => (whole, Some(last)),
+                _ => (self.cross_layers.as_slice(), None),
+            };
+            for layer in whole {
+                (l, v) = layer.forward(&l, &v, pass)?;
+            }
+            if let Some(last) = last {
+                l = last.forward_first(&l, &v, pass)?;
+            }
+            let first = l.first()?.states; // [batch, hidden]
+            let maps = pass.capture != Capture::None;
+            Ok(LxmertOutput {
+                pooled: self.pooler.forward(&first)?.tanh()?,
+                language: if last.is_some() { first.unsqueeze(1)? } else { l.padded()? },
+                vision: if last.is_some() { v.padded()?.narrow(1, 0, 0)? } else { v.padded()? },
+                attentions: maps.then(|| Attentions::new(language, vision, &l, &v, self.cross_layers.len())),
+            })
         })
     }
 

@@ -1,7 +1,6 @@
 //! Linear map, layer norm, the feed-forward sub-layer, and the layers they make (Tan & Bansal 2019, §2.2).
 
 use super::attention::Attention;
-use super::encoder::CrossLayer;
 use super::{Pass, Stream};
 use crate::config::LxmertConfig;
 use crate::ops;
@@ -123,44 +122,58 @@ impl Layer {
     }
 }
 
-/// One cross-modality layer (`x_layers.i`): one shared cross attention runs both ways from the
-/// layer's inputs, then each stream has its self-attention and feed-forward.
+/// One cross-modality layer.
 #[derive(Debug, Clone)]
-pub(super) struct CrossModalityLayer {
-    cross: Attention,
-    language: Layer,
-    vision: Layer,
+pub(super) enum CrossModalityLayer {
+    /// LXMERT's (`x_layers.i`): one shared cross attention runs both ways from the layer's inputs, then each stream has its
+    /// self-attention and feed-forward.
+    Shared { cross: Attention, language: Layer, vision: Layer },
+    /// The student project's: each stream has a cross attention and a feed-forward of its own, and the image attends to the
+    /// sentence that has already seen it.
+    Separate { language: Layer, vision: Layer },
 }
 
 impl CrossModalityLayer {
+    /// LXMERT's.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let stream = |name: &str| -> Result<Layer> {
+            let part = |part: &str| vb.pp(format!("{name}_{part}"));
             Ok(Layer {
-                attention: Attention::new(config, "self", vb.pp(format!("{name}_self_att")))?,
-                feed_forward: FeedForward::new(
-                    config,
-                    vb.pp(format!("{name}_inter")),
-                    vb.pp(format!("{name}_output")),
-                )?,
+                attention: Attention::new(config, "self", part("self_att"))?,
+                feed_forward: FeedForward::new(config, part("inter"), part("output"))?,
             })
         };
-        Ok(Self {
+        Ok(Self::Shared {
             cross: Attention::new(config, "att", vb.pp("visual_attention"))?,
             language: stream("lang")?,
             vision: stream("visn")?,
         })
     }
-}
 
-impl CrossLayer for CrossModalityLayer {
-    fn forward(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<(Stream, Stream)> {
-        let l = self.cross.forward(language, vision, pass)?;
-        let v = self.cross.forward(vision, language, pass)?;
-        Ok((self.language.forward(&l, &l, pass)?, self.vision.forward(&v, &v, pass)?))
+    /// Both streams, each having seen the other.
+    pub fn forward(&self, l: &Stream, v: &Stream, pass: &Pass) -> Result<(Stream, Stream)> {
+        match self {
+            Self::Shared { cross, language, vision } => {
+                let (l, v) = (cross.forward(l, v, pass)?, cross.forward(v, l, pass)?);
+                Ok((language.forward(&l, &l, pass)?, vision.forward(&v, &v, pass)?))
+            }
+            Self::Separate { language, vision } => {
+                let l = language.forward(l, v, pass)?;
+                let v = vision.forward(v, &l, pass)?;
+                Ok((l, v))
+            }
+        }
     }
 
-    fn forward_first(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<Stream> {
-        let l = self.cross.forward(language, vision, pass)?;
-        self.language.forward(&l.first()?, &l, pass)
+    /// The first word of each sentence alone. In training its dropout masks are others than those of
+    /// [`forward`](Self::forward), which draws more of them.
+    pub fn forward_first(&self, l: &Stream, v: &Stream, pass: &Pass) -> Result<Stream> {
+        match self {
+            Self::Shared { cross, language, .. } => {
+                let l = cross.forward(l, v, pass)?;
+                language.forward(&l.first()?, &l, pass)
+            }
+            Self::Separate { language, .. } => language.forward(&l.first()?, v, pass),
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! LXMERT (Tan & Bansal 2019): two single-modality encoders and a cross-modality encoder.
 //!
-//! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and
-//! weights read alike. [`LxmertModel`] is the trunk, [`MatchingModel`] the trunk with an image-text
-//! matching head, [`AnswerModel`] and [`PairModel`] the trunk for questions and for statements about two
-//! images, [`ReferringModel`] the trunk for referring expressions, [`PretrainingHeads`] and [`AnswerHead`] the published heads, [`student`] the student project's
-//! variant.
+//! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and weights read alike.
+//! [`LxmertModel`] is the trunk; [`MatchingModel`], [`AnswerModel`], [`PairModel`] and [`ReferringModel`] are the trunk with a
+//! head for matching, for questions, for statements about two images, and for referring expressions; [`PretrainingHeads`] and
+//! [`AnswerHead`] are the published heads. The student project's variant (`student.rs`) is the same trunk made of other parts.
+//!
+//! Read `attention.rs` and `layers.rs` for the sub-layers and layers, `embeddings.rs` for what comes before them, `encoder.rs` for the
+//! whole. A [`Pass`] says how the model runs, a [`Stream`] is a modality on its way through it.
 
 mod answering;
 mod attention;
@@ -15,7 +17,7 @@ pub mod init;
 mod layers;
 mod matching;
 mod referring;
-pub mod student;
+mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::LxmertModel;
@@ -241,7 +243,7 @@ impl Stream {
     /// `[batch, length, hidden]`; rows of padding are 0.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     pub fn padded(&self) -> Result<Tensor> {
         self.rows.scatter(&self.states)
     }

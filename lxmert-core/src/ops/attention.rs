@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// The attention probabilities before dropout, `[batch, heads, queries, keys]`, from candle's own operations: for attention
-/// maps and their gradients. `q`: `[batch, queries, width]`; `k`: `[batch, keys, width]`, whose padding `keys` knows.
+/// maps and their gradients. `q`: `[batch, queries, width]`; `k`: `[batch, keys, width]`, whose real rows `keys` tells.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -20,7 +20,7 @@ pub fn attention_probabilities(q: &Tensor, k: &Tensor, heads: usize, keys: &Ragg
         Some(bias) => scores.broadcast_add(&bias)?,
         None => scores,
     };
-    // Candle takes no maximum of nothing.
+    // Candle fails to take the maximum of an empty dimension.
     if scores.elem_count() == 0 { Ok(scores) } else { candle_nn::ops::softmax(&scores, D::Minus1) }
 }
 

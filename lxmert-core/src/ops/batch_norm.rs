@@ -145,7 +145,6 @@ impl BatchNorm {
     fn backward(&self, x: &[f32], y: &[f32], grad: &[f32], gamma: &[f32], plane: usize) -> (Vec<f32>, Vec<(f32, f32)>) {
         let channels = self.mean.len();
         let count = (x.len() / channels) as f32;
-        // Where the ReLU cut, no gradient arrives.
         let passed = |y: f32, grad: f32| if self.relu && y <= 0.0 { 0.0 } else { grad };
         let sums: Vec<(f32, f32)> = (0..channels)
             .into_par_iter()

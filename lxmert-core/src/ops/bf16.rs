@@ -53,7 +53,7 @@ impl std::str::FromStr for Precision {
 fn round(value: f32) -> u32 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-    // A NaN's bits may overflow; it is made quiet instead.
+    // Rounding up could overflow a NaN's bits, so a NaN is made quiet instead.
     (if value.is_nan() { bits | 0x40_0000 } else { rounded }) >> 16
 }
 
@@ -94,7 +94,7 @@ vectorised! {
     }
 }
 
-/// Pairs of a matrix's first two of `lines` (of the last one and 0), lines as stored, at `places` of them.
+/// Pairs the first two of `lines`, as stored, at `places`; a single line is paired with zeros.
 pub(crate) fn interleave_lines(matrix: &Matrix, lines: Range<usize>, places: Range<usize>, to: &mut [f32]) {
     const ZEROS: [f32; 256] = [0.0; 256];
     let first = &matrix.from(lines.start, places.start)[..places.len()];
@@ -129,7 +129,7 @@ pub(crate) fn copy_panel(matrix: &Matrix, rows: Range<usize>, index: usize, widt
             transpose_block(&words, BLOCK, &mut panel[word * width + column..], width);
         }
     }
-    // What fills no block.
+    // The remainder, which fills no block.
     for column in 0..count {
         let line = &matrix.from(start + column, rows.start)[..rows.len()];
         let first = if column < blocks { whole } else { 0 };

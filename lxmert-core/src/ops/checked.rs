@@ -1,7 +1,7 @@
-//! A register that looks at every address, so that tests can run the kernels with checked bounds: whatever a kernel reads
-//! or writes outside of the slices that the test has lent it is a panic.
+//! A vector register that checks every address, so that tests can run the kernels with checked bounds: a read or write
+//! outside of the slices that the test has lent panics.
 //!
-//! It has as many lanes as asked for, so that each machine's tiles are run as they are, whatever machine this is.
+//! Its number of lanes is a parameter, so that the tiles of every machine run on this one.
 
 #![allow(unsafe_code)]
 
@@ -48,7 +48,7 @@ fn check(from: *const f32, count: usize, write: bool) {
     assert!(LENT.with_borrow(|lent| lent.iter().any(inside)), "a kernel {verb} {count} values outside of its slices");
 }
 
-/// `LANES` values whose every way from and to memory is checked.
+/// `LANES` values; every load and store is checked.
 #[derive(Clone, Copy)]
 pub(super) struct Checked<const LANES: usize>([f32; LANES]);
 

@@ -72,7 +72,7 @@ pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result
 /// As [`dropout`] of ragged rows `x`, `[rows, width]`, with the masks of the padded tensor, so that padding changes none.
 ///
 /// # Errors
-/// When the number of rows is another.
+/// When `x` has another number of rows.
 pub fn dropout_rows(x: &Tensor, rows: &Ragged, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
     if rows.is_dense() || rng.is_none() || probability <= 0.0 {
         return dropout(x, probability, rng);
@@ -85,7 +85,7 @@ pub(super) fn apply_mask(x: &Tensor, mask: Mask) -> Result<Tensor> {
     if use_fast(&[x]) {
         return x.contiguous()?.apply_op1(Dropout { mask });
     }
-    // Other devices and types: the same mask, made here and sent there.
+    // Other devices and types: the same mask, computed on the CPU and copied.
     let factors: Vec<f32> = (0..x.elem_count() as u32).map(|i| mask.factor(i)).collect();
     x * Tensor::from_vec(factors, x.shape(), x.device())?.to_dtype(x.dtype())?
 }

@@ -1,4 +1,4 @@
-//! Rows of a table by their numbers, with the gradient to the table.
+//! Embedding lookup: rows of a table by index, with the gradient to the table.
 
 use super::gradients::deliver;
 use super::math::add_scaled;
@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 /// `table`: `[rows, width]`, `ids`: integers of any shape; gives `[…, width]`.
 ///
 /// # Errors
-/// When an id is no row of the table.
+/// When an id is not a row of the table.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (rows, width) = table.dims2()?;
     let mut shape = ids.dims().to_vec();

@@ -1,4 +1,4 @@
-//! What becomes of a product's values while they are still in the cache: activation with its derivative, dropout, a factor.
+//! A product's epilogue: activation with its derivative, dropout, or a factor, applied while the values are still in the cache.
 
 use super::dropout::Mask;
 use super::gelu::{density, normal_cdf};
@@ -24,7 +24,7 @@ impl FusedActivation {
     }
 }
 
-/// The masks of a `[rows, width]` matrix, whose row `i` is number `rows[i]` of the padded one that they are drawn for.
+/// Dropout of ragged rows `[rows, width]`: row `i` takes the mask of row `rows[i]` of the padded matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowDropout<'a> {
     pub mask: Mask,
@@ -45,7 +45,7 @@ impl<'a> RowDropout<'a> {
     }
 }
 
-/// What is done to every value of a product.
+/// What a product applies to each of its values before it is done with them.
 pub(crate) enum Epilogue<'a> {
     Nothing,
     /// Multiplied by the value at the same place.
@@ -53,7 +53,7 @@ pub(crate) enum Epilogue<'a> {
     Activate {
         activation: FusedActivation,
         dropout: Option<RowDropout<'a>>,
-        /// Takes the derivative of each result by the product's value.
+        /// Where to store the derivative of each result by the product's value, if it is wanted.
         derivative: Option<&'a mut [f32]>,
     },
 }
@@ -77,7 +77,7 @@ impl<'a> Epilogue<'a> {
         }
     }
 
-    /// Epiloguees `width` columns from `start` on in all rows of `out`, which begin `leading` apart.
+    /// Applies it to `width` columns from `start` on in all rows of `out`, which begin `leading` apart.
     pub fn apply(&mut self, out: &mut [f32], leading: usize, start: usize, width: usize) {
         match self {
             Self::Nothing => {}

@@ -1,8 +1,7 @@
-//! Activations of an inference pass: channels-last, in buffers that are used again.
+//! Activations of an inference pass: channels-last, in buffers that are reused.
 //!
-//! Memory fresh from the system costs more to touch for the first time than a layer costs to compute into it (a
-//! Faster R-CNN writes a gigabyte of activations an image). So a map's buffer goes back to its pool when the map is
-//! dropped, and the next layer takes it from there.
+//! The first touch of fresh memory costs more than a layer's computation (a Faster R-CNN writes a gigabyte of activations an
+//! image). So a dropped map returns its buffer to the pool, and the next layer takes it from there.
 
 use super::geometry::Windows;
 use super::simd::vectorised;
@@ -11,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers of dropped [`FeatureMap`]s, to be used again. Clones share them.
+/// Buffers of dropped [`FeatureMap`]s, for reuse. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct BufferPool(Arc<Mutex<Vec<Vec<f32>>>>);
 
@@ -21,7 +20,7 @@ impl BufferPool {
         Self::default()
     }
 
-    /// A buffer of at least `len` values, whatever they are: the smallest that is free, or a new one.
+    /// A buffer of at least `len` values with arbitrary contents: the smallest free one that fits, or a new one.
     fn take(&self, len: usize) -> Vec<f32> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = free.iter().enumerate().filter(|(_, buffer)| buffer.len() >= len && buffer.len() / 4 <= len);
@@ -61,7 +60,7 @@ impl Drop for FeatureMap {
 }
 
 impl FeatureMap {
-    /// A map of shape `[batch, height, width, channels]` whose values are yet to be written.
+    /// A map of shape `[batch, height, width, channels]` with arbitrary values, which the caller overwrites.
     pub(crate) fn unwritten(shape: [usize; 4], pool: &BufferPool) -> Self {
         Self { data: pool.take(shape.iter().product()), shape, pool: pool.clone() }
     }
@@ -97,7 +96,7 @@ impl FeatureMap {
     /// As a tensor `[batch, channels, height, width]`, a view of channels-last memory: nothing is copied.
     ///
     /// # Errors
-    /// None in practice: the shape fits the values.
+    /// Never in practice: the shape fits the values.
     pub fn into_tensor(mut self) -> Result<Tensor> {
         let mut data = std::mem::take(&mut self.data);
         data.truncate(self.shape.iter().product());
@@ -169,7 +168,7 @@ vectorised! {
     }
 }
 
-/// What is added to a convolution's output before its activation.
+/// The residual that a convolution adds before its activation.
 #[derive(Clone, Copy, Debug)]
 pub enum Residual<'a> {
     /// Nothing.

@@ -1,5 +1,5 @@
-//! Gradients of variables past candle's store, which makes zeros for each of them and adds: two passes over memory more than
-//! a gradient takes that is there already. Kernels [`deliver`] theirs; [`backward`] puts them in the store at the end.
+//! Gradients of variables without candle's accumulation, which allocates zeros for each variable and adds: two more passes over
+//! memory. Kernels [`deliver`] their gradients, and [`backward`] puts them into the store at the end.
 
 use super::math::add_scaled;
 use super::{cpu_tensor, in_pool};
@@ -13,7 +13,7 @@ use std::collections::hash_map::Entry;
 type Delivered = HashMap<TensorId, (Tensor, Vec<f32>)>;
 
 thread_local! {
-    /// What kernels have delivered to the backward that runs on this thread, if one of ours does.
+    /// What kernels have delivered to the [`backward`] that runs on this thread; none outside of it.
     static DELIVERED: RefCell<Option<Delivered>> = const { RefCell::new(None) };
 }
 
@@ -91,7 +91,7 @@ mod tests {
             assert!(difference.to_scalar::<f32>()? < 1e-4);
         }
         assert!(ours.get(&unused).is_none());
-        // Outside of our backward nothing is held back.
+        // Candle's own backward, above, got every gradient directly.
         assert!(theirs.get(&w).is_some() && DELIVERED.with_borrow(Option::is_none));
         Ok(())
     }

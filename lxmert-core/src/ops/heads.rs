@@ -147,7 +147,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// From probabilities and the gradient by what they became: the former dropped out, the latter by the scores.
+    /// Turns the gradient by the dropped-out probabilities into that by the scores, and drops out the probabilities.
     fn back_through_softmax(
         probabilities: &mut [f32], grads: &mut [f32], stride: usize, factors: &mut [f32], head: usize, pair: Pair,
     ) {
@@ -200,7 +200,7 @@ pub(super) fn forward(out: &mut [f32], q: &[f32], k: &[f32], v: &[f32], pair: Pa
     });
 }
 
-/// Writes `dq`, `dk` and `dv` that the pair's `grad`: `[queries, width]` gives.
+/// Writes `dq`, `dk` and `dv` for the pair's `grad`, `[queries, width]`.
 #[allow(clippy::too_many_arguments)] // four inputs and their gradients
 pub(super) fn backward(
     dq: &mut [f32],

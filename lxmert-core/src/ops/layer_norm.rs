@@ -26,7 +26,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     composed(x, weight, bias, eps)
 }
 
-/// The same from candle's own operations.
+/// The composition of candle's own operations.
 pub(crate) fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let inner = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
@@ -54,7 +54,7 @@ fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// What the backward needs: the normalised rows, and what each was multiplied by.
+/// What the backward pass needs: the normalised rows and the scale of each.
 #[derive(Default)]
 pub(crate) struct Normed {
     rows: Vec<f32>,

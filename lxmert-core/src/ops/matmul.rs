@@ -1,8 +1,8 @@
 //! Strided f32 matrix products on slices. Large ones go through this crate's own microkernel (`product.rs`), which
 //! packs both sides; small ones through the `gemm` crate, which candle multiplies with too.
 //!
-//! Why not faer, whose product is as fast: in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` takes the row stride for
-//! the columns', and a product written through it corrupts the heap; and a kernel of our own serves convolutions as well.
+//! faer's product is as fast, but in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` mistakes the row stride for the
+//! column stride, and a product written through it corrupts the heap; the microkernel here also serves convolutions.
 //!
 //! Matrices are row-major slices with a leading dimension; a transpose is a view.
 //!
@@ -109,7 +109,7 @@ impl<'a> Matrix<'a> {
                 transpose_block(from, self.leading, &mut panel[row * width + column..], width);
             }
         }
-        // What fills no block.
+        // The remainder, which fills no block.
         for column in 0..count {
             let rows = if column < blocks { whole..depth } else { 0..depth };
             let from = &self.data[(start + column) * self.leading + first..][..depth];
@@ -168,7 +168,7 @@ fn check(len: usize, rows: usize, columns: usize, leading: usize) {
     assert!(len >= needed, "a {rows} × {columns} matrix with rows {leading} apart needs {needed} values, not {len}");
 }
 
-/// What becomes of the values that the output held.
+/// What happens to the values already in the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     /// They are overwritten (and never read).
@@ -180,9 +180,9 @@ pub enum Write {
 /// How many threads a product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
-    /// The calling one: for products inside a loop that is parallel already.
+    /// The calling thread alone: for products inside a loop that is parallel already.
     One,
-    /// Those of the current rayon pool.
+    /// The current rayon pool.
     Pool,
 }
 

@@ -75,7 +75,7 @@ static ZEROS: [f32; 32] = [0.0; 32];
 impl Kernel {
     /// The one for this machine and operands of `precision`.
     pub fn new(precision: Precision) -> Self {
-        // Without the instruction of AVX-512 for pairs AVX2 unpacks them as well.
+        // Without AVX-512's instruction for pairs, unpacking them with AVX2 is as fast.
         let level = if precision == Precision::Bf16 && !has_bf16() { level().min(Level::Avx2) } else { level() };
         Self::of(level, precision)
     }

@@ -112,7 +112,7 @@ impl Ragged {
     /// Place of each row within its item, `[rows]`, u32.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     pub fn places(&self, device: &Device) -> Result<Tensor> {
         Self::index(self.0.rows.iter().map(|row| row % self.0.length as u32), device)
     }
@@ -170,7 +170,7 @@ impl Ragged {
     /// where nothing is padded.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     pub fn key_bias(&self, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
         if self.is_dense() {
             return Ok(None);

@@ -10,17 +10,15 @@
 //! | labels, scores | the files have none: label 0, called `region`, and score 1 |
 //! | image size | the files do not say: 1 × 1, so that a box in pixels reads as its normalised self |
 
-use crate::failures::{self, Failure};
-use crate::inputs::IMAGE_ENDINGS;
-use crate::pipeline::{ExtractSummary, progress_bar};
+use super::copy;
+use crate::pipeline::ExtractSummary;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::checkpoint::read_tensors;
-use lxmert_core::cli;
-use lxmert_core::features::{Regions, StoreDtype, StoreInfo, StoreWriter};
+use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
+use lxmert_core::image_names::is_image_name;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// Copies every image of `folder` that the store does not have. The first file that can be read, by
 /// name, says how many regions an image has and how long a feature is. Files that are not what the
@@ -30,20 +28,18 @@ use std::time::Instant;
 /// [`Error::Input`] when the folder has no `.pt` file or none that can be read, and when the store
 /// cannot be written. What was copied until then is kept.
 pub fn import_pt(folder: &Path, output: &Path, dtype: StoreDtype, show_progress: bool) -> Result<ExtractSummary> {
-    let started = Instant::now();
     let files = find_files(folder)?;
-    let mut failures = Vec::new();
+    let mut first_fault = None;
     let Some(rows) = files.iter().find_map(|file| match read_file(&file.path) {
         Ok(rows) => Some(rows),
         Err(reason) => {
-            failures.push(Failure { name: file.name.clone(), reason });
+            first_fault.get_or_insert(reason);
             None
         }
     }) else {
-        let (count, first) = (files.len(), failures.first().map_or("", |failure| failure.reason.as_str()));
+        let (count, first) = (files.len(), first_fault.unwrap_or_default());
         return Err(Error::input(folder, format!("none of the {count} .pt files can be read; the first: {first}")));
     };
-    failures.clear();
     let info = StoreInfo {
         detector: "student".into(),
         settings: [("imported from".to_string(), "the student project's .pt files".to_string())].into(),
@@ -53,45 +49,9 @@ pub fn import_pt(folder: &Path, output: &Path, dtype: StoreDtype, show_progress:
         label_names: vec!["region".into()],
         attribute_names: Vec::new(),
     };
-    let mut store = StoreWriter::open(output, info)?;
-    let bar = progress_bar(files.len(), show_progress);
-    let (mut already, mut added, mut interrupted) = (0, 0, false);
-    let mut previous = None;
-    for file in &files {
-        if cli::interrupted() {
-            interrupted = true;
-            break;
-        }
-        bar.inc(1);
-        let is_repeated = previous.replace(&file.name) == Some(&file.name);
-        let copied = if is_repeated {
-            Err("another file gives an image of this name".into())
-        } else if store.contains(&file.name) {
-            already += 1;
-            continue;
-        } else {
-            read_file(&file.path).and_then(Rows::into_regions)
-        };
-        let pushed = match copied {
-            Ok(regions) => match store.push(&file.name, &regions) {
-                Err(lxmert_core::Error::Argument(reason)) => Err(reason),
-                other => Ok(other?),
-            },
-            Err(reason) => Err(reason),
-        };
-        match pushed {
-            Ok(()) => added += 1,
-            Err(reason) => {
-                bar.suspend(|| log::warn!("{}: {reason}", file.path.display()));
-                failures.push(Failure { name: file.name.clone(), reason });
-            }
-        }
-    }
-    bar.finish_and_clear();
-    let store = store.finish()?;
-    failures::write(output, &failures)?;
-    let time = started.elapsed();
-    Ok(ExtractSummary { asked: files.len(), already, extracted: added, failures, interrupted, time, store })
+    let records = files.iter().map(|file| Ok((file.name.clone(), &file.path)));
+    let read = |path: &PathBuf| read_file(path).and_then(Rows::into_regions);
+    copy(output, info, (files.len(), records), read, show_progress)
 }
 
 struct PtFile {
@@ -112,8 +72,7 @@ fn find_files(folder: &Path) -> Result<Vec<PtFile>> {
         let below = path.strip_prefix(folder).unwrap_or(path).with_extension("");
         let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
         let mut name = parts.join("/");
-        let is_image = |ending: &str| IMAGE_ENDINGS.iter().any(|image| ending.eq_ignore_ascii_case(image));
-        if !below.extension().is_some_and(|ending| is_image(&ending.to_string_lossy())) {
+        if !is_image_name(&name) {
             name.push_str(".jpg");
         }
         files.push(PtFile { name, path: path.to_path_buf() });

@@ -1,18 +1,25 @@
-//! Bottom-up attention's TSV (Anderson et al. 2018), as LXMERT reads it.
+//! Bottom-up attention's TSV (Anderson et al. 2018), in its own form and in LXMERT's.
 //!
-//! One image a line, no header, ten columns between tabs: `img_id`, `img_h`, `img_w`, `objects_id`,
-//! `objects_conf`, `attrs_id`, `attrs_conf`, `num_boxes`, `boxes`, `features`. The arrays are base64 of
-//! little-endian `i64` (ids) and `f32` (the others); boxes are x0 y0 x1 y1 in pixels of the image.
+//! One image a line between tabs, with or without a header. LXMERT's form has ten columns: `img_id`, `img_h`, `img_w`,
+//! `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf`, `num_boxes`, `boxes`, `features`. Anderson's has six:
+//! `image_id`, `image_w`, `image_h`, `num_boxes`, `boxes`, `features`; its regions get the label `region` and score 1.
+//! The arrays are base64 of little-endian `i64` (ids) and `f32` (the others), also as Python 3 writes bytes, `b'…'`;
+//! boxes are x0 y0 x1 y1 in pixels of the image. Images may have any number of boxes.
 
+use super::copy;
+use crate::pipeline::ExtractSummary;
 use crate::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lxmert_core::boxes::normalise;
-use lxmert_core::cli;
-use lxmert_core::features::{Attributes, Regions, StoreDtype, StoreInfo, StoreSummary, StoreWriter};
+use lxmert_core::features::{Attributes, FeatureStore, Regions, StoreDtype, StoreInfo};
+use lxmert_core::files::{open_text, read_text};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+
+/// Longest line that is read, in bytes: 100 regions of 2048 numbers take 1.1 million.
+const LONGEST_LINE: u64 = 1 << 26;
 
 /// What the store says of the labels, which the TSV does not name.
 #[derive(Debug, Clone)]
@@ -32,105 +39,226 @@ impl TsvOptions {
     /// When a file cannot be read.
     pub fn new(dtype: StoreDtype, objects: Option<&Path>, attributes: Option<&Path>) -> Result<Self> {
         let names = |path: Option<&Path>| -> Result<Vec<String>> {
-            let Some(path) = path else { return Ok(Vec::new()) };
-            let text = std::fs::read_to_string(path).map_err(lxmert_core::Error::io(path))?;
+            let text = path.map_or(Ok(String::new()), read_text)?;
             Ok(text.lines().map(|line| line.split(',').next().unwrap_or(line).trim().to_string()).collect())
         };
         Ok(Self { dtype, object_names: names(objects)?, attribute_names: names(attributes)? })
     }
 }
 
-/// Copies every image of the TSV that the store does not have. The first line says how many regions
-/// an image has and how long a feature is.
+/// Copies every image of the TSV that the store does not have. A store takes images of several files; it has room for as
+/// many regions as the image with the most has. Rows that do not follow the format are listed in `failures.csv`, skipped,
+/// and tried again by the next run.
 ///
 /// # Errors
-/// [`Error::Row`] at the first line that is not what the format says, and when the store cannot be
-/// written. What was copied until then is kept, and running again goes on from there.
-pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions) -> Result<StoreSummary> {
-    let lines = || File::open(path).map(BufReader::new).map_err(lxmert_core::Error::io(path));
-    let fault = |row: usize, reason: String| Error::Row { path: path.to_path_buf(), row, reason };
-    let mut first = String::new();
-    lines()?.read_line(&mut first).map_err(lxmert_core::Error::io(path))?;
-    let sample = parse_line(first.trim_end_matches(['\n', '\r'])).map_err(|reason| fault(1, reason))?.1;
+/// [`Error::Input`] when no row can be read, and when the store cannot be written. What was copied until then is kept.
+pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions, show_progress: bool) -> Result<ExtractSummary> {
+    let found = survey(path)?;
     let or_numbers = |names: &[String], count: usize| match names {
         [] => (0..count).map(|i| i.to_string()).collect(),
         names => names.to_vec(),
     };
+    let has_labels = found.sample.attributes.is_some();
+    let there = FeatureStore::open(output).map_or(0, |store| store.info().regions);
     let info = StoreInfo {
         detector: "bottom-up-attention".into(),
         settings: [("imported from".to_string(), "TSV".to_string())].into(),
-        regions: sample.num_regions(),
-        feature_dim: sample.feature_dim,
+        regions: found.most_boxes.max(there),
+        feature_dim: found.sample.feature_dim,
         dtype: options.dtype,
-        label_names: or_numbers(&options.object_names, 1600),
-        attribute_names: or_numbers(&options.attribute_names, 400),
+        label_names: if has_labels { or_numbers(&options.object_names, 1600) } else { vec!["region".into()] },
+        attribute_names: if has_labels { or_numbers(&options.attribute_names, 400) } else { Vec::new() },
     };
-    let mut store = StoreWriter::open(output, info)?;
-    for (i, line) in lines()?.lines().enumerate() {
-        let line = line.map_err(lxmert_core::Error::io(path))?;
-        if cli::interrupted() {
-            store.finish()?;
-            return Err(lxmert_core::Error::Interrupted.into());
-        }
-        if line.is_empty() || line.split('\t').next().is_some_and(|name| store.contains(name)) {
-            continue;
-        }
-        let (name, regions) = parse_line(&line).map_err(|reason| fault(i + 1, reason))?;
-        store.push(&name, &regions).map_err(|error| match error {
-            lxmert_core::Error::Argument(reason) => fault(i + 1, reason),
-            other => other.into(),
-        })?;
-    }
-    Ok(store.finish()?)
+    let records = Rows::open(path)?.map(|row| {
+        let row = row?;
+        let name = row.line.as_deref().unwrap_or_default().split('\t').next().unwrap_or_default().to_string();
+        Ok((if name.is_empty() { format!("row {}", row.number) } else { name }, row))
+    });
+    let read = |row: Row| row.regions().map_err(|reason| format!("row {}: {reason}", row.number));
+    copy(output, info, (found.rows, records), read, show_progress)
 }
 
-fn parse_line(line: &str) -> std::result::Result<(String, Regions), String> {
-    let columns: Vec<&str> = line.split('\t').collect();
-    let &[name, height, width, objects, object_scores, attributes, attribute_scores, count, boxes, features] =
-        columns.as_slice()
-    else {
-        return Err(format!("{} columns, not the 10 of bottom-up attention's TSV", columns.len()));
-    };
-    let number = |what: &str, text: &str| text.parse::<u32>().map_err(|_| format!("{what} is '{text}'"));
-    let (image_width, image_height) = (number("img_w", width)?, number("img_h", height)?);
-    let n = number("num_boxes", count)? as usize;
-    let bytes = |what: &str, text: &str| STANDARD.decode(text).map_err(|error| format!("{what}: {error}"));
-    let floats = |what: &str, text: &str, length: usize| {
-        let bytes = bytes(what, text)?;
-        if bytes.len() != length * 4 {
-            return Err(format!("{what} has {} bytes for {n} boxes", bytes.len()));
+/// What a first look at the file finds.
+struct Survey {
+    rows: usize,
+    most_boxes: usize,
+    /// The first row that can be read.
+    sample: Regions,
+}
+
+/// Looks at every row's number of boxes; only the first good row is decoded.
+fn survey(path: &Path) -> Result<Survey> {
+    let (mut rows, mut most_boxes) = (0, 0);
+    let (mut sample, mut first_fault) = (None, None);
+    for row in Rows::open(path)? {
+        let row = row?;
+        rows += 1;
+        if sample.is_none() {
+            match row.regions() {
+                Ok(regions) => sample = Some(regions),
+                Err(reason) => {
+                    first_fault.get_or_insert_with(|| format!("row {}: {reason}", row.number));
+                }
+            }
         }
-        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>())
-    };
-    let ids = |what: &str, text: &str| {
-        let bytes = bytes(what, text)?;
-        if bytes.len() != n * 8 {
-            return Err(format!("{what} has {} bytes for {n} boxes", bytes.len()));
-        }
-        let id = |b: &[u8]| u64::from_le_bytes(b.try_into().unwrap_or([255; 8]));
-        bytes
-            .chunks_exact(8)
-            .map(|b| u32::try_from(id(b)).map_err(|_| format!("{what} holds {}", id(b) as i64)))
-            .collect::<std::result::Result<Vec<u32>, String>>()
-    };
-    let values = bytes("features", features)?.len() / 4;
-    if n == 0 || values == 0 || values % n != 0 {
-        return Err(format!("{values} feature values for {n} boxes"));
+        // A damaged number must not make the store's rows larger than the file's.
+        let boxes = row.line.as_ref().ok().and_then(|line| Columns::of(line).ok()?.whole_boxes());
+        most_boxes = most_boxes.max(boxes.unwrap_or(0));
     }
-    let pixels = floats("boxes", boxes, n * 4)?;
-    let (w, h) = (image_width as f32, image_height as f32);
-    let regions = Regions {
-        image_width,
-        image_height,
-        feature_dim: values / n,
-        features: floats("features", features, values)?,
-        boxes: pixels.chunks_exact(4).map(|b| normalise(&[b[0], b[1], b[2], b[3]], w, h)).collect(),
-        labels: ids("objects_id", objects)?,
-        scores: floats("objects_conf", object_scores, n)?,
-        attributes: Some(Attributes {
-            labels: ids("attrs_id", attributes)?,
-            scores: floats("attrs_conf", attribute_scores, n)?,
-        }),
+    let Some(sample) = sample else {
+        let first = first_fault.unwrap_or_else(|| "the file is empty".into());
+        return Err(Error::input(path, format!("none of its {rows} rows can be read; the first: {first}")));
     };
-    Ok((name.to_string(), regions))
+    Ok(Survey { rows, most_boxes: most_boxes.max(sample.num_regions()), sample })
+}
+
+/// A line of the file.
+struct Row {
+    /// Counted from 1.
+    number: usize,
+    line: std::result::Result<String, String>,
+}
+
+impl Row {
+    fn regions(&self) -> std::result::Result<Regions, String> {
+        Columns::of(self.line.as_ref().map_err(Clone::clone)?)?.regions()
+    }
+}
+
+/// The lines of a file that hold something, without its header.
+struct Rows<'a> {
+    path: &'a Path,
+    reader: BufReader<File>,
+    number: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        Ok(Self { path, reader: open_text(path)?, number: 0 })
+    }
+
+    /// The next line without its end; what is longer than [`LONGEST_LINE`] is passed over.
+    fn next_line(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let mut line = Vec::new();
+        if self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(None);
+        }
+        if line.len() as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
+            self.reader.skip_until(b'\n')?;
+        }
+        while line.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+            line.pop();
+        }
+        Ok(Some(line))
+    }
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            self.number += 1;
+            let line = match self.next_line() {
+                Ok(line) => line?,
+                Err(error) => return Some(Err(lxmert_core::Error::io(self.path)(error).into())),
+            };
+            let is_header = self.number == 1 && (line.starts_with(b"img_id\t") || line.starts_with(b"image_id\t"));
+            if line.is_empty() || is_header {
+                continue;
+            }
+            let line = if line.len() as u64 >= LONGEST_LINE {
+                Err(format!("longer than {LONGEST_LINE} bytes"))
+            } else {
+                String::from_utf8(line).map_err(|_| "not text".into())
+            };
+            return Some(Ok(Row { number: self.number, line }));
+        }
+    }
+}
+
+/// The columns of a row, as text.
+struct Columns<'a> {
+    width: &'a str,
+    height: &'a str,
+    /// Ids and scores of objects and attributes; LXMERT's form has them.
+    labels: Option<[&'a str; 4]>,
+    count: &'a str,
+    boxes: &'a str,
+    features: &'a str,
+}
+
+impl<'a> Columns<'a> {
+    fn of(line: &'a str) -> std::result::Result<Self, String> {
+        let bytes = |text: &'a str| {
+            let inner = |quote| text.strip_prefix('b')?.strip_prefix(quote)?.strip_suffix(quote);
+            inner('\'').or_else(|| inner('"')).unwrap_or(text)
+        };
+        let columns: Vec<&str> = line.split('\t').map(bytes).collect();
+        match *columns.as_slice() {
+            [_, height, width, objects, object_scores, attributes, attribute_scores, count, boxes, features] => {
+                let labels = Some([objects, object_scores, attributes, attribute_scores]);
+                Ok(Self { width, height, labels, count, boxes, features })
+            }
+            [_, width, height, count, boxes, features] => {
+                Ok(Self { width, height, labels: None, count, boxes, features })
+            }
+            _ => Err(format!("{} columns, not the 10 or 6 of bottom-up attention's TSV", columns.len())),
+        }
+    }
+
+    /// How many boxes there are, where the column of boxes has as many.
+    fn whole_boxes(&self) -> Option<usize> {
+        let count: usize = self.count.parse().ok()?;
+        (self.boxes.len() == count.checked_mul(16)?.div_ceil(3).checked_mul(4)?).then_some(count)
+    }
+
+    fn regions(&self) -> std::result::Result<Regions, String> {
+        let number = |what: &str, text: &str| text.parse::<u32>().map_err(|_| format!("{what} is '{text}'"));
+        let (image_width, image_height) = (number("the width", self.width)?, number("the height", self.height)?);
+        let n = number("num_boxes", self.count)? as usize;
+        let bytes = |what: &str, text: &str| STANDARD.decode(text).map_err(|error| format!("{what}: {error}"));
+        let floats = |what: &str, text: &str, width: usize| {
+            let bytes = bytes(what, text)?;
+            if Some(bytes.len()) != n.checked_mul(width * 4) {
+                return Err(format!("{what} has {} bytes for {n} boxes", bytes.len()));
+            }
+            Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>())
+        };
+        let ids = |what: &str, text: &str| {
+            let bytes = bytes(what, text)?;
+            if Some(bytes.len()) != n.checked_mul(8) {
+                return Err(format!("{what} has {} bytes for {n} boxes", bytes.len()));
+            }
+            let id = |b: &[u8]| u64::from_le_bytes(b.try_into().unwrap_or([255; 8]));
+            bytes
+                .chunks_exact(8)
+                .map(|b| u32::try_from(id(b)).map_err(|_| format!("{what} holds {}", id(b) as i64)))
+                .collect::<std::result::Result<Vec<u32>, String>>()
+        };
+        let pixels = floats("boxes", self.boxes, 4)?;
+        let values = bytes("features", self.features)?.len() / 4;
+        if n == 0 || values == 0 || values % n != 0 {
+            return Err(format!("{values} feature values for {n} boxes"));
+        }
+        let (labels, scores, attributes) = match self.labels {
+            None => (vec![0; n], vec![1.0; n], None),
+            Some([objects, object_scores, attributes, attribute_scores]) => {
+                let labels = ids("attrs_id", attributes)?;
+                let attributes = Attributes { labels, scores: floats("attrs_conf", attribute_scores, 1)? };
+                (ids("objects_id", objects)?, floats("objects_conf", object_scores, 1)?, Some(attributes))
+            }
+        };
+        let (w, h) = (image_width as f32, image_height as f32);
+        Ok(Regions {
+            image_width,
+            image_height,
+            feature_dim: values / n,
+            features: floats("features", self.features, values / n)?,
+            boxes: pixels.chunks_exact(4).map(|b| normalise(&[b[0], b[1], b[2], b[3]], w, h)).collect(),
+            labels,
+            scores,
+            attributes,
+        })
+    }
 }

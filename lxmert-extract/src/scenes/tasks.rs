@@ -19,7 +19,7 @@ use super::referring;
 use super::statements::{self, StatementEntry};
 use super::write::{Annotations, SceneRecord, read_annotations, split};
 use super::{Object, ScenesConfig};
-use lxmert_core::checkpoint::atomic_write;
+use lxmert_core::files::atomic_write;
 use lxmert_core::procedural::splitmix64;
 use lxmert_core::{Error, Result};
 use rand::{Rng, SeedableRng};

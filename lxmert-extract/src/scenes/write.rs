@@ -18,6 +18,7 @@ use super::{ScenesConfig, tasks};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use lxmert_core::cli::check_interrupt;
+use lxmert_core::files::{FolderDraft, atomic_write};
 use lxmert_core::{Error, Result};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -26,7 +27,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What `scenes.json` says it is.
 pub const FORMAT: &str = "lxmert-scenes/1";
@@ -131,19 +132,19 @@ pub fn split(count: usize, seed: u64) -> Splits {
 pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bool) -> Result<Summary> {
     config.validate()?;
     let replace = may_replace(dir, overwrite)?;
-    let building = Building::start(dir)?;
-    let records = write_images(&building.path.join("images"), config, progress)?;
+    let draft = FolderDraft::start(dir)?;
+    let records = write_images(&draft.path().join("images"), config, progress)?;
     let summary = Summary {
         scenes: records.len(),
         captions: records.iter().map(|record| record.captions.len()).sum(),
         objects: records.iter().map(|record| record.objects.len()).sum(),
     };
-    write_captions(&building.path, &records)?;
-    write_json(&building.path.join("splits.json"), &split(config.count, config.seed))?;
+    write_captions(draft.path(), &records)?;
+    write_json(&draft.path().join("splits.json"), &split(config.count, config.seed))?;
     let annotations = Annotations { format: FORMAT.into(), config: config.clone(), scenes: records };
-    write_json(&building.path.join("scenes.json"), &annotations)?;
-    tasks::complete(&building.path)?;
-    building.finish(dir, replace)?;
+    write_json(&draft.path().join("scenes.json"), &annotations)?;
+    tasks::complete(draft.path())?;
+    draft.finish(replace)?;
     Ok(summary)
 }
 
@@ -227,56 +228,13 @@ fn write_captions(folder: &Path, records: &[SceneRecord]) -> Result<()> {
             negatives += &format!("{}|{number}|{}\n", record.image, caption.negative.text);
         }
     }
-    write_file(&folder.join("results.csv"), captions.as_bytes())?;
-    write_file(&folder.join("hard_negatives.csv"), negatives.as_bytes())
+    atomic_write(folder.join("results.csv"), |file| file.write_all(captions.as_bytes()))?;
+    atomic_write(folder.join("hard_negatives.csv"), |file| file.write_all(negatives.as_bytes()))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    write_file(path, &serde_json::to_vec(value).map_err(Error::json(path))?)
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = fs::File::create(path).map_err(Error::io(path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path))
-}
-
-/// A folder being filled beside its final place; removed when dropped unfinished.
-struct Building {
-    path: PathBuf,
-}
-
-impl Building {
-    fn start(dir: &Path) -> Result<Self> {
-        let name = dir.file_name().ok_or_else(|| Error::Argument(format!("{} names no folder", dir.display())))?;
-        let parent = match dir.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", std::process::id()));
-        let path = parent.join(hidden);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
-        }
-        fs::create_dir(&path).map_err(Error::io(&path))?;
-        Ok(Self { path })
-    }
-
-    fn finish(self, dir: &Path, replace: bool) -> Result<()> {
-        if replace {
-            fs::remove_dir_all(dir).map_err(Error::io(dir))?;
-        }
-        fs::rename(&self.path, dir).map_err(Error::io(dir))
-    }
-}
-
-impl Drop for Building {
-    fn drop(&mut self) {
-        // After `finish` nothing is left here.
-        let _ = fs::remove_dir_all(&self.path);
-    }
+    let json = serde_json::to_vec(value).map_err(Error::json(path))?;
+    atomic_write(path, |file| file.write_all(&json))
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! A caption file with its splits and features, tokenised: everything that pairs and batches need.
 
 use super::batches::Batch;
-use super::captions::{self, Captions};
-use super::names::NameFinder;
+use super::names;
 use super::pairs::{Pair, PairKind, PairSource};
 use super::paths::DataPaths;
 use super::splits::{Split, Splits};
 use crate::{Error, Result};
+use lxmert_core::captions::{Captions, read_hard_negatives};
 use lxmert_core::features::FeatureStore;
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 
 /// A caption file with its splits, features and tokens: everything that pairs and batches need.
@@ -68,21 +69,19 @@ impl CaptionedImages {
     /// When a file cannot be understood, the store is absent, or too many images have no features.
     pub fn read(paths: &DataPaths, seed: u64, allow_missing_images: bool) -> Result<Self> {
         let mut captions = Captions::read(&paths.captions)?;
-        for repair in &captions.repairs {
-            log::warn!("{}: {repair}", paths.captions.display());
-        }
         paths.check_features()?;
         let store = FeatureStore::open(&paths.features)?;
         if store.is_unfinished() {
             log::warn!("{}: extraction has not finished; images may be missing", paths.features.display());
         }
         let mut hard_negatives = match &paths.hard_negatives {
-            Some(path) => captions::read_hard_negatives(path, &captions)?,
+            Some(path) => read_hard_negatives(path, &captions)?,
             None => vec![None; captions.captions.len()],
         };
 
         let (found, missing) = {
-            let found = NameFinder::new(&store).find_all(&captions.images, allow_missing_images)?;
+            let found =
+                names::find_all(&store, &NameFinder::new(store.names()), &captions.images, allow_missing_images)?;
             let without = captions.images.iter().zip(&found).filter(|(_, found)| found.is_none());
             let missing = without.map(|(name, _)| name.clone()).collect();
             (found, missing)

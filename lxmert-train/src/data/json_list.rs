@@ -1,11 +1,11 @@
-//! JSON files that are one long list, entry by entry: the benchmarks' files have up to 700 MB, and only what is kept
-//! of an entry need be in memory.
+//! Reads JSON files that are one long list entry by entry: the benchmarks' files have up to 700 MB, and memory holds only
+//! what the caller keeps of each entry.
 
 use crate::{Error, Result};
+use lxmert_core::files::open_text;
 use serde::Deserializer as _;
 use serde::de::{DeserializeOwned, SeqAccess, Visitor};
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
@@ -18,9 +18,8 @@ pub fn for_each_entry<T: DeserializeOwned>(
     path: &Path,
     take: impl FnMut(usize, T) -> std::result::Result<(), String>,
 ) -> Result<()> {
-    let file = File::open(path).map_err(Error::io(path))?;
     let mut row = 0;
-    let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file));
+    let mut reader = serde_json::Deserializer::from_reader(open_text(path)?);
     let read =
         reader.deserialize_seq(Entries { row: &mut row, take, entry: PhantomData::<T> }).and_then(|()| reader.end());
     read.map_err(|error| match (error.is_io(), row) {
@@ -37,8 +36,7 @@ pub fn for_each_entry<T: DeserializeOwned>(
 /// # Errors
 /// When the file cannot be read.
 pub fn first_character(path: &Path) -> Result<Option<char>> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    for byte in BufReader::new(file).bytes() {
+    for byte in open_text(path)?.bytes() {
         let byte = byte.map_err(Error::io(path))?;
         if !byte.is_ascii_whitespace() {
             return Ok(Some(char::from(byte)));
@@ -92,6 +90,7 @@ mod tests {
     fn entries_come_with_their_row_and_errors_name_it() {
         assert_eq!(read(" [7, 8]\n").unwrap(), [(1, 7), (2, 8)]);
         assert_eq!(read("[]").unwrap(), []);
+        assert_eq!(read("\u{feff}[7]").unwrap(), [(1, 7)]);
         let error = |text| read(text).unwrap_err().to_string();
         assert!(error("[1, 2, \"x\"]").contains("row 3"), "{}", error("[1, 2, \"x\"]"));
         assert!(error("[1, 13]").contains("row 2: 13 brings bad luck"), "{}", error("[1, 13]"));

@@ -3,7 +3,7 @@
 //! | module | what it reads |
 //! | --- | --- |
 //! | [`dataset`] | captioned images with splits, features and tokens |
-//! | [`captions`], [`splits`], [`paths`] | caption files, which image is in which split, where files lie |
+//! | [`splits`], [`paths`] | which image of a caption file is in which split, where files lie |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
 //! | [`questions`], [`vqa_answers`] | VQA and GQA; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
@@ -16,7 +16,6 @@
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
 pub mod batches;
-pub mod captions;
 pub mod dataset;
 pub mod image_examples;
 pub mod json_list;

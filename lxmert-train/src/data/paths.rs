@@ -1,6 +1,7 @@
 //! Where a data set's files lie.
 
 use crate::{Error, Result};
+use lxmert_core::captions::CaptionFolder;
 use lxmert_core::nearby;
 use lxmert_core::workspace::Workspace;
 use serde::{Deserialize, Serialize};
@@ -177,55 +178,41 @@ impl DataPaths {
         Ok(Self { name: "scenes".into(), ..Self::in_folder(&folder, Some(&workspace.features("scenes")))? })
     }
 
-    /// Flickr30k in `folder`, as Kaggle lays it out (also one `flickr30k_images` deeper), with
-    /// Karpathy's split when `dataset_flickr30k.json` lies in the folder.
+    /// Flickr30k in `folder`, in any layout that [`CaptionFolder::find`] knows.
     ///
     /// # Errors
     /// When no caption file is found.
     pub fn flickr30k(folder: &Path, workspace: &Workspace) -> Result<Self> {
-        let nested = folder.join("flickr30k_images");
-        let place = if find_captions(folder).is_none() && find_captions(&nested).is_some() {
-            nested
-        } else {
-            folder.to_path_buf()
-        };
-        let mut paths = Self::in_folder(&place, Some(&workspace.features("flickr30k")))?;
-        paths.name = "flickr30k".into();
-        if paths.splits.is_none() {
-            paths.splits = find_karpathy(folder);
-        }
-        Ok(paths)
+        Ok(Self { name: "flickr30k".into(), ..Self::in_folder(folder, Some(&workspace.features("flickr30k")))? })
     }
 
-    /// A folder that holds a caption file (`results.csv`, `captions.txt`, `results_20130124.token`
-    /// or Karpathy's `dataset_*.json`), and perhaps `splits.json` and `hard_negatives.csv`.
+    /// The caption file in a folder, or up to two folders below, with its splits and hard negatives where there are any.
     /// Without `features` the store is `features/` in the folder.
     ///
     /// # Errors
-    /// When the folder holds no caption file.
+    /// When there is no caption file.
     pub fn in_folder(folder: &Path, features: Option<&Path>) -> Result<Self> {
-        let captions = find_captions(folder).ok_or_else(|| {
-            if let Some(missing) = nearby::missing(folder) {
-                return Error::file(folder, missing);
-            }
-            Error::file(folder, "no caption file here (results.csv, captions.txt, results_20130124.token or dataset_*.json); name it with --captions FILE")
+        let found = CaptionFolder::find(folder).ok_or_else(|| {
+            let reason = nearby::missing(folder).unwrap_or_else(|| {
+                format!("no caption file here ({}); name it with --captions FILE", CaptionFolder::names())
+            });
+            Error::file(folder, reason)
         })?;
         let name = folder.file_name().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
         let features = features.map_or_else(|| folder.join("features"), Path::to_path_buf);
-        Ok(Self { name, features, ..Self::of_files(captions, None, PathBuf::new()) })
+        Ok(Self::of(found, name, features))
     }
 
     /// Named files. Without `splits`, a `splits.json` or Karpathy's JSON beside the captions is
     /// taken; `hard_negatives.csv` beside the captions likewise.
     pub fn of_files(captions: PathBuf, splits: Option<PathBuf>, features: PathBuf) -> Self {
-        let folder = captions.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        let beside = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-        let splits = splits
-            .or_else(|| beside("splits.json"))
-            .or_else(|| find_karpathy(&folder))
-            .filter(|path| *path != captions);
         let name = captions.file_stem().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
-        Self { name, hard_negatives: beside("hard_negatives.csv"), splits, captions, features }
+        let found = CaptionFolder::beside(captions);
+        Self::of(CaptionFolder { splits: splits.or(found.splits), ..found }, name, features)
+    }
+
+    fn of(CaptionFolder { captions, splits, hard_negatives }: CaptionFolder, name: String, features: PathBuf) -> Self {
+        Self { name, captions, splits, hard_negatives, features }
     }
 
     /// Whether there is a feature store.
@@ -264,19 +251,4 @@ fn check_store(features: &Path, command: &str) -> Result<()> {
     }
     let missing = nearby::missing(features).map_or_else(String::new, |what| format!(" ({what})"));
     Err(Error::file(features, format!("no feature store here{missing}; run `{command}` first")))
-}
-
-fn find_captions(folder: &Path) -> Option<PathBuf> {
-    ["results.csv", "captions.txt", "results_20130124.token", "Flickr8k.token.txt"]
-        .iter()
-        .map(|name| folder.join(name))
-        .find(|path| path.is_file())
-        .or_else(|| find_karpathy(folder))
-}
-
-fn find_karpathy(folder: &Path) -> Option<PathBuf> {
-    ["dataset_flickr30k.json", "dataset_flickr8k.json", "dataset.json"]
-        .iter()
-        .map(|name| folder.join(name))
-        .find(|path| path.is_file())
 }

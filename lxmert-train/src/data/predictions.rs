@@ -9,7 +9,7 @@
 use super::questions::{AnswerType, Question, QuestionId};
 use super::statements::Statement;
 use crate::{Error, Result};
-use lxmert_core::checkpoint::atomic_write;
+use lxmert_core::files::atomic_write;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;

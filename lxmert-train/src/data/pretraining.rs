@@ -5,13 +5,14 @@
 //! category, and for categories of questions the answers, in the order of the sentences. An example is one sentence with
 //! its image. Files are read entry by entry and sentences kept as WordPieces ([`Sentences`]).
 
-use super::captions::Captions;
 use super::json_list::for_each_entry;
-use super::names::NameFinder;
+use super::names;
 use super::sentences::Sentences;
 use crate::{Error, Result};
 use lxmert_core::answers::AnswerTable;
+use lxmert_core::captions::Captions;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use rand::Rng;
 use serde::Deserialize;
@@ -209,6 +210,7 @@ fn check(entry: &Entry) -> std::result::Result<(), String> {
 
 /// Collects examples; sentences wait to be tokenised many at a time.
 struct Builder<'a> {
+    store: &'a FeatureStore,
     finder: NameFinder<'a>,
     options: ReadOptions<'a>,
     data: PretrainingSentences,
@@ -221,7 +223,8 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn new(store: &'a FeatureStore, options: ReadOptions<'a>) -> Self {
         Self {
-            finder: NameFinder::new(store),
+            store,
+            finder: NameFinder::new(store.names()),
             options,
             data: PretrainingSentences::default(),
             waiting: Vec::new(),
@@ -285,7 +288,7 @@ impl<'a> Builder<'a> {
         self.tokenise()?;
         let mut names: Vec<String> = self.images.into_keys().collect();
         names.sort_unstable(); // the examples in a message are then the same each time
-        self.finder.find_all(&names, self.options.allow_missing_images)?;
+        names::find_all(self.store, &self.finder, &names, self.options.allow_missing_images)?;
         if self.data.is_empty() {
             let path = files.first().map_or(Path::new("no file"), PathBuf::as_path);
             return Err(Error::file(path, "holds no sentence to pre-train with"));

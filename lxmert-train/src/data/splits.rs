@@ -3,49 +3,14 @@
 //! A split is over **images**. Splitting caption rows would put other captions of nearly every
 //! validation image into training, and the validation accuracy would measure memory.
 
-use crate::data::captions::Captions;
 use crate::{Error, Result};
+use lxmert_core::captions::Captions;
+pub use lxmert_core::captions::Split;
+use lxmert_core::files::read_json;
+use lxmert_core::image_names::NameFinder;
 use lxmert_core::procedural::splitmix64;
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::path::Path;
-
-/// The part of the data that an image belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// Weights are fitted on these.
-    Train,
-    /// Measured after each epoch; chooses the best checkpoint.
-    Val,
-    /// Measured once, at the end.
-    Test,
-}
-
-impl Split {
-    /// All three.
-    pub const ALL: [Self; 3] = [Self::Train, Self::Val, Self::Test];
-
-    /// `train`, `restval` (training, in Karpathy's files), `val`, `test`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "train" | "restval" => Some(Self::Train),
-            "val" => Some(Self::Val),
-            "test" => Some(Self::Test),
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Split {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Train => "train",
-            Self::Val => "val",
-            Self::Test => "test",
-        })
-    }
-}
 
 /// The split of every image of a caption file.
 #[derive(Debug, Clone)]
@@ -101,15 +66,12 @@ impl Splits {
     /// # Errors
     /// When the file is neither, or names an image in two splits.
     pub fn read(path: &Path, images: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let file: SplitFile = serde_json::from_str(&text).map_err(|error| {
-            if !error.is_data() {
-                return Error::json(path)(error);
-            }
-            Error::file(
+        let file: SplitFile = read_json(path).map_err(|error| match error {
+            lxmert_core::Error::Json { source, .. } if source.is_data() => Error::file(
                 path,
                 "expected {\"train\": [image names], \"val\": […], \"test\": […]} or Karpathy's dataset JSON",
-            )
+            ),
+            other => other.into(),
         })?;
         let mut entries = Vec::new();
         match file {
@@ -119,36 +81,25 @@ impl Splits {
                 }
             }
             SplitFile::Karpathy { images } => {
-                for entry in images {
-                    let split = Split::from_name(&entry.split).ok_or_else(|| {
-                        Error::file(
-                            path,
-                            format!(
-                                "'{}': split '{}' is not one of train, restval, val, test",
-                                entry.filename, entry.split
-                            ),
-                        )
-                    })?;
-                    entries.push((entry.filename, split));
+                for KarpathyEntry { filename, split } in images {
+                    let split = Split::from_name(&split)
+                        .map_err(|reason| Error::file(path, format!("'{filename}': {reason}")))?;
+                    entries.push((filename, split));
                 }
             }
         }
-        let mut by_name: HashMap<String, Split> = HashMap::with_capacity(entries.len());
+        let finder = NameFinder::new(images);
+        let mut of: Vec<Option<Split>> = vec![None; images.len()];
         for (name, split) in entries {
-            match by_name.get(&name) {
-                Some(&other) if other != split => {
+            let Some(image) = finder.find(&name) else { continue };
+            match of[image].replace(split) {
+                Some(other) if other != split => {
                     return Err(Error::file(path, format!("'{name}' is in both {other} and {split}")));
                 }
-                Some(_) => {}
-                None => {
-                    by_name.insert(name, split);
-                }
+                _ => {}
             }
         }
-        Ok(Self {
-            of: images.iter().map(|name| by_name.get(name).copied()).collect(),
-            source: path.display().to_string(),
-        })
+        Ok(Self { of, source: path.display().to_string() })
     }
 
     /// 80/10/10 by image: images are ordered by a hash of their name and the seed, so the split
@@ -187,6 +138,7 @@ fn name_hash(name: &str, seed: u64) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashMap;
 
     fn names(n: usize) -> Vec<String> {
         (0..n).map(|i| format!("{i}.jpg")).collect()

@@ -132,7 +132,7 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
         root.present().map_err(|e| failed(&e))?;
     }
     let png = encode_png(&pixels, width, height).map_err(|e| failed(&e))?;
-    lxmert_core::checkpoint::atomic_write(path, |file| std::io::Write::write_all(file, &png))?;
+    lxmert_core::files::atomic_write(path, |file| std::io::Write::write_all(file, &png))?;
     Ok(())
 }
 

@@ -3,11 +3,10 @@
 
 use crate::measures::Measures;
 use crate::{Error, Result};
+use lxmert_core::files::AppendLog;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,31 +87,22 @@ pub struct TestRecord {
     pub test: Measures,
 }
 
-/// Appends records to a file and knows how long it is.
+/// Appends records to `metrics.jsonl`.
 #[derive(Debug)]
 pub struct JsonlWriter {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
+    log: AppendLog,
 }
 
 impl JsonlWriter {
-    /// Opens the file, keeping its first `keep` bytes: what a run wrote after the state that it
-    /// resumes from is written again.
+    /// Opens the file and keeps its first `keep` bytes: a resumed run writes again what came after the state that it
+    /// resumes from.
     ///
     /// # Errors
     /// When the file cannot be opened or is shorter than `keep`.
     pub fn open(path: &Path, keep: u64) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io(path))?;
-        let length = file.metadata().map_err(Error::io(path))?.len();
-        if length < keep {
-            return Err(Error::file(
-                path,
-                format!("holds {length} bytes, the training state expects at least {keep}; it was changed since"),
-            ));
-        }
-        file.set_len(keep).map_err(Error::io(path))?;
-        Ok(Self { path: path.to_path_buf(), file, bytes: keep })
+        let mut log = AppendLog::open(path)?;
+        log.cut(keep)?;
+        Ok(Self { log })
     }
 
     /// Writes one record as one line.
@@ -120,11 +110,9 @@ impl JsonlWriter {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&mut self, record: &Record) -> Result<()> {
-        let mut line = serde_json::to_string(record).map_err(Error::json(&self.path))?;
+        let mut line = serde_json::to_string(record).map_err(Error::json(self.log.path()))?;
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
-        self.bytes += line.len() as u64;
-        Ok(())
+        Ok(self.log.append(line.as_bytes())?)
     }
 
     /// The file's length, for the training state.
@@ -132,8 +120,7 @@ impl JsonlWriter {
     /// # Errors
     /// When the file cannot be written to the disk.
     pub fn position(&self) -> Result<u64> {
-        self.file.sync_data().map_err(Error::io(&self.path))?;
-        Ok(self.bytes)
+        Ok(self.log.sync()?)
     }
 }
 
@@ -156,6 +143,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn step(n: u64) -> Record {
         Record::Step(StepRecord {

@@ -16,9 +16,8 @@
 //! resumed run must cut the file back to its state and append.
 
 use crate::{Error, Result};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use lxmert_core::files::AppendLog;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Name of the one event file of a run; TensorBoard looks for `tfevents` in it.
@@ -27,9 +26,7 @@ pub const EVENT_FILE: &str = "events.out.tfevents.0000000000.lxmert-train";
 /// Appends scalars to a run's event file.
 #[derive(Debug)]
 pub struct EventWriter {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
+    log: AppendLog,
 }
 
 impl EventWriter {
@@ -39,17 +36,9 @@ impl EventWriter {
     /// When the folder or file cannot be written, or the file is shorter than `keep`.
     pub fn open(folder: &Path, keep: u64) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let path = folder.join(EVENT_FILE);
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
-        let length = file.metadata().map_err(Error::io(&path))?.len();
-        if length < keep {
-            return Err(Error::file(
-                &path,
-                format!("holds {length} bytes, the training state expects at least {keep}; it was changed since"),
-            ));
-        }
-        file.set_len(keep).map_err(Error::io(&path))?;
-        let mut writer = Self { path, file, bytes: keep };
+        let mut log = AppendLog::open(folder.join(EVENT_FILE))?;
+        log.cut(keep)?;
+        let mut writer = Self { log };
         if keep == 0 {
             writer.record(&event(now(), 0, Payload::Version("brain.Event:2")))?;
         }
@@ -70,8 +59,7 @@ impl EventWriter {
     /// # Errors
     /// When the file cannot be written to the disk.
     pub fn position(&self) -> Result<u64> {
-        self.file.sync_data().map_err(Error::io(&self.path))?;
-        Ok(self.bytes)
+        Ok(self.log.sync()?)
     }
 
     fn record(&mut self, data: &[u8]) -> Result<()> {
@@ -81,9 +69,7 @@ impl EventWriter {
         out.extend_from_slice(&masked_crc32c(&length).to_le_bytes());
         out.extend_from_slice(data);
         out.extend_from_slice(&masked_crc32c(data).to_le_bytes());
-        self.file.write_all(&out).map_err(Error::io(&self.path))?;
-        self.bytes += out.len() as u64;
-        Ok(())
+        Ok(self.log.append(&out)?)
     }
 }
 

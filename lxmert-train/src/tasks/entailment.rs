@@ -27,7 +27,7 @@ use lxmert_core::checkpoint::atomic_write;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::AnswerModel;
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -194,8 +194,8 @@ fn measure_and_predict(
 ) -> Result<Measures> {
     bar.set_length(set.len() as u64);
     let mut judged = vec![(0, 0.0); set.len()];
-    let packed = PackedWeights::new();
-    let run = how.forward(&packed).pooled_only();
+    let prepacked = PrepackedWeights::new();
+    let run = how.forward(&prepacked).pooled_only();
     for_each_batch(set, place, how, bar, |hypotheses, inputs| {
         let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
         let losses = losses(&logits, &labels(set, hypotheses))?.to_vec1::<f32>()?;

@@ -106,8 +106,9 @@ impl Task for Matching {
         let config = origin.config(dataset.feature_dim())?;
         let vb = || VarBuilder::from_varmap(variables, DType::F32, &job.device);
         let model = MatchingModel::new(&config, vb())?;
-        let word_head =
-            (recipe.masked_words > 0.0).then(|| WordHead::new(&config, model.word_embeddings(), vb())).transpose()?;
+        let word_head = (recipe.masked_words > 0.0)
+            .then(|| WordHead::new(&config, model.trunk.word_embeddings(), vb()))
+            .transpose()?;
         let validation = dataset.pairs(Split::Val);
         Ok(Self {
             train: dataset.pairs(Split::Train),
@@ -165,9 +166,9 @@ impl Task for Matching {
         // Only the guesses of masked words read the streams after they have met.
         let run = Forward { pooled_only: words.is_none(), ..step.forward() };
         let inputs = batch.inputs.inputs(step.device)?;
-        let language = self.model.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
+        let language = self.model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
         let mask = inputs.visual_attention_mask.as_ref();
-        let vision = self.model.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
+        let vision = self.model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
         let output = self.model.match_encoded(&language, &vision, &run)?;
         let targets = batch.targets(step.device)?;
         let mut loss = (binary_cross_entropy(&output.logits, &targets)?.sum_all()? / step.divisor.max(1) as f64)?;

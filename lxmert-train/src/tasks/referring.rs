@@ -29,7 +29,7 @@ use lxmert_core::checkpoint::atomic_write;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::ReferringModel;
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -211,8 +211,8 @@ fn measure_and_predict(
 ) -> Result<Measures> {
     bar.set_length(set.len() as u64);
     let mut chosen = vec![(Choice::default(), 0.0); set.len()];
-    let packed = PackedWeights::new();
-    let run = how.forward(&packed);
+    let prepacked = PrepackedWeights::new();
+    let run = how.forward(&prepacked);
     for_each_batch(set, place, how, bar, |expressions, inputs| {
         let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
         let (losses, choices) = judge(&logits, set, expressions, inputs)?;

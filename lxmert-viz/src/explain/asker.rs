@@ -69,7 +69,7 @@ impl Asker {
         let kept: Vec<usize> = (0..regions.num_regions().min(preprocessing.regions)).collect();
         let regions = keep_regions(regions, &kept);
         let encoding = text.encode(question, preprocessing.max_length)?;
-        let inputs = batch(&[(&regions, &encoding.ids)], config.visual_feat_dim, device)?;
+        let inputs = batch(&[(&regions, &encoding.ids)], (config.visual_feat_dim, text.special().pad), device)?;
         let output = model.forward(&inputs, &Forward::capture(Capture::Probes))?;
         let logits = output.logits.squeeze(0)?; // [answers]
         let values: Vec<f32> = logits.to_dtype(DType::F32)?.to_vec1()?;

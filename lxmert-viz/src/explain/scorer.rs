@@ -11,7 +11,7 @@ use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
 
-/// Longest sentence in word pieces; what is longer is cut off and told.
+/// Longest sentence in word pieces; longer ones are cut, with a warning.
 pub const LONGEST_SENTENCE: usize = 50;
 
 /// A matching model with its vocabulary.
@@ -90,6 +90,11 @@ impl Scorer {
         &self.config
     }
 
+    /// What [`batch`] needs: the length of a feature, and the id that fills the shorter sentences.
+    fn sizes(&self) -> (usize, u32) {
+        (self.config.visual_feat_dim, self.vocabulary.special().pad)
+    }
+
     /// Scores pairs in one batch. With [`Capture::Probes`] the maps carry the match logit's gradients.
     ///
     /// # Errors
@@ -101,7 +106,7 @@ impl Scorer {
         let encodings = pairs.iter().map(|pair| self.encode(pair.text)).collect::<Result<Vec<_>>>()?;
         let rows: Vec<(&Regions, &[u32])> =
             pairs.iter().zip(&encodings).map(|(pair, e)| (pair.regions, e.ids.as_slice())).collect();
-        let inputs = batch(&rows, self.config.visual_feat_dim, &self.device)?;
+        let inputs = batch(&rows, self.sizes(), &self.device)?;
         let output = self.model.forward(&inputs, &Forward::capture(capture))?;
         let logits: Vec<f32> = output.logits.to_dtype(DType::F32)?.to_vec1()?;
         let mut maps: Vec<Option<PairMaps>> = match &output.trunk.attentions {
@@ -121,7 +126,7 @@ impl Scorer {
             .collect())
     }
 
-    /// A sentence as the model reads it; what is too long is cut off and told.
+    /// A sentence as the model reads it; one that is too long is cut, with a warning.
     ///
     /// # Errors
     /// [`Error::Core`] when it cannot be encoded.
@@ -143,7 +148,7 @@ impl Scorer {
         if pairs.is_empty() {
             return Ok(Vec::new());
         }
-        let inputs = padded(pairs, self.config.visual_feat_dim, &self.device)?;
+        let inputs = padded(pairs, self.sizes(), &self.device)?;
         Ok(self
             .model
             .forward(&inputs, &Forward::eval().pooled_only().with_packed(&self.packed))?
@@ -153,19 +158,20 @@ impl Scorer {
     }
 }
 
-/// Pairs of regions and word piece ids, padded to one batch; `width` is the length of a feature that the model takes.
+/// Pairs of regions and word piece ids, padded to one batch. `sizes`: the length of a feature that the model takes, and the id
+/// of `[PAD]`.
 ///
 /// # Errors
 /// [`Error::Argument`] when features have another length or an image has no region.
-pub fn batch(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+pub fn batch(pairs: &[(&Regions, &[u32])], sizes: (usize, u32), device: &Device) -> Result<LxmertInputs> {
     if pairs.iter().any(|(regions, _)| regions.boxes.is_empty()) {
         return Err(Error::Argument("an image without regions: nothing to attend to".into()));
     }
-    padded(pairs, width, device)
+    padded(pairs, sizes, device)
 }
 
 /// [`batch`], but none of the images may have a region: an attention over nothing gives zeros.
-fn padded(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result<LxmertInputs> {
+fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Device) -> Result<LxmertInputs> {
     for (regions, _) in pairs {
         if regions.feature_dim != width {
             return Err(Error::Argument(format!(
@@ -181,7 +187,7 @@ fn padded(pairs: &[(&Regions, &[u32])], width: usize, device: &Device) -> Result
     let rows = pairs.len();
     let length = pairs.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
     let most = pairs.iter().map(|(regions, _)| regions.boxes.len()).max().unwrap_or(0);
-    let (mut ids, mut word_mask) = (vec![0u32; rows * length], vec![0f32; rows * length]);
+    let (mut ids, mut word_mask) = (vec![pad; rows * length], vec![0f32; rows * length]);
     let (mut features, mut boxes) = (vec![0f32; rows * most * width], vec![0f32; rows * most * 4]);
     let mut region_mask = vec![0f32; rows * most];
     for (i, (regions, words)) in pairs.iter().enumerate() {

@@ -7,6 +7,7 @@
 
 use super::transfer::{Silence, Watch};
 use super::{ExpectedFile, HubFile, HubOptions, verify};
+use crate::files::sha256;
 use crate::{Error, Result};
 use hf_hub::repository::RepoTypeModel;
 use hf_hub::{HFClientBuilder, HFClientSync, HFError, HFRepositorySync};
@@ -272,7 +273,7 @@ impl Fetch<'_> {
         }
         let blob = part.with_extension("");
         if let Some(name) = verify::hash_in_name(&blob)
-            && verify::sha256(part)? != name
+            && sha256(part)? != name
         {
             log::warn!("{}: the pieces do not make the file; starting over", self.file);
             return std::fs::remove_file(part).map_err(Error::io(part));

@@ -1,9 +1,8 @@
 //! Is a file the published one? And the memory of having checked.
 
 use super::ExpectedFile;
+use crate::files::sha256;
 use crate::{Error, Result};
-use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -66,19 +65,4 @@ pub(super) fn named_by_hash(path: &Path) -> Result<Option<(u64, String)>> {
     let blob = path.canonicalize().map_err(Error::io(path))?;
     let size = blob.metadata().map_err(Error::io(&blob))?.len();
     Ok(hash_in_name(&blob).map(|sha256| (size, sha256)))
-}
-
-/// The sha256 of a file, lower-case hexadecimal.
-pub(super) fn sha256(path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let length = file.read(&mut buffer).map_err(Error::io(path))?;
-        if length == 0 {
-            break;
-        }
-        digest.update(&buffer[..length]);
-    }
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

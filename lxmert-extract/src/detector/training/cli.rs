@@ -5,6 +5,8 @@ use super::{StepLosses, TrainingConfig};
 use crate::detector::DetectorConfig;
 use crate::scenes::{Scene, ScenesConfig, write};
 use candle_core::{Device, Tensor};
+use lxmert_core::checkpoint::save_safetensors;
+use lxmert_core::files::atomic_write;
 use lxmert_core::workspace::Workspace;
 use lxmert_core::{Error, Result};
 use std::collections::BTreeMap;
@@ -108,21 +110,12 @@ fn progress_bar(steps: u64, progress: bool) -> indicatif::ProgressBar {
 
 /// Writes the three files, each whole.
 fn save(folder: &Path, config: &DetectorConfig, weights: &BTreeMap<String, Tensor>, card: &str) -> Result<()> {
-    let path = folder.join("model.safetensors");
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let bytes = safetensors::serialize(weights.iter(), Some(metadata))
-        .map_err(|error| Error::format(&path, error.to_string()))?;
-    write_whole(&path, &bytes)?;
+    let weights: Vec<(String, Tensor)> = weights.iter().map(|(name, w)| (name.clone(), w.clone())).collect();
+    save_safetensors(folder.join("model.safetensors"), &weights, &[("format".to_owned(), "pt".to_owned())].into())?;
     let path = folder.join("config.json");
-    write_whole(&path, &serde_json::to_vec_pretty(config).map_err(Error::json(&path))?)?;
-    write_whole(&folder.join("README.md"), card.as_bytes())
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file = fs::File::create(&partial).map_err(Error::io(&partial))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(&partial))?;
-    fs::rename(&partial, path).map_err(Error::io(path))
+    let config = serde_json::to_vec_pretty(config).map_err(Error::json(&path))?;
+    atomic_write(path, |file| file.write_all(&config))?;
+    atomic_write(folder.join("README.md"), |file| file.write_all(card.as_bytes()))
 }
 
 fn card(

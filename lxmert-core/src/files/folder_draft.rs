@@ -1,0 +1,128 @@
+//! Writing a folder whole or not at all.
+
+use crate::{Error, Result};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+const PARTIAL: &str = ".partial";
+
+/// A folder that is filled beside its place, as `.NAME.PID.partial`, and then renamed. Dropped unfinished it
+/// is removed; after a kill the next draft of the same folder removes it.
+#[derive(Debug)]
+pub struct FolderDraft {
+    path: PathBuf,
+    place: PathBuf,
+    /// Locked while the draft is being filled, where the system locks folders: leftovers are told by it.
+    _lock: Option<File>,
+}
+
+impl FolderDraft {
+    /// An empty folder beside `place`, whose parents are made.
+    ///
+    /// # Errors
+    /// When `place` names no folder, or nothing can be written beside it.
+    pub fn start(place: impl AsRef<Path>) -> Result<Self> {
+        let place = place.as_ref().to_path_buf();
+        let name = place.file_name().ok_or_else(|| Error::Argument(format!("{} names no folder", place.display())))?;
+        let parent = match place.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let mut prefix = OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        remove_leftovers(parent, &prefix.to_string_lossy());
+        prefix.push(format!("{}{PARTIAL}", std::process::id()));
+        let path = parent.join(prefix);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        }
+        fs::create_dir(&path).map_err(Error::io(&path))?;
+        let lock = File::open(&path).ok().filter(|folder| folder.try_lock().is_ok());
+        Ok(Self { path, place, _lock: lock })
+    }
+
+    /// Where to write the files.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its name. With `replace`, what stands there goes first.
+    ///
+    /// # Errors
+    /// When the place is taken, or the folder cannot be renamed.
+    pub fn finish(self, replace: bool) -> Result<()> {
+        if replace {
+            fs::remove_dir_all(&self.place).map_err(Error::io(&self.place))?;
+        }
+        fs::rename(&self.path, &self.place).map_err(|error| {
+            if self.place.exists() {
+                Error::format(&self.place, "another process made this folder meanwhile; run again to use it")
+            } else {
+                Error::io(&self.place)(error)
+            }
+        })
+    }
+}
+
+impl Drop for FolderDraft {
+    fn drop(&mut self) {
+        // After `finish` nothing is left here.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes drafts of the same folder that no process holds a lock on.
+fn remove_leftovers(parent: &Path, prefix: &str) {
+    let is_draft = |name: &str| {
+        let process = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(PARTIAL));
+        process.is_some_and(|process| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_draft(&entry.file_name().to_string_lossy())
+            && File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok())
+        {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_appears_whole_and_leftovers_go() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("scenes");
+        let [dead, mine] = [".scenes.4000000.partial", ".scenes.notes.partial"].map(|name| root.path().join(name));
+        for folder in [&dead, &mine] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("half"), b"x").unwrap();
+        }
+        let draft = FolderDraft::start(&place).unwrap();
+        assert!(!dead.exists() && mine.exists() && !place.exists());
+        fs::write(draft.path().join("file"), b"whole").unwrap();
+        draft.finish(false).unwrap();
+        assert_eq!(fs::read(place.join("file")).unwrap(), b"whole");
+        drop(FolderDraft::start(&place).unwrap());
+        let late = FolderDraft::start(&place).unwrap().finish(false).unwrap_err().to_string();
+        assert!(late.contains("another process made this folder"), "{late}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_draft_of_a_living_process_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let other = root.path().join(".scenes.4000001.partial");
+        fs::create_dir(&other).unwrap();
+        let held = File::open(&other).unwrap();
+        held.lock().unwrap();
+        drop(FolderDraft::start(root.path().join("scenes")).unwrap());
+        assert!(other.exists());
+    }
+}
