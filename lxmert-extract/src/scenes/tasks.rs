@@ -10,14 +10,13 @@
 //! | `pretrain_{train,val,test}.json` | captions and questions by scene, in the form of the original's pre-training files |
 //! | `answers.json` | the answer table: a list, the answer of label 0 first |
 //!
-//! All of it follows from `scenes.json`: [`complete`] adds what a folder lacks, so a data set drawn by an older version
-//! gains these files and keeps every other to the byte.
+//! All of it follows from `scenes.json`.
 
 use super::entailment::{self, EntailmentEntry, Label};
 use super::questions::{self, Question, QuestionEntry};
 use super::referring;
 use super::statements::{self, StatementEntry};
-use super::write::{Annotations, SceneRecord, read_annotations, split};
+use super::write::{Annotations, SceneRecord, split};
 use super::{Object, ScenesConfig};
 use lxmert_core::files::atomic_write;
 use lxmert_core::procedural::splitmix64;
@@ -33,26 +32,11 @@ use std::path::Path;
 /// Splits, as file names have them.
 const SPLITS: [&str; 3] = ["train", "val", "test"];
 
-/// Adds to a folder of scenes the files above that it lacks; gives their names.
+/// Writes the files above into the folder `dir`.
 ///
 /// # Errors
-/// When `scenes.json` cannot be read or a file cannot be written.
-pub fn complete(dir: &Path) -> Result<Vec<String>> {
-    let lacks = |name: &str| !dir.join(name).is_file();
-    let mut names: Vec<String> = ["questions", "statements", "pretrain"]
-        .iter()
-        .flat_map(|kind| SPLITS.map(|split| format!("{kind}_{split}.json")))
-        .collect();
-    names.extend(SPLITS.map(|split| format!("entailment_{split}.jsonl")));
-    names.extend(["answers.json", "referring.json", "instances.json"].map(String::from));
-    names.retain(|name| lacks(name));
-    if !names.is_empty() {
-        write_lacking(dir, &read_annotations(dir)?, &names)?;
-    }
-    Ok(names)
-}
-
-fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> Result<()> {
+/// When a file cannot be written.
+pub(crate) fn write(dir: &Path, annotations: &Annotations) -> Result<()> {
     let config = &annotations.config;
     let asked: Vec<Vec<Question>> = (annotations.scenes.iter().enumerate())
         .map(|(index, scene)| questions::ask(&scene.objects, &mut rng_of(config, index)))
@@ -65,37 +49,16 @@ fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> R
             .filter(|(_, (scene, _))| names.contains(&scene.image))
             .map(|(index, (scene, asked))| (index, scene, asked.as_slice()))
             .collect();
-        let wanted = |kind: &str| Some(format!("{kind}_{split}.json")).filter(|name| lacking.contains(name));
-        if let Some(name) = wanted("questions") {
-            write_list(
-                &dir.join(name),
-                of_split.iter().flat_map(|&(index, scene, asked)| entries(index, scene, asked)),
-            )?;
-        }
-        if let Some(name) = wanted("statements") {
-            write_list(&dir.join(name), pair_entries(config, split, &of_split))?;
-        }
-        let name = format!("entailment_{split}.jsonl");
-        if lacking.contains(&name) {
-            write_lines(&dir.join(name), entailment_entries(config, &of_split))?;
-        }
-        if let Some(name) = wanted("pretrain") {
-            write_list(&dir.join(name), of_split.iter().map(|&(_, scene, asked)| pretraining_entry(scene, asked)))?;
-        }
+        let file = |kind: &str| dir.join(format!("{kind}_{split}.json"));
+        let all_asked = of_split.iter().flat_map(|&(index, scene, asked)| entries(index, scene, asked));
+        write_list(&file("questions"), all_asked)?;
+        write_list(&file("statements"), pair_entries(config, split, &of_split))?;
+        write_list(&file("pretrain"), of_split.iter().map(|&(_, scene, asked)| pretraining_entry(scene, asked)))?;
+        write_lines(&dir.join(format!("entailment_{split}.jsonl")), entailment_entries(config, &of_split))?;
     }
-    let wanted = |name: &str| lacking.iter().any(|lacking| lacking == name);
-    if wanted("answers.json") {
-        write_list(&dir.join("answers.json"), questions::ANSWERS)?;
-    }
-    if wanted("referring.json") {
-        write_list(&dir.join("referring.json"), reference_entries(annotations))?;
-    }
-    if wanted("instances.json") {
-        let path = dir.join("instances.json");
-        let text = referring::instances(annotations.scenes.iter()).to_string();
-        atomic_write(&path, |file| writeln!(file, "{text}"))?;
-    }
-    Ok(())
+    write_list(&dir.join("answers.json"), questions::ANSWERS)?;
+    write_list(&dir.join("referring.json"), reference_entries(annotations))?;
+    write_lines(&dir.join("instances.json"), [referring::instances(annotations.scenes.iter())])
 }
 
 /// The random numbers for scene `index`'s questions and statements; those of its layout are of another seed.
@@ -225,40 +188,6 @@ mod tests {
     use super::*;
     use crate::scenes::{generate, write};
     use std::fs;
-
-    #[test]
-    fn a_folder_of_an_older_version_gains_what_it_lacks_and_keeps_the_rest() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("scenes");
-        generate(&dir, &ScenesConfig { count: 60, ..ScenesConfig::default() }, false, false).unwrap();
-        assert_eq!(complete(&dir).unwrap(), [""; 0], "a new folder lacks nothing");
-        let read = || -> Vec<(String, Vec<u8>)> {
-            let files = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
-            let mut files: Vec<_> = files
-                .map(|path| (path.file_name().unwrap().to_str().unwrap().into(), fs::read(path).unwrap()))
-                .collect();
-            files.sort();
-            files
-        };
-        let whole = read();
-        assert_eq!(whole.len(), 19);
-        let removed = [
-            "answers.json",
-            "entailment_val.jsonl",
-            "instances.json",
-            "pretrain_test.json",
-            "questions_train.json",
-            "referring.json",
-            "statements_val.json",
-        ];
-        for name in removed {
-            fs::remove_file(dir.join(name)).unwrap();
-        }
-        let mut added = complete(&dir).unwrap();
-        added.sort();
-        assert_eq!(added, removed);
-        assert_eq!(read(), whole);
-    }
 
     #[test]
     fn every_file_stays_in_its_split_and_statements_are_balanced() {
