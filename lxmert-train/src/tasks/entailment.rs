@@ -23,9 +23,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::answers::AnswerTable;
-use lxmert_core::checkpoint::atomic_write;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::files::atomic_write;
 use lxmert_core::model::AnswerModel;
 use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
@@ -218,7 +218,7 @@ fn write_predictions(folder: &Path, set: &HypothesisSet, judged: impl Iterator<I
             json!({"pairID": example.pair_id, "prediction": LABELS.get(judgement as usize)}).to_string()
         })
         .collect();
-    Ok(atomic_write(&folder.join("snli_ve.jsonl"), |file| writeln!(file, "{}", lines.join("\n")))?)
+    Ok(atomic_write(folder.join("snli_ve.jsonl"), |file| writeln!(file, "{}", lines.join("\n")))?)
 }
 
 /// The loss of each hypothesis, `[batch]`; 0 where there is no label. `logits`: `[batch, 3]`.

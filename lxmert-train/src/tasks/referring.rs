@@ -25,9 +25,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::boxes::{self, BoxXyxy};
-use lxmert_core::checkpoint::atomic_write;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
+use lxmert_core::files::atomic_write;
 use lxmert_core::model::ReferringModel;
 use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
@@ -237,7 +237,7 @@ fn write_predictions(folder: &Path, set: &ExpressionSet, chosen: &[(Choice, f32)
         json!({"ref_id": ref_id, "sent_id": sent_id, "split": split, "bbox": bbox, "iou": choice.iou})
     };
     let entries: Vec<_> = set.examples().iter().zip(chosen).map(entry).collect();
-    Ok(atomic_write(&folder.join("refcoco.json"), |file| {
+    Ok(atomic_write(folder.join("refcoco.json"), |file| {
         serde_json::to_writer(&mut *file, &entries)?;
         file.write_all(b"\n")
     })?)
