@@ -310,7 +310,7 @@ fn learns_what_a_photo_entails() {
                 "entailment" => format!("It is {}.", COLOURS[image % 4]),
                 _ => format!("It is {}.", COLOURS[(image + 1 + i / 12 % 3) % 4]),
             };
-            let photo = if i % 2 == 0 { "Flickr30K_ID" } else { "Flikr30kID" };
+            let photo = if i.is_multiple_of(2) { "Flickr30K_ID" } else { "Flikr30kID" };
             let label = if i % 6 == 5 { "-" } else { label };
             json!({photo: format!("{image:03}.png"), "pairID": format!("{i}"), "sentence2": sentence, "gold_label": label})
         };
