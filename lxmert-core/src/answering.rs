@@ -1,13 +1,14 @@
 //! Asking a checkpoint questions about an image.
 
 use crate::answers::AnswerTable;
+use crate::batch::Batch;
 use crate::config::LxmertConfig;
 use crate::features::Regions;
-use crate::model::{AnswerModel, Forward, LxmertInputs};
+use crate::model::{AnswerModel, Forward};
 use crate::pretrained::{Preprocessing, Pretrained};
 use crate::text::WordPiece;
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 /// A model that answers questions, with everything that asking it takes.
 pub struct Answerer {
@@ -54,20 +55,12 @@ impl Answerer {
             return Err(Error::Argument("the question is empty".into()));
         }
         self.preprocessing.check_features(&self.config, regions.feature_dim)?;
-        let count = regions.num_regions().min(self.preprocessing.regions);
-        if count == 0 {
+        if regions.num_regions() == 0 {
             return Err(Error::Argument("the detector found no region in the photo".into()));
         }
         let ids = self.text.encode(question, self.preprocessing.max_length)?.ids;
-        let boxes: Vec<f32> = regions.boxes[..count].iter().flatten().copied().collect();
-        let width = regions.feature_dim;
-        let inputs = LxmertInputs {
-            input_ids: Tensor::from_slice(&ids, (1, ids.len()), device)?,
-            attention_mask: None,
-            visual_feats: Tensor::from_slice(&regions.features[..count * width], (1, count, width), device)?,
-            visual_boxes: Tensor::from_vec(boxes, (1, count, 4), device)?,
-            visual_attention_mask: None,
-        };
+        let (most, pad) = (self.preprocessing.regions, self.text.special().pad);
+        let inputs = Batch::of_regions(&[(regions, &ids)], most, pad).inputs(device)?;
         let logits = self.model.forward(&inputs, &Forward::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
         Ok(self.best(&logits, top))
     }

@@ -3,6 +3,7 @@
 
 pub mod answering;
 pub mod answers;
+pub mod batch;
 pub mod boxes;
 pub mod captions;
 pub mod checkpoint;
@@ -13,6 +14,7 @@ pub mod features;
 pub mod files;
 pub mod image_names;
 pub mod interrupt;
+pub mod losses;
 pub mod model;
 pub mod nearby;
 pub mod ops;

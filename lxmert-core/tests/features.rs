@@ -43,7 +43,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_pushed_is_read_back(
+    fn pushed_regions_are_read_back(
         counts in proptest::collection::vec(0usize..5, 0..12),
         dim in 1usize..40,
         which in 0usize..3,
@@ -160,7 +160,7 @@ fn a_journal_cut_anywhere_loses_the_last_image_only_and_going_on_gives_the_same_
 }
 
 #[test]
-fn a_kill_between_a_shards_rename_and_the_index_is_made_good() {
+fn a_shard_that_the_index_does_not_name_yet_is_adopted() {
     let folder = tempfile::tempdir().unwrap();
     drop(push_all(folder.path(), 0..2));
     let journal = std::fs::read(folder.path().join("pending.journal")).unwrap();
@@ -206,6 +206,31 @@ fn a_folder_that_is_no_store_and_a_second_writer_are_refused() {
     let refused = message(StoreWriter::open(folder.path(), info(4, 8, StoreDtype::F32, false)).map(|_| ()));
     assert!(refused.contains("another process"), "{refused}");
     drop(first);
+}
+
+#[test]
+fn numbers_in_an_index_are_bounded_by_what_the_shards_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    push_all(folder.path(), 0..3).finish().unwrap();
+    let index = folder.path().join("index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let huge = [1 << 20, 1 << 31, 1 << 62, u64::MAX];
+    for number in huge {
+        for field in ["regions", "feature_dim", "images"] {
+            let mut changed = json.clone();
+            changed[field] = number.into();
+            std::fs::write(&index, changed.to_string()).unwrap();
+            let error = message(FeatureStore::open(folder.path()));
+            assert!(error.contains("index.json") || error.contains("shard-00000"), "{field} {number}: {error}");
+        }
+        let mut changed = json.clone();
+        changed["shards"] = serde_json::json!([{"file": "a", "images": number}, {"file": "b", "images": number}]);
+        changed["images"] = 2.into();
+        std::fs::write(&index, changed.to_string()).unwrap();
+        let error = message(FeatureStore::open(folder.path()));
+        assert!(error.contains("index.json") && error.contains("images"), "{number}: {error}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub enum DetectorChoice {
     Scenes,
     /// torchvision's Faster R-CNN R50-FPN for the 91 ids of COCO.
     Coco,
-    /// A folder with `config.json` and `model.safetensors`.
+    /// A folder with `config.json` and `model.safetensors`; of DINOv2 also a repository of the hub, `hf:owner/repo`.
     Folder(PathBuf),
 }
 
@@ -29,6 +29,7 @@ impl std::str::FromStr for DetectorChoice {
         match text {
             "scenes" => Ok(Self::Scenes),
             "coco" => Ok(Self::Coco),
+            repository if repository.starts_with("hf:") => Ok(Self::Folder(repository.into())),
             folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
             other => {
                 let missing = nearby::missing(Path::new(other)).map_or_else(String::new, |what| format!(": {what}"));

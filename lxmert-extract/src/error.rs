@@ -31,16 +31,6 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// A row of a file to import does not follow its format.
-    #[error("{path}, row {row}: {reason}", path = path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// Row, counted from 1.
-        row: usize,
-        /// What is wrong.
-        reason: String,
-    },
     /// The network failed on many images in a row, so the fault is not in the images.
     #[error("the detector failed on {count} images in a row, the last one '{name}': {reason}")]
     Detector {

@@ -29,15 +29,16 @@ pub struct Extraction {
     /// Folder of the store [default: data/features/<name of the images' folder>]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// scenes, coco, or a folder with config.json and model.safetensors [default: scenes for the bare command, else coco]
+    /// scenes, coco, or a folder with config.json and model.safetensors, or hf:owner/repo; of a detector or of DINOv2
+    /// [default: scenes for the bare command, else coco]
     #[arg(long)]
     pub detector: Option<DetectorChoice>,
     /// Weights in place of the detector's own: a safetensors or .pth file, or hf:owner/repo/file[@revision]
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
-    /// Regions an image: N that the detector finds, grid:N for N × N fixed boxes, or cells (cells:N) for means of the
-    /// last map's cells, at most 8 × 8 (N × N) [default: 12 for the bare command, else 36]
-    #[arg(long, value_name = "N|grid:N|cells")]
+    /// Regions an image: N that the detector finds, grid:N for N × N fixed boxes, cells (cells:N) for means of the last
+    /// map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches [default: 12 for the bare command, else 36]
+    #[arg(long, value_name = "N|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
     /// How the N are chosen among the detector's boxes
     #[arg(long, value_enum, default_value_t = Selection::Detections)]

@@ -14,13 +14,12 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// Where a store's failures are written.
+/// The file of a store's failures.
 pub fn path_in(store: &Path) -> PathBuf {
     store.join("failures.csv")
 }
 
-/// Writes `failures.csv` (columns `name`, `reason`) into a store's folder, whole or not at all;
-/// without failures an older one is removed.
+/// Writes `failures.csv` (columns `name`, `reason`) into a store's folder. Without failures it removes an older one.
 ///
 /// # Errors
 /// When the folder cannot be written to.

@@ -15,7 +15,7 @@ pub struct ImageEntry {
     pub name: String,
     /// The file.
     pub path: PathBuf,
-    /// Why it cannot be extracted, where that is known before it is opened. Such an entry fails in every run, whatever
+    /// Why it cannot be extracted, if that is known before it is opened. Such an entry fails in every run, whatever
     /// the store holds.
     pub fault: Option<String>,
 }

@@ -141,6 +141,25 @@ fn links_and_names_that_cannot_be_taken_fail_alone_and_in_every_run() {
 }
 
 #[test]
+fn of_two_runs_that_draw_the_same_scenes_one_is_refused_in_plain_words() {
+    let place = Place::new(0);
+    let draw = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"));
+        command.args(["scenes", "--quiet", "--count", "40", "--output"]).arg(place.at("scenes"));
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let outputs = [draw(), draw()].map(|child| child.wait_with_output().unwrap());
+    let refused: Vec<String> = (outputs.iter().filter(|output| !output.status.success()))
+        .map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
+        .collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    // The second one started before the first had finished, or after.
+    let plain = ["another process made this folder", "--overwrite replaces it"];
+    assert!(plain.iter().any(|words| refused[0].contains(words)), "{refused:?}");
+    assert_eq!(std::fs::read_dir(place.at("scenes/images")).unwrap().count(), 40);
+}
+
+#[test]
 fn a_decoder_that_panics_fails_one_image_without_a_backtrace() {
     let place = Place::new(1);
     let damaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/damaged-palette.png");
@@ -234,9 +253,10 @@ fn grid_and_cells_are_other_sources_of_regions() {
     let store = FeatureStore::open(place.at("cells")).unwrap();
     // The last map of a 64 × 85 input has 2 × 3 cells of the last stage's width.
     assert_eq!((store.regions(0).unwrap().num_regions(), store.info().feature_dim), (6, 4));
-    for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x7"] {
+    for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x", "0x7"] {
         extract("none", wrong).code(2).stderr(contains("grid:N"));
     }
+    extract("none", "7x7").code(1).stderr(contains("not that of DINOv2"));
     let mut both = program();
     both.args(place.arguments("photos", "none")).args(["--regions", "grid:2", "--select", "student"]);
     both.assert().code(1).stderr(contains("--select chooses among detections"));

@@ -1,6 +1,6 @@
 //! Twenty AdamW steps of image-text matching, step by step as transformers and torch take them
-//! (`make_lxmert.py`'s `trajectory`): each loss within 1e-3, each gradient norm within 1 %; and the same with
-//! `LXMERT_KERNELS=reference`, each loss within 1e-4 of that with the kernels.
+//! (`make_lxmert.py`'s `trajectory`), and the same with `LXMERT_KERNELS=reference`. Each tolerance is
+//! about five times the largest deviation measured, which is written beside it.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
@@ -94,6 +94,20 @@ fn trajectory(reference: &serde_json::Value, precision: Precision) -> Vec<(f64, 
     (0..steps).map(&mut step).collect()
 }
 
+/// Largest deviation of the losses, and of the gradient norms relative to themselves.
+fn deviation(steps: &[(f64, f64)], wanted: impl IntoIterator<Item = (f64, f64)>) -> (f64, f64) {
+    assert!(steps.iter().all(|(loss, norm)| loss.is_finite() && norm.is_finite()), "{steps:?}");
+    steps.iter().zip(wanted).fold((0.0, 0.0), |(worst_loss, worst_norm), ((loss, norm), (want_loss, want_norm))| {
+        (f64::max(worst_loss, (loss - want_loss).abs()), f64::max(worst_norm, (norm / want_norm - 1.0).abs()))
+    })
+}
+
+/// The losses and gradient norms of the reference.
+fn wanted(reference: &serde_json::Value) -> Vec<(f64, f64)> {
+    let series = |key: &str| reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
+    series("losses").zip(series("grad_norms")).collect()
+}
+
 /// What the child process prints its numbers after.
 const PRINTED: &str = "steps as JSON: ";
 
@@ -102,17 +116,10 @@ fn twenty_steps_follow_the_reference_with_kernels_and_without() {
     let reference: serde_json::Value = serde_json::from_str(include_str!("fixtures/trajectory.json")).unwrap();
     let steps = trajectory(&reference, Precision::F32);
     println!("{PRINTED}{}", serde_json::to_string(&steps).unwrap());
-    let series = |key: &str| reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
-    let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
-    for (step, ((loss, norm), (want_loss, want_norm))) in
-        steps.iter().zip(series("losses").zip(series("grad_norms"))).enumerate()
-    {
-        assert!((loss - want_loss).abs() < 1e-3, "step {step}: loss {loss}, reference {want_loss}");
-        assert!((norm / want_norm - 1.0).abs() < 0.01, "step {step}: norm {norm}, reference {want_norm}");
-        worst_loss = worst_loss.max((loss - want_loss).abs());
-        worst_norm = worst_norm.max((norm / want_norm - 1.0).abs());
-    }
-    println!("largest deviation: loss {worst_loss:.1e}, gradient norm {worst_norm:.2e} of itself");
+    let (loss, norm) = deviation(&steps, wanted(&reference));
+    println!("largest deviation: loss {loss:.1e}, gradient norm {norm:.1e} of itself");
+    assert!(loss < 1e-5, "{loss}, measured 2e-6");
+    assert!(norm < 8e-5, "{norm}, measured 1.5e-5");
     if std::env::var_os("LXMERT_KERNELS").is_some() {
         return; // the child
     }
@@ -125,23 +132,18 @@ fn twenty_steps_follow_the_reference_with_kernels_and_without() {
     let printed = output.split(PRINTED).nth(1).and_then(|rest| rest.lines().next()).unwrap();
     let composed: Vec<(f64, f64)> = serde_json::from_str(printed).unwrap();
     assert_ne!(composed, steps, "the kernels were not used");
-    for (step, ((loss, norm), (other_loss, other_norm))) in steps.iter().zip(&composed).enumerate() {
-        assert!((loss - other_loss).abs() < 1e-4, "step {step}: loss {loss}, by compositions {other_loss}");
-        assert!((norm / other_norm - 1.0).abs() < 1e-3, "step {step}: norm {norm}, by compositions {other_norm}");
-    }
+    let (loss, norm) = deviation(&steps, composed);
+    println!("kernels and compositions: loss {loss:.1e}, gradient norm {norm:.1e} of itself");
+    assert!(loss < 1e-4 && norm < 1e-3, "loss {loss}, norm {norm}");
 }
 
 #[test]
 fn twenty_steps_in_bf16_stay_close_to_the_reference() {
     let reference: serde_json::Value = serde_json::from_str(include_str!("fixtures/trajectory.json")).unwrap();
     let steps = trajectory(&reference, Precision::Bf16);
-    let series = |key: &str| reference[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
-    let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
-    for ((loss, norm), (want_loss, want_norm)) in steps.iter().zip(series("losses").zip(series("grad_norms"))) {
-        worst_loss = worst_loss.max((loss - want_loss).abs());
-        worst_norm = worst_norm.max((norm / want_norm - 1.0).abs());
-    }
-    println!("largest deviation: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e} of itself");
-    assert!(worst_loss > 1e-5, "nothing was rounded");
-    assert!(worst_loss < 1e-2 && worst_norm < 0.05);
+    let (loss, norm) = deviation(&steps, wanted(&reference));
+    println!("largest deviation: loss {loss:.1e}, gradient norm {norm:.1e} of itself");
+    assert!(loss > 1e-5, "nothing was rounded");
+    assert!(loss < 1e-2, "{loss}, measured 3.2e-3");
+    assert!(norm < 0.05, "{norm}, measured 2.3e-2");
 }

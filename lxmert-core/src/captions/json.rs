@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Karpathy's and COCO's files, as far as they are needed; their lists are long, so the rest is never kept.
+/// The fields of Karpathy's and COCO's files that are read; their lists are long, so nothing else is kept.
 #[derive(Deserialize)]
 struct File {
     images: Option<Vec<Image>>,
@@ -87,7 +87,7 @@ pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {
     }
 }
 
-/// Parses what must be one of the forms; a file that is JSON and none of them is told so.
+/// Parses one of the forms; the error for other JSON names them all.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|error| match error.is_data() {
         true => Error::row(path, error.line(), format!("this JSON is no caption file; wanted is {WANTED}")),

@@ -16,9 +16,8 @@
 //! In a table and in JSON objects the image is in `file_name`, `image_name`, `image`, `path` or the like, the sentence in
 //! `caption`, `sentence`, `comment`, `text` or `raw`, or in several of one name that are numbered (`caption_1`,
 //! `caption_2`); where it is a JSON list, each entry is a sentence. `comment_number` or `caption_number` and `split` are
-//! understood; all else (an index that pandas wrote, ids, urls) is passed over. A sentence may hold line breaks and the
-//! delimiter between quotation marks. A mark that opens a sentence and never closes is text, as is one within a
-//! sentence.
+//! understood; other columns (the index that pandas writes, ids, urls) are ignored. A sentence in quotation marks may hold
+//! line breaks and the delimiter. A quotation mark that is never closed is part of the text, as is one within a sentence.
 //!
 //! Kaggle's Flickr30k file has one broken row, `2199200615.jpg| 4   A dog runs across the grass .`: the second bar is
 //! missing. Such a row is repaired and a warning says so; any other row that cannot be read is an error that names it.

@@ -6,7 +6,7 @@ use crate::image_names::is_image_name;
 use crate::{Error, Result};
 
 const DELIMITERS: [char; 4] = ['|', '\t', ',', ';'];
-/// Longest cell between quotation marks, in bytes: how far a mark is looked for that closes another.
+/// Longest cell in quotation marks, in bytes: how far the closing mark is searched for.
 const LONGEST_CELL: usize = 1 << 14;
 
 /// How a file's rows are laid out.
@@ -216,8 +216,8 @@ impl Records<'_> {
         }
     }
 
-    /// The cell between quotation marks that the text starts with and its length with them; `None` where it starts with
-    /// none, or where the marks are part of the text.
+    /// The cell in quotation marks at the start of the text, and its length with them; `None` where there is none, or the
+    /// marks are part of the text.
     fn quoted(&self, unclosed: &mut bool) -> Option<(String, usize)> {
         let rest = self.text.strip_prefix('"').filter(|_| self.layout.quotes)?;
         let mut cell = String::new();
@@ -227,7 +227,7 @@ impl Records<'_> {
                 *unclosed = true;
                 return None;
             };
-            // A line within the marks that is a row of its own: this mark closes nothing, another row opened it.
+            // If a line between the marks is a row of its own, the second mark belongs to another row.
             if rest[at..end].split('\n').skip(1).any(|line| self.is_row(line)) {
                 *unclosed = true;
                 return None;

@@ -14,8 +14,8 @@ pub(super) const INDEX_FILE: &str = "index.json";
 /// The most regions of an image and the widest feature, so that no product of sizes overflows.
 pub(super) const MOST: usize = 1 << 20;
 
-/// What holds for every image of a store. Two extractions can share a folder only when all of this
-/// agrees.
+/// What is the same for every image of a store. Two extractions can share a folder only when all of it
+/// is equal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreInfo {
     /// The detector's name.
@@ -112,7 +112,7 @@ impl Index {
                 Error::io(&path)(source)
             }
         })?;
-        // First what the file is, so that another format is named and not its first missing field.
+        // The format first, so that the error for another file names its format and not a missing field.
         let kind: serde_json::Value = serde_json::from_slice(&text).map_err(Error::json(&path))?;
         if kind["format"] != FORMAT {
             return Err(Error::format(&path, format!("format is {}, not \"{FORMAT}\"", kind["format"])));
@@ -127,7 +127,7 @@ impl Index {
             }
         }
         for (i, shard) in index.shards.iter().enumerate() {
-            // The names lead to files that are opened: they stay in the folder.
+            // These files are opened: they must lie in the folder.
             if shard.file.contains(['/', '\\']) || index.shards[..i].iter().any(|before| before.file == shard.file) {
                 return Err(Error::format(&path, format!("names the shard '{}'", shard.file)));
             }

@@ -1,9 +1,9 @@
-//! `pending.journal`: what was pushed and is not in a shard yet.
+//! `pending.journal`: images that were pushed and are not in a shard yet.
 //!
 //! A record is `u64` length of the body, SHA-256 of the body, body; the body is `u32` length of
 //! the name, the name, the image's record ([`Layout::encode`](super::shard::Layout::encode)). All
-//! little-endian. The first record that does not check is where a killed writer was; everything
-//! from there on is dropped.
+//! little-endian. The first record whose hash or length is wrong is the one a killed writer was
+//! appending; it is dropped with all that follows.
 
 use crate::files::AppendLog;
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ use std::path::Path;
 
 const FILE: &str = "pending.journal";
 const HEAD: usize = 8 + 32;
-/// Longest name, so that a damaged length asks for no more memory than this.
+/// Longest name in bytes: bounds the memory that a damaged length can ask for.
 pub(super) const MAX_NAME: usize = 1 << 16;
 
 pub(super) struct Journal {
@@ -93,7 +93,7 @@ impl Journal {
         self.records.len()
     }
 
-    /// Forgets the records that `keep` refuses by name; their bytes go when the journal is emptied.
+    /// Forgets the records whose names `keep` returns false for; their bytes go when the journal is emptied.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.records.retain(|record| keep(&record.name));
     }

@@ -1,8 +1,8 @@
 //! The feature store: what a detector saw in each image of a data set, on disk.
 //!
 //! Training reads regions in random order, many times; extraction writes them once, for hours,
-//! and may be killed at any moment. The store serves both: finished shards of which
-//! no more is read than asked for, and a journal that holds what is not yet in a shard.
+//! and may be killed at any moment. The store serves both: readers take single rows from finished
+//! shards, and a journal holds the images that are not yet in a shard.
 //!
 //! # The format, version 1
 //!
@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | `index.json` | what the store holds and how it was made; names its shards |
 //! | `shard-00000.safetensors`, … | the regions of some images, one row an image |
-//! | `pending.journal` | only while a writer is at work, or after it was killed |
+//! | `pending.journal` | images not yet in a shard; only while a writer is at work, or after it was killed |
 //!
 //! `index.json` is one object: `format` (`"lxmert-regions"`), `version` (1), `detector` (a name),
 //! `settings` (an object of strings: everything that shaped the regions), `regions` (the most an
@@ -53,14 +53,14 @@
 //!         boxes, first = f.get_tensor("boxes"), f.get_slice("features")[0]  # [I, R, 4], [R, D]
 //! ```
 //!
-//! # What a kill can and cannot do
+//! # What a kill does
 //!
 //! Every image is appended to `pending.journal` with its length and SHA-256 as soon as it is
 //! pushed. When the journal holds a shard's worth, the shard is written beside its place, synced
 //! and renamed, then `index.json` likewise, then the journal is emptied. A writer that opens the
-//! folder again adopts a whole shard the index does not name yet, drops a torn last record and
-//! records that a shard already holds, and goes on. So a killed writer loses the image it was
-//! appending and nothing else, and no image is there twice.
+//! folder again adds a whole shard that the index does not name yet, drops a torn last record and
+//! records that a shard already holds, and continues. So a killed writer loses only the image it was
+//! appending, and no image is stored twice.
 //!
 //! A writer locks the journal: two at a time in one folder are refused. It also refuses a folder
 //! whose `index.json` differs in the detector, a setting, a size or the names, and says in which.

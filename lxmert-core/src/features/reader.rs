@@ -7,8 +7,8 @@ use super::{Regions, ShardEntry};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// The images of a store, by number (their order in the shards) or by name. Nothing is read until
-/// asked for.
+/// The images of a store, by number (their order in the shards) or by name. Opening reads the names; regions are read
+/// when they are asked for.
 #[derive(Debug)]
 pub struct FeatureStore {
     folder: PathBuf,
@@ -102,7 +102,7 @@ impl FeatureStore {
         self.shards.iter().map(Shard::size_on_disk).sum()
     }
 
-    /// Whether a writer is at work in this folder or was killed there: images may be missing.
+    /// Whether a writer is at work in this folder or was killed there, so that images may be missing.
     pub fn is_unfinished(&self) -> bool {
         Journal::exists_in(&self.folder)
     }

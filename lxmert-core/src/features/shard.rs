@@ -145,8 +145,8 @@ pub(super) fn write_shard(
     })
 }
 
-/// A shard, its header checked against the store. Rows are read when they are asked for and not mapped into memory: pages of
-/// a map that random batches have touched stay resident until the whole store is.
+/// A shard whose header agrees with the store. Rows are read when they are asked for. The file is not mapped into memory:
+/// pages that random batches touch would stay resident until the whole store is.
 #[derive(Debug)]
 pub(super) struct Shard {
     pub path: PathBuf,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// small enough that copying the journal into it takes a second.
 const SHARD_BYTES: usize = 256 << 20;
 
-/// Appends images to a store; see the [module's text](super) for what a kill can and cannot do.
+/// Appends images to a store; the [module's text](super) says what a kill does.
 pub struct StoreWriter {
     folder: PathBuf,
     index: Index,
@@ -23,7 +23,7 @@ pub struct StoreWriter {
     images_per_shard: usize,
 }
 
-/// What [`StoreWriter::finish`] leaves.
+/// A finished store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSummary {
     /// The store's folder.
@@ -80,7 +80,7 @@ impl StoreWriter {
         Ok(writer)
     }
 
-    /// Takes stock of what an earlier writer left.
+    /// Reads what an earlier writer left.
     fn recover(&mut self) -> Result<()> {
         let mut changed = false;
         for entry in std::mem::take(&mut self.index.shards) {
@@ -93,7 +93,7 @@ impl StoreWriter {
             let shard = Shard::open(&path, &self.layout)?;
             self.take_in(&shard, entry)?;
         }
-        // A shard whose rename was the killed writer's last act.
+        // The killed writer may have renamed a shard and not yet written the index.
         let file = self.next_file();
         let path = self.folder.join(&file);
         if path.exists() {
@@ -223,7 +223,7 @@ fn check_info(info: &StoreInfo) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a folder that holds something and is no store: a mistyped output must not be mixed into.
+/// Refuses a folder that holds files and is not a store, so that a mistyped output mixes nothing.
 fn refuse_foreign(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name();

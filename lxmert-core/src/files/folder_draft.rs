@@ -55,7 +55,11 @@ impl FolderDraft {
     /// When the place is taken, or the folder cannot be renamed.
     pub fn finish(self, replace: bool) -> Result<()> {
         if replace {
-            fs::remove_dir_all(&self.place).map_err(Error::io(&self.place))?;
+            match fs::remove_dir_all(&self.place) {
+                // Another process that replaces the folder was faster.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(Error::io(&self.place))?,
+            }
         }
         fs::rename(&self.path, &self.place).map_err(|error| {
             if self.place.exists() {

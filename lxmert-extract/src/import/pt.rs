@@ -1,7 +1,7 @@
 //! The student project's features (durakalon/LXMERT_Flickr): a folder with one `torch.save` an image.
 //!
 //! Each file is a dict of `visual_feats` `[36, 1024]` and `visual_pos` `[36, 4]` (x0 y0 x1 y1 in 0..1),
-//! filled up with zero rows where the detector found fewer. Into the store goes:
+//! padded with zero rows where the detector found fewer regions. The store gets:
 //!
 //! | in the store | from |
 //! | --- | --- |
@@ -21,8 +21,8 @@ use lxmert_core::image_names::is_image_name;
 use std::path::{Path, PathBuf};
 
 /// Copies every image of `folder` that the store does not have. The first file that can be read, by
-/// name, says how many regions an image has and how long a feature is. Files that are not what the
-/// format says are listed in `failures.csv`, skipped, and tried again by the next run.
+/// name, gives the number of regions and the width of a feature. Files that do not follow the
+/// format are listed in `failures.csv`, skipped, and tried again by the next run.
 ///
 /// # Errors
 /// [`Error::Input`] when the folder has no `.pt` file or none that can be read, and when the store
@@ -84,7 +84,7 @@ fn find_files(folder: &Path) -> Result<Vec<PtFile>> {
     Ok(files)
 }
 
-/// One file as it is, padding included.
+/// The rows of one file, with its padding.
 struct Rows {
     feature_dim: usize,
     features: Vec<f32>,

@@ -101,7 +101,7 @@ fn survey(path: &Path) -> Result<Survey> {
                 }
             }
         }
-        // A damaged number must not make the store's rows larger than the file's.
+        // A damaged number must not make the rows of the store larger.
         let boxes = row.line.as_ref().ok().and_then(|line| Columns::of(line).ok()?.whole_boxes());
         most_boxes = most_boxes.max(boxes.unwrap_or(0));
     }
@@ -125,7 +125,7 @@ impl Row {
     }
 }
 
-/// The lines of a file that hold something, without its header.
+/// The lines of a file, without empty ones and the header.
 struct Rows<'a> {
     path: &'a Path,
     reader: BufReader<File>,

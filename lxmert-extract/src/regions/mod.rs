@@ -5,6 +5,7 @@
 //! | `36` | what the detector finds, best first | [`detections`] |
 //! | `grid:8` | 8 × 8 fixed boxes through the detector's heads | [`grid`] |
 //! | `cells`, `cells:8` | means of the last map's cells, 8 × 8 at most | [`cells`] |
+//! | `7x7` | patch states of a DINOv2 transformer, 7 × 7 means of them | [`patches`] |
 //!
 //! A source makes an image's bytes into its network's input ([`RegionSource::input`], on the decoding threads of
 //! [`pipeline`](crate::pipeline)), and the input into regions ([`RegionSource::regions`]). A new source is a file here, a
@@ -13,10 +14,12 @@
 pub mod cells;
 pub mod detections;
 pub mod grid;
+pub mod patches;
 
 pub use cells::CellSource;
 pub use detections::{DetectionSource, Selection};
 pub use grid::GridSource;
+pub use patches::{Dinov2Config, PatchSource};
 
 use crate::Result;
 use crate::choice::{self, DetectorChoice, LoadedDetector};
@@ -67,6 +70,8 @@ pub enum RegionChoice {
     Grid(usize),
     /// At most this many means of cells in each direction.
     Cells(usize),
+    /// At most so many means of patches down and across.
+    Patches(usize, usize),
 }
 
 impl std::str::FromStr for RegionChoice {
@@ -78,10 +83,16 @@ impl std::str::FromStr for RegionChoice {
             Some(("grid", side)) => within(side, 32).map(Self::Grid),
             Some(("cells", side)) => within(side, 32).map(Self::Cells),
             None if text == "cells" => Some(Self::Cells(8)),
+            None if text.contains('x') => {
+                let sides = text.split_once('x').and_then(|(down, across)| within(down, 32).zip(within(across, 32)));
+                sides.map(|(down, across)| Self::Patches(down, across))
+            }
             None => within(text, 1000).map(Self::Detections),
             Some(_) => None,
         };
-        parsed.ok_or_else(|| "not a number from 1 to 1000, grid:N or cells:N with N from 1 to 32, or cells".into())
+        parsed.ok_or_else(|| {
+            "not a number from 1 to 1000, or cells, or grid:N, cells:N or NxN with N from 1 to 32".into()
+        })
     }
 }
 
@@ -108,11 +119,23 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
     if options.select != Selection::Detections && !matches!(options.regions, RegionChoice::Detections(_)) {
         return Err(Error::Argument("--select chooses among detections: give --regions a number".into()).into());
     }
-    let loaded = choice::load(options.detector, options.weights, options.precision, device, show_progress)?;
+    if let DetectorChoice::Folder(folder) = options.detector
+        && !matches!(options.regions, RegionChoice::Patches(..))
+        && (folder.to_string_lossy().starts_with("hf:") || Dinov2Config::is_in(&folder.join("config.json")))
+    {
+        let reason = format!("{} has patches, not detections: give --regions 7x7", folder.display());
+        return Err(Error::Argument(reason).into());
+    }
+    let load = || choice::load(options.detector, options.weights, options.precision, device, show_progress);
     Ok(match options.regions {
-        RegionChoice::Detections(count) => Box::new(DetectionSource { loaded, count, selection: options.select }),
-        RegionChoice::Grid(side) => Box::new(GridSource { loaded, side }),
-        RegionChoice::Cells(side) => Box::new(CellSource { loaded, side }),
+        RegionChoice::Detections(count) => {
+            Box::new(DetectionSource { loaded: load()?, count, selection: options.select })
+        }
+        RegionChoice::Grid(side) => Box::new(GridSource { loaded: load()?, side }),
+        RegionChoice::Cells(side) => Box::new(CellSource { loaded: load()?, side }),
+        RegionChoice::Patches(down, across) => {
+            Box::new(PatchSource::open(options, (down, across), device, show_progress)?)
+        }
     })
 }
 

@@ -10,6 +10,7 @@ use lxmert_core::captions::{Captions, read_hard_negatives};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
+use std::collections::HashSet;
 
 /// A caption file with its splits, features and tokens: everything that pairs and batches need.
 pub struct Dataset {
@@ -108,9 +109,34 @@ impl CaptionedImages {
                     paths.features.display()
                 )));
             }
+            if !has_mismatches(&captions, &splits, split) {
+                log::warn!(
+                    "{}: all images of the {split} split have the same captions, so no mismatched pair can be made of it",
+                    paths.captions.display()
+                );
+            }
+        }
+        let mut texts = captions.captions.iter().map(|caption| caption.text.as_str());
+        let first = texts.next().unwrap_or_default();
+        if texts.all(|text| text == first) && hard_negatives.iter().all(Option::is_none) {
+            return Err(Error::Argument(format!(
+                "{}: every caption is '{first}', so no mismatched pair can be made and there is nothing to learn",
+                paths.captions.display()
+            )));
         }
         Ok(Self { captions, splits, store, store_index: found, hard_negatives, missing })
     }
+}
+
+/// Whether a split has an image and a sentence of another image that is not its own as well.
+fn has_mismatches(captions: &Captions, splits: &Splits, split: Split) -> bool {
+    let (mut images, mut texts, mut pairs) = (HashSet::new(), HashSet::new(), HashSet::new());
+    for caption in splits.captions(captions, split).into_iter().map(|c| &captions.captions[c]) {
+        images.insert(caption.image);
+        texts.insert(caption.text.as_str());
+        pairs.insert((caption.image, caption.text.as_str()));
+    }
+    images.len() * texts.len() > pairs.len()
 }
 
 impl Dataset {
@@ -189,7 +215,7 @@ impl Dataset {
     /// When the store is damaged.
     pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
         let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
-        Batch::read(&self.store, self.regions, &rows, self.pad)
+        Ok(Batch::read(&self.store, self.regions, &rows, self.pad)?)
     }
 
     /// The WordPiece ids of a pair's sentence.
@@ -198,5 +224,42 @@ impl Dataset {
             PairKind::Hard => &self.hard_tokens[pair.caption],
             _ => &self.tokens[pair.caption],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::tests::store_of;
+    use super::*;
+
+    /// Six images, `captions` a row of each, with a store of their regions.
+    fn read(folder: &std::path::Path, caption: impl Fn(usize) -> String) -> Result<CaptionedImages> {
+        let names: Vec<String> = (0..6).map(|i| format!("{i}.jpg")).collect();
+        let rows: String = names.iter().enumerate().map(|(i, name)| format!("{name}| 0| {}\n", caption(i))).collect();
+        std::fs::write(folder.join("results.csv"), rows).unwrap();
+        let features = folder.join("features");
+        store_of(&features, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        CaptionedImages::read(&DataPaths::of_files(folder.join("results.csv"), None, features), 0, false)
+    }
+
+    #[test]
+    fn captions_without_a_mismatched_pair_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = read(folder.path(), |_| "A dog .".into()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("results.csv") && error.contains("no mismatched pair"), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path(), |i| format!("Dog {i} .")).unwrap().captions.captions.len(), 6);
+    }
+
+    #[test]
+    fn a_mismatched_pair_needs_a_sentence_that_an_image_lacks() {
+        let mismatched = |rows: &str| {
+            let captions = Captions::of_text("x".as_ref(), rows).unwrap();
+            let splits = Splits { of: vec![Some(Split::Train); captions.images.len()], source: String::new() };
+            has_mismatches(&captions, &splits, Split::Train)
+        };
+        assert!(!mismatched("a.jpg| 0| x\na.jpg| 1| y\n"));
+        assert!(!mismatched("a.jpg| 0| x\na.jpg| 1| y\nb.jpg| 0| y\nb.jpg| 1| x\n"));
+        assert!(mismatched("a.jpg| 0| x\na.jpg| 1| y\nb.jpg| 0| x\n"));
     }
 }

@@ -181,6 +181,6 @@ impl<T, const IMAGES: usize> ImageExamples<T, IMAGES> {
     /// When the store is damaged.
     pub fn batch(&self, store: &FeatureStore, regions: usize, indices: &[usize]) -> Result<Batch> {
         let rows = |&index: &usize| self.store_index[index].map(|image| (image, self.tokens(index)));
-        Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>(), self.pad)
+        Ok(Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>(), self.pad)?)
     }
 }

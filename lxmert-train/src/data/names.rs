@@ -4,8 +4,8 @@ use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::image_names::NameFinder;
 
-/// Share of the images that may lack features before loading refuses: detectors fail on a damaged file here and there,
-/// but a store of another data set must not pass.
+/// Largest share of images that may lack features: a detector fails on a damaged file now and then, but the store of
+/// another data set must be refused.
 const MISSING_ALLOWED: f64 = 0.01;
 
 /// The number in `store` of each of `names`, by its `finder`; `None` for those without features.

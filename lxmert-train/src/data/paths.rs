@@ -1,4 +1,4 @@
-//! Where a data set's files lie.
+//! Where the files of a data set are.
 
 use crate::{Error, Result};
 use lxmert_core::captions::CaptionFolder;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub enum Data {
     /// Captioned images.
     Captions(DataPaths),
-    /// Examples in JSON: pre-training sentences, questions, statements.
+    /// Files of examples: pre-training sentences, questions, statements.
     Examples(ExamplePaths),
 }
 
@@ -37,7 +37,7 @@ impl Data {
     /// The captions.
     ///
     /// # Errors
-    /// When the data is none.
+    /// When the data is files of examples.
     pub fn captions(&self) -> Result<&DataPaths> {
         match self {
             Self::Captions(paths) => Ok(paths),
@@ -60,7 +60,7 @@ impl Data {
         }
     }
 
-    /// Every file that says what the data is, the store's index among them.
+    /// Every file that defines the data, with the store's index.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = match self {
             Self::Captions(paths) => {
@@ -136,7 +136,7 @@ impl ExamplePaths {
         })
     }
 
-    /// Every path absolute, so that a run's settings mean the same from any folder.
+    /// The same with absolute paths, so that a run's settings mean the same from any folder.
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let lists = [&mut self.train, &mut self.valid, &mut self.test];

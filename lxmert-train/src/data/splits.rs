@@ -1,7 +1,7 @@
 //! Which images train, which validate, which test.
 //!
-//! A split is over **images**. Splitting caption rows would put other captions of nearly every
-//! validation image into training, and the validation accuracy would measure memory.
+//! **Images** are split. If caption rows were, training would see other captions of nearly every
+//! validation image, and the validation accuracy would measure memory.
 
 use crate::{Error, Result};
 use lxmert_core::captions::Captions;
@@ -17,7 +17,7 @@ use std::path::Path;
 pub struct Splits {
     /// Per image of [`Captions::images`]; `None` for images that the split file leaves out.
     pub of: Vec<Option<Split>>,
-    /// Where the split comes from, in words.
+    /// Where the split comes from, for messages.
     pub source: String,
 }
 

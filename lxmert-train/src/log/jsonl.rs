@@ -1,5 +1,4 @@
-//! `metrics.jsonl`: one JSON object per line, appended as the run goes; each line carries a
-//! `"kind"` of `step`, `epoch` or `test`.
+//! `metrics.jsonl`: one JSON object per line, appended during the run; each has a `"kind"`: `step`, `epoch` or `test`.
 
 use crate::measures::Measures;
 use crate::{Error, Result};

@@ -6,7 +6,6 @@
 pub mod alignment;
 pub mod entailment;
 pub mod examples;
-pub mod losses;
 pub mod masked_words;
 pub mod matching;
 pub mod pretraining;
@@ -15,6 +14,8 @@ pub mod referring;
 pub mod registry;
 pub mod retrieval;
 pub mod statements;
+
+pub use lxmert_core::losses;
 
 use crate::data::paths::Data;
 use crate::evaluate::Evaluation;

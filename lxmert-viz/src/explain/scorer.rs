@@ -2,7 +2,8 @@
 
 use super::maps::{self, PairMaps};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
+use lxmert_core::batch::Batch;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
@@ -184,30 +185,7 @@ fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Dev
     if pairs.iter().any(|(regions, _)| regions.boxes.is_empty() != pairs[0].0.boxes.is_empty()) {
         return Err(Error::Argument("an image without regions beside others that have some".into()));
     }
-    let rows = pairs.len();
-    let length = pairs.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
-    let most = pairs.iter().map(|(regions, _)| regions.boxes.len()).max().unwrap_or(0);
-    let (mut ids, mut word_mask) = (vec![pad; rows * length], vec![0f32; rows * length]);
-    let (mut features, mut boxes) = (vec![0f32; rows * most * width], vec![0f32; rows * most * 4]);
-    let mut region_mask = vec![0f32; rows * most];
-    for (i, (regions, words)) in pairs.iter().enumerate() {
-        ids[i * length..i * length + words.len()].copy_from_slice(words);
-        word_mask[i * length..i * length + words.len()].fill(1.0);
-        let from = i * most;
-        let count = regions.boxes.len();
-        features[from * width..(from + count) * width].copy_from_slice(&regions.features);
-        for (slot, corners) in boxes[from * 4..].chunks_exact_mut(4).zip(&regions.boxes) {
-            slot.copy_from_slice(corners);
-        }
-        region_mask[from..from + count].fill(1.0);
-    }
-    Ok(LxmertInputs {
-        input_ids: Tensor::from_vec(ids, (rows, length), device)?,
-        attention_mask: Some(Tensor::from_vec(word_mask, (rows, length), device)?),
-        visual_feats: Tensor::from_vec(features, (rows, most, width), device)?,
-        visual_boxes: Tensor::from_vec(boxes, (rows, most, 4), device)?,
-        visual_attention_mask: Some(Tensor::from_vec(region_mask, (rows, most), device)?),
-    })
+    Ok(Batch::of_regions(pairs, usize::MAX, pad).inputs(device)?)
 }
 
 /// The regions whose numbers (within range) are in `kept`, in that order.

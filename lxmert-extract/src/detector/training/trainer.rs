@@ -1,7 +1,6 @@
 //! One step of training: network, targets, losses, gradient, update.
 
 use super::initial::SeededVariables;
-use super::losses::{binary_cross_entropy, cross_entropy, smooth_l1_sum};
 use super::targets::{Match, Matcher, sample};
 use crate::detector::anchors::AnchorGrid;
 use crate::detector::box_coder::BoxCoder;
@@ -11,6 +10,7 @@ use crate::detector::{DetectorConfig, Network, NormMode};
 use crate::images::DecodedImage;
 use candle_core::{Device, Tensor};
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::losses::{binary_cross_entropy, cross_entropy, smooth_l1};
 use lxmert_core::ops;
 use lxmert_core::optim::{AdamW, AdamWConfig};
 use lxmert_core::{Error, Result};
@@ -18,6 +18,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+
+/// Where the box loss turns from a square into a line, as in torchvision.
+const SMOOTH_L1_BETA: f64 = 1.0 / 9.0;
 
 /// How to train. What is not here is fixed by the papers and stands in [`Matcher`] and in the losses.
 #[derive(Debug, Clone, PartialEq)]
@@ -277,7 +280,7 @@ impl Trainer {
         targets.resize(count, 0.0);
         let all = [positives.as_slice(), &negatives].concat();
         let chosen = logits.index_select(&Tensor::from_vec(all, count, &self.device)?, 0)?;
-        let objectness = binary_cross_entropy(&chosen, &Tensor::from_vec(targets, count, &self.device)?)?;
+        let objectness = binary_cross_entropy(&chosen, &Tensor::from_vec(targets, count, &self.device)?)?.mean_all()?;
         let boxes = self.box_loss(&deltas, positives, wanted, count)?;
         Ok((objectness, boxes))
     }
@@ -327,14 +330,14 @@ impl Trainer {
         let features = heads.features(&heads.pooler.forward(levels, &regions, padded)?)?;
         let prediction = heads.predict(&features)?;
         let count = labels.len();
-        let class_loss = cross_entropy(&prediction.class_logits, &Tensor::from_vec(labels, count, &self.device)?)?;
+        let class_loss = cross_entropy(&prediction.class_logits, &labels)?.mean_all()?;
         let deltas = prediction.box_deltas.reshape((count * classes, 4))?;
         let box_loss = self.box_loss(&deltas, positives, wanted, count)?;
         let mut attribute_loss = Tensor::new(0f32, &self.device)?;
         if !rows.is_empty() {
             let rows = Tensor::new(rows, &self.device)?;
             for (logits, values) in prediction.attribute_logits.iter().zip(values) {
-                let loss = cross_entropy(&logits.index_select(&rows, 0)?, &Tensor::new(values, &self.device)?)?;
+                let loss = cross_entropy(&logits.index_select(&rows, 0)?, &values)?.mean_all()?;
                 attribute_loss = (attribute_loss + loss)?;
             }
         }
@@ -350,7 +353,7 @@ impl Trainer {
         let count = rows.len();
         let chosen = deltas.index_select(&Tensor::from_vec(rows, count, &self.device)?, 0)?;
         let wanted = Tensor::from_vec(wanted, (count, 4), &self.device)?;
-        Ok((smooth_l1_sum(&chosen, &wanted)? / samples as f64)?)
+        Ok((smooth_l1(&chosen, &wanted, SMOOTH_L1_BETA)?.sum_all()? / samples as f64)?)
     }
 }
 

@@ -2,10 +2,11 @@
 //! §3.1.2).
 
 use crate::Result;
-use crate::data::batches::{Batch, keep_first};
+use crate::data::batches::Batch;
 use crate::recipe::RegionLosses;
 use crate::tasks::losses::{cross_entropy, smooth_l1, weighted_sum};
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
+use lxmert_core::batch::keep_first;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{RegionHead, RegionLogits};
 use rand::Rng;
@@ -157,7 +158,7 @@ impl MaskedRegions {
             let count = chosen.len();
             let guesses = logits.features.index_select(&Tensor::from_vec(chosen, count, device)?, 0)?;
             let targets = Tensor::from_slice(&self.features, guesses.shape(), device)?;
-            terms.features = Some((smooth_l1(&guesses, &targets)?.sum_all()? / divisor)?);
+            terms.features = Some((smooth_l1(&guesses, &targets, 1.0)?.mean(D::Minus1)?.sum_all()? / divisor)?);
         }
         Ok(terms)
     }

@@ -1,4 +1,4 @@
-//! The losses that the tasks are made of, composed of Candle's operations, so that they have gradients on every device.
+//! The losses that training is made of, composed of Candle's operations, so that they have gradients on every device.
 
 use crate::{Error, Result};
 use candle_core::{D, Device, Tensor};
@@ -33,15 +33,15 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
     Ok((softplus - logits.mul(targets)?)?)
 }
 
-/// Smooth L1 with beta 1 (Girshick 2015, §2.3), averaged over the last dimension: `[rows, width]` to `[rows]`.
+/// Smooth L1 (Girshick 2015, §2.3) of each element: a square where the distance is below `beta`, a line beyond.
 ///
 /// # Errors
 /// When the shapes differ.
-pub fn smooth_l1(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
+pub fn smooth_l1(values: &Tensor, targets: &Tensor, beta: f64) -> Result<Tensor> {
     let distance = (values - targets)?.abs()?;
-    // With c = min(d, 1): c²/2 + (d - c) is d²/2 within 1 and d - 1/2 beyond.
-    let near = distance.clamp(0.0, 1.0)?;
-    Ok(((near.sqr()? * 0.5)? + (distance - near)?)?.mean(D::Minus1)?)
+    // With c = min(d, beta): c²/(2 beta) + (d - c) is d²/(2 beta) within beta and d - beta/2 beyond.
+    let near = distance.clamp(0.0, beta)?;
+    Ok(((near.sqr()? * (0.5 / beta))? + (distance - near)?)?)
 }
 
 /// Sum of `values` (`[rows]`) times `weights`.
@@ -79,12 +79,22 @@ mod tests {
     }
 
     #[test]
+    fn binary_cross_entropy_is_exact_for_huge_logits() {
+        let logits = Tensor::new(&[0f32, 3.0, -200.0], &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[1f32, 0.0, 1.0], &Device::Cpu).unwrap();
+        let want = [2f64.ln(), (1.0 + 3f64.exp()).ln(), 200.0];
+        close(&binary_cross_entropy(&logits, &targets).unwrap(), &want);
+    }
+
+    #[test]
     fn smooth_l1_is_quadratic_near_and_linear_far() {
         let x = Var::new(&[[0.5f32, -3.0], [0.0, 1.0]], &Device::Cpu).unwrap();
-        let loss = smooth_l1(&x, &Tensor::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
-        close(&loss, &[(0.125 + 2.5) / 2.0, 0.25]);
+        let zeros = Tensor::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        close(&smooth_l1(&x, &zeros, 1.0 / 9.0).unwrap(), &[0.5 - 1.0 / 18.0, 3.0 - 1.0 / 18.0, 0.0, 1.0 - 1.0 / 18.0]);
+        let loss = smooth_l1(&x, &zeros, 1.0).unwrap();
+        close(&loss, &[0.125, 2.5, 0.0, 0.5]);
         let gradients = loss.sum_all().unwrap().backward().unwrap();
         let gradient = gradients.get(&x).unwrap().flatten_all().unwrap();
-        close(&gradient.narrow(0, 0, 2).unwrap(), &[0.25, -0.5]);
+        close(&gradient.narrow(0, 0, 2).unwrap(), &[0.5, -1.0]);
     }
 }
