@@ -300,22 +300,22 @@ fn learns_what_a_photo_entails() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 96);
-    // Both spellings of the photo; every sixth line has no agreed label.
+    // Both spellings of the photo; of every fourth photo the second line has no agreed label.
     let lines = |name: &str, images: std::ops::Range<usize>| {
-        let line = |i: usize| {
-            let label = ["contradiction", "entailment", "neutral"][i % 3];
-            let image = i / 3;
-            let sentence = match label {
-                "neutral" => format!("It is {} and heavy.", COLOURS[i % 4]),
-                "entailment" => format!("It is {}.", COLOURS[image % 4]),
-                _ => format!("It is {}.", COLOURS[(image + 1 + i / 12 % 3) % 4]),
-            };
-            let photo = if i.is_multiple_of(2) { "Flickr30K_ID" } else { "Flikr30kID" };
-            let label = if i % 6 == 5 { "-" } else { label };
-            json!({photo: format!("{image:03}.png"), "pairID": format!("{i}"), "sentence2": sentence, "gold_label": label})
+        let line = |photo: &str, image: usize, sentence: &str, label: &str| {
+            let id = format!("{image}{}", label.chars().next().unwrap());
+            json!({photo: format!("{image:03}.png"), "pairID": id, "sentence2": sentence, "gold_label": label})
+                .to_string()
         };
-        let text: Vec<String> = (images.start * 3..images.end * 3).map(|i| line(i).to_string()).collect();
-        std::fs::write(root.join(name), text.join("\n")).unwrap();
+        let of = |image: usize| {
+            let label = if image % 4 < 2 { "entailment" } else { "contradiction" }; // COLOURS by the image's number
+            let open = if image % 4 == 3 { "-" } else { "neutral" };
+            [
+                line("Flickr30K_ID", image, "It is red or green.", label),
+                line("Flikr30kID", image, "Nobody knows what it weighs.", open),
+            ]
+        };
+        std::fs::write(root.join(name), images.flat_map(of).collect::<Vec<_>>().join("\n")).unwrap();
         vec![root.join(name)]
     };
     let data = ExamplePaths {
@@ -324,14 +324,16 @@ fn learns_what_a_photo_entails() {
         test: lines("test.jsonl", 80..96),
         ..ExamplePaths::default()
     };
-    let report = run(&job(root, "entailment", data, "run"));
+    let mut job = job(root, "entailment", data, "run");
+    job.recipe.epochs = 10;
+    let report = run(&job);
     let measured = |set: &str, measure: &str| report.test.test.get(set, measure).unwrap();
     assert!(measured("all", "accuracy") > 0.85, "{:?}", report.test.test);
-    assert_eq!((measured("all", "sentences"), measured("contradiction", "sentences")), (48.0, 16.0));
-    assert_eq!((measured("entailment", "sentences"), measured("neutral", "sentences")), (16.0, 8.0));
+    assert_eq!((measured("all", "sentences"), measured("contradiction", "sentences")), (32.0, 8.0));
+    assert_eq!((measured("entailment", "sentences"), measured("neutral", "sentences")), (8.0, 12.0));
     let predictions = std::fs::read_to_string(root.join("run/predictions/snli_ve.jsonl")).unwrap();
     let first: Value = serde_json::from_str(predictions.lines().next().unwrap()).unwrap();
-    assert!(predictions.lines().count() == 48 && first["pairID"] == "240", "{first}");
+    assert!(predictions.lines().count() == 32 && first["pairID"] == "80e", "{first}");
     let again = evaluate(root, "entailment", "test.jsonl");
     assert_eq!(again["test"]["all"]["accuracy"].as_f64(), Some(measured("all", "accuracy")));
     assert_eq!(std::fs::read_to_string(root.join("again/snli_ve.jsonl")).unwrap(), predictions);
