@@ -232,11 +232,14 @@ static HANDLER: OnceLock<()> = OnceLock::new();
 /// group, has sent to the program already.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
-/// Installs the handler of Ctrl-C: the first press asks the job to stop at the next safe point, the second ends the process at once
-/// (files are written whole or not at all, so nothing is lost).
+/// Installs the handler of Ctrl-C, and of SIGTERM and SIGHUP, which schedulers and closed terminals send: the first asks the job to
+/// stop at the next safe point, the second ends the process at once (files are written whole or not at all, so nothing is lost).
+/// A SIGHUP that the parent has set to be ignored, as `nohup` does, stays ignored.
 pub fn catch_interrupts() {
     HANDLER.get_or_init(|| {
         let mut first: Option<Instant> = None;
+        #[cfg(unix)]
+        let hang_up_ignored = ignore_hang_up();
         let _ = ctrlc::set_handler(move || {
             crate::interrupt::set();
             match first {
@@ -251,7 +254,19 @@ pub fn catch_interrupts() {
                 }
             }
         });
+        #[cfg(unix)]
+        if hang_up_ignored {
+            ignore_hang_up();
+        }
     });
+}
+
+/// Sets SIGHUP to be ignored; says whether it was so before.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn ignore_hang_up() -> bool {
+    // SAFETY: `signal` with SIG_IGN installs no code.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) == libc::SIG_IGN }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels it
 //! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
+//!
+//! Two features, off by default: `cli`, what the workspace's programs share on the command line, and `hub`, downloads from the hub.
 
 pub mod answering;
 pub mod answers;
@@ -7,6 +9,7 @@ pub mod batch;
 pub mod boxes;
 pub mod captions;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
 pub mod error;

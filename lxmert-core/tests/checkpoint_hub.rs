@@ -1,12 +1,12 @@
-//! The hub, against a server of its protocol on the loopback interface: what is fetched, where it lies, and
-//! what a user is told when it goes wrong. Nothing here asks a real host.
+//! The hub's client against a server on the loopback interface: what is fetched, where it is stored, and the errors. No test
+//! asks a real host.
 
 #[path = "checkpoint_hub/server.rs"]
 mod server;
 
 use lxmert_core::checkpoint::{ExpectedFile, Hub, HubFile, HubOptions};
 use lxmert_core::{Error, Result};
-use server::{Head, Published, Reply, Server};
+use server::{FILE, Head, Published, Reply, Server};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,7 +35,7 @@ fn small() -> Published {
 }
 
 fn file() -> HubFile {
-    "owner/repo/folder/weights.pth".parse().unwrap()
+    format!("owner/repo/{FILE}").parse().unwrap()
 }
 
 fn options(cache: &Path, endpoint: &str) -> HubOptions {
@@ -88,9 +88,9 @@ impl Cache {
     }
 }
 
-/// The message of a failure that the hub is the reason for, checked for each of `parts`.
-fn assert_told(result: Result<PathBuf>, parts: &[&str]) {
-    let error = result.expect_err("no file is to be had");
+/// Checks that the result is an error of the hub whose message has each of `parts`.
+fn assert_error(result: Result<PathBuf>, parts: &[&str]) {
+    let error = result.expect_err("the fetch succeeded");
     assert!(matches!(error, Error::Hub { .. }), "{error:?}");
     let message = error.to_string();
     for part in ["hf:owner/repo/folder/weights.pth"].iter().chain(parts) {
@@ -99,7 +99,7 @@ fn assert_told(result: Result<PathBuf>, parts: &[&str]) {
 }
 
 #[test]
-fn a_download_lies_where_python_looks_for_it() {
+fn stores_a_download_where_python_looks_for_it() {
     for published in [weights(), small()] {
         let (server, cache) = (Server::good(&published), Cache::new());
         let path = cache.fetch(&server, None).unwrap();
@@ -120,7 +120,7 @@ fn a_download_lies_where_python_looks_for_it() {
 }
 
 #[test]
-fn a_revision_is_asked_for_and_kept_under_its_name() {
+fn asks_for_the_revision_and_notes_its_commit() {
     let (server, cache) = (Server::good(&weights()), Cache::new());
     let hub = Hub::new(options(cache.0.path(), &server.endpoint())).unwrap();
     let path = hub.fetch(&"owner/repo/folder/weights.pth@v1".parse().unwrap(), None, false).unwrap();
@@ -144,7 +144,7 @@ fn a_second_call_downloads_nothing() {
 }
 
 #[test]
-fn a_newer_version_is_fetched() {
+fn fetches_a_newer_version() {
     let cache = Cache::new();
     cache.fetch(&Server::good(&weights()), None).unwrap();
     let content = bytes(2);
@@ -154,7 +154,7 @@ fn a_newer_version_is_fetched() {
 }
 
 #[test]
-fn a_cut_download_is_taken_up_where_it_broke() {
+fn resumes_a_cut_download() {
     for published in [weights(), small()] {
         let faults = |n: usize| [Reply::Cut(70_000), Reply::Cut(50_000), Reply::Good][n.min(2)];
         let (server, cache) = (Server::start(&published, Head::Good, faults), Cache::new());
@@ -167,7 +167,7 @@ fn a_cut_download_is_taken_up_where_it_broke() {
 }
 
 #[test]
-fn a_server_without_ranges_is_asked_for_the_whole_again() {
+fn starts_over_on_a_server_without_ranges() {
     let published = weights();
     let faults = |n| if n == 0 { Reply::Cut(70_000) } else { Reply::WithoutRanges };
     let (server, cache) = (Server::start(&published, Head::Good, faults), Cache::new());
@@ -175,7 +175,7 @@ fn a_server_without_ranges_is_asked_for_the_whole_again() {
 }
 
 #[test]
-fn a_silent_connection_counts_as_cut() {
+fn resumes_after_a_silent_connection() {
     let published = weights();
     let faults = |n| if n == 0 { Reply::Stall(70_000) } else { Reply::Good };
     let (server, cache) = (Server::start(&published, Head::Good, faults), Cache::new());
@@ -185,31 +185,54 @@ fn a_silent_connection_counts_as_cut() {
 }
 
 #[test]
-fn a_connection_that_always_breaks_is_an_error_and_leaves_no_file() {
+fn gives_up_on_a_connection_that_always_breaks_and_stores_no_file() {
     for published in [weights(), small()] {
         let (server, cache) = (Server::start(&published, Head::Good, |_| Reply::Cut(1_000)), Cache::new());
         let by_hand = format!("{}/owner/repo/resolve/main/folder/weights.pth", server.endpoint());
-        assert_told(cache.fetch(&server, None), &["Try again later", &by_hand, "--weights"]);
+        assert_error(cache.fetch(&server, None), &["Try again later", &by_hand, "--weights"]);
         cache.assert_no_file();
-        assert!(cache.blobs().is_empty(), "nobody could say what an unfinished file belongs to: {:?}", cache.blobs());
     }
 }
 
 #[test]
-fn a_later_run_goes_on_where_an_earlier_one_gave_up() {
+fn a_later_run_resumes_what_an_earlier_one_downloaded() {
     let published = weights();
     let cache = Cache::new();
     let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
     let bad = Server::start(&published, Head::Good, |_| Reply::Cut(1_000));
-    assert_told(cache.fetch(&bad, Some(&expected)), &["Try again later"]);
+    assert_error(cache.fetch(&bad, Some(&expected)), &["Try again later"]);
     cache.assert_no_file();
     let good = Server::good(&published);
     assert_eq!(std::fs::read(cache.fetch(&good, Some(&expected)).unwrap()).unwrap(), published.content);
-    assert_eq!(good.content_requests(), ["bytes=1000-199999"]);
+    assert_eq!(good.content_requests(), ["bytes=3000-199999"], "three attempts brought 1,000 bytes each");
 }
 
 #[test]
-fn another_file_than_the_published_one_is_refused_and_not_kept() {
+fn starts_over_when_what_an_earlier_run_left_is_damaged() {
+    let published = weights();
+    let (server, cache) = (Server::good(&published), Cache::new());
+    std::fs::create_dir_all(cache.folder().join("blobs")).unwrap();
+    let part = cache.folder().join("blobs").join(format!("{}.incomplete", published.etag));
+    std::fs::write(part, vec![0; 1_000]).unwrap();
+    assert_eq!(std::fs::read(cache.fetch(&server, None).unwrap()).unwrap(), published.content);
+    assert_eq!(server.content_requests(), ["bytes=1000-199999", "whole"]);
+}
+
+#[test]
+fn two_fetches_at_once_download_once() {
+    let published = weights();
+    let (server, cache) = (Server::good(&published), Cache::new());
+    std::thread::scope(|scope| {
+        let fetches = [(); 4].map(|()| scope.spawn(|| cache.fetch(&server, None).unwrap()));
+        for fetch in fetches {
+            assert_eq!(std::fs::read(fetch.join().unwrap()).unwrap(), published.content);
+        }
+    });
+    assert_eq!(server.content_requests(), ["whole"]);
+}
+
+#[test]
+fn rejects_and_removes_a_file_with_another_hash_or_size() {
     let published = weights();
     let sha = sha256(&bytes(3));
     let (server, cache) = (Server::good(&published), Cache::new());
@@ -227,7 +250,7 @@ fn another_file_than_the_published_one_is_refused_and_not_kept() {
 }
 
 #[test]
-fn bytes_that_were_damaged_on_the_way_are_refused_by_the_hub_s_own_hash() {
+fn rejects_bytes_that_do_not_match_the_hub_s_own_hash() {
     let damaged = Published { content: bytes(3), ..weights() };
     let (server, cache) = (Server::good(&damaged), Cache::new());
     let error = cache.fetch(&server, None).unwrap_err();
@@ -238,7 +261,7 @@ fn bytes_that_were_damaged_on_the_way_are_refused_by_the_hub_s_own_hash() {
 }
 
 #[test]
-fn a_cached_file_that_was_damaged_is_fetched_again() {
+fn downloads_a_damaged_cached_file_again() {
     let published = weights();
     let (server, cache) = (Server::good(&published), Cache::new());
     let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
@@ -249,7 +272,7 @@ fn a_cached_file_that_was_damaged_is_fetched_again() {
 }
 
 #[test]
-fn a_refusal_says_what_to_do() {
+fn a_refusal_names_the_remedy() {
     let published = weights();
     for (status, parts) in [
         (401, &["401", "so it is", "/owner/repo", "HF_TOKEN", "hf auth login"][..]),
@@ -259,29 +282,29 @@ fn a_refusal_says_what_to_do() {
         (500, &["500", "--weights"]),
     ] {
         let (server, cache) = (Server::start(&published, Head::Status(status), |_| Reply::Good), Cache::new());
-        assert_told(cache.fetch(&server, None), parts);
+        assert_error(cache.fetch(&server, None), parts);
         cache.assert_no_file();
         assert!(server.content_requests().is_empty());
     }
 }
 
 #[test]
-fn an_error_s_web_page_is_not_kept_as_the_file() {
+fn does_not_store_an_error_page_as_the_file() {
     for status in [200, 403, 404, 503] {
         for published in [weights(), small()] {
             let server = Server::start(&published, Head::Good, move |_| Reply::Page(status));
             let cache = Cache::new();
-            assert_told(cache.fetch(&server, None), &["--weights"]);
+            assert_error(cache.fetch(&server, None), &["--weights"]);
             cache.assert_no_file();
         }
     }
     let (server, cache) = (Server::start(&weights(), Head::Portal, |_| Reply::Page(200)), Cache::new());
-    assert_told(cache.fetch(&server, None), &["--weights"]);
+    assert_error(cache.fetch(&server, None), &["--weights"]);
     cache.assert_no_file();
 }
 
 #[test]
-fn an_error_s_web_page_is_not_the_end_when_the_file_comes_after() {
+fn retries_after_an_error_page() {
     let published = weights();
     let faults = |n| if n == 0 { Reply::Page(404) } else { Reply::Good };
     let (server, cache) = (Server::start(&published, Head::Good, faults), Cache::new());
@@ -289,19 +312,19 @@ fn an_error_s_web_page_is_not_the_end_when_the_file_comes_after() {
 }
 
 #[test]
-fn offline_uses_the_cache_and_says_how_else_to_get_the_file() {
+fn offline_uses_the_cache_or_names_the_file_s_address() {
     let published = weights();
     let (server, cache) = (Server::good(&published), Cache::new());
     let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
     let by_hand = "http://127.0.0.1:9/owner/repo/resolve/main/folder/weights.pth";
-    assert_told(cache.offline(None), &["HF_HUB_OFFLINE", by_hand, "--weights"]);
+    assert_error(cache.offline(None), &["HF_HUB_OFFLINE", by_hand, "--weights"]);
     let path = cache.fetch(&server, None).unwrap();
     assert_eq!(cache.offline(None).unwrap(), path);
     assert_eq!(cache.offline(Some(&expected)).unwrap(), path);
 }
 
 #[test]
-fn a_hub_that_is_gone_leaves_the_cache_in_use() {
+fn uses_the_cache_when_the_hub_cannot_be_reached() {
     let published = weights();
     let (server, cache) = (Server::good(&published), Cache::new());
     let endpoint = server.endpoint();
@@ -310,19 +333,142 @@ fn a_hub_that_is_gone_leaves_the_cache_in_use() {
     let fetch = |folder: &Path| Hub::new(options(folder, &endpoint)).unwrap().fetch(&file(), None, false);
     assert_eq!(fetch(cache.0.path()).unwrap(), path);
     let empty = Cache::new();
-    assert_told(fetch(empty.0.path()), &["no connection", &endpoint, "--weights"]);
+    assert_error(fetch(empty.0.path()), &["no connection", &endpoint, "--weights"]);
 }
 
 #[test]
-fn a_newer_version_that_does_not_come_leaves_the_older_one() {
+fn keeps_the_older_version_when_the_newer_one_fails() {
     let content = bytes(2);
     let newer = Published { etag: sha256(&content), content, commit: NEXT_COMMIT.into(), large: true };
     for fault in [Reply::Cut(1_000), Reply::Page(503)] {
         let cache = Cache::new();
         let path = cache.fetch(&Server::good(&weights()), None).unwrap();
-        assert_told(cache.fetch(&Server::start(&newer, Head::Good, move |_| fault), None), &["--weights"]);
+        assert_error(cache.fetch(&Server::start(&newer, Head::Good, move |_| fault), None), &["--weights"]);
         assert_eq!(cache.offline(None).unwrap(), path);
         assert_eq!(std::fs::read(&path).unwrap(), weights().content);
         assert!(cache.pointer(NEXT_COMMIT).symlink_metadata().is_err());
     }
+}
+
+fn optional(server: &Server, cache: &Cache, name: &str) -> Result<Option<PathBuf>> {
+    let hub = Hub::new(options(cache.0.path(), &server.endpoint())).unwrap();
+    hub.fetch_if_there(&HubFile { file: name.into(), ..file() }, false)
+}
+
+#[test]
+fn a_mirror_that_serves_resolve_alone_is_enough() {
+    let (server, cache) = (Server::good(&weights()), Cache::new());
+    assert_eq!(optional(&server, &cache, FILE).unwrap(), Some(cache.pointer(COMMIT)));
+    assert_eq!(optional(&server, &cache, "answers.json").unwrap(), None, "an optional file that is not there");
+    assert!(
+        server.log().iter().all(|line| line.contains("/resolve/") || line.contains("/storage/")),
+        "{:?}",
+        server.log()
+    );
+}
+
+#[test]
+fn a_missing_repository_or_revision_is_an_error_for_an_optional_file_too() {
+    for code in ["RepoNotFound", "RevisionNotFound"] {
+        let server = Server::start(&weights(), Head::Absent(code), |_| Reply::Good);
+        assert_error(optional(&server, &Cache::new(), FILE).map(Option::unwrap), &["404", "/owner/repo/tree/main"]);
+    }
+}
+
+#[test]
+fn follows_a_redirect_to_another_host_and_sends_it_no_token() {
+    for published in [weights(), small()] {
+        let (server, cache) = (Server::start(&published, Head::Moved, |_| Reply::Good), Cache::new());
+        assert_eq!(std::fs::read(cache.fetch(&server, None).unwrap()).unwrap(), published.content);
+        let log = server.log();
+        let (there, here): (Vec<_>, Vec<_>) = log.iter().partition(|line| line.contains(" /moved/"));
+        assert!(there.len() >= 2 && there.iter().all(|line| line.ends_with("nobody")), "{log:?}");
+        assert!(here.iter().any(|line| line.ends_with("Bearer hf_test")), "{log:?}");
+    }
+    let (server, cache) = (Server::start(&weights(), Head::Loop, |_| Reply::Good), Cache::new());
+    assert_error(cache.fetch(&server, None), &["redirects", "--weights"]);
+}
+
+#[test]
+fn an_etag_or_commit_that_is_a_path_is_refused() {
+    for published in [
+        Published { etag: "../../../x".into(), ..weights() },
+        Published { commit: "../x".into(), ..weights() },
+        Published { etag: "..".into(), ..small() },
+    ] {
+        let (server, cache) = (Server::good(&published), Cache::new());
+        assert_error(cache.fetch(&server, None), &["is not a hash"]);
+        assert!(std::fs::read_dir(cache.0.path()).unwrap().next().is_none(), "something was written");
+    }
+}
+
+#[test]
+fn finds_the_newest_snapshot_where_no_commit_is_noted_for_main() {
+    let cache = Cache::new();
+    cache.fetch(&Server::good(&weights()), None).unwrap();
+    std::fs::remove_file(cache.folder().join("refs/main")).unwrap();
+    assert_eq!(cache.offline(None).unwrap(), cache.pointer(COMMIT));
+    std::thread::sleep(Duration::from_millis(20));
+    let content = bytes(2);
+    let newer = Published { etag: sha256(&content), content, commit: NEXT_COMMIT.into(), large: true };
+    cache.fetch(&Server::good(&newer), None).unwrap();
+    std::fs::remove_file(cache.folder().join("refs/main")).unwrap();
+    assert_eq!(cache.offline(None).unwrap(), cache.pointer(NEXT_COMMIT));
+}
+
+/// Every path in a folder with its time of change.
+fn tree(folder: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = path.symlink_metadata().unwrap();
+        found.push((path.clone(), metadata.modified().unwrap()));
+        if metadata.is_dir() {
+            found.extend(tree(&path));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[cfg(unix)]
+#[test]
+fn a_complete_cache_needs_no_write_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    let published = weights();
+    let (server, cache) = (Server::good(&published), Cache::new());
+    let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
+    let path = cache.fetch(&server, Some(&expected)).unwrap();
+    let before = tree(cache.0.path());
+    let set_mode = |mode| {
+        let folders = before.iter().map(|(path, _)| path.as_path()).filter(|path| path.is_dir() && !path.is_symlink());
+        for folder in folders.chain([cache.0.path()]) {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    set_mode(0o555);
+    let fetched = [cache.fetch(&server, None), cache.fetch(&server, Some(&expected)), cache.offline(None)];
+    set_mode(0o755);
+    for fetched in fetched {
+        assert_eq!(fetched.unwrap(), path);
+    }
+    assert_eq!(tree(cache.0.path()), before, "root may write anywhere, so what counts is that nothing was written");
+}
+
+#[test]
+fn uses_the_cached_copy_when_a_newer_one_cannot_be_written() {
+    let cache = Cache::new();
+    let path = cache.fetch(&Server::good(&weights()), None).unwrap();
+    let content = bytes(2);
+    let newer = Server::good(&Published { etag: sha256(&content), content, commit: NEXT_COMMIT.into(), large: true });
+    // A file in the place of a folder stops root too.
+    let block = |cache: &Cache| {
+        let _ = std::fs::remove_dir_all(cache.0.path().join(".locks"));
+        std::fs::write(cache.0.path().join(".locks"), "").unwrap();
+    };
+    block(&cache);
+    assert_eq!(cache.fetch(&newer, None).unwrap(), path);
+    let empty = Cache::new();
+    block(&empty);
+    assert_error(empty.fetch(&newer, None), &["cannot write to the cache", "HF_HUB_CACHE"]);
 }

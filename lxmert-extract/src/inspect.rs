@@ -38,7 +38,7 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     Ok(text)
 }
 
-/// One image: its regions with label, score and box in pixels (in 0..1 where the store does not know the size).
+/// One image: its regions, numbered from 1, with label, score and box in pixels (in 0..1 where the store does not know the size).
 ///
 /// # Errors
 /// When the store has no such image (the message names similar ones) or a shard is damaged.
@@ -74,7 +74,8 @@ pub fn describe_image(store: &FeatureStore, name: &str) -> Result<String> {
         let score = regions.scores[i];
         let _ = writeln!(
             text,
-            "{i:>3}  {what:<24} {score:>6.3}  {x0:>7.digits$} {y0:>7.digits$} {x1:>7.digits$} {y1:>7.digits$}"
+            "{:>3}  {what:<24} {score:>6.3}  {x0:>7.digits$} {y0:>7.digits$} {x1:>7.digits$} {y1:>7.digits$}",
+            i + 1
         );
     }
     Ok(text)

@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::features::FeatureStore;
 use lxmert_extract::detector::{DetectorConfig, Network, NormMode};
+use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -102,6 +103,8 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
     let inspect = |arguments: &[&str]| program().arg("inspect").arg(place.at("store")).args(arguments).assert();
     inspect(&[]).success().stdout(contains("15 in all, up to 5 an image")).stdout(contains("8 × f32"));
     inspect(&["--image", "sub/001.png"]).success().stdout(contains("64 × 48 pixels, 5 regions"));
+    let numbered = |number: &str| contains(format!("\n{number:>3}  "));
+    inspect(&["--image", "sub/001.png"]).stdout(numbered("1").and(numbered("5")).and(numbered("0").not()));
     inspect(&["--image", "001"]).code(1).stderr(contains("did you mean 'sub/001.png'"));
 }
 

@@ -62,8 +62,9 @@ fn main() -> anyhow::Result<()> {
         let Some((region, weight)) = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
         let label = regions.labels.get(region).and_then(|&label| names.get(label as usize)).map_or("?", String::as_str);
         println!(
-            "  {:<10} → region {region:>2} ({label}), {:.0} %",
+            "  {:<10} → region {:>2} ({label}), {:.0} %",
             checkpoint.text.vocabulary()[*id as usize],
+            region + 1,
             100.0 * weight
         );
     }

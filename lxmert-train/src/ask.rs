@@ -65,9 +65,9 @@ pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
     let answers = answerer.ask(&regions, &args.question, args.top, device)?;
     if args.json {
         let text = serde_json::to_string_pretty(&answers).map_err(Error::json("answers"))?;
-        println!("{text}");
+        lxmert_core::cli::print_line(text)?;
     } else {
-        print!("{}", table(&answers));
+        lxmert_core::cli::print(table(&answers))?;
     }
     Ok(())
 }

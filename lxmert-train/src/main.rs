@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use lxmert_core::cli::{CommonArgs, catch_interrupts, keep_freed_memory};
+use lxmert_core::cli::{self, CommonArgs, catch_interrupts, keep_freed_memory, print_line};
 use lxmert_core::ops::Precision;
 use lxmert_train::arguments::{Circumstances, EvaluateArgs, TrainArgs};
 use lxmert_train::ask::{self, AskArgs};
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 /// Without arguments it trains on the generated scenes (data/scenes, data/features/scenes) and
 /// writes runs/scenes; an unfinished run of the same settings is resumed.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -36,14 +36,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    match run(&cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Our errors carry their cause in their own text; printing the chain would repeat it.
-            eprintln!("error: {error}");
-            let interrupted =
-                error.downcast_ref::<lxmert_train::Error>().is_some_and(lxmert_train::Error::is_interrupt);
-            ExitCode::from(if interrupted { 130 } else { 1 })
+            let stopped = error.downcast_ref::<lxmert_train::Error>().is_some_and(lxmert_train::Error::is_interrupt);
+            cli::report_failure(&error, stopped)
         }
     }
 }
@@ -65,16 +63,16 @@ fn train(args: &TrainArgs, with: Circumstances) -> Result<()> {
     let output = &job.output;
     match registry::train(&job)? {
         Outcome::Finished(report) => {
-            print_report(&report);
+            print_report(&report)?;
             let (best, curves) = (output.join("best"), output.join("curves.png"));
-            println!("checkpoint {}\ncurves     {}", best.display(), curves.display());
+            print_line(format_args!("checkpoint {}\ncurves     {}", best.display(), curves.display()))?;
         }
         Outcome::AlreadyFinished(report) => {
-            print_report(&report);
-            println!(
+            print_report(&report)?;
+            print_line(format_args!(
                 "{}: this run has already finished; nothing was done. Train again with --overwrite, or beside it with --output DIR",
                 output.display()
-            );
+            ))?;
         }
     }
     Ok(())
@@ -92,20 +90,20 @@ fn evaluate(args: &EvaluateArgs, with: &Circumstances) -> Result<()> {
     let test = args.measure(with)?;
     if args.json {
         let measured = Evaluated { precision: args.precision, record: TestRecord { epoch: 0, test } };
-        println!("{}", serde_json::to_string_pretty(&measured).context("the measures as JSON")?);
+        print_line(serde_json::to_string_pretty(&measured).context("the measures as JSON")?)?;
     } else {
-        println!("products of the encoders' layers in {}\n", args.precision);
-        print!("{}", test.tables("test"));
+        print_line(format_args!("products of the encoders' layers in {}\n", args.precision))?;
+        cli::print(test.tables("test"))?;
     }
     Ok(())
 }
 
-fn print_report(report: &Report) {
-    println!(
+fn print_report(report: &Report) -> lxmert_core::Result<()> {
+    print_line(format_args!(
         "{}, {}: {} epochs, {} steps, {:.0} s; best epoch {}\n",
         report.data, report.task, report.epochs, report.steps, report.training_seconds, report.test.epoch
-    );
-    print!("{}", report.test.test.tables("test"));
+    ))?;
+    cli::print(report.test.test.tables("test"))
 }
 
 /// The command as it was typed, with the program's bare name.

@@ -8,7 +8,7 @@
 //!                          tokenizer_config.json, preprocessor_config.json, README.md (model card)
 //!   metrics.jsonl          one JSON object per line (crate::log::jsonl)
 //!   tensorboard/           an event file
-//!   curves.png             losses, accuracies, learning rate
+//!   curves.png             losses, accuracies, gradient norm, learning rate
 //!   predictions/           of the test split, in the form that a benchmark's server takes; not for matching
 //!   report.json            the test results; there only once the run has finished
 //!   state.safetensors      what --resume needs; there only until then

@@ -79,7 +79,8 @@ use crate::boxes::BoxXyxy;
 use serde::{Deserialize, Serialize};
 
 /// How the features' numbers are stored. Boxes and scores are always `f32`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum StoreDtype {
     /// 4 bytes a number, exact.

@@ -1,6 +1,6 @@
-//! A small hub on the loopback interface: one file of `owner/repo`, served as the hub serves large files
-//! (a redirect with `X-Linked-Etag`, `X-Linked-Size` and `X-Repo-Commit` to a storage host with ranges)
-//! or small ones (from the repository itself), with the faults that a test asks for.
+//! A small hub on the loopback interface, with the faults that a test asks for. It serves one file of `owner/repo` as the hub
+//! serves large files (a redirect with `X-Linked-Etag`, `X-Linked-Size` and `X-Repo-Commit` to a storage host with ranges) or small
+//! ones (from the repository itself), and `/resolve/` alone, as a mirror does: every other address is a 404.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -35,11 +35,20 @@ pub enum Reply {
     Page(u16),
 }
 
+/// The published file's path in its repository.
+pub const FILE: &str = "folder/weights.pth";
+
 /// How a request that asks about the file (`HEAD`) is answered.
 #[derive(Clone, Copy)]
 pub enum Head {
     Good,
     Status(u16),
+    /// 404 with this `X-Error-Code`.
+    Absent(&'static str),
+    /// A redirect without the hub's headers to the same path under `/moved`, on a host of another name; the download too.
+    Moved,
+    /// A redirect to itself.
+    Loop,
     /// 200 with the headers of a web page, as a hotel's network answers.
     Portal,
 }
@@ -133,10 +142,20 @@ impl Site {
         self.log.lock().unwrap().push(line);
 
         let file = &self.published;
-        let resolve = path.starts_with("/owner/repo/resolve/");
+        let moved = path.strip_prefix("/moved");
+        let resolve = moved.unwrap_or(path).starts_with("/owner/repo/resolve/");
+        if resolve && matches!(self.head, Head::Moved) && moved.is_none() {
+            let location = format!("Location: http://localhost:{}/moved{path}\r\n", address.port());
+            return send(&stream, 308, &location, b"");
+        }
+        if resolve && !path.ends_with(FILE) {
+            return send(&stream, 404, "X-Error-Code: EntryNotFound\r\n", b"");
+        }
         if resolve && method == "HEAD" {
             match self.head {
-                Head::Good => {}
+                Head::Good | Head::Moved => {}
+                Head::Absent(code) => return send(&stream, 404, &format!("X-Error-Code: {code}\r\n"), b""),
+                Head::Loop => return send(&stream, 302, &format!("Location: {path}\r\n"), b""),
                 Head::Status(status) => return send(&stream, status, "X-Error-Message: so it is\r\n", b""),
                 Head::Portal => return send(&stream, 200, "Content-Type: text/html\r\n", b""),
             }

@@ -34,6 +34,6 @@ pub fn run(args: &ScenesArgs, seed: u64, progress: bool) -> Result<()> {
     let config =
         ScenesConfig { count: args.count, seed, width: args.side, height: args.side, ..ScenesConfig::default() };
     let summary = generate(&output, &config, args.overwrite, progress)?;
-    println!("{}: {summary}", output.display());
+    lxmert_core::cli::print_line(format_args!("{}: {summary}", output.display()))?;
     Ok(())
 }

@@ -109,12 +109,6 @@ impl CaptionedImages {
                     paths.features.display()
                 )));
             }
-            if !has_mismatches(&captions, &splits, split) {
-                log::warn!(
-                    "{}: all images of the {split} split have the same captions, so no mismatched pair can be made of it",
-                    paths.captions.display()
-                );
-            }
         }
         let mut texts = captions.captions.iter().map(|caption| caption.text.as_str());
         let first = texts.next().unwrap_or_default();
@@ -123,6 +117,15 @@ impl CaptionedImages {
                 "{}: every caption is '{first}', so no mismatched pair can be made and there is nothing to learn",
                 paths.captions.display()
             )));
+        }
+        let alike = Split::ALL.into_iter().filter(|split| !has_mismatches(&captions, &splits, *split));
+        let alike: Vec<String> = alike.map(|split| split.to_string()).collect();
+        if !alike.is_empty() {
+            log::warn!(
+                "{}: no mismatched pair can be made of {}: all images there have the same captions",
+                paths.captions.display(),
+                alike.join(", ")
+            );
         }
         Ok(Self { captions, splits, store, store_index: found, hard_negatives, missing })
     }

@@ -1,4 +1,5 @@
-//! `curves.png`: losses, accuracies and the learning rate over the epochs.
+//! `curves.png`: losses, accuracies, the gradient norm and the learning rate over the epochs. A colour means the same set or
+//! task in every panel, and no value is cut: where a few are far above the others, the axis is logarithmic.
 //!
 //! The font is bundled (DejaVu Sans, `assets/LICENSE_DEJAVU`), so a machine needs none of its own.
 
@@ -15,14 +16,15 @@ pub const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans.ttf");
 /// DejaVu Sans Bold.
 pub const FONT_BOLD: &[u8] = include_bytes!("../../assets/DejaVuSans-Bold.ttf");
 
-/// Okabe & Ito's palette, told apart by colour-blind readers: blue, orange, green, vermilion, purple, sky blue, black.
-pub const PALETTE: [RGBColor; 7] = [
+/// Okabe & Ito's palette, told apart by colour-blind readers: blue, orange, green, vermilion, purple, sky blue, grey, black.
+pub const PALETTE: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
     RGBColor(213, 94, 0),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
+    RGBColor(130, 130, 130),
     RGBColor(0, 0, 0),
 ];
 
@@ -45,27 +47,58 @@ pub fn register_fonts() {
 /// One line of a panel.
 struct Series {
     label: String,
+    /// What it is of, which gives its colour: "training", a validation set, a task.
+    of: String,
     /// (epochs, value).
     points: Vec<(f64, f64)>,
-    dotted: bool,
+    /// Whether each point is marked, and how.
+    mark: Option<Mark>,
+}
+
+/// How points are marked; measures of one set differ in it.
+#[derive(Clone, Copy)]
+enum Mark {
+    Disc,
+    Triangle,
 }
 
 /// One panel: its title, its lines, and a fixed range of values where the measure has one.
 struct Panel {
-    title: &'static str,
+    title: String,
     series: Vec<Series>,
     range: Option<(f64, f64)>,
 }
 
+impl Panel {
+    fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        self.series.iter().flat_map(|series| &series.points).map(|point| point.1).filter(|value| value.is_finite())
+    }
+
+    /// Whether a few values are so far above the others that these would lie flat on the axis.
+    fn is_logarithmic(&self) -> bool {
+        const FAR: f64 = 20.0;
+        let mut values: Vec<f64> = self.values().collect();
+        values.sort_by(f64::total_cmp);
+        let (Some(least), Some(most)) = (values.first(), values.last()) else { return false };
+        self.range.is_none() && *least > 0.0 && *most > FAR * values[values.len() / 2]
+    }
+}
+
+/// Points of many lines by name.
+type Named = BTreeMap<String, Vec<(f64, f64)>>;
+
 fn panels(records: &[Record]) -> Vec<Panel> {
     let mut steps = [const { Vec::new() }; 3]; // loss, learning rate, gradient norm
     let mut train_accuracy = Vec::new();
-    let mut measured: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    let (mut parts, mut measured) = (Named::new(), Named::new());
     for record in records {
         match record {
             Record::Step(s) => {
                 for (points, value) in steps.iter_mut().zip([s.loss, s.learning_rate, s.gradient_norm]) {
                     points.push((s.epoch, value));
+                }
+                for (name, loss) in &s.parts {
+                    parts.entry(name.clone()).or_default().push((s.epoch, *loss));
                 }
             }
             Record::Epoch(e) => {
@@ -79,55 +112,75 @@ fn panels(records: &[Record]) -> Vec<Panel> {
         }
     }
     let [loss, rate, norm] = steps;
-    let line = |label: &str, points| Series { label: label.into(), points, dotted: false };
-    let mut losses = vec![line("training", loss)];
+    let line = |of: &str, points| Series { label: of.into(), of: of.into(), points, mark: None };
+    let training = |points, mark| Series { mark, ..line("training", points) };
+    let mut losses = vec![training(loss, None)];
     losses.extend(of(&measured, &["loss"]));
     // Where a set sums the others up, it stands for them beside the training loss, which does too.
     if measured.contains_key("all/loss") {
-        losses.retain(|series| series.label == "training" || series.label == "validation, all");
+        losses.retain(|series| series.of == "training" || series.of == "all");
     }
-    let mut accuracies = vec![Series { label: "training".into(), points: train_accuracy, dotted: true }];
+    let mut accuracies = vec![training(train_accuracy, Some(Mark::Disc))];
     accuracies.extend(of(&measured, &["accuracy"]));
-    accuracies.retain(|series| !series.points.is_empty());
-    let ranked = of(&measured, &["auc", "f1"]);
-    vec![
-        Panel { title: "Loss (nats)", series: losses, range: None },
-        Panel { title: "Accuracy", series: accuracies, range: Some((0.4, 1.0)) },
-        if ranked.is_empty() {
-            Panel { title: "Gradient norm before clipping", series: vec![line("gradient norm", norm)], range: None }
-        } else {
-            Panel { title: "Validation: AUC and F1", series: ranked, range: Some((0.4, 1.0)) }
-        },
-        Panel { title: "Learning rate", series: vec![line("learning rate", rate)], range: None },
-    ]
+    let judged = if measured.contains_key("random/accuracy") { "pairs judged right" } else { "right answers" };
+    let panel = |title: &str, series, range| Panel { title: title.into(), series, range };
+    let of_tasks = parts.into_iter().map(|(of, points)| line(&of, points)).collect();
+    let share = Some((0.4, 1.0));
+    let mut panels = vec![
+        panel("Loss (nats)", losses, None),
+        panel("Training loss of each task (nats)", of_tasks, None),
+        panel(&format!("Accuracy: share of {judged}"), accuracies, share),
+        panel("Validation: AUC and F1", of(&measured, &["auc", "f1"]), share),
+        panel("Gradient norm before clipping", vec![training(norm, None)], None),
+        panel("Learning rate", vec![training(rate, None)], None),
+    ];
+    for panel in &mut panels {
+        panel.series.retain(|series| !series.points.is_empty());
+    }
+    panels.retain(|panel| !panel.series.is_empty());
+    panels
 }
 
 /// The series of these measures, one per set.
-fn of(measured: &BTreeMap<String, Vec<(f64, f64)>>, measures: &[&str]) -> Vec<Series> {
+fn of(measured: &Named, measures: &[&str]) -> Vec<Series> {
     let series = measured.iter().filter_map(|(name, points)| {
-        let (set, measure) = name.rsplit_once('/').filter(|(_, measure)| measures.contains(measure))?;
+        let (set, measure) = name.rsplit_once('/')?;
+        let which = measures.iter().position(|known| *known == measure)?;
         let label = if measures.len() > 1 { format!("{set} {measure}") } else { format!("validation, {set}") };
-        Some(Series { label, points: points.clone(), dotted: true })
+        let mark = Some(if which == 0 { Mark::Disc } else { Mark::Triangle });
+        Some(Series { label, of: set.into(), points: points.clone(), mark })
     });
     series.collect()
 }
 
-/// Draws the curves of a run, 1200 × 840 pixels.
+/// The colour of each set and task: the same in every panel.
+fn colours(panels: &[Panel]) -> BTreeMap<String, RGBColor> {
+    let mut names: Vec<&str> = vec!["training"];
+    for series in panels.iter().flat_map(|panel| &panel.series) {
+        if !names.contains(&series.of.as_str()) {
+            names.push(&series.of);
+        }
+    }
+    names.into_iter().zip(PALETTE.into_iter().cycle()).map(|(name, colour)| (name.to_string(), colour)).collect()
+}
+
+/// Draws the curves of a run, two panels a line, 1200 pixels wide.
 ///
 /// # Errors
 /// When the picture cannot be drawn or written.
 pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
     register_fonts();
-    let (width, height) = (1200u32, 840u32);
+    let panels = panels(records);
+    let lines = panels.len().div_ceil(2).max(2);
+    let (width, height) = (1200u32, 420 * lines as u32);
     let mut pixels = vec![0u8; (width * height * 3) as usize];
     let failed = |e: &dyn std::fmt::Display| Error::Drawing { path: path.to_path_buf(), reason: e.to_string() };
     {
         let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&WHITE).map_err(|e| failed(&e))?;
-        let panels = panels(records);
-        let epochs = epochs_shown(&panels);
-        for (panel, area) in panels.iter().zip(root.margin(8, 8, 8, 8).split_evenly((2, 2))) {
-            draw_panel(panel, epochs, &area).map_err(|e| failed(&*e))?;
+        let (epochs, colours) = (epochs_shown(&panels), colours(&panels));
+        for (panel, area) in panels.iter().zip(root.margin(8, 8, 8, 8).split_evenly((lines, 2))) {
+            draw_panel(panel, epochs, &colours, &area).map_err(|e| failed(&*e))?;
         }
         root.present().map_err(|e| failed(&e))?;
     }
@@ -143,13 +196,6 @@ fn encode_png(pixels: &[u8], width: u32, height: u32) -> std::result::Result<Vec
     Ok(png)
 }
 
-/// The largest value, or twice the 98th percentile where a few values are far above it.
-fn most(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let Some(last) = values.last() else { return 0.0 };
-    last.min(2.0 * values[(values.len() - 1) * 98 / 100])
-}
-
 type DrawResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Where the axis of epochs ends, in every panel alike: at the end of the last epoch that has begun. Steps are recorded now
@@ -159,21 +205,33 @@ fn epochs_shown(panels: &[Panel]) -> f64 {
     points.map(|(epochs, _)| *epochs).fold(1.0, f64::max).ceil()
 }
 
-fn draw_panel(panel: &Panel, x_max: f64, area: &DrawingArea<BitMapBackend, Shift>) -> DrawResult {
-    let points = || panel.series.iter().flat_map(|s| s.points.iter().copied()).filter(|p| p.1.is_finite());
+fn draw_panel(
+    panel: &Panel,
+    x_max: f64,
+    colours: &BTreeMap<String, RGBColor>,
+    area: &DrawingArea<BitMapBackend, Shift>,
+) -> DrawResult {
+    let logarithmic = panel.is_logarithmic();
+    let place = |value: f64| if logarithmic { value.log10() } else { value };
+    let values = || panel.values().map(place);
+    let lowest = |from: f64| values().fold(from, f64::min);
+    let highest = values().fold(f64::NEG_INFINITY, f64::max);
     let (low, high) = match panel.range {
         // Many series have a tall legend at the bottom, which needs room below the lines.
-        Some((low, high)) if panel.series.len() > 4 => {
-            let lowest = points().map(|p| p.1).fold(low, f64::min);
-            (lowest - 0.5 * (high - lowest), high)
-        }
-        Some((low, high)) => (points().map(|p| p.1).fold(low, f64::min), high),
-        None => (0.0, most(points().map(|p| p.1).collect()) * 1.05),
+        Some((low, high)) if panel.series.len() > 4 => (lowest(low) - 0.5 * (high - lowest(low)), high),
+        Some((low, high)) => (lowest(low), high),
+        None if logarithmic => (lowest(f64::INFINITY) - 0.1, highest + 0.1),
+        None => (0.0, highest * 1.05),
     };
     let high = if high > low { high } else { low + 1.0 };
     let text = |size: u32| ("sans-serif", size).into_font().color(&RGBColor(40, 40, 40));
+    let alone = match panel.series.as_slice() {
+        [only] if only.of != "training" => format!(": {}", only.label), // it has no legend
+        _ => String::new(),
+    };
+    let title = format!("{}{alone}{}", panel.title, if logarithmic { ", logarithmic" } else { "" });
     let mut chart = ChartBuilder::on(area)
-        .caption(panel.title, text(19))
+        .caption(title, text(19))
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(64)
@@ -188,33 +246,46 @@ fn draw_panel(panel: &Panel, x_max: f64, area: &DrawingArea<BitMapBackend, Shift
         .x_labels(11)
         .x_label_formatter(&|x| if (x - x.round()).abs() < 1e-9 { format!("{x:.0}") } else { format!("{x:.1}") })
         .y_label_formatter(&|y| {
-            if y.abs() < 1e-12 {
-                "0".to_string()
-            } else if high < 0.01 {
-                format!("{y:.1e}")
-            } else {
-                format!("{y:.2}")
+            let value = if logarithmic { 10f64.powf(*y) } else { *y };
+            match value {
+                _ if value.abs() < 1e-12 => "0".to_string(),
+                _ if high < 0.01 && !logarithmic => format!("{value:.1e}"),
+                _ if value >= 100.0 => format!("{value:.0}"),
+                _ => format!("{value:.2}"),
             }
         })
         .draw()?;
-    for (series, color) in panel.series.iter().zip(PALETTE) {
-        if series.points.is_empty() {
-            continue;
-        }
+    for series in &panel.series {
+        let color = colours.get(&series.of).copied().unwrap_or(BLACK);
         let style = color.stroke_width(2);
-        let inside = series.points.iter().map(|&(x, y)| (x, y.min(high)));
-        chart
-            .draw_series(LineSeries::new(inside, style))?
-            .label(series.label.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
-        if series.dotted {
-            chart.draw_series(series.points.iter().map(|&p| Circle::new(p, 4, color.filled())))?;
+        let points = || series.points.iter().filter(|point| point.1.is_finite()).map(|&(x, y)| (x, place(y)));
+        let mark = series.mark;
+        chart.draw_series(LineSeries::new(points(), style))?.label(series.label.as_str()).legend(move |(x, y)| {
+            let size = |wanted: bool, size: i32| if wanted { size } else { 0 };
+            EmptyElement::at((x, y))
+                + PathElement::new([(0, 0), (22, 0)], style)
+                + Circle::new((11, 0), size(matches!(mark, Some(Mark::Disc)), 4), color.filled())
+                + TriangleMarker::new((11, 0), size(matches!(mark, Some(Mark::Triangle)), 6), color.filled())
+        });
+        match mark {
+            Some(Mark::Triangle) => {
+                chart.draw_series(points().map(|p| TriangleMarker::new(p, 6, color.filled())))?;
+            }
+            Some(Mark::Disc) => {
+                chart.draw_series(points().map(|p| Circle::new(p, 4, color.filled())))?;
+            }
+            // The first point stands alone until there is a second.
+            None => {
+                chart.draw_series(points().take(1).map(|p| Circle::new(p, 3, color.filled())))?;
+            }
         }
     }
     if panel.series.len() > 1 {
+        let placed: Vec<Vec<(f64, f64)>> =
+            panel.series.iter().map(|series| series.points.iter().map(|&(x, y)| (x, place(y))).collect()).collect();
         chart
             .configure_series_labels()
-            .position(emptiest_corner(&panel.series, x_max, (low, high)))
+            .position(emptiest_corner(&placed, x_max, (low, high)))
             .background_style(WHITE.mix(0.85))
             .border_style(RGBColor(200, 200, 200))
             .label_font(text(14))
@@ -223,8 +294,8 @@ fn draw_panel(panel: &Panel, x_max: f64, area: &DrawingArea<BitMapBackend, Shift
     Ok(())
 }
 
-/// The corner where a legend of these series covers the least of their lines, over 0 to `x_max` and this range of values.
-fn emptiest_corner(series: &[Series], x_max: f64, (low, high): (f64, f64)) -> SeriesLabelPosition {
+/// The corner where a legend of these lines covers the least of them, over 0 to `x_max` and this range of values.
+fn emptiest_corner(series: &[Vec<(f64, f64)>], x_max: f64, (low, high): (f64, f64)) -> SeriesLabelPosition {
     /// Points looked at between two of a line.
     const BETWEEN: usize = 8;
     // The legend's share of the panel: about 160 pixels of 510, and 18 a line of 330.
@@ -240,7 +311,7 @@ fn emptiest_corner(series: &[Series], x_max: f64, (low, high): (f64, f64)) -> Se
                 (from.0 + t * (to.0 - from.0), from.1 + t * (to.1 - from.1))
             })
         };
-        let lines = series.iter().flat_map(|line| line.points.windows(2));
+        let lines = series.iter().flat_map(|line| line.windows(2));
         lines.flat_map(|ends| along(ends[0], ends[1])).filter(inside).count()
     };
     let corners = [
@@ -305,8 +376,8 @@ mod tests {
 
     #[test]
     fn places_the_legend_where_no_line_is() {
-        let line = |from, to| Series { label: "a".into(), points: vec![(0.0, from), (1.0, to)], dotted: false };
-        let corner = |lines: &[Series]| format!("{:?}", emptiest_corner(lines, 1.0, (0.0, 1.0)));
+        let line = |from, to| vec![(0.0, from), (1.0, to)];
+        let corner = |lines: &[Vec<(f64, f64)>]| format!("{:?}", emptiest_corner(lines, 1.0, (0.0, 1.0)));
         assert_eq!(corner(&[line(1.0, 0.0)]), "UpperRight");
         assert_eq!(corner(&[line(0.4, 1.0)]), "LowerRight");
         assert_eq!(corner(&[line(1.0, 1.0), line(1.0, 0.0)]), "LowerLeft");
@@ -328,6 +399,39 @@ mod tests {
     }
 
     #[test]
+    fn a_few_values_far_above_the_others_make_the_axis_logarithmic() {
+        let mut records = records(3);
+        let is_logarithmic = |records: &[Record], title: &str| {
+            let panels = panels(records);
+            panels.iter().find(|panel| panel.title.starts_with(title)).unwrap().is_logarithmic()
+        };
+        assert!(!is_logarithmic(&records, "Gradient norm"));
+        if let Record::Step(step) = &mut records[0] {
+            step.gradient_norm = 6248.0;
+        }
+        assert!(is_logarithmic(&records, "Gradient norm"));
+        assert!(!is_logarithmic(&records, "Loss") && !is_logarithmic(&records, "Accuracy"));
+    }
+
+    #[test]
+    fn a_colour_means_the_same_in_every_panel_and_tasks_have_their_losses() {
+        let mut records = records(2);
+        for record in &mut records {
+            if let Record::Step(step) = record {
+                step.parts = BTreeMap::from([("words".into(), 2.0), ("matching".into(), 0.5)]);
+            }
+        }
+        let panels = panels(&records);
+        let titles: Vec<&str> = panels.iter().map(|panel| panel.title.as_str()).collect();
+        assert_eq!(titles[1], "Training loss of each task (nats)");
+        assert_eq!(titles[2], "Accuracy: share of pairs judged right");
+        let colours = colours(&panels);
+        let of: std::collections::BTreeSet<_> = colours.values().map(|colour| (colour.0, colour.1, colour.2)).collect();
+        assert_eq!((colours.len(), of.len()), (5, 5), "training, random, hard, words, matching");
+        assert_eq!(colours["training"], PALETTE[0]);
+    }
+
+    #[test]
     fn draws_curves_of_ten_epochs_of_one_and_of_none() {
         let folder = tempfile::tempdir().unwrap();
         let folder = std::env::var_os("LXMERT_KEEP_PICTURES").map_or(folder.path().to_path_buf(), Into::into);
@@ -335,7 +439,8 @@ mod tests {
             let path = folder.join(format!("curves-{epochs}.png"));
             draw(&path, &records(epochs)).unwrap();
             let picture = image::open(&path).unwrap().to_rgb8();
-            assert_eq!(picture.dimensions(), (1200, 840));
+            // Loss, accuracy, AUC and F1, gradient norm, rate.
+            assert_eq!(picture.dimensions(), (1200, if epochs == 0 { 840 } else { 1260 }));
             let ink = |color: RGBColor| picture.pixels().filter(|p| p.0 == [color.0, color.1, color.2]).count();
             assert_eq!(ink(PALETTE[0]) > 100, epochs > 0, "{epochs} epochs, {} blue pixels", ink(PALETTE[0]));
         }

@@ -42,8 +42,7 @@ pub fn run(session: &Session, pairs: usize) -> Result<Report> {
         check_interrupt()?;
         explain(session, &data, &scorer, (number + 1, subject), &folder, &mut report)?;
     }
-    let curves = super::curves(session)?;
-    report.files.extend(curves.files);
+    report.files.extend(super::draw_curves(session, folder.join("curves.png"))?.files);
     let index = folder.join("index.md");
     report.say(format!("{} pictures in {:.0} s", report.files.len(), started.elapsed().as_secs_f64()));
     let text = index_text(&report, session, &folder);

@@ -11,7 +11,7 @@ pub mod relevancy;
 
 use crate::dataset::{DataSet, slug};
 use crate::explain::scorer::Scorer;
-use crate::figures::{FigureArgs, write_whole};
+use crate::figures::{FigureArgs, Format, write_whole};
 use crate::photo;
 use crate::pictures::canvas::Canvas;
 use crate::pictures::curves;
@@ -243,16 +243,23 @@ impl DetectorArgs {
     }
 }
 
-/// Draws the training curves of the run.
+/// Draws the training curves of the run, as PNG alone.
 ///
 /// # Errors
-/// When the run has no record of its training, or the picture cannot be written.
+/// When the run has no record of its training, SVG alone is asked for, or the picture cannot be written.
 pub fn curves(session: &Session) -> Result<Report> {
-    let mut report = Report::default();
-    let path = session.figures.file(session.places.plots(), "curves")?;
-    for path in curves::draw(&session.places.run, &path)? {
-        report.files.push(Written { path, shows: "training curves of the run".into() });
+    if !session.figures.formats().contains(&Format::Png) {
+        return Err(Error::Argument("the training curves are drawn as .png alone; leave --format out".into()));
     }
+    let mut path = session.figures.file(session.places.plots(), "curves")?.into_os_string();
+    path.push(".png");
+    draw_curves(session, path.into())
+}
+
+fn draw_curves(session: &Session, path: PathBuf) -> Result<Report> {
+    let mut report = Report::default();
+    curves::draw(&session.places.run, &path)?;
+    report.files.push(Written { path, shows: "training curves of the run".into() });
     Ok(report)
 }
 

@@ -73,7 +73,13 @@ impl RelevancyArgs {
     }
 
     fn answer(&self, session: &Session, question: &str) -> Result<Report> {
-        let asker = Asker::open(&session.places.checkpoint, &session.device)?;
+        let checkpoint = &session.places.checkpoint;
+        if checkpoint.starts_with(&session.places.run) && !checkpoint.exists() {
+            let advice = "train one with `cargo run -p lxmert-train -- --task questions`, or name one by --checkpoint";
+            let (what, path) = ("a checkpoint that answers questions", checkpoint.clone());
+            return Err(Error::Missing { what, path, advice: advice.into() });
+        }
+        let asker = Asker::open(checkpoint, &session.device)?;
         let seen = match &self.photo {
             Some(photo) => self.detector.find(session, photo, asker.takes())?,
             None => {

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device};
 use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::features::Regions;
-use lxmert_core::model::{Capture, Forward};
+use lxmert_core::model::{Capture, Pass};
 use lxmert_core::pretrained::Pretrained;
 use std::path::Path;
 
@@ -70,7 +70,7 @@ impl Asker {
         let regions = keep_regions(regions, &kept);
         let encoding = text.encode(question, preprocessing.max_length)?;
         let inputs = batch(&[(&regions, &encoding.ids)], (config.visual_feat_dim, text.special().pad), device)?;
-        let output = model.forward(&inputs, &Forward::capture(Capture::Probes))?;
+        let output = model.forward(&inputs, &Pass::capture(Capture::Probes))?;
         let logits = output.logits.squeeze(0)?; // [answers]
         let values: Vec<f32> = logits.to_dtype(DType::F32)?.to_vec1()?;
         let best = answerer.best(&values, BEST);

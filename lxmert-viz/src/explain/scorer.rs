@@ -6,8 +6,8 @@ use candle_core::{DType, Device};
 use lxmert_core::batch::Batch;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::Regions;
-use lxmert_core::model::{Capture, Forward, LxmertInputs, MatchingModel};
-use lxmert_core::ops::PackedWeights;
+use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass};
+use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct Scorer {
     vocabulary: WordPiece,
     device: Device,
     regions: usize,
-    packed: PackedWeights,
+    packed: PrepackedWeights,
 }
 
 /// A sentence and an image's regions.
@@ -77,7 +77,7 @@ impl Scorer {
             vocabulary: text,
             regions: preprocessing.regions,
             device: device.clone(),
-            packed: PackedWeights::new(),
+            packed: PrepackedWeights::new(),
         })
     }
 
@@ -108,7 +108,7 @@ impl Scorer {
         let rows: Vec<(&Regions, &[u32])> =
             pairs.iter().zip(&encodings).map(|(pair, e)| (pair.regions, e.ids.as_slice())).collect();
         let inputs = batch(&rows, self.sizes(), &self.device)?;
-        let output = self.model.forward(&inputs, &Forward::capture(capture))?;
+        let output = self.model.forward(&inputs, &Pass::capture(capture))?;
         let logits: Vec<f32> = output.logits.to_dtype(DType::F32)?.to_vec1()?;
         let mut maps: Vec<Option<PairMaps>> = match &output.trunk.attentions {
             Some(attentions) => {
@@ -152,7 +152,7 @@ impl Scorer {
         let inputs = padded(pairs, self.sizes(), &self.device)?;
         Ok(self
             .model
-            .forward(&inputs, &Forward::eval().pooled_only().with_packed(&self.packed))?
+            .forward(&inputs, &Pass::eval().pooled_only().with_packed(&self.packed))?
             .logits
             .to_dtype(DType::F32)?
             .to_vec1()?)

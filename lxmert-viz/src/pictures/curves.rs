@@ -1,15 +1,14 @@
 //! A run's training curves, drawn again from its `metrics.jsonl`.
 
 use crate::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Draws the curves of the run in `run` (a folder with `metrics.jsonl`, or that file) to `output` with its extension; gives
-/// the files.
+/// Draws the curves of the run in `run` (a folder with `metrics.jsonl`, or that file) to `output`, a PNG file.
 ///
 /// # Errors
 /// [`Error::Missing`] when there is no such file or it holds no record yet; [`Error::Train`] when it
 /// is damaged.
-pub fn draw(run: &Path, output: &Path) -> Result<Vec<PathBuf>> {
+pub fn draw(run: &Path, output: &Path) -> Result<()> {
     let path = if run.is_file() { run.to_path_buf() } else { run.join("metrics.jsonl") };
     let missing = |what| Error::Missing {
         what,
@@ -26,9 +25,5 @@ pub fn draw(run: &Path, output: &Path) -> Result<Vec<PathBuf>> {
     if let Some(folder) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }
-    let mut file = output.as_os_str().to_owned();
-    file.push(".png");
-    let file = PathBuf::from(file);
-    lxmert_train::log::curves::draw(&file, &records)?;
-    Ok(vec![file])
+    Ok(lxmert_train::log::curves::draw(output, &records)?)
 }

@@ -15,7 +15,8 @@ pub(super) fn draw(pixels: &mut RgbImage, shape: &Shape, scale: f32) -> Result<(
     };
     match shape {
         Shape::Fill { rect, colour, opacity } => {
-            let rect = scaled(rect, scale);
+            // A veil that is rounded away must not come back as a line over its neighbour; what is opaque stays visible.
+            let rect = scaled(rect, scale, i32::from(*opacity >= 1.0));
             for y in rect.y0..rect.y1 {
                 (rect.x0..rect.x1).for_each(|x| blend(pixels, x, y, *colour, *opacity));
             }
@@ -53,7 +54,7 @@ pub(super) fn draw(pixels: &mut RgbImage, shape: &Shape, scale: f32) -> Result<(
             }
         }
         Shape::Photo { rect, photo } => {
-            let rect = scaled(rect, scale);
+            let rect = scaled(rect, scale, 1);
             let (width, height) = (rect.width().max(1) as u32, rect.height().max(1) as u32);
             // Enlarged smoothly, reduced without aliasing.
             let filter = if width > photo.width() { FilterType::CatmullRom } else { FilterType::Triangle };
@@ -73,11 +74,11 @@ pub(super) fn png(pixels: &RgbImage) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Neighbours stay neighbours: each edge is rounded by itself. Nothing vanishes.
-fn scaled(rect: &Rect, scale: f32) -> Rect {
+/// Neighbours stay neighbours: each edge is rounded by itself. `least`: the least width and height.
+fn scaled(rect: &Rect, scale: f32, least: i32) -> Rect {
     let at = |v: i32| (v as f32 * scale).round() as i32;
     let (x0, y0) = (at(rect.x0), at(rect.y0));
-    Rect { x0, y0, x1: at(rect.x1).max(x0 + 1), y1: at(rect.y1).max(y0 + 1) }
+    Rect { x0, y0, x1: at(rect.x1).max(x0 + least), y1: at(rect.y1).max(y0 + least) }
 }
 
 fn blend(pixels: &mut RgbImage, x: i32, y: i32, colour: Rgb, weight: f32) {
@@ -166,6 +167,17 @@ mod tests {
                 let covered: f32 = pixels.pixels().map(|pixel| f32::from(WHITE[1] - pixel.0[1]) / 255.0).sum();
                 assert!((covered / scale / scale - area).abs() < slack, "{shape:?}: {covered} at {scale}");
             }
+        }
+    }
+
+    #[test]
+    fn veils_side_by_side_leave_no_line_at_any_scale() {
+        let rows = [(0, 7), (7, 8), (8, 9), (9, 20)];
+        let veil = |(y0, y1)| Shape::Fill { rect: Rect { x0: 0, y0, x1: 20, y1 }, colour: RED, opacity: 0.5 };
+        for scale in [0.3, 0.7, 1.0, 1.4] {
+            let pixels = drawn((20.0 * scale) as u32, &rows.map(veil), scale);
+            let first = pixels.get_pixel(0, 0);
+            assert!(pixels.pixels().all(|pixel| pixel == first), "{scale}");
         }
     }
 

@@ -1,416 +1,166 @@
-//! Fetching a file of the hub into the cache.
-//!
-//! hf-hub keeps the cache (its layout is the Python library's) and speaks the protocol. Around it stands
-//! what it leaves to its callers: a cut transfer is taken up where it broke; what came is checked against
-//! what was announced and expected before it counts as there; an answer is turned into what to do next;
-//! and no call waits for ever.
+//! What is fetched, and when the cached copy serves.
 
-use super::transfer::{Silence, Watch};
-use super::{ExpectedFile, HubFile, HubOptions, verify};
-use crate::files::sha256;
+use super::cache::{Repository, discard};
+use super::{ExpectedFile, HubFile, HubOptions};
 use crate::{Error, Result};
-use hf_hub::repository::RepoTypeModel;
-use hf_hub::{HFClientBuilder, HFClientSync, HFError, HFRepositorySync};
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
-
-/// Bytes of one part of a transfer that was cut and taken up again.
-const PART: u64 = 8 << 20;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// A client of the hub with its cache.
-#[derive(Debug)]
 pub struct Hub {
-    options: HubOptions,
-    client: HFClientSync,
+    pub(super) options: HubOptions,
+    #[cfg(feature = "hub")]
+    pub(super) agent: ureq::Agent,
+    /// Why the hub could not be reached, once that was found: it is not asked again.
+    unreachable: OnceLock<String>,
+}
+
+/// What the hub says about a file.
+pub(super) enum Answer {
+    #[cfg(feature = "hub")]
+    There(super::network::Remote),
+    /// The repository has no such file.
+    Missing,
+    /// The hub cannot be asked, for this reason.
+    Unreachable(String),
 }
 
 impl Hub {
     /// A client; nothing is asked of the network yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the endpoint is no address.
+    /// [`Error::Argument`] when the endpoint is not an address, or the token has a character that no token has.
     pub fn new(options: HubOptions) -> Result<Self> {
-        let mut builder = HFClientBuilder::new()
-            .cache_dir(&options.cache_dir)
-            .retry_max_attempts(2)
-            .retry_base_delay(options.retry_delay / 2)
-            .user_agent(concat!("lxmert/", env!("CARGO_PKG_VERSION")));
-        if let Some(endpoint) = &options.endpoint {
-            builder = builder.endpoint(endpoint);
+        let http = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+        if let Some(endpoint) = options.endpoint.as_ref().filter(|endpoint| !http(endpoint)) {
+            return Err(Error::Argument(format!("HF_ENDPOINT '{endpoint}' does not begin with https:// or http://")));
         }
-        if let Some(token) = &options.token {
-            builder = builder.token(token);
+        if options.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(Error::Argument("HF_TOKEN is not a token: it has a space or a special character".into()));
         }
-        let client = builder
-            .build_sync()
-            .map_err(|e| Error::Argument(format!("cannot set up the hub's client: {e}; is HF_ENDPOINT an address?")))?;
-        Ok(Self { options, client })
+        Ok(Self {
+            #[cfg(feature = "hub")]
+            agent: super::network::agent(&options),
+            options,
+            unreachable: OnceLock::new(),
+        })
     }
 
-    /// The file's path in the cache. One that is there and passes `expected` is used without asking the
-    /// network; one that is there and has no expectation is used when the network does not answer.
+    /// The file's path in the cache. A cached file that passes `expected` is used without asking the hub. Without `expected`
+    /// the hub is asked for a newer one, and the cached file is used when the hub cannot be reached or the cache not written.
     ///
     /// # Errors
     /// As [`WeightSource::resolve`](super::WeightSource::resolve).
     pub fn fetch(&self, file: &HubFile, expected: Option<&ExpectedFile<'_>>, show_progress: bool) -> Result<PathBuf> {
-        let fetch = self.of(file, show_progress);
-        if let Some(path) = fetch.cached() {
-            match expected.map(|expected| verify::check_remembered(&path, &fetch.folder, expected)) {
-                Some(Ok(())) => return Ok(path),
-                Some(Err(error)) if self.options.offline => return Err(error),
-                Some(Err(error @ (Error::Hash { .. } | Error::Format { .. }))) => {
-                    log::warn!("{error}; fetching it again");
-                    fetch.discard(&path)?;
-                }
-                Some(Err(error)) => return Err(error),
-                None if self.options.offline || fetch.unreachable()? => {
-                    log::info!("{file}: the hub is not asked or does not answer, using the cached copy");
-                    return Ok(path);
-                }
-                None => {}
-            }
-        } else if self.options.offline {
-            return Err(fetch.error(format!(
-                "not in the cache {}, and HF_HUB_OFFLINE forbids asking the hub. {}",
-                self.options.cache_dir.display(),
-                fetch.by_hand()
-            )));
-        }
-        let reference = std::fs::read(fetch.reference()).ok();
-        let path = fetch.download(expected).inspect_err(|_| fetch.restore(reference.as_deref()))?;
-        let checked = match (expected, verify::named_by_hash(&path)?) {
-            (Some(expected), _) => verify::check_remembered(&path, &fetch.folder, expected),
-            // The hub's own word on what it sent.
-            (None, Some((size, sha256))) => {
-                verify::check_remembered(&path, &fetch.folder, &ExpectedFile { size, sha256: &sha256 })
-            }
-            (None, None) => Ok(()),
-        };
-        if let Err(error) = checked {
-            fetch.discard(&path)?;
-            fetch.restore(reference.as_deref());
-            return Err(error);
-        }
-        Ok(path)
+        self.find(file, expected, false, show_progress)?.ok_or_else(|| self.not_found(file))
     }
 
-    /// [`Hub::fetch`] of a file that the repository may lack: none where it does. Without a network, what the cache has.
+    /// [`Hub::fetch`] of a file that the repository may lack: `None` where it does. When the hub cannot be reached, what
+    /// the cache has.
     ///
     /// # Errors
     /// As [`Hub::fetch`], also when there is no such repository or revision.
     pub fn fetch_if_there(&self, file: &HubFile, show_progress: bool) -> Result<Option<PathBuf>> {
-        let fetch = self.of(file, show_progress);
-        if self.options.offline {
-            return Ok(fetch.cached());
-        }
-        match fetch.exists() {
-            Ok(Ok(true)) => self.fetch(file, None, show_progress).map(Some),
-            Ok(Ok(false)) => Ok(None),
-            Ok(Err(HFError::Request { .. })) | Err(Silence::Stalled | Silence::Died) => Ok(fetch.cached()),
-            Ok(Err(error)) => match fetch.explain(error) {
-                Failure::Final(error) => Err(error),
-                Failure::Cut(reason) => Err(fetch.error(format!("{reason}. {}", fetch.by_hand()))),
-            },
-            Err(Silence::Interrupted) => Err(Error::Interrupted),
-        }
+        self.find(file, None, true, show_progress)
     }
 
-    fn of<'a>(&'a self, file: &'a HubFile, show_progress: bool) -> Fetch<'a> {
-        Fetch {
-            options: &self.options,
-            file,
-            repo: self.client.model(&file.owner, &file.repo),
-            folder: self.options.cache_dir.join(format!("models--{}--{}", file.owner, file.repo)),
-            page: format!("{}/{}/{}", self.endpoint(), file.owner, file.repo),
-            watch: Watch::new(show_progress && !self.options.offline, &file.file),
-        }
-    }
-
-    fn endpoint(&self) -> String {
-        let endpoint = self.options.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok());
-        endpoint.unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_string()
-    }
-}
-
-/// One file being fetched.
-struct Fetch<'a> {
-    options: &'a HubOptions,
-    file: &'a HubFile,
-    repo: HFRepositorySync<RepoTypeModel>,
-    /// The repository's folder in the cache.
-    folder: PathBuf,
-    /// The repository's page, for messages.
-    page: String,
-    watch: Arc<Watch>,
-}
-
-/// How an attempt ended that brought no file.
-enum Failure {
-    /// The connection broke: worth another attempt.
-    Cut(String),
-    /// Anything else: told to the user.
-    Final(Error),
-}
-
-impl Fetch<'_> {
-    fn cached(&self) -> Option<PathBuf> {
-        let request = self.repo.download_file().filename(&self.file.file).maybe_revision(self.file.revision.clone());
-        request.local_files_only(true).send().ok()
-    }
-
-    /// Whether the hub does not answer at all, asked about this file.
-    fn unreachable(&self) -> Result<bool> {
-        match self.exists() {
-            Ok(Err(HFError::Request { .. })) | Err(Silence::Stalled | Silence::Died) => Ok(true),
-            Ok(_) => Ok(false),
-            Err(Silence::Interrupted) => Err(Error::Interrupted),
-        }
-    }
-
-    /// Whether the repository has the file, as the hub answers.
-    fn exists(&self) -> std::result::Result<std::result::Result<bool, HFError>, Silence> {
-        let (repo, file, revision) = (self.repo.clone(), self.file.file.clone(), self.file.revision.clone());
-        self.watch.run(self.options.patience, move || {
-            repo.file_exists().filename(&file).maybe_revision(revision.as_deref()).send()
-        })
-    }
-
-    fn download(&self, expected: Option<&ExpectedFile<'_>>) -> Result<PathBuf> {
-        // What an earlier run left of the very file that is expected.
-        if let Some(expected) = expected {
-            let part = self.folder.join("blobs").join(format!("{}.incomplete", expected.sha256));
-            if part.metadata().is_ok_and(|metadata| metadata.len() <= expected.size) {
-                log::info!("{}: going on where an earlier download was cut", self.file);
-                self.take_up(&part, expected.size)?;
-            }
-        }
-        let mut reason = String::new();
-        for attempt in 1..=self.options.attempts {
-            if attempt > 1 {
-                log::warn!("{}: {reason}; trying again", self.file);
-                self.pause(attempt - 1)?;
-            }
-            let started = SystemTime::now();
-            match self.whole_file() {
-                Ok(path) => return Ok(path),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Cut(cut)) => reason = cut,
-            }
-            if let (Some(part), Some(total)) = (self.part_since(started), self.watch.announced()) {
-                let resumable = expected.is_some_and(|e| part.file_stem().is_some_and(|stem| stem == e.sha256));
-                let taken_up = self.take_up(&part, total);
-                if taken_up.is_err() && !resumable {
-                    let _ = std::fs::remove_file(&part); // no later run could know that it is this file's
-                }
-                taken_up?;
-            }
-        }
-        Err(self.error(format!("{reason}, {} times. Try again later. {}", self.options.attempts, self.by_hand())))
-    }
-
-    /// One attempt at the whole file by hf-hub, which finds it in the cache where it is complete there.
-    fn whole_file(&self) -> std::result::Result<PathBuf, Failure> {
-        let (repo, file, revision) = (self.repo.clone(), self.file.file.clone(), self.file.revision.clone());
-        let progress = Arc::clone(&self.watch);
-        self.watch.whole();
-        let path = self
-            .watched(move || repo.download_file().filename(file).maybe_revision(revision).progress(progress).send())?;
-        // hf-hub stores the body of any answer, also an error's page: only the length tells.
-        let length = path.metadata().map_err(|e| Failure::Final(Error::io(&path)(e)))?.len();
-        match self.watch.announced() {
-            Some(announced) if announced != length => {
-                self.discard(&path).map_err(Failure::Final)?;
-                Err(Failure::Cut(format!("{length} bytes came, {announced} were announced")))
-            }
-            _ => Ok(path),
-        }
-    }
-
-    /// Fetches what is missing of `part`, piece by piece, and makes it the blob that it is a part of.
-    fn take_up(&self, part: &Path, total: u64) -> Result<()> {
-        let mut failures = 0;
-        loop {
-            let held = part.metadata().map_err(Error::io(part))?.len();
-            if held >= total {
-                break;
-            }
-            let end = total.min(held + PART);
-            self.watch.part(held, total);
-            let (repo, file, revision) = (self.repo.clone(), self.file.file.clone(), self.file.revision.clone());
-            let progress = Arc::clone(&self.watch);
-            let came = self.watched(move || {
-                let request = repo.download_file_to_bytes().filename(file).maybe_revision(revision);
-                request.range(held..end).progress(progress).send()
-            });
-            let cut = match came {
-                Ok(bytes) if bytes.len() as u64 == end - held => {
-                    let mut file = OpenOptions::new().append(true).open(part).map_err(Error::io(part))?;
-                    file.write_all(&bytes).map_err(Error::io(part))?;
-                    failures = 0;
-                    continue;
-                }
-                // A server without ranges sends the whole.
-                Ok(bytes) if bytes.len() as u64 == total => {
-                    std::fs::write(part, &bytes).map_err(Error::io(part))?;
-                    continue;
-                }
-                Ok(bytes) => format!("{} bytes came, {} were asked for", bytes.len(), end - held),
-                Err(Failure::Cut(cut)) => cut,
-                Err(Failure::Final(error)) => return Err(error),
-            };
-            failures += 1;
-            if failures >= self.options.attempts {
-                return Err(self.error(format!(
-                    "{cut}, {failures} times after {held} of {total} bytes. Try again later. {}",
-                    self.by_hand()
-                )));
-            }
-            log::warn!("{}: {cut} after {held} of {total} bytes; taking it up again", self.file);
-            self.pause(failures)?;
-        }
-        let blob = part.with_extension("");
-        if let Some(name) = verify::hash_in_name(&blob)
-            && sha256(part)? != name
-        {
-            log::warn!("{}: the pieces do not make the file; starting over", self.file);
-            return std::fs::remove_file(part).map_err(Error::io(part));
-        }
-        std::fs::rename(part, &blob).map_err(Error::io(&blob))
-    }
-
-    /// Runs a call of hf-hub and sorts its failures.
-    fn watched<T: Send + 'static>(
+    fn find(
         &self,
-        call: impl FnOnce() -> std::result::Result<T, HFError> + Send + 'static,
-    ) -> std::result::Result<T, Failure> {
-        match self.watch.run(self.options.patience, call) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.explain(error)),
-            Err(Silence::Interrupted) => Err(Failure::Final(Error::Interrupted)),
-            Err(Silence::Died) => Err(Failure::Final(self.error("the download's thread died".into()))),
-            Err(Silence::Stalled) if self.watch.announced().is_none() => Err(Failure::Final(self.error(format!(
-                "no answer from {} in {} s; is there a network? {}",
-                self.page,
-                self.options.patience.as_secs(),
-                self.by_hand()
-            )))),
-            Err(Silence::Stalled) => Err(Failure::Cut(format!("no byte for {} s", self.options.patience.as_secs()))),
+        file: &HubFile,
+        expected: Option<&ExpectedFile<'_>>,
+        optional: bool,
+        show_progress: bool,
+    ) -> Result<Option<PathBuf>> {
+        let repository = Repository::of(file, &self.options.cache_dir);
+        let mut cached = repository.find(file);
+        if let (Some(path), Some(expected)) = (&cached, expected) {
+            match repository.check(path, expected) {
+                Err(error @ (Error::Hash { .. } | Error::Format { .. })) if !self.options.offline => {
+                    log::warn!("{error}; downloading it again");
+                    discard(path)?;
+                    cached = None;
+                }
+                checked => return checked.map(|()| cached),
+            }
         }
+        let reason = match self.ask(file)? {
+            #[cfg(feature = "hub")]
+            Answer::There(remote) => match self.bring(file, &remote, expected, &repository, show_progress) {
+                Err(error @ Error::Io { .. }) if cached.is_some() => error.to_string(),
+                Err(Error::Io { path, source }) => {
+                    let advice = "Set HF_HUB_CACHE to a folder with room that you may write to";
+                    let path = path.display();
+                    return Err(self.error(file, format!("cannot write to the cache: {path}: {source}. {advice}")));
+                }
+                brought => return brought.map(Some),
+            },
+            Answer::Missing => return Ok(None),
+            Answer::Unreachable(reason) => reason,
+        };
+        match cached {
+            Some(_) => log::info!("{file}: {reason}; using the cached copy"),
+            None if optional => {}
+            None => {
+                let (cache, by_hand) = (self.options.cache_dir.display(), self.by_hand(file));
+                return Err(self.error(file, format!("{reason}, and it is not in the cache {cache}. {by_hand}")));
+            }
+        }
+        Ok(cached)
     }
 
-    fn explain(&self, error: HFError) -> Failure {
-        let said = |message: &Option<String>| match message.as_deref().map(str::trim) {
-            Some(message) if !message.is_empty() => format!(" (it says: {message})"),
-            _ => String::new(),
-        };
-        let reason = match &error {
-            HFError::AuthRequired { context } => format!(
-                "the hub answers 401{}: the repository does not exist, or is private or gated. Check its name at {}; if it \
-                 is right, set HF_TOKEN to a token that may read it, or log in with `hf auth login`",
-                said(&context.server_message),
-                self.page
-            ),
-            HFError::Forbidden { context } => format!(
-                "the hub answers 403{}: your token may not read it, or a proxy forbids it. Accept the repository's terms at {} \
-                 if it has any, and set HF_TOKEN to a token of that account",
-                said(&context.server_message),
-                self.page
-            ),
-            HFError::EntryNotFound { .. } | HFError::RepoNotFound { .. } | HFError::RevisionNotFound { .. } => format!(
-                "the hub answers 404: no such file, revision or repository. What there is stands at {}/tree/{}",
-                self.page,
-                self.file.revision.as_deref().unwrap_or("main")
-            ),
-            HFError::RateLimited { retry_after, context } => format!(
-                "the hub answers 429{}: too many requests; try again {}",
-                said(&context.server_message),
-                retry_after.map_or("later".into(), |delay| format!("in {} s", delay.as_secs()))
-            ),
-            HFError::Request { source, .. } if source.is_connect() => {
-                format!("no connection to {}: {}. {}", self.page, innermost(source), self.by_hand())
-            }
-            HFError::Request { source, .. } => {
-                return Failure::Cut(format!("the connection broke ({})", innermost(source)));
-            }
-            HFError::Xet { source, .. } => return Failure::Cut(format!("the transfer broke ({source})")),
-            HFError::Io(source) => format!("cannot write to the cache {}: {source}", self.options.cache_dir.display()),
-            other => format!("{other}. {}", self.by_hand()),
-        };
-        Failure::Final(self.error(reason))
+    fn ask(&self, file: &HubFile) -> Result<Answer> {
+        if self.options.offline {
+            return Ok(Answer::Unreachable("HF_HUB_OFFLINE forbids asking the hub".into()));
+        }
+        if let Some(reason) = self.unreachable.get() {
+            return Ok(Answer::Unreachable(reason.clone()));
+        }
+        #[cfg(feature = "hub")]
+        let answer = self.ask_network(file)?;
+        #[cfg(not(feature = "hub"))]
+        let answer = Answer::Unreachable("this program was built without the hub's client".into());
+        if let Answer::Unreachable(reason) = &answer {
+            let _ = self.unreachable.set(reason.clone());
+        }
+        Ok(answer)
     }
 
-    fn error(&self, reason: String) -> Error {
-        Error::Hub { file: self.file.to_string(), reason }
+    pub(super) fn endpoint(&self) -> &str {
+        self.options.endpoint.as_deref().unwrap_or("https://huggingface.co").trim_end_matches('/')
+    }
+
+    /// The repository's page.
+    pub(super) fn page(&self, file: &HubFile) -> String {
+        format!("{}/{}/{}", self.endpoint(), encode(&file.owner), encode(&file.repo))
+    }
+
+    /// The address of the file itself.
+    pub(super) fn url(&self, file: &HubFile) -> String {
+        let path: Vec<_> = file.file.split('/').map(encode).collect();
+        format!("{}/resolve/{}/{}", self.page(file), encode(file.revision()), path.join("/"))
     }
 
     /// How to get the file without this program.
-    fn by_hand(&self) -> String {
-        let revision = self.file.revision.as_deref().unwrap_or("main");
-        format!(
-            "Or download {}/resolve/{revision}/{} and name it with --weights FILE (a model: with --init or --checkpoint)",
-            self.page, self.file.file
+    pub(super) fn by_hand(&self, file: &HubFile) -> String {
+        let url = self.url(file);
+        format!("Or download {url} and name it with --weights FILE (a model: with --init or --checkpoint)")
+    }
+
+    pub(super) fn not_found(&self, file: &HubFile) -> Error {
+        let tree = format!("{}/tree/{}", self.page(file), file.revision());
+        self.error(
+            file,
+            format!("the hub answers 404: no such file, revision or repository. See what there is at {tree}"),
         )
     }
 
-    /// The one unfinished blob that was written to since then; none where several are.
-    fn part_since(&self, since: SystemTime) -> Option<PathBuf> {
-        let since = since - Duration::from_secs(2); // clocks of file systems are coarse
-        let entries = std::fs::read_dir(self.folder.join("blobs")).ok()?;
-        let mut parts = entries.filter_map(std::result::Result::ok).map(|entry| entry.path()).filter(|path| {
-            path.extension().is_some_and(|extension| extension == "incomplete")
-                && path.metadata().and_then(|m| m.modified()).is_ok_and(|modified| modified >= since)
-        });
-        let part = parts.next()?;
-        parts.next().is_none().then_some(part)
-    }
-
-    /// Removes a file from the cache: the name under which it was found, and what that name leads to.
-    fn discard(&self, path: &Path) -> Result<()> {
-        let blob = path.canonicalize().map_err(Error::io(path))?;
-        std::fs::remove_file(path).map_err(Error::io(path))?;
-        match std::fs::remove_file(&blob) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&blob)(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Where the cache notes the commit of a branch or tag.
-    fn reference(&self) -> PathBuf {
-        self.folder.join("refs").join(self.file.revision.as_deref().unwrap_or("main"))
-    }
-
-    /// Puts back the commit that was noted before a download that failed: hf-hub notes the new one even if
-    /// what came is discarded, and an older file would no longer be found.
-    fn restore(&self, commit: Option<&[u8]>) {
-        let path = self.reference();
-        let restored = match commit {
-            Some(commit) if std::fs::read(&path).is_ok_and(|now| now != commit) => std::fs::write(&path, commit),
-            _ => Ok(()),
-        };
-        if let Err(error) = restored {
-            log::warn!("cannot put back {}: {error}", path.display());
-        }
-    }
-
-    /// Waits before another attempt, twice as long each time; Ctrl-C ends it.
-    fn pause(&self, failures: u32) -> Result<()> {
-        let until = Instant::now() + self.options.retry_delay.saturating_mul(1 << (failures - 1).min(5));
-        while Instant::now() < until {
-            crate::cli::check_interrupt()?;
-            std::thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
-        }
-        crate::cli::check_interrupt()
+    pub(super) fn error(&self, file: &HubFile, reason: String) -> Error {
+        Error::Hub { file: file.to_string(), reason }
     }
 }
 
-/// The root of an error's chain of causes, which says what happened.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
+/// Percent-encoding of one part of an address.
+fn encode(part: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    part.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

@@ -1,14 +1,17 @@
 //! Weights from a file or from the hub, through the cache that Python's `huggingface_hub` uses.
 //!
-//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders).
-//! The cache's place, the endpoint and the token are those of the Python library's environment:
-//! `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`; `HF_ENDPOINT`; `HF_TOKEN`, `HF_TOKEN_PATH`, and the token
-//! that `hf auth login` stored; `HF_HUB_OFFLINE=1` forbids the network.
+//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders). [`HubOptions`] has
+//! the cache's folder, the endpoint and the token, from the Python library's environment variables.
+//!
+//! [`client`](Hub) decides what is fetched and when the cached copy serves; `cache` knows the layout of the cache and checks
+//! hashes; `network` speaks the protocol, over `ureq`. Only the last needs the crate's feature `hub`: a build without it reads
+//! the cache as it does offline.
 
+mod cache;
 mod client;
+#[cfg(feature = "hub")]
+mod network;
 mod options;
-mod transfer;
-mod verify;
 
 pub use client::Hub;
 pub use options::HubOptions;
@@ -40,7 +43,7 @@ pub struct HubFile {
     pub revision: Option<String>,
 }
 
-/// What a published file is known to be.
+/// Size and hash of a published file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpectedFile<'a> {
     /// Its size in bytes.
@@ -50,25 +53,29 @@ pub struct ExpectedFile<'a> {
 }
 
 impl WeightSource {
-    /// The file on this machine: a local one as it is, one of the hub out of the cache, fetched into it
-    /// first where need be. With `expected`, size and sha256 are checked (and a hub file that passed is
-    /// remembered, so that it is not hashed at every start). `show_progress` draws a bar with the time left.
+    /// The path of the file on this machine. A hub file is downloaded into the cache first unless it is there. With
+    /// `expected`, size and sha256 are checked; a hub file that passed is not hashed again until it changes.
+    /// `show_progress` draws a bar.
     ///
     /// # Errors
-    /// [`Error::Io`] when a local file is not there; [`Error::Hub`] when the hub refuses, does not answer
-    /// or cannot be asked; [`Error::Hash`] or [`Error::Format`] when the file is not the expected one;
-    /// [`Error::Interrupted`].
+    /// [`Error::Io`] when a local file does not exist; [`Error::Hub`] when the hub refuses or cannot be reached;
+    /// [`Error::Hash`] or [`Error::Format`] when the file is not the expected one; [`Error::Interrupted`].
     pub fn resolve(&self, expected: Option<&ExpectedFile<'_>>, show_progress: bool) -> Result<PathBuf> {
         match self {
             Self::File(path) => {
                 std::fs::metadata(path).map_err(Error::io(path))?;
-                if let Some(expected) = expected {
-                    verify::check(path, expected)?;
-                }
+                expected.map_or(Ok(()), |expected| expected.check(path))?;
                 Ok(path.clone())
             }
             Self::Hub(file) => Hub::new(HubOptions::from_env())?.fetch(file, expected, show_progress),
         }
+    }
+}
+
+impl HubFile {
+    /// The revision, `main` where none is named.
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
     }
 }
 

@@ -1,40 +1,29 @@
-//! Where the hub is, where its cache lies, and who asks.
+//! Where the hub and its cache are, and the token to send.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to reach the hub. [`HubOptions::from_env`] is what the commands use; tests set the fields.
+/// How to reach the hub. Commands use [`HubOptions::from_env`]; tests set the fields. Not `Debug`, so that no log shows the token.
 #[derive(Clone)]
 pub struct HubOptions {
-    /// Base address; `None` is `HF_ENDPOINT`, else huggingface.co.
+    /// Base address; `None` is <https://huggingface.co>.
     pub endpoint: Option<String>,
     /// The cache's folder, as in `HF_HUB_CACHE`.
     pub cache_dir: PathBuf,
-    /// Access token; `None` is what `HF_TOKEN`, `HF_TOKEN_PATH` or `hf auth login` left.
+    /// Access token.
     pub token: Option<String>,
-    /// Never ask the network.
+    /// Use the cache alone.
     pub offline: bool,
-    /// How often a cut transfer is taken up again without a byte gained in between.
+    /// How often in a row a transfer may break without bringing a mebibyte.
     pub attempts: u32,
-    /// First pause before asking again; it doubles each time.
+    /// Pause before the second attempt; it doubles each time.
     pub retry_delay: Duration,
-    /// How long no byte may come before a connection counts as cut.
+    /// How long a connection may be silent before it counts as broken.
     pub patience: Duration,
 }
 
-impl std::fmt::Debug for HubOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HubOptions")
-            .field("endpoint", &self.endpoint)
-            .field("cache_dir", &self.cache_dir)
-            .field("token", &self.token.as_ref().map(|_| "(set)"))
-            .field("offline", &self.offline)
-            .finish_non_exhaustive()
-    }
-}
-
 impl HubOptions {
-    /// A hub with its cache in `cache_dir`, everything else at its default.
+    /// The cache in `cache_dir`, no token, and everything else at its default.
     #[must_use]
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -48,31 +37,36 @@ impl HubOptions {
         }
     }
 
-    /// What the environment says, by the Python library's variables.
+    /// The Python library's environment variables: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`; `HF_TOKEN`,
+    /// `HF_TOKEN_PATH` and the token that `hf auth login` stored; `HF_HUB_OFFLINE`.
     #[must_use]
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
-        let home = variable("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
+        let user = variable("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
         let folder = |text: String| match text.strip_prefix("~/") {
-            Some(rest) => home.join(rest),
+            Some(rest) => user.join(rest),
             None => PathBuf::from(text),
         };
-        let cache_dir = variable("HF_HUB_CACHE")
-            .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
-            .map(folder)
-            .or_else(|| variable("HF_HOME").map(|home| folder(home).join("hub")))
-            .or_else(|| variable("XDG_CACHE_HOME").map(|cache| folder(cache).join("huggingface/hub")))
-            .unwrap_or_else(|| home.join(".cache/huggingface/hub"));
-        let offline = variable("HF_HUB_OFFLINE").or_else(|| variable("TRANSFORMERS_OFFLINE"));
-        // hf-hub reads every other variable of endpoint and token itself; this one it does not know.
-        let token = if variable("HF_TOKEN").is_some() { None } else { variable("HUGGING_FACE_HUB_TOKEN") };
+        let is_set = |name: &str| {
+            variable(name).is_some_and(|v| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+        };
+        let home = variable("HF_HOME").map(folder).unwrap_or_else(|| {
+            variable("XDG_CACHE_HOME").map_or_else(|| user.join(".cache"), folder).join("huggingface")
+        });
+        let cache = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+        let stored = || {
+            let path = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), folder);
+            std::fs::read_to_string(path).ok().filter(|_| !is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
+        };
+        let token = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(stored);
         Self {
-            token,
-            offline: offline.is_some_and(|v| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")),
-            ..Self::new(cache_dir)
+            endpoint: variable("HF_ENDPOINT"),
+            token: token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),
+            offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
+            ..Self::new(cache.map_or_else(|| home.join("hub"), folder))
         }
     }
 }
@@ -86,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_lies_where_python_looks_for_it() {
+    fn cache_folder_is_the_python_library_s() {
         let home = ("HOME", "/home/u");
         assert_eq!(from(&[home]).cache_dir, PathBuf::from("/home/u/.cache/huggingface/hub"));
         assert_eq!(from(&[home, ("XDG_CACHE_HOME", "/x")]).cache_dir, PathBuf::from("/x/huggingface/hub"));
@@ -98,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_is_set_by_python_s_words_for_true() {
+    fn offline_takes_python_s_words_for_true() {
         assert!(from(&[("HF_HUB_OFFLINE", "1")]).offline);
         assert!(from(&[("TRANSFORMERS_OFFLINE", "true")]).offline);
         assert!(!from(&[("HF_HUB_OFFLINE", "0")]).offline);
@@ -106,8 +100,16 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_not_printed() {
-        let options = HubOptions { token: Some("hf_secret".into()), ..HubOptions::new("/c") };
-        assert!(!format!("{options:?}").contains("secret"));
+    fn token_comes_from_the_variable_then_from_the_stored_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().to_str().unwrap();
+        assert_eq!(from(&[("HF_HOME", home)]).token, None);
+        std::fs::write(folder.path().join("token"), "hf_stored\n").unwrap();
+        assert_eq!(from(&[("HF_HOME", home)]).token.as_deref(), Some("hf_stored"));
+        assert_eq!(from(&[("HF_HOME", home), ("HF_TOKEN", "hf_named")]).token.as_deref(), Some("hf_named"));
+        assert_eq!(from(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token, None);
+        std::fs::write(folder.path().join("other"), "hf_other").unwrap();
+        let other = format!("{home}/other");
+        assert_eq!(from(&[("HF_HOME", home), ("HF_TOKEN_PATH", &other)]).token.as_deref(), Some("hf_other"));
     }
 }

@@ -67,7 +67,7 @@ pub fn run(args: &TrainDetectorArgs, seed: u64, device: &Device, progress: bool)
     let minutes = started.elapsed().as_secs_f64() / 60.0;
 
     let evaluation = publish(&output, &training, &detector, &weights, minutes, device)?;
-    println!("{}: {evaluation}", output.display());
+    lxmert_core::cli::print_line(format_args!("{}: {evaluation}", output.display()))?;
     Ok(())
 }
 

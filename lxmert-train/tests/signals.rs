@@ -1,0 +1,104 @@
+//! How a training run ends from outside: signals that schedulers and closed terminals send, and closed or full output.
+#![cfg(unix)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A run with far more epochs than it gets, which saves its state by itself never.
+fn arguments(folder: &Path, run: &str) -> String {
+    format!(
+        "--data {folder} --output {folder}/{run} --preset tiny --batch-size 4 --epochs 5000 --save-every 1000000 \
+         --save-minutes 1000 --recall-images 4 --threads 1",
+        folder = folder.display()
+    )
+}
+
+fn data() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    common::write_data(folder.path(), 24);
+    folder
+}
+
+/// Starts a run through the shell, after `before`, and waits for its first record.
+fn start(folder: &Path, run: &str, before: &str) -> Child {
+    let program = assert_cmd::cargo::cargo_bin("lxmert-train");
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{before} exec {} {}", program.display(), arguments(folder, run))])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let records = folder.join(run).join("metrics.jsonl");
+    while records.metadata().map_or(0, |metadata| metadata.len()) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first record");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+fn send(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+fn step(folder: &Path, run: &str) -> Option<u64> {
+    let position = lxmert_train::resume::position(&folder.join(run).join("state.safetensors"));
+    position.ok().map(|position| position.step)
+}
+
+#[test]
+fn sigterm_and_sighup_save_the_state_and_end_with_130() {
+    let folder = data();
+    for signal in ["-TERM", "-HUP"] {
+        let child = start(folder.path(), signal, "");
+        assert_eq!(step(folder.path(), signal), None);
+        send(signal, &child);
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(130), "{signal}: {stderr}");
+        assert!(step(folder.path(), signal).is_some_and(|step| step > 0), "{signal}: {stderr}");
+        assert!(stderr.contains("run the same command again"), "{signal}: {stderr}");
+    }
+}
+
+#[test]
+fn a_run_under_nohup_survives_sighup() {
+    let folder = data();
+    let mut child = start(folder.path(), "nohup", "trap '' HUP;");
+    send("-HUP", &child);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "it ended");
+    send("-TERM", &child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// A finished run's command, which prints the report and ends.
+fn finished(folder: &Path) -> (PathBuf, Vec<String>) {
+    let program = assert_cmd::cargo::cargo_bin("lxmert-train");
+    let words = arguments(folder, "run").replace("--epochs 5000", "--epochs 1");
+    let words: Vec<_> = words.split_whitespace().map(String::from).collect();
+    assert!(Command::new(&program).args(&words).stdout(Stdio::null()).status().unwrap().success());
+    (program, words)
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly_and_a_full_disk_is_an_error() {
+    let folder = data();
+    let (program, words) = finished(folder.path());
+    let mut child = Command::new(&program).args(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(status.success() && !stderr.contains("panicked"), "{status}: {stderr}");
+
+    #[cfg(target_os = "linux")]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let Output { status, stderr, .. } = Command::new(&program).args(&words).stdout(full).output().unwrap();
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: standard output: "), "{stderr}");
+    }
+}
