@@ -99,6 +99,19 @@ fn assert_error(result: Result<PathBuf>, parts: &[&str]) {
 }
 
 #[test]
+fn a_space_is_a_repository_with_a_prefix() {
+    let (published, cache) = (weights(), Cache::new());
+    let server = Server::good(&published);
+    let hub = Hub::new(options(cache.0.path(), &server.endpoint())).unwrap();
+    let file: HubFile = "spaces/owner/repo/folder/weights.pth".parse().unwrap();
+    assert_eq!(file.to_string(), "hf:spaces/owner/repo/folder/weights.pth");
+    let path = hub.fetch(&file, None, false).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), published.content);
+    assert!(path.starts_with(cache.0.path().join("spaces--owner--repo")), "{}", path.display());
+    assert!(server.log().iter().any(|line| line.contains(" /spaces/owner/repo/resolve/")), "{:?}", server.log());
+}
+
+#[test]
 fn stores_a_download_where_python_looks_for_it() {
     for published in [weights(), small()] {
         let (server, cache) = (Server::good(&published), Cache::new());

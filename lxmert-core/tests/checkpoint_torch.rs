@@ -63,7 +63,7 @@ fn finds_the_state_dict_beside_epoch_and_optimizer() {
 
 #[test]
 fn rejects_a_pickle_that_would_run_a_command_and_runs_nothing() {
-    for name in ["evil_zip.pth", "evil_legacy.pth"] {
+    for name in ["evil_zip.pth", "evil_legacy.pth", "evil.pkl"] {
         match read_tensors(fixture(name)).unwrap_err() {
             Error::PickleClass { class, offset, .. } => {
                 assert_eq!(class, "posix.system", "{name}");
@@ -84,12 +84,43 @@ fn rejects_a_pickled_module_by_its_class() {
 #[test]
 fn error_says_why_a_value_is_no_tensor() {
     for (name, says) in [
-        ("evil.pkl", "not one that torch.save wrote"),
         ("no_tensors.pth", "the keys epoch, note"),
         ("complex.pth", "complex64"),
         ("expanded_to_terabytes.pth", "several times the file's size"),
     ] {
         let error = read_tensors(fixture(name)).unwrap_err().to_string();
+        assert!(error.contains(says), "{name}: {error}");
+    }
+}
+
+#[test]
+fn reads_numpy_arrays_of_every_pickle_protocol() {
+    for name in ["protocol2.pkl", "protocol4.pkl", "protocol5.pkl", "python2.pkl"] {
+        let tensors = read_tensors(fixture("../numpy").join(name)).unwrap();
+        let get = |name: &str| &tensors[name];
+        assert_eq!(tensors.len(), 7, "{name}: {:?}", tensors.keys());
+        // Bytes from 0 to 255, so that every way to write them shows.
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!((get("u1").dims(), get("u1").flatten_all().unwrap().to_vec1::<u8>().unwrap()), (&[16, 16][..], all));
+        assert_eq!((get("f4").dims(), f32s(get("f4"))), (&[2, 3][..], vec![0.5, -1.0, 2.0, 3.25, -4.0, 1e30]));
+        assert_eq!((get("fortran").dims(), f32s(get("fortran"))), (&[2, 3][..], vec![0., 1., 2., 3., 4., 5.]));
+        assert_eq!((get("f2").dtype(), f32s(get("f2"))), (DType::F16, vec![0.5, -65504.0]));
+        assert_eq!(get("f8").to_vec1::<f64>().unwrap(), [1e300]);
+        assert_eq!((get("i8").rank(), get("i8").to_scalar::<i64>().unwrap()), (0, -(1 << 40)));
+        assert_eq!(get("empty").dims(), [0, 3]);
+    }
+}
+
+#[test]
+fn error_says_why_a_numpy_array_cannot_be_read() {
+    for (name, says) in [
+        ("big_endian.pkl", "big-endian"),
+        ("objects.pkl", "numbers"),
+        ("function.pkl", "numpy.core.multiarray.fromstring"),
+        ("cut.pkl", "cut"),
+        ("short.pkl", "lies outside its storage"),
+    ] {
+        let error = read_tensors(fixture("../numpy").join(name)).unwrap_err().to_string();
         assert!(error.contains(says), "{name}: {error}");
     }
 }

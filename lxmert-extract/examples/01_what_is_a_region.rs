@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     // %% A detector and a picture
     // The detector is a Faster R-CNN of 1.3 million parameters that ships with the project.
     let device = Device::Cpu;
-    let detector = choice::load(&DetectorChoice::Scenes, None, Precision::F32, &device, false)?.detector;
+    let detector = choice::load(&DetectorChoice::Scenes, None, Precision::F32, false, &device, false)?.detector;
     let config = detector.config();
     let first_scene = Workspace::locate()?.data("scenes/images/00000.png");
     let path = std::env::args().nth(1).map(PathBuf::from).or_else(|| first_scene.is_file().then_some(first_scene));

@@ -1,9 +1,11 @@
 //! Which detector, with which weights.
 
 use crate::Result;
-use crate::detector::{Detector, DetectorConfig};
+use crate::detector::config::ChannelOrder;
+use crate::detector::{Detector, DetectorConfig, visual_genome};
 use crate::weights;
 use candle_core::Device;
+use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::files::sha256;
 use lxmert_core::nearby;
@@ -18,8 +20,48 @@ pub enum DetectorChoice {
     Scenes,
     /// torchvision's Faster R-CNN R50-FPN for the 91 ids of COCO.
     Coco,
+    /// Bottom-up attention's for Visual Genome, by Hugging Face's rules.
+    VisualGenome,
+    /// The same by the original's rules, for weights converted from Caffe.
+    VisualGenomeCaffe,
     /// A folder with `config.json` and `model.safetensors`; of DINOv2 also a repository of the hub, `hf:owner/repo`.
     Folder(PathBuf),
+}
+
+impl DetectorChoice {
+    /// What the detector is, before any weights are read.
+    ///
+    /// # Errors
+    /// When its folder's configuration cannot be read.
+    pub fn config(&self) -> Result<DetectorConfig> {
+        Ok(match self {
+            Self::Coco => DetectorConfig::coco(),
+            Self::VisualGenome => visual_genome::hugging_face(),
+            Self::VisualGenomeCaffe => visual_genome::caffe(),
+            Self::Scenes | Self::Folder(_) => DetectorConfig::from_json_file(self.folder()?.join("config.json"))?,
+        })
+    }
+
+    /// How a store names it: what `--detector` takes, or the name of its folder.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Scenes => "scenes".into(),
+            Self::Coco => "coco".into(),
+            Self::VisualGenome => "visual-genome".into(),
+            Self::VisualGenomeCaffe => "visual-genome-caffe".into(),
+            Self::Folder(path) => {
+                path.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy().into_owned())
+            }
+        }
+    }
+
+    /// Where a detector that is not published lies.
+    fn folder(&self) -> Result<PathBuf> {
+        match self {
+            Self::Folder(path) => Ok(path.clone()),
+            _ => Ok(Workspace::locate()?.data("scenes-detector")),
+        }
+    }
 }
 
 impl std::str::FromStr for DetectorChoice {
@@ -29,11 +71,15 @@ impl std::str::FromStr for DetectorChoice {
         match text {
             "scenes" => Ok(Self::Scenes),
             "coco" => Ok(Self::Coco),
+            "visual-genome" => Ok(Self::VisualGenome),
+            "visual-genome-caffe" => Ok(Self::VisualGenomeCaffe),
             repository if repository.starts_with("hf:") => Ok(Self::Folder(repository.into())),
             folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
             other => {
                 let missing = nearby::missing(Path::new(other)).map_or_else(String::new, |what| format!(": {what}"));
-                Err(format!("not scenes, coco, or a folder with config.json and model.safetensors{missing}"))
+                Err(format!(
+                    "not scenes, coco, visual-genome, visual-genome-caffe, or a folder with config.json and model.safetensors{missing}"
+                ))
             }
         }
     }
@@ -50,10 +96,13 @@ pub struct LoadedDetector {
     pub weights_sha256: String,
     /// What its products round their operands to.
     pub precision: Precision,
+    /// Whether red and blue are swapped, see [`load`].
+    pub swap_channels: bool,
 }
 
 /// Reads a detector whose products are of `precision`; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own
-/// weights.
+/// weights. `swap_channels` gives it images with red and blue swapped, as Hugging Face's demo gives its detector those that
+/// it reads from files: the features are worse, and for comparison only.
 ///
 /// # Errors
 /// When a file is missing, cannot be downloaded, or does not fit the configuration; as [`Detector::new`] too.
@@ -61,36 +110,43 @@ pub fn load(
     choice: &DetectorChoice,
     source: Option<&WeightSource>,
     precision: Precision,
+    swap_channels: bool,
     device: &Device,
     show_progress: bool,
 ) -> Result<LoadedDetector> {
-    let of_file = |name: String, config: &DetectorConfig, path: &Path| -> Result<LoadedDetector> {
-        let detector = weights::load(config, path, precision, device)?;
-        let weights_sha256 = sha256(path)?;
-        Ok(LoadedDetector { detector, name, weights_sha256, precision })
-    };
-    let folder = match choice {
-        DetectorChoice::Coco => {
-            return match source {
-                Some(source) => of_file("coco".into(), &DetectorConfig::coco(), &source.resolve(None, show_progress)?),
-                None => Ok(LoadedDetector {
-                    detector: weights::load_coco(precision, device, show_progress)?,
-                    name: "coco".into(),
-                    weights_sha256: weights::COCO_FILE.sha256.into(),
-                    precision,
-                }),
-            };
-        }
-        DetectorChoice::Scenes => Workspace::locate()?.data("scenes-detector"),
-        DetectorChoice::Folder(path) => path.clone(),
-    };
-    let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
-    let name = match choice {
-        DetectorChoice::Scenes => "scenes".to_string(),
-        _ => folder.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy().into_owned()),
-    };
-    match source {
-        Some(source) => of_file(name, &config, &source.resolve(None, show_progress)?),
-        None => of_file(name, &config, &folder.join("model.safetensors")),
+    let mut config = choice.config()?;
+    if swap_channels {
+        config.transform.format = match config.transform.format {
+            ChannelOrder::Rgb => ChannelOrder::Bgr,
+            ChannelOrder::Bgr => ChannelOrder::Rgb,
+        };
     }
+    let loaded = |detector: Detector, weights_sha256: String| {
+        Ok(LoadedDetector { detector, name: choice.name(), weights_sha256, precision, swap_channels })
+    };
+    let path = match (source, choice) {
+        (Some(source), _) => source.resolve(None, show_progress)?,
+        (None, DetectorChoice::Coco) => {
+            let detector = weights::load_coco(&config, precision, device, show_progress)?;
+            return loaded(detector, weights::COCO_FILE.sha256.into());
+        }
+        (None, DetectorChoice::VisualGenome) => {
+            let published: WeightSource = weights::VISUAL_GENOME_SOURCE.parse().map_err(Error::Argument)?;
+            let path = published.resolve(Some(&weights::VISUAL_GENOME_FILE), show_progress)?;
+            let detector = weights::load(&config, &path, precision, device)?;
+            return loaded(detector, weights::VISUAL_GENOME_FILE.sha256.into());
+        }
+        (None, DetectorChoice::VisualGenomeCaffe) => {
+            return Err(Error::Argument(
+                "the weights of visual-genome-caffe cannot be fetched by a program: download \
+                 bua-caffe-frcn-r101-k36.pth by the link in the README of MILVLG/bottom-up-attention.pytorch and add \
+                 --weights FILE"
+                    .into(),
+            )
+            .into());
+        }
+        (None, DetectorChoice::Scenes | DetectorChoice::Folder(_)) => choice.folder()?.join("model.safetensors"),
+    };
+    let detector = weights::load(&config, &path, precision, device)?;
+    loaded(detector, sha256(&path)?)
 }

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::choice::DetectorChoice;
+use crate::detector::selection::RegionCount;
 use crate::inputs::{find_captioned, find_images};
 use crate::pipeline::{ExtractSummary, PipelineOptions, extract};
 use crate::regions::{self, RegionChoice, Selection, SourceOptions};
@@ -29,17 +30,22 @@ pub struct Extraction {
     /// Folder of the store [default: data/features/<name of the images' folder>]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// scenes, coco, or a folder with config.json and model.safetensors, or hf:owner/repo; of a detector or of DINOv2
+    /// scenes, coco, visual-genome (LXMERT's own features, Hugging Face's rules), visual-genome-caffe (the original's
+    /// rules), or a folder with config.json and model.safetensors, or hf:owner/repo; of a detector or of DINOv2
     /// [default: scenes for the bare command, else coco]
     #[arg(long)]
     pub detector: Option<DetectorChoice>,
-    /// Weights in place of the detector's own: a safetensors or .pth file, or hf:owner/repo/file[@revision]
+    /// Weights in place of the detector's own: a safetensors, .pth, .bin or .pkl file, or hf:owner/repo/file[@revision]
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
-    /// Regions an image: N that the detector finds, grid:N for N × N fixed boxes, cells (cells:N) for means of the last
-    /// map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches [default: 12 for the bare command, else 36]
-    #[arg(long, value_name = "N|grid:N|cells|NxN")]
+    /// Regions an image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, cells (cells:N)
+    /// for means of the last map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches
+    /// [default: 12 for the bare command, else 36]
+    #[arg(long, value_name = "N|N..M|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
+    /// Give the detector red for blue, as Hugging Face's demo does with photos from files: only to compare with its numbers
+    #[arg(long)]
+    pub swap_channels: bool,
     /// How the N are chosen among the detector's boxes
     #[arg(long, value_enum, default_value_t = Selection::Detections)]
     pub select: Selection,
@@ -65,6 +71,7 @@ impl Default for Extraction {
             detector: None,
             weights: None,
             regions: None,
+            swap_channels: false,
             select: Selection::Detections,
             dtype: StoreDtype::F32,
             precision: Precision::F32,
@@ -104,9 +111,10 @@ impl Extraction {
                 &DetectorChoice::Coco
             }),
             weights: self.weights.as_ref(),
-            regions: self.regions.unwrap_or(RegionChoice::Detections(if bare { 12 } else { 36 })),
+            regions: self.regions.unwrap_or(RegionChoice::Detections(RegionCount::exactly(if bare { 12 } else { 36 }))),
             select: self.select,
             precision: self.precision,
+            swap_channels: self.swap_channels,
         };
         let source = regions::open(&options, device, show_progress)?;
         let store = StoreWriter::open(&output, source.info(self.dtype))?;

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::choice::DetectorChoice;
 use crate::detector::DetectorConfig;
+use crate::detector::selection::RegionCount;
 use crate::images::DecodedImage;
 use crate::regions::{self, RegionChoice, RegionSource, Selection, SourceOptions};
 use candle_core::Device;
@@ -38,20 +39,16 @@ impl Finder {
         let gives_it = |config: &DetectorConfig| width(config) == feature_dim;
         let fitting = if DetectorConfig::from_json_file(&scenes).is_ok_and(|config| gives_it(&config)) {
             Ok(DetectorChoice::Scenes)
-        } else if gives_it(&DetectorConfig::coco()) {
-            Ok(DetectorChoice::Coco)
         } else {
-            Err(match feature_dim {
-                2048 => "that is bottom-up attention's, whose features come in by `lxmert-extract import bottom-up`",
-                _ => "no detector that ships gives as many; name its own by --detector FOLDER",
-            })
+            let published = [DetectorChoice::Coco, DetectorChoice::VisualGenome];
+            let fitting = published.into_iter().find(|choice| choice.config().is_ok_and(|config| gives_it(&config)));
+            fitting.ok_or("no detector that is known gives as many; name its own by --detector FOLDER")
         };
         // Before any weights are fetched: would they fit at all?
         let chosen = match &choice {
             None => None,
-            Some(DetectorChoice::Coco) => Some(DetectorConfig::coco()),
             Some(DetectorChoice::Scenes) => Some(DetectorConfig::from_json_file(&scenes)?),
-            Some(DetectorChoice::Folder(folder)) => Some(DetectorConfig::from_json_file(folder.join("config.json"))?),
+            Some(choice) => Some(choice.config()?),
         };
         let choice = match (choice, &fitting) {
             (Some(choice), _) if chosen.as_ref().is_some_and(gives_it) => choice,
@@ -61,9 +58,8 @@ impl Finder {
                     format!("the detector gives {} numbers a region, but ", width(&config))
                 });
                 let advice = match fitting {
-                    Ok(DetectorChoice::Scenes) => "that is --detector scenes",
-                    Ok(_) => "that is --detector coco",
-                    Err(advice) => advice,
+                    Ok(fitting) => format!("that is --detector {}", fitting.name()),
+                    Err(advice) => (*advice).to_string(),
                 };
                 let other = if given.is_some() { ", or choose another --checkpoint" } else { "" };
                 return Err(
@@ -74,15 +70,16 @@ impl Finder {
         let options = SourceOptions {
             detector: &choice,
             weights,
-            regions: RegionChoice::Detections(count),
+            regions: RegionChoice::Detections(RegionCount::exactly(count)),
             select: Selection::default(),
             precision: Precision::F32,
+            swap_channels: false,
         };
         let source = regions::open(&options, device, progress)?;
         Ok(Self { info: source.info(StoreDtype::F32), source })
     }
 
-    /// "scenes", "coco", or the name of the detector's folder.
+    /// What `--detector` takes, or the name of the detector's folder.
     pub fn name(&self) -> &str {
         &self.info.detector
     }
@@ -117,7 +114,8 @@ mod tests {
             "the detector gives 1024 numbers a region, but the checkpoint takes 256; that is --detector scenes, or choose another --checkpoint"
         );
         assert!(error(Some(DetectorChoice::Scenes), 1024).contains("that is --detector coco"));
-        assert!(error(None, 2048).starts_with("the checkpoint takes 2048; that is bottom-up attention's"));
+        assert!(error(Some(DetectorChoice::Coco), 2048).contains("that is --detector visual-genome"));
+        assert!(error(Some(DetectorChoice::VisualGenome), 1024).contains("that is --detector coco"));
         assert!(error(None, 77).contains("--detector FOLDER"));
     }
 }

@@ -1,6 +1,7 @@
 //! Where a detector's weights come from, and that they are the right ones.
 
-use crate::detector::{Detector, DetectorConfig, expected_tensors};
+use crate::detector::config::KeyNames;
+use crate::detector::{Detector, DetectorConfig, expected_tensors, visual_genome};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::checkpoint::{
@@ -18,7 +19,17 @@ pub const COCO_SOURCE: &str = "hf:zeyuzy/vision_model-base_model/fasterrcnn_resn
 pub const COCO_FILE: ExpectedFile<'static> =
     ExpectedFile { size: 167_502_836, sha256: "258fb6c638b15964ddcdd1ae0748c5eef1be9e732750120cc857feed3faac384" };
 
-/// A detector from a weight file: safetensors, or a `.pth` of any age, with today's or the older key names.
+/// Hugging Face's weights of bottom-up attention's detector, in a copy that a space of the hub has: the repository
+/// `unc-nlp/frcnn-vg-finetuned` itself is gone.
+pub const VISUAL_GENOME_SOURCE: &str =
+    "hf:spaces/WwYc/explain-LXMERT/lxmert/unc-nlp/frcnn-vg-finetuned/pytorch_model.bin";
+
+/// Size and hash of [`VISUAL_GENOME_SOURCE`].
+pub const VISUAL_GENOME_FILE: ExpectedFile<'static> =
+    ExpectedFile { size: 262_398_754, sha256: "d3bf8ad74828a244a95d85e17a842cc0ac75419a53e4e81ee68386f192bb24c5" };
+
+/// A detector from a weight file: safetensors, a `.pth` of any age, or detectron2's `.pkl`, with the key names and layout of
+/// any port that the configuration has a place for.
 ///
 /// # Errors
 /// When the file cannot be read or does not fit `config`: the error lists every missing, unexpected and
@@ -29,7 +40,24 @@ pub fn load(
     precision: Precision,
     device: &Device,
 ) -> Result<Detector> {
-    detector(config, read_fitting(config, path.as_ref())?, precision, device)
+    let path = path.as_ref();
+    from_tensors(config, path, read_tensors(path)?, precision, device)
+}
+
+/// [`load`] of the tensors of a file that was read already. `path` is for messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_tensors(
+    config: &DetectorConfig,
+    path: &Path,
+    tensors: BTreeMap<String, Tensor>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Detector> {
+    let mut config = config.clone();
+    let tensors = fitting(&mut config, path, tensors)?;
+    detector(&config, tensors, precision, device)
 }
 
 /// The COCO detector: the published file by way of the hub's cache, checked by size and hash and converted once to
@@ -37,12 +65,16 @@ pub fn load(
 ///
 /// # Errors
 /// As [`WeightSource::resolve`] and [`load`].
-pub fn load_coco(precision: Precision, device: &Device, show_progress: bool) -> Result<Detector> {
-    let config = DetectorConfig::coco();
+pub fn load_coco(
+    config: &DetectorConfig,
+    precision: Precision,
+    device: &Device,
+    show_progress: bool,
+) -> Result<Detector> {
     let published: WeightSource = COCO_SOURCE.parse().map_err(Error::Argument)?;
     let copy = converted_path(&HubOptions::from_env().cache_dir, COCO_FILE.sha256);
-    let tensors = converted(&config, &copy, || published.resolve(Some(&COCO_FILE), show_progress))?;
-    detector(&config, tensors, precision, device)
+    let tensors = converted(config, &copy, || published.resolve(Some(&COCO_FILE), show_progress))?;
+    detector(config, tensors, precision, device)
 }
 
 /// Where the converted copy of the file with this hash lies: in `lxmert`, beside the hub's cache.
@@ -78,12 +110,25 @@ fn converted(
 }
 
 fn read_fitting(config: &DetectorConfig, path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    fitting(&mut config.clone(), path, read_tensors(path)?)
+}
+
+/// The tensors that the network needs, in its layout. Anchors that the file holds go to `config`.
+fn fitting(
+    config: &mut DetectorConfig,
+    path: &Path,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = match config.key_names {
+        KeyNames::Torchvision => names::detector(path, tensors)?,
+        KeyNames::Detectron2 => visual_genome::to_network_layout(config, path, tensors)?,
+    };
     let options = FitOptions {
         // A counter that training keeps and inference does not need; FrozenBatchNorm2d has none.
         ignore: vec!["*.num_batches_tracked".into()],
         ..FitOptions::default()
     };
-    fit(path, &expected_tensors(config)?, names::detector(path, read_tensors(path)?)?, &options)
+    fit(path, &expected_tensors(config)?, tensors, &options)
 }
 
 fn detector(
@@ -110,7 +155,7 @@ mod tests {
                 stage_widths: vec![4; 4],
                 ..ResNetConfig::default()
             },
-            fpn: FpnConfig { channels: 2, ..FpnConfig::default() },
+            fpn: Some(FpnConfig { channels: 2, ..FpnConfig::default() }),
             roi_heads: RoiHeadsConfig { representation_size: 3, ..RoiHeadsConfig::default() },
             label_names: vec!["background".into(), "thing".into()],
             ..DetectorConfig::coco()

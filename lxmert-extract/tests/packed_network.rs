@@ -24,7 +24,7 @@ fn config(block: Block, width: usize) -> DetectorConfig {
             stage_widths: vec![2 * width, 3 * width, 4 * width, 5 * width],
             ..coco.backbone
         },
-        fpn: FpnConfig { channels: 2 * width, ..coco.fpn },
+        fpn: Some(FpnConfig { channels: 2 * width, ..FpnConfig::default() }),
         ..coco
     }
 }

@@ -29,8 +29,9 @@ fn config() -> DetectorConfig {
             bottleneck_widths: Vec::new(),
             stage_widths: vec![8, 16, 24],
             batch_norm_eps: 1e-5,
+            ..ResNetConfig::default()
         },
-        fpn: FpnConfig { stages: vec![2, 3], channels: 16, pool_level: false },
+        fpn: Some(FpnConfig { stages: vec![2, 3], channels: 16, pool_level: false }),
         rpn: RpnConfig {
             anchor_sizes: vec![vec![12.0, 18.0], vec![30.0, 42.0]],
             post_nms_top_n: 60,
@@ -41,7 +42,9 @@ fn config() -> DetectorConfig {
         attributes: vec![AttributeConfig {
             name: "colour".into(),
             classes: ["red", "green"].map(String::from).to_vec(),
+            object_embedding: None,
         }],
+        ..DetectorConfig::coco()
     }
 }
 
@@ -186,6 +189,7 @@ fn loaded() -> Result<LoadedDetector> {
         name: "small".into(),
         weights_sha256: "abc".into(),
         precision: Precision::F32,
+        swap_channels: false,
     })
 }
 

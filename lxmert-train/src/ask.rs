@@ -32,7 +32,7 @@ pub struct AskArgs {
     /// Take the image's regions from this feature store instead of finding them in a photo
     #[arg(long, value_name = "DIR", conflicts_with_all = ["detector", "weights"])]
     pub features: Option<PathBuf>,
-    /// scenes, coco, or a folder with a detector [default: the one whose features the checkpoint takes]
+    /// scenes, coco, visual-genome, visual-genome-caffe, or a folder with a detector [default: the one whose features the checkpoint takes]
     #[arg(long, value_name = "DETECTOR")]
     pub detector: Option<DetectorChoice>,
     /// Weights in place of the detector's own: a safetensors or .pth file, or `hf:owner/repo/file[@revision]`

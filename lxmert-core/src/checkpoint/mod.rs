@@ -34,11 +34,11 @@ use std::path::Path;
 
 /// Every tensor of a checkpoint by name, on the CPU, in the file's own element types where candle has
 /// them (bool becomes u8, int8 becomes i16). The content decides the format, not the file's name:
-/// safetensors, torch's zip `.pth`, or its legacy `.pth` from before version 1.6. State dicts under
+/// safetensors, torch's zip `.pth`, its legacy `.pth` from before version 1.6, or a pickle of NumPy arrays. State dicts under
 /// `state_dict`, `model` or `model_state_dict` are unwrapped.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it has none of the three formats (the
+/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it has none of these formats (the
 /// message says what it looks like instead) or is damaged, [`Error::PickleClass`] when its pickle
 /// holds anything but tensors.
 pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
@@ -56,9 +56,12 @@ pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -
         Container::Safetensors => safetensors_file::read(path, &bytes, &keep),
         Container::TorchZip => torch_pickle::read_zip(path, &bytes, &keep),
         Container::TorchLegacy => torch_pickle::read_legacy(path, &bytes, &keep),
+        Container::Pickle => torch_pickle::read_pickle(path, &bytes, &keep),
         Container::Other(what) => Err(Error::format(
             path,
-            format!("{what}; weights are read from .safetensors files and from torch's .pth, .pt or .bin files"),
+            format!(
+                "{what}; weights are read from .safetensors files, torch's .pth, .pt or .bin files, and .pkl files of arrays"
+            ),
         )),
     }
 }
@@ -116,6 +119,7 @@ enum Container {
     Safetensors,
     TorchZip,
     TorchLegacy,
+    Pickle,
     Other(&'static str),
 }
 
@@ -157,7 +161,7 @@ impl Container {
                 "this is a tar archive; unpack it first (torch before 0.1.10 wrote such files: save it again with a newer torch)",
             )
         } else if bytes[0] == 0x80 {
-            Self::Other("this is a pickle, but not one that torch.save wrote")
+            Self::Pickle
         } else {
             Self::Other("this is no known format of weights; the download may be cut or damaged")
         }

@@ -127,11 +127,31 @@ impl FeatureMap {
     /// # Errors
     /// As there.
     pub fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
-        let [batch, height, width, channels] = self.shape;
+        let [_, height, width, channels] = self.shape;
         if 2 * padding > kernel {
             candle_core::bail!("a padding of {padding} is more than half of the pooling kernel, {kernel}");
         }
-        let windows = Windows::new((channels, height, width), (kernel, kernel), stride, padding)?;
+        self.largest(&Windows::new((channels, height, width), (kernel, kernel), stride, padding)?)
+    }
+
+    /// Max pooling without padding whose output is rounded up ("ceil mode", as in Caffe): what a window past the border misses
+    /// does not count.
+    ///
+    /// # Errors
+    /// When `stride` is 0 or larger than `kernel`.
+    pub fn max_pool2d_ceil(&self, kernel: usize, stride: usize) -> Result<Self> {
+        let [_, height, width, channels] = self.shape;
+        if stride > kernel {
+            candle_core::bail!("a stride of {stride} leaves out cells between windows of {kernel}");
+        }
+        let reached = |side: usize| side.saturating_sub(kernel).next_multiple_of(stride.max(1)) + kernel;
+        let windows = Windows::new((channels, reached(height), reached(width)), (kernel, kernel), stride, 0)?;
+        self.largest(&Windows { height, width, ..windows })
+    }
+
+    /// The largest value of each window.
+    fn largest(&self, windows: &Windows) -> Result<Self> {
+        let ([batch, _, width, channels], kernel) = (self.shape, windows.kernel.0);
         let mut out = Self::unwritten([batch, windows.out_height, windows.out_width, channels], &self.pool);
         let row_len = windows.out_width * channels;
         if row_len == 0 {

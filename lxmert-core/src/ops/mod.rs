@@ -15,7 +15,7 @@
 //! - [`batch_norm`](mod@batch_norm): batch normalisation in training;
 //! - [`conv`]: convolution with its gradients;
 //! - [`pool`]: max pooling;
-//! - [`roi_align()`]: torchvision's RoIAlign;
+//! - [`roi_align()`]: torchvision's RoIAlign; [`roi_pool()`]: its RoI max pooling, for inference;
 //! - [`PrepackedConv2d`], [`PrepackedLinear`] and [`roi_align_levels`] on [`FeatureMap`]s: the inference path of a detector, channels
 //!   last, in f32 or with products of bf16 ([`Precision`]).
 
@@ -45,6 +45,7 @@ mod prepacked_weights;
 mod product;
 mod ragged;
 pub mod roi_align;
+mod roi_pool;
 mod scratch;
 pub(crate) mod simd;
 mod skinny;
@@ -76,6 +77,7 @@ pub type PackedConv2d = PrepackedConv2d;
 pub type PackedLinear = PrepackedLinear;
 pub use ragged::Ragged;
 pub use roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
+pub use roi_pool::{RoiPool, roi_pool};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
 use std::ops::Deref;

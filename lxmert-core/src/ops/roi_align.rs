@@ -127,7 +127,7 @@ fn regions(rois: &Tensor, batch: usize) -> Result<Vec<Region>> {
 }
 
 /// `[batch, channels, height, width]` to `[batch, height, width, channels]`.
-fn to_channels_last(features: &Tensor) -> Result<Tensor> {
+pub(super) fn to_channels_last(features: &Tensor) -> Result<Tensor> {
     features.permute((0, 2, 3, 1))?.contiguous()
 }
 

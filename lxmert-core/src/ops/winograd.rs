@@ -14,7 +14,7 @@
 use super::bf16::Precision;
 use super::feature_map::{FeatureMap, ResidualRows};
 use super::geometry::Windows;
-use super::microkernel::{Columns, Kernel, finish};
+use super::microkernel::{Columns, Kernel, balanced, finish};
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector};
 use rayon::prelude::*;
@@ -79,19 +79,29 @@ impl Winograd {
     ) {
         let tile_columns = windows.out_width.div_ceil(OUT);
         let tile_rows = windows.out_height.div_ceil(OUT);
-        // Rows of tiles that one task takes: enough tiles to reuse each panel, few enough to stay in the cache.
-        let per_task = super::microkernel::balanced(tile_rows, 1, (MOST_TILES / tile_columns).max(1));
         let row_len = windows.out_width * self.out_channels;
+        let image_len = windows.out_height * row_len;
+        // What one task takes, rows of tiles of one image or several whole images: enough tiles to reuse each panel, few enough
+        // to stay in the cache.
+        let batch = out.len() / image_len;
+        let most = (MOST_TILES / (tile_rows * tile_columns)).min(batch.div_ceil(rayon::current_num_threads()));
+        let images = balanced(batch, 1, most);
+        let rows = match images {
+            1 => balanced(tile_rows, 1, (MOST_TILES / tile_columns).max(1)),
+            _ => tile_rows,
+        };
         let tasks: Vec<(usize, usize, &mut [f32])> = out
-            .chunks_exact_mut(windows.out_height * row_len)
+            .chunks_mut(images * image_len)
             .enumerate()
-            .flat_map(|(image, out)| {
-                out.chunks_mut(per_task * OUT * row_len).enumerate().map(move |(i, out)| (image, i * per_task, out))
+            .flat_map(|(group, out)| {
+                let per_task = if images == 1 { rows * OUT * row_len } else { out.len() };
+                out.chunks_mut(per_task).enumerate().map(move |(i, out)| (group * images, i * rows, out))
             })
             .collect();
         tasks.into_par_iter().for_each(|(image, first, out)| {
-            let values = &x.values()[image * windows.in_len()..][..windows.in_len()];
-            let task = Task { layer: self, windows, values, image, first, tile_columns, bias, residual, relu };
+            let rows = (out.len() / row_len).min(windows.out_height);
+            let tiles = rows.div_ceil(OUT) * tile_columns;
+            let task = Task { layer: self, windows, x, image, first, rows, tiles, tile_columns, bias, residual, relu };
             task.run(out);
         });
     }
@@ -100,14 +110,18 @@ impl Winograd {
 /// Tiles of a task: with 256 channels their transforms take 2.6 MB, which streams from the third-level cache.
 const MOST_TILES: usize = 72;
 
-/// Some rows of tiles of one image.
+/// Some rows of tiles of one image, or all of some images.
 struct Task<'a> {
     layer: &'a Winograd,
     windows: &'a Windows,
-    values: &'a [f32],
+    x: &'a FeatureMap,
+    /// First image.
     image: usize,
     /// First row of tiles.
     first: usize,
+    /// Rows of the output, and tiles, of each image.
+    rows: usize,
+    tiles: usize,
     tile_columns: usize,
     bias: &'a [f32],
     residual: Option<&'a ResidualRows<'a>>,
@@ -115,11 +129,11 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// `out`: the rows of the output that these tiles cover.
+    /// `out`: the rows of the output that these tiles cover, image after image.
     fn run(&self, out: &mut [f32]) {
         let (layer, kernel) = (self.layer, &self.layer.kernel);
         let (channels, out_channels, panel) = (layer.channels, layer.out_channels, kernel.columns);
-        let tiles = (out.len() / (self.windows.out_width * out_channels)).div_ceil(OUT) * self.tile_columns;
+        let tiles = out.len() / (self.rows * self.windows.out_width * out_channels) * self.tiles;
         let rows = kernel.round_rows(tiles);
         let words = kernel.words(channels);
         // Rows a power of two apart would fall into the same sets of the cache.
@@ -150,9 +164,11 @@ impl Task<'_> {
     fn store(&self, tile: usize, columns: Columns, patch: &[f32], out: &mut [f32]) {
         let (channels, panel) = (columns.leading, self.layer.kernel.columns);
         let row_len = self.windows.out_width * channels;
+        let (image, tile) = (tile / self.tiles, tile % self.tiles);
         let (tile_y, tile_x) = (tile / self.tile_columns * OUT, tile % self.tile_columns * OUT);
         let count = OUT.min(self.windows.out_width - tile_x);
         let bias = &self.bias[columns.start..];
+        let out = &mut out[image * self.rows * row_len..][..self.rows * row_len];
         let rows = out.chunks_exact_mut(row_len).enumerate().skip(tile_y).zip(patch.chunks_exact(OUT * panel));
         for ((y, row), values) in rows {
             let out = &mut row[tile_x * channels..][..count * channels];
@@ -162,7 +178,7 @@ impl Task<'_> {
                 Some(residual) => {
                     for (x, (out, values)) in out.chunks_exact_mut(channels).zip(values.chunks_exact(panel)).enumerate()
                     {
-                        let residual = Some(residual.pixel(self.image, image_y, tile_x + x));
+                        let residual = Some(residual.pixel(self.image + image, image_y, tile_x + x));
                         finish(out, columns, values, panel, bias, residual, self.relu);
                     }
                 }
@@ -173,13 +189,15 @@ impl Task<'_> {
     /// Where the 36 pixels of a tile's input lie: in the image, or in the padding, which is `zeros`.
     fn sources<'b>(&'b self, tile: usize, zeros: &'b [f32]) -> [&'b [f32]; PLACES] {
         let channels = self.layer.channels;
+        let (image, tile) = (self.image + tile / self.tiles, tile % self.tiles);
+        let values = &self.x.values()[image * self.windows.in_len()..][..self.windows.in_len()];
         let (y, x) = ((self.first + tile / self.tile_columns) * OUT, tile % self.tile_columns * OUT);
         let mut sources = [zeros; PLACES];
         for i in 0..IN {
             let Some(row) = self.windows.in_row(y, i) else { continue };
             for j in 0..IN {
                 if let Some(column) = self.windows.in_column(x, j) {
-                    sources[i * IN + j] = &self.values[(row * self.windows.width + column) * channels..][..channels];
+                    sources[i * IN + j] = &values[(row * self.windows.width + column) * channels..][..channels];
                 }
             }
         }

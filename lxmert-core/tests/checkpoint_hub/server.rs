@@ -143,7 +143,9 @@ impl Site {
 
         let file = &self.published;
         let moved = path.strip_prefix("/moved");
-        let resolve = moved.unwrap_or(path).starts_with("/owner/repo/resolve/");
+        let address_of_file = moved.unwrap_or(path);
+        let address_of_file = address_of_file.strip_prefix("/spaces").unwrap_or(address_of_file);
+        let resolve = address_of_file.starts_with("/owner/repo/resolve/");
         if resolve && matches!(self.head, Head::Moved) && moved.is_none() {
             let location = format!("Location: http://localhost:{}/moved{path}\r\n", address.port());
             return send(&stream, 308, &location, b"");

@@ -1,7 +1,7 @@
 //! Anchors: the boxes that the proposal network starts from, a few of fixed size and shape in each
 //! cell of each level.
 
-use super::config::RpnConfig;
+use super::config::{AnchorStyle, RpnConfig};
 use lxmert_core::boxes::BoxXyxy;
 
 /// The anchors of one level. Order: shape fastest, then column, then row.
@@ -18,12 +18,16 @@ impl AnchorGrid {
     /// Level `level`, whose map is `map_size` (rows, columns), of an image padded to `padded_size`
     /// (height, width).
     pub fn new(config: &RpnConfig, level: usize, map_size: (usize, usize), padded_size: (usize, usize)) -> Self {
+        let base = match &config.cell_anchors {
+            Some(anchors) => anchors.clone(),
+            None => cell_anchors(config.anchor_style, &config.anchor_sizes[level], &config.aspect_ratios),
+        };
         Self {
-            base: base_anchors(&config.anchor_sizes[level], &config.aspect_ratios),
+            base,
             rows: map_size.0,
             columns: map_size.1,
-            stride_y: padded_size.0 / map_size.0.max(1),
-            stride_x: padded_size.1 / map_size.1.max(1),
+            stride_y: config.anchor_stride.unwrap_or(padded_size.0 / map_size.0.max(1)),
+            stride_x: config.anchor_stride.unwrap_or(padded_size.1 / map_size.1.max(1)),
         }
     }
 
@@ -52,20 +56,42 @@ impl AnchorGrid {
     }
 }
 
-/// Anchors around the origin, ratio by ratio, with corners rounded to whole pixels (half to even),
-/// as in torchvision's `anchor_utils.py`.
-fn base_anchors(sizes: &[f32], aspect_ratios: &[f32]) -> Vec<BoxXyxy> {
-    let mut base = Vec::with_capacity(sizes.len() * aspect_ratios.len());
-    for ratio in aspect_ratios {
-        let height_ratio = ratio.sqrt();
-        let width_ratio = 1.0 / height_ratio;
-        for size in sizes {
-            let (w, h) = (width_ratio * size, height_ratio * size);
-            base.push([-w / 2.0, -h / 2.0, w / 2.0, h / 2.0].map(f32::round_ties_even));
-        }
+/// The anchors of the cell at the origin.
+pub fn cell_anchors(style: AnchorStyle, sizes: &[f32], aspect_ratios: &[f32]) -> Vec<BoxXyxy> {
+    let centred = |w: f32, h: f32| [-w / 2.0, -h / 2.0, w / 2.0, h / 2.0];
+    let by_ratio = |anchor: &dyn Fn(f32, f32) -> BoxXyxy| {
+        aspect_ratios.iter().flat_map(|&ratio| sizes.iter().map(move |&size| anchor(size, ratio))).collect()
+    };
+    match style {
+        AnchorStyle::Torchvision => by_ratio(&|size, ratio| {
+            let height_ratio = ratio.sqrt();
+            let width_ratio = 1.0 / height_ratio;
+            centred(width_ratio * size, height_ratio * size).map(f32::round_ties_even)
+        }),
+        // In f64, as Python computes them.
+        AnchorStyle::Detectron2 => sizes
+            .iter()
+            .flat_map(|&size| {
+                aspect_ratios.iter().map(move |&ratio| {
+                    let w = (f64::from(size) * f64::from(size) / f64::from(ratio)).sqrt();
+                    let h = f64::from(ratio) * w;
+                    [-w / 2.0, -h / 2.0, w / 2.0, h / 2.0].map(|v| v as f32)
+                })
+            })
+            .collect(),
+        AnchorStyle::Caffe => by_ratio(&|size, ratio| {
+            let w = (CAFFE_BASE * CAFFE_BASE / ratio).sqrt().round_ties_even();
+            let h = (w * ratio).round_ties_even();
+            let scale = size / CAFFE_BASE;
+            let centre = (CAFFE_BASE - 1.0) / 2.0;
+            let (half_w, half_h) = ((w * scale - 1.0) / 2.0, (h * scale - 1.0) / 2.0);
+            [centre - half_w, centre - half_h, centre + half_w, centre + half_h]
+        }),
     }
-    base
 }
+
+/// Side of the box that Caffe's anchors are multiples of (`generate_anchors.py`).
+const CAFFE_BASE: f32 = 16.0;
 
 #[cfg(test)]
 mod tests {
@@ -75,7 +101,15 @@ mod tests {
     fn base_anchors_are_torchvision_s() {
         // python: AnchorGenerator(((32,),), ((0.5, 1.0, 2.0),)).cell_anchors[0]
         let expected = [[-23., -11., 23., 11.], [-16., -16., 16., 16.], [-11., -23., 11., 23.]];
-        assert_eq!(base_anchors(&[32.0], &[0.5, 1.0, 2.0]), expected);
+        assert_eq!(cell_anchors(AnchorStyle::Torchvision, &[32.0], &[0.5, 1.0, 2.0]), expected);
+    }
+
+    #[test]
+    fn stored_anchors_and_the_stride_of_a_level_win() {
+        let config =
+            RpnConfig { cell_anchors: Some(vec![[0., 0., 1., 1.]]), anchor_stride: Some(16), ..RpnConfig::default() };
+        // 76 columns of 1203 pixels: the ratio would be 15.
+        assert_eq!(AnchorGrid::new(&config, 0, (1, 76), (16, 1203)).get(75), [1200., 0., 1201., 1.]);
     }
 
     #[test]

@@ -1,30 +1,42 @@
 //! Boxes as offsets from a reference box, and back (Girshick et al. 2014, appendix C).
 
+use super::config::BoxConvention;
 use lxmert_core::boxes::BoxXyxy;
 
-/// Weights of dx, dy, dw, dh.
+/// Weights of dx, dy, dw, dh, and what the boxes are.
 #[derive(Debug, Clone, Copy)]
 pub struct BoxCoder {
     weights: [f32; 4],
+    convention: BoxConvention,
 }
 
 impl BoxCoder {
     /// The largest dw and dh: ln(1000 / 16).
     pub const LARGEST_LOG_SCALE: f32 = 4.135_166_6;
 
-    /// A coder with these weights.
+    /// A coder of [`BoxConvention::Continuous`] boxes with these weights.
     pub fn new(weights: [f32; 4]) -> Self {
-        Self { weights }
+        Self { weights, convention: BoxConvention::Continuous }
     }
 
-    /// The box at `deltas` from `reference`.
+    /// The same for boxes of `convention`.
+    pub fn with_convention(self, convention: BoxConvention) -> Self {
+        Self { convention, ..self }
+    }
+
+    /// The box at `deltas` from `reference`. By [`BoxConvention::Inclusive`] nothing bounds the log scales, and the far corner
+    /// is a width from the near one, not a width - 1: both as Caffe computes it.
     pub fn decode(&self, deltas: [f32; 4], reference: &BoxXyxy) -> BoxXyxy {
         let [x0, y0, x1, y1] = *reference;
-        let (width, height) = (x1 - x0, y1 - y0);
+        let extra = self.convention.extra();
+        let (width, height) = (x1 - x0 + extra, y1 - y0 + extra);
         let (centre_x, centre_y) = (x0 + 0.5 * width, y0 + 0.5 * height);
         let [wx, wy, ww, wh] = self.weights;
-        let dw = (deltas[2] / ww).min(Self::LARGEST_LOG_SCALE);
-        let dh = (deltas[3] / wh).min(Self::LARGEST_LOG_SCALE);
+        let limit = match self.convention {
+            BoxConvention::Continuous => Self::LARGEST_LOG_SCALE,
+            BoxConvention::Inclusive => f32::INFINITY,
+        };
+        let (dw, dh) = ((deltas[2] / ww).min(limit), (deltas[3] / wh).min(limit));
         let x = deltas[0] / wx * width + centre_x;
         let y = deltas[1] / wy * height + centre_y;
         let half_width = 0.5 * (dw.exp() * width);
@@ -47,14 +59,16 @@ impl BoxCoder {
 }
 
 /// Moves a box's corners into an image of `size` (height, width).
-pub fn clip(b: &BoxXyxy, size: (usize, usize)) -> BoxXyxy {
-    let (height, width) = (size.0 as f32, size.1 as f32);
+pub fn clip(b: &BoxXyxy, size: (usize, usize), convention: BoxConvention) -> BoxXyxy {
+    let extra = convention.extra();
+    let (height, width) = (size.0 as f32 - extra, size.1 as f32 - extra);
     [b[0].clamp(0.0, width), b[1].clamp(0.0, height), b[2].clamp(0.0, width), b[3].clamp(0.0, height)]
 }
 
 /// Whether both sides are at least `least`; false for boxes with a NaN.
-pub fn is_at_least(b: &BoxXyxy, least: f32) -> bool {
-    b[2] - b[0] >= least && b[3] - b[1] >= least
+pub fn is_at_least(b: &BoxXyxy, least: f32, convention: BoxConvention) -> bool {
+    let extra = convention.extra();
+    b[2] - b[0] + extra >= least && b[3] - b[1] + extra >= least
 }
 
 #[cfg(test)]
@@ -81,6 +95,19 @@ mod tests {
         let coder = BoxCoder::new([1.0; 4]);
         let b = coder.decode([0.0, 0.0, 100.0, f32::INFINITY], &[0.0, 0.0, 16.0, 16.0]);
         assert!((b[2] - b[0] - 1000.0).abs() < 1e-2 && (b[3] - b[1] - 1000.0).abs() < 1e-2, "{b:?}");
-        assert!(!is_at_least(&[f32::NAN, 0.0, 1.0, 1.0], 0.0));
+        assert!(!is_at_least(&[f32::NAN, 0.0, 1.0, 1.0], 0.0, BoxConvention::Continuous));
+    }
+
+    #[test]
+    fn inclusive_boxes_are_one_pixel_wider_and_end_at_the_last_pixel() {
+        let inclusive = BoxConvention::Inclusive;
+        let coder = BoxCoder::new([1.0; 4]).with_convention(inclusive);
+        // A box of 16 pixels around 8: the far corner is not moved back by one.
+        assert_eq!(coder.decode([0.0; 4], &[0.0, 0.0, 15.0, 15.0]), [0.0, 0.0, 16.0, 16.0]);
+        let b = coder.decode([0.0, 0.0, 6.0, 0.0], &[0.0, 0.0, 15.0, 15.0]);
+        assert!((b[2] - b[0] - 16.0 * 6f32.exp()).abs() < 1e-2, "not bounded: {b:?}");
+        assert_eq!(clip(&[-1.0, 2.0, 50.0, 50.0], (10, 20), inclusive), [0.0, 2.0, 19.0, 9.0]);
+        assert!(is_at_least(&[0.0, 0.0, 15.0, 15.0], 16.0, inclusive));
+        assert!(!is_at_least(&[0.0, 0.0, 15.0, 15.0], 16.0, BoxConvention::Continuous));
     }
 }

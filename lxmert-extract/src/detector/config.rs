@@ -1,14 +1,15 @@
 //! Everything that makes one detector differ from another, in one place.
 
 use super::coco;
+use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// A Faster R-CNN on a ResNet with a feature pyramid (Ren et al. 2015; Lin et al. 2017).
+/// A Faster R-CNN on a ResNet (Ren et al. 2015), with a feature pyramid (Lin et al. 2017) or on a single level ("C4").
 ///
-/// [`DetectorConfig::coco`] is torchvision's `fasterrcnn_resnet50_fpn`; other widths, depths and
-/// label sets run through the same code.
+/// [`DetectorConfig::coco`] is torchvision's `fasterrcnn_resnet50_fpn`; the detectors of bottom-up attention are in
+/// [`visual_genome`](super::visual_genome). Other widths, depths and label sets run through the same code.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DetectorConfig {
@@ -18,20 +19,88 @@ pub struct DetectorConfig {
     /// The convolutional body.
     #[serde(default)]
     pub backbone: ResNetConfig,
-    /// The feature pyramid.
-    #[serde(default)]
-    pub fpn: FpnConfig,
+    /// The feature pyramid; `null` where the body's last stage is the only level.
+    #[serde(default = "FpnConfig::some")]
+    pub fpn: Option<FpnConfig>,
     /// The region proposal network.
     #[serde(default)]
     pub rpn: RpnConfig,
     /// The heads on the proposed regions.
     #[serde(default)]
     pub roi_heads: RoiHeadsConfig,
+    /// What a box's corners are.
+    #[serde(default)]
+    pub box_convention: BoxConvention,
+    /// Key names of the weights.
+    #[serde(default)]
+    pub key_names: KeyNames,
     /// Name of every label id; 0 is background. Its length is the number of classes.
     pub label_names: Vec<String>,
     /// Attribute heads on the region feature, as in bottom-up attention (Anderson et al. 2018).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<AttributeConfig>,
+}
+
+/// What the two corners of a box are, and the rules that go with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BoxConvention {
+    /// Points of the plane, as in torchvision and detectron2: the width is `x1 - x0`, boxes are clipped to the image's
+    /// width, and suppression drops an IoU above its threshold.
+    #[default]
+    Continuous,
+    /// The first and the last pixel, as in Caffe: the width is `x1 - x0 + 1`, boxes are clipped to the width - 1,
+    /// suppression drops an IoU at or above its threshold, log scales are not bounded, and proposals smaller than
+    /// `rpn.min_box_size` pixels of the image itself are dropped before the best are ranked.
+    Inclusive,
+}
+
+impl BoxConvention {
+    /// What is added to `x1 - x0` to give the width.
+    pub fn extra(self) -> f32 {
+        match self {
+            Self::Continuous => 0.0,
+            Self::Inclusive => 1.0,
+        }
+    }
+}
+
+/// Whose names the weights have. Inside, the network is written in torchvision's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyNames {
+    /// `backbone.body.layer1.0.bn1.weight`
+    #[default]
+    Torchvision,
+    /// `backbone.res2.0.conv1.norm.weight`
+    Detectron2,
+}
+
+/// Order of an image's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ChannelOrder {
+    /// Red, green, blue.
+    #[default]
+    Rgb,
+    /// Blue, green, red.
+    Bgr,
+}
+
+/// Size of the resized image and where its pixels are sampled. All interpolate bilinearly without antialiasing, pixel
+/// centres at halves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resize {
+    /// torchvision: sides rounded down; normalised, then resized; a step in the image is the ratio of the sizes.
+    #[default]
+    Torchvision,
+    /// detectron2 and Hugging Face: the short side is `min_size` exactly, the other rounded to the nearest; resized, then
+    /// normalised; a step is the ratio of the sizes.
+    Detectron2,
+    /// Caffe: sides rounded half to even; normalised, then resized; a step is 1 / scale, and boxes are divided by that one
+    /// scale along both axes.
+    Caffe,
 }
 
 /// Input size and normalisation.
@@ -42,9 +111,15 @@ pub struct TransformConfig {
     pub min_size: usize,
     /// … unless the long side then exceeds this many.
     pub max_size: usize,
-    /// Zero padding on the right and bottom to a multiple of this.
+    /// How the size is rounded and pixels are sampled.
+    pub resize: Resize,
+    /// Zero padding on the right and bottom to a multiple of this; 1 for none.
     pub size_divisor: usize,
-    /// Mean of each channel of an RGB image in 0..1.
+    /// Order of the channels of the network's input.
+    pub format: ChannelOrder,
+    /// Value of a full channel, to which mean and deviation refer: 1 or 255.
+    pub pixel_max: f32,
+    /// Mean of each channel, in the network's order.
     pub image_mean: [f32; 3],
     /// Standard deviation of each channel.
     pub image_std: [f32; 3],
@@ -55,7 +130,10 @@ impl Default for TransformConfig {
         Self {
             min_size: 800,
             max_size: 1333,
+            resize: Resize::Torchvision,
             size_divisor: 32,
+            format: ChannelOrder::Rgb,
+            pixel_max: 1.0,
             image_mean: [0.485, 0.456, 0.406],
             image_std: [0.229, 0.224, 0.225],
         }
@@ -66,7 +144,7 @@ impl Default for TransformConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Block {
-    /// 1×1, 3×3 (which has the stride), 1×1.
+    /// 1×1, 3×3, 1×1; `stride_in_1x1` says which has the stride.
     #[default]
     Bottleneck,
     /// 3×3 (which has the stride), 3×3.
@@ -89,6 +167,11 @@ pub struct ResNetConfig {
     pub stage_widths: Vec<usize>,
     /// Epsilon of the batch norms; 0 for torchvision's published COCO weights.
     pub batch_norm_eps: f64,
+    /// Whether a bottleneck's stride is in its first 1×1 convolution (He et al. 2016, Caffe) and not in the 3×3.
+    pub stride_in_1x1: bool,
+    /// Whether the 3×3 max pooling after the stem has no padding and rounds its size up (Caffe's ceil mode), and not a
+    /// padding of 1.
+    pub ceil_mode: bool,
 }
 
 impl Default for ResNetConfig {
@@ -100,6 +183,8 @@ impl Default for ResNetConfig {
             bottleneck_widths: vec![64, 128, 256, 512],
             stage_widths: vec![256, 512, 1024, 2048],
             batch_norm_eps: 0.0,
+            stride_in_1x1: false,
+            ceil_mode: false,
         }
     }
 }
@@ -123,6 +208,26 @@ impl Default for FpnConfig {
     }
 }
 
+impl FpnConfig {
+    fn some() -> Option<Self> {
+        Some(Self::default())
+    }
+}
+
+/// How the anchors of a cell follow from sizes and aspect ratios.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnchorStyle {
+    /// torchvision: ratio by ratio, around the origin, corners rounded to whole pixels (half to even).
+    #[default]
+    Torchvision,
+    /// detectron2: size by size, around the origin, not rounded.
+    Detectron2,
+    /// Caffe: ratio by ratio, around (7.5, 7.5), from a 16 × 16 box whose sides are rounded before they are scaled; corners
+    /// are first and last pixels.
+    Caffe,
+}
+
 /// Anchors and proposals.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -131,6 +236,17 @@ pub struct RpnConfig {
     pub anchor_sizes: Vec<Vec<f32>>,
     /// Height / width of the anchors.
     pub aspect_ratios: Vec<f32>,
+    /// How anchors follow from sizes and ratios.
+    pub anchor_style: AnchorStyle,
+    /// The anchors of a cell of the only level in place of the computed ones; weight files may hold some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cell_anchors: Option<Vec<BoxXyxy>>,
+    /// Distance of neighbouring cells in pixels of the resized image; without, the padded image's size by the level's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_stride: Option<usize>,
+    /// Channels of the hidden convolution; without, as many as the levels have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden_channels: Option<usize>,
     /// Best scored boxes of a level that go into non-maximum suppression.
     pub pre_nms_top_n: usize,
     /// Proposals of an image, over all levels.
@@ -139,7 +255,7 @@ pub struct RpnConfig {
     pub nms_threshold: f64,
     /// Least score (a probability) of a proposal.
     pub score_threshold: f32,
-    /// Least side of a proposal in pixels of the resized image.
+    /// Least side of a proposal in pixels of the resized image (of the image itself by [`BoxConvention::Inclusive`]).
     pub min_box_size: f32,
     /// Weights of the box deltas.
     pub box_weights: [f32; 4],
@@ -150,6 +266,10 @@ impl Default for RpnConfig {
         Self {
             anchor_sizes: vec![vec![32.0], vec![64.0], vec![128.0], vec![256.0], vec![512.0]],
             aspect_ratios: vec![0.5, 1.0, 2.0],
+            anchor_style: AnchorStyle::Torchvision,
+            cell_anchors: None,
+            anchor_stride: None,
+            hidden_channels: None,
             pre_nms_top_n: 1000,
             post_nms_top_n: 1000,
             nms_threshold: 0.7,
@@ -167,10 +287,70 @@ impl RpnConfig {
     }
 }
 
+/// How regions are pooled from a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PoolerType {
+    /// Averages of bilinear samples (He et al. 2017).
+    #[default]
+    #[serde(rename = "ROIAlign")]
+    RoiAlign,
+    /// Maxima of whole cells (Girshick 2015).
+    #[serde(rename = "ROIPool")]
+    RoiPool,
+}
+
+/// What makes a feature of a pooled region.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BoxHead {
+    /// Two linear layers with ReLU.
+    #[default]
+    TwoLinear,
+    /// The body's last residual stage run on each region with stride 1, then the mean of its cells ("C4").
+    Res5(Res5Config),
+}
+
+/// The residual stage that is a box head; `representation_size` channels leave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Res5Config {
+    /// Residual blocks.
+    pub blocks: usize,
+    /// Channels of the inner convolutions.
+    pub bottleneck_width: usize,
+    /// Dilation of the 3×3 convolutions; divides the pooling size.
+    pub dilation: usize,
+}
+
+/// Which regions stand for an image, and in which order.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionRule {
+    /// The detections, then weaker ones; features are pooled at the region's own box.
+    #[default]
+    Detections,
+    /// Hugging Face's: each proposal stands for its best class at that class's box; suppression whatever the class, by the
+    /// first of these thresholds that leaves enough; the best of them, with the feature of the proposal.
+    ClassAgnostic {
+        /// IoU above which the weaker of two goes, in the order that they are tried.
+        nms_thresholds: Vec<f64>,
+    },
+    /// Caffe's: suppression within each class over all proposals, whose boxes stay as they are; a proposal counts by the best
+    /// class in which it survives.
+    ClassAware {
+        /// IoU at or above which the weaker of two goes.
+        nms_threshold: f64,
+        /// A proposal that counts at least so much is a region, as far as the wanted number of regions allows.
+        score_threshold: f32,
+    },
+}
+
 /// Pooling, the box head and the choice of detections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoiHeadsConfig {
+    /// How regions are pooled.
+    pub pooler_type: PoolerType,
     /// Cells of a pooled region in each direction.
     pub pool_size: usize,
     /// Samples of a pooling cell in each direction.
@@ -179,6 +359,8 @@ pub struct RoiHeadsConfig {
     pub canonical_box_size: f32,
     /// Level (log2 of its stride) of a box of the canonical size.
     pub canonical_level: f32,
+    /// What makes the feature.
+    pub box_head: BoxHead,
     /// Length of a region's feature.
     pub representation_size: usize,
     /// Weights of the box deltas.
@@ -191,21 +373,26 @@ pub struct RoiHeadsConfig {
     pub max_detections: usize,
     /// Least side of a detection in pixels of the resized image.
     pub min_box_size: f32,
+    /// Which regions stand for an image.
+    pub region_rule: RegionRule,
 }
 
 impl Default for RoiHeadsConfig {
     fn default() -> Self {
         Self {
+            pooler_type: PoolerType::RoiAlign,
             pool_size: 7,
             sampling_ratio: 2,
             canonical_box_size: 224.0,
             canonical_level: 4.0,
+            box_head: BoxHead::TwoLinear,
             representation_size: 1024,
             box_weights: [10.0, 10.0, 5.0, 5.0],
             score_threshold: 0.05,
             nms_threshold: 0.5,
             max_detections: 100,
             min_box_size: 1e-2,
+            region_rule: RegionRule::Detections,
         }
     }
 }
@@ -214,10 +401,26 @@ impl Default for RoiHeadsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttributeConfig {
-    /// Name; the head's weights are `roi_heads.attributes.<name>`.
+    /// Name; a linear head's weights are `roi_heads.attributes.<name>`.
     pub name: String,
     /// Names of its values.
     pub classes: Vec<String>,
+    /// Bottom-up attention's head, which knows the object; without, a linear layer on the feature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_embedding: Option<ObjectEmbeddingConfig>,
+}
+
+/// An attribute head on the feature and an embedding of the region's most probable class, background included
+/// (`cls_embedding`, `fc_attr`, `attr_score`). Its first logit says that there is no attribute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectEmbeddingConfig {
+    /// Length of a class's embedding.
+    pub embedding_size: usize,
+    /// Width of the hidden layer.
+    pub hidden_size: usize,
+    /// Whether "no attribute" takes its share of the probability (Caffe) or is left out before (Hugging Face).
+    pub counts_no_attribute: bool,
 }
 
 impl DetectorConfig {
@@ -226,9 +429,11 @@ impl DetectorConfig {
         Self {
             transform: TransformConfig::default(),
             backbone: ResNetConfig::default(),
-            fpn: FpnConfig::default(),
+            fpn: FpnConfig::some(),
             rpn: RpnConfig::default(),
             roi_heads: RoiHeadsConfig::default(),
+            box_convention: BoxConvention::default(),
+            key_names: KeyNames::default(),
             label_names: coco::LABEL_NAMES.iter().map(|n| (*n).to_string()).collect(),
             attributes: Vec::new(),
         }
@@ -252,9 +457,33 @@ impl DetectorConfig {
         self.label_names.len()
     }
 
-    /// Levels of the pyramid, the pooled one included.
+    /// Levels that proposals come from: those of the pyramid, the pooled one included, or one.
     pub fn num_levels(&self) -> usize {
-        self.fpn.stages.len() + usize::from(self.fpn.pool_level)
+        self.num_pooled_levels() + usize::from(self.fpn.as_ref().is_some_and(|fpn| fpn.pool_level))
+    }
+
+    /// Levels that regions are pooled from.
+    pub fn num_pooled_levels(&self) -> usize {
+        self.fpn.as_ref().map_or(1, |fpn| fpn.stages.len())
+    }
+
+    /// Channels of every level.
+    pub fn level_channels(&self) -> usize {
+        match &self.fpn {
+            Some(fpn) => fpn.channels,
+            None => self.backbone.stage_widths.last().copied().unwrap_or(0),
+        }
+    }
+
+    /// Whether stored labels count from the first object, as those of bottom-up attention's files do: label 0 is no
+    /// background then.
+    pub fn has_labels_without_background(&self) -> bool {
+        self.roi_heads.region_rule != RegionRule::Detections
+    }
+
+    /// Name of every label id of a stored region.
+    pub fn region_label_names(&self) -> &[String] {
+        &self.label_names[usize::from(self.has_labels_without_background())..]
     }
 
     /// Checks that the fields agree with each other and that no size is absurd.
@@ -278,13 +507,15 @@ impl DetectorConfig {
                 body.bottleneck_widths.len()
             ));
         }
-        let rising = self.fpn.stages.windows(2).all(|pair| pair[0] < pair[1]);
-        if self.fpn.stages.is_empty() || !rising || self.fpn.stages.iter().any(|s| !(1..=stages).contains(s)) {
-            return refuse(format!("fpn.stages {:?} must rise within 1..={stages}", self.fpn.stages));
+        if let Some(fpn) = &self.fpn {
+            let rising = fpn.stages.windows(2).all(|pair| pair[0] < pair[1]);
+            if fpn.stages.is_empty() || !rising || fpn.stages.iter().any(|s| !(1..=stages).contains(s)) {
+                return refuse(format!("fpn.stages {:?} must rise within 1..={stages}", fpn.stages));
+            }
         }
         if self.rpn.anchor_sizes.len() != self.num_levels() {
             return refuse(format!(
-                "rpn.anchor_sizes has {} entries for {} pyramid levels",
+                "rpn.anchor_sizes has {} entries for {} levels",
                 self.rpn.anchor_sizes.len(),
                 self.num_levels()
             ));
@@ -300,7 +531,17 @@ impl DetectorConfig {
         {
             return refuse("rpn.anchor_sizes and rpn.aspect_ratios must be positive numbers".into());
         }
+        if let Some(anchors) = &self.rpn.cell_anchors
+            && (self.num_levels() != 1 || anchors.len() != self.rpn.anchors_per_cell())
+        {
+            return refuse(format!(
+                "rpn.cell_anchors has {} boxes; {} of one level are needed",
+                anchors.len(),
+                self.rpn.anchors_per_cell()
+            ));
+        }
         let floats = [
+            ("transform.pixel_max", std::slice::from_ref(&self.transform.pixel_max)),
             ("transform.image_std", self.transform.image_std.as_slice()),
             ("rpn.box_weights", self.rpn.box_weights.as_slice()),
             ("roi_heads.box_weights", self.roi_heads.box_weights.as_slice()),
@@ -315,7 +556,9 @@ impl DetectorConfig {
             ("transform.max_size", self.transform.max_size),
             ("transform.size_divisor", self.transform.size_divisor),
             ("backbone.stem_width", body.stem_width),
-            ("fpn.channels", self.fpn.channels),
+            ("fpn.channels", self.level_channels()),
+            ("rpn.anchor_stride", self.rpn.anchor_stride.unwrap_or(1)),
+            ("rpn.hidden_channels", self.rpn.hidden_channels.unwrap_or(1)),
             ("rpn.pre_nms_top_n", self.rpn.pre_nms_top_n),
             ("rpn.post_nms_top_n", self.rpn.post_nms_top_n),
             ("roi_heads.pool_size", heads.pool_size),
@@ -323,6 +566,14 @@ impl DetectorConfig {
             ("roi_heads.representation_size", heads.representation_size),
             ("roi_heads.max_detections", heads.max_detections),
         ];
+        if let BoxHead::Res5(res5) = &heads.box_head {
+            sizes.push(("roi_heads.box_head.blocks", res5.blocks));
+            sizes.push(("roi_heads.box_head.bottleneck_width", res5.bottleneck_width));
+        }
+        for embedding in self.attributes.iter().filter_map(|attribute| attribute.object_embedding.as_ref()) {
+            sizes.push(("attributes.object_embedding.embedding_size", embedding.embedding_size));
+            sizes.push(("attributes.object_embedding.hidden_size", embedding.hidden_size));
+        }
         sizes.extend(body.blocks.iter().map(|n| ("backbone.blocks", *n)));
         sizes.extend(body.stage_widths.iter().map(|n| ("backbone.stage_widths", *n)));
         if body.block == Block::Bottleneck {
@@ -331,11 +582,20 @@ impl DetectorConfig {
         if let Some((name, value)) = sizes.iter().find(|(_, n)| !(1..=LARGEST).contains(n)) {
             return refuse(format!("{name} is {value}, not within 1..={LARGEST}"));
         }
-        let coarsest = 4usize << (self.fpn.stages[self.fpn.stages.len() - 1] - 1);
-        if !self.transform.size_divisor.is_multiple_of(coarsest) {
+        if let Some(coarsest) = self.fpn.as_ref().and_then(|fpn| fpn.stages.last()).map(|stage| 4usize << (stage - 1))
+            && !self.transform.size_divisor.is_multiple_of(coarsest)
+        {
             return refuse(format!(
                 "transform.size_divisor {} is not a multiple of the coarsest stride {coarsest}",
                 self.transform.size_divisor
+            ));
+        }
+        if let BoxHead::Res5(res5) = &heads.box_head
+            && (res5.dilation == 0 || !heads.pool_size.is_multiple_of(res5.dilation))
+        {
+            return refuse(format!(
+                "roi_heads.box_head: a dilation of {} does not divide the pool_size {}",
+                res5.dilation, heads.pool_size
             ));
         }
         if !(body.batch_norm_eps.is_finite() && body.batch_norm_eps >= 0.0) {
@@ -374,7 +634,10 @@ mod tests {
         };
         assert!(refusal(|c| c.rpn.anchor_sizes.truncate(4)).contains("rpn.anchor_sizes has 4"));
         assert!(refusal(|c| c.rpn.anchor_sizes[2].clear()).contains("as many sizes"));
-        assert!(refusal(|c| c.fpn.stages = vec![2, 2, 3, 4]).contains("fpn.stages"));
+        assert!(
+            refusal(|c| c.fpn = Some(FpnConfig { stages: vec![2, 2, 3, 4], ..FpnConfig::default() }))
+                .contains("fpn.stages")
+        );
         assert!(refusal(|c| c.backbone.stage_widths[1] = 0).contains("backbone.stage_widths is 0"));
         assert!(refusal(|c| c.transform.size_divisor = 16).contains("coarsest stride 32"));
         assert!(refusal(|c| c.transform.image_std[0] = 0.0).contains("image_std"));

@@ -1,9 +1,9 @@
 //! The whole detector on one image, and torchvision's choice of detections.
 
 use super::box_coder::{BoxCoder, clip, is_at_least};
-use super::config::DetectorConfig;
+use super::config::{BoxConvention, DetectorConfig};
 use super::inference::PackedNetwork;
-use super::nms::batched_nms;
+use super::nms::{Suppression, batched_nms};
 use super::rpn::{Proposals, propose};
 use super::transform::{NetworkInput, transform};
 use super::{Network, NormMode};
@@ -30,7 +30,7 @@ pub struct Detector {
 pub struct Analysis {
     /// The network's input and the image's sizes.
     pub input: NetworkInput,
-    /// The pyramid's levels on the CPU, finest first; the last is for proposals only if the configuration
+    /// The levels on the CPU, finest first; the last is for proposals only if the configuration
     /// has a pooled level.
     pub levels: Vec<Tensor>,
     /// Boxes of the proposal network, best first, or those of [`Detector::analyse_boxes`].
@@ -43,12 +43,18 @@ pub struct Analysis {
     deltas: Vec<f32>,
     classes: usize,
     coder: BoxCoder,
+    convention: BoxConvention,
 }
 
 impl Analysis {
     /// Softmax over the classes, background (0) included, of proposal `index`.
     pub fn probabilities(&self, index: usize) -> &[f32] {
         &self.probabilities[index * self.classes..][..self.classes]
+    }
+
+    /// Classes, background included.
+    pub fn num_classes(&self) -> usize {
+        self.classes
     }
 
     /// The most probable class of proposal `index` that is not background, and its probability.
@@ -67,7 +73,17 @@ impl Analysis {
     pub fn regressed_box(&self, index: usize, class: usize) -> BoxXyxy {
         let at = (index * self.classes + class) * 4;
         let deltas = std::array::from_fn(|i| self.deltas[at + i]);
-        clip(&self.coder.decode(deltas, &self.proposals.boxes[index]), self.input.resized_size)
+        let (proposal, input) = (&self.proposals.boxes[index], &self.input);
+        match self.convention {
+            BoxConvention::Continuous => {
+                clip(&self.coder.decode(deltas, proposal), input.resized_size, self.convention)
+            }
+            // In pixels of the image itself, where "one pixel" is more.
+            BoxConvention::Inclusive => {
+                let decoded = self.coder.decode(deltas, &input.to_image(proposal));
+                input.to_resized(&clip(&decoded, input.image_size, self.convention))
+            }
+        }
     }
 }
 
@@ -98,7 +114,7 @@ pub struct Candidate {
 }
 
 impl Detector {
-    /// Takes the weights, under torchvision's key names, from `vb` and folds the batch norms. Weights and inputs of its
+    /// Takes the weights from `vb` and folds the batch norms. Weights and inputs of its
     /// products are rounded to `precision`: with bf16, levels and features lie within 2 % of the f32 ones (norm of the
     /// difference over norm).
     ///
@@ -177,9 +193,10 @@ impl Detector {
                 (levels, predictions)
             }
         };
+        let (resized, padded) = (input.resized_size, input.padded_size);
         let proposals = match boxes {
             Some(boxes) => Proposals { scores: vec![1.0; boxes.len()], boxes },
-            None => propose(&self.config.rpn, &predictions, 0, input.resized_size, input.padded_size)?,
+            None => propose(&self.config, &predictions, 0, resized, padded, input.scale)?,
         };
         let levels = levels.iter().map(|l| l.to_device(&Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
         let classes = self.config.num_classes();
@@ -199,7 +216,8 @@ impl Detector {
             class_logits,
             deltas,
             classes,
-            coder: BoxCoder::new(self.config.roi_heads.box_weights),
+            coder: BoxCoder::new(self.config.roi_heads.box_weights).with_convention(self.config.box_convention),
+            convention: self.config.box_convention,
         })
     }
 
@@ -217,7 +235,7 @@ impl Detector {
             let size = self.config.roi_heads.representation_size;
             return Ok(Tensor::zeros((0, size), candle_core::DType::F32, &self.device)?);
         }
-        let (levels, boxes) = (&levels[..self.config.fpn.stages.len()], [boxes.to_vec()]);
+        let (levels, boxes) = (&levels[..self.config.num_pooled_levels()], [boxes.to_vec()]);
         if let Some(packed) = &self.packed {
             return Ok(packed.features(levels, &boxes, input.padded_size)?);
         }
@@ -242,8 +260,15 @@ impl Detector {
         // One head for each attribute of the configuration.
         let logits = prediction.attribute_logits[0].flatten_all()?.to_vec1::<f32>()?;
         let values = attribute.classes.len();
+        // A head that knows the object has a logit for "no attribute" first.
+        let (logits, width) = match &attribute.object_embedding {
+            Some(head) if head.counts_no_attribute => (logits, values + 1),
+            Some(_) => (logits.chunks_exact(values + 1).flat_map(|row| &row[1..]).copied().collect(), values),
+            None => (logits, values),
+        };
         let mut found = Attributes::default();
-        for row in softmax_rows(logits, values).chunks_exact(values) {
+        for row in softmax_rows(logits, width).chunks_exact(width) {
+            let row = &row[width - values..];
             let (mut label, mut score) = (0, row[0]);
             for (i, &probability) in row.iter().enumerate().skip(1) {
                 if probability > score {
@@ -265,7 +290,7 @@ impl Detector {
             for (class, &score) in analysis.probabilities(index).iter().enumerate().skip(1) {
                 if score > heads.score_threshold {
                     let box_xyxy = analysis.regressed_box(index, class);
-                    if is_at_least(&box_xyxy, heads.min_box_size) {
+                    if is_at_least(&box_xyxy, heads.min_box_size, self.config.box_convention) {
                         all.push(Candidate { box_xyxy, label: class as u32, score });
                     }
                 }
@@ -274,7 +299,8 @@ impl Detector {
         let boxes: Vec<BoxXyxy> = all.iter().map(|c| c.box_xyxy).collect();
         let scores: Vec<f32> = all.iter().map(|c| c.score).collect();
         let labels: Vec<u32> = all.iter().map(|c| c.label).collect();
-        let kept = batched_nms(&boxes, &scores, &labels, heads.nms_threshold, heads.max_detections);
+        let rule = Suppression { threshold: heads.nms_threshold, convention: self.config.box_convention };
+        let kept = batched_nms(&boxes, &scores, &labels, rule, heads.max_detections);
         kept.into_iter().map(|i| all[i]).collect()
     }
 

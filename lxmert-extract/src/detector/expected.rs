@@ -4,7 +4,7 @@ use super::{DetectorConfig, Network, NormMode};
 use lxmert_core::{Result, model::init};
 
 /// Name and shape of every tensor that a detector of this configuration needs, as the network itself
-/// asks for them: torchvision's key names, running statistics included.
+/// asks for them: by the configuration's key names, running statistics included.
 ///
 /// # Errors
 /// When `config` is not valid.

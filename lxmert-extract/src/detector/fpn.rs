@@ -2,10 +2,11 @@
 //! strong in place.
 
 use super::config::{FpnConfig, ResNetConfig};
+use super::inference::PackedPyramid;
 use super::layers::{ConvBlock, ConvShape};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use lxmert_core::ops::{PackedConv2d, Precision};
+use lxmert_core::ops::Precision;
 
 /// The pyramid's convolutions.
 #[derive(Debug, Clone)]
@@ -46,13 +47,16 @@ impl FeaturePyramid {
         Ok(Self { laterals, outputs, stages: config.stages.clone(), pool_level: config.pool_level })
     }
 
-    /// Laterals with the stages they read, outputs, and whether there is a pooled level, for the packed path.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn pack(&self, precision: Precision) -> Result<(Vec<(usize, PackedConv2d)>, Vec<PackedConv2d>, bool)> {
+    /// For the packed path.
+    pub(super) fn pack(&self, precision: Precision) -> Result<PackedPyramid> {
         let laterals =
             self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None, precision)?)));
         let outputs = self.outputs.iter().map(|output| output.pack(None, precision));
-        Ok((laterals.collect::<Result<_>>()?, outputs.collect::<Result<_>>()?, self.pool_level))
+        Ok(PackedPyramid {
+            laterals: laterals.collect::<Result<_>>()?,
+            outputs: outputs.collect::<Result<_>>()?,
+            pool_level: self.pool_level,
+        })
     }
 
     /// `stages`: every output of the body, finest first. Gives the levels, finest first, each

@@ -1,5 +1,5 @@
-//! Body, pyramid, proposal head and region features for inference on the CPU: the same network as [`Network`]'s, over layers
-//! with packed weights and channels-last maps (`lxmert_core::ops::PackedConv2d`).
+//! Body, pyramid if there is one, proposal head and region features for inference on the CPU: the same network as [`Network`]'s, over layers
+//! with packed weights and channels-last maps (`lxmert_core::ops::PrepackedConv2d`).
 //!
 //! Additions and ReLUs happen inside the convolutions: a block's input is the residual of its last convolution, a
 //! coarser level that of a lateral one. `LXMERT_KERNELS=reference` goes through [`Network`] instead; the parity tests
@@ -8,34 +8,66 @@
 use super::Network;
 use super::roi_heads::RoiPooler;
 use super::rpn::LevelPrediction;
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use lxmert_core::boxes::BoxXyxy;
-use lxmert_core::ops::{BufferPool, FeatureMap, PackedConv2d, PackedLinear, Precision, Residual, use_reference};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, PrepackedLinear, Residual, use_reference};
+use rayon::prelude::*;
 
 /// The convolutional part of a detector with packed weights.
 #[derive(Debug)]
 pub struct PackedNetwork {
-    stem: PackedConv2d,
-    stages: Vec<Vec<PackedBlock>>,
-    /// With the stage (1 and up) that each lateral convolution reads.
-    laterals: Vec<(usize, PackedConv2d)>,
-    outputs: Vec<PackedConv2d>,
-    pool_level: bool,
-    rpn_hidden: PackedConv2d,
+    stem: PrepackedConv2d,
+    ceil_mode: bool,
+    stages: Vec<PackedStage>,
+    fpn: Option<PackedPyramid>,
+    rpn_hidden: PrepackedConv2d,
     /// Logits and deltas in one.
-    rpn_predictor: PackedConv2d,
+    rpn_predictor: PrepackedConv2d,
     anchors_per_cell: usize,
     pooler: RoiPooler,
-    /// The linear layers of the heads on regions.
-    head: [PackedLinear; 2],
+    head: PackedHead,
     pool: BufferPool,
+}
+
+/// The feature pyramid.
+#[derive(Debug)]
+pub(super) struct PackedPyramid {
+    /// With the stage (1 and up) that each lateral convolution reads.
+    pub laterals: Vec<(usize, PrepackedConv2d)>,
+    pub outputs: Vec<PrepackedConv2d>,
+    pub pool_level: bool,
+}
+
+/// What makes the feature of a pooled region.
+#[derive(Debug)]
+pub(super) enum PackedHead {
+    TwoLinear(Box<[PrepackedLinear; 2]>),
+    /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
+    Res5 {
+        stage: PackedStage,
+        dilation: usize,
+    },
+}
+
+/// Residual blocks, one after another.
+#[derive(Debug)]
+pub(super) struct PackedStage(pub Vec<PackedBlock>);
+
+impl PackedStage {
+    fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        let mut y: Option<FeatureMap> = None;
+        for block in &self.0 {
+            y = Some(block.forward(y.as_ref().unwrap_or(x))?);
+        }
+        y.ok_or_else(|| candle_core::Error::Msg("a residual stage without blocks".into()))
+    }
 }
 
 /// A residual block; its last convolution adds the input or the projection of it, then applies the ReLU.
 #[derive(Debug)]
 pub(super) struct PackedBlock {
-    pub convolutions: Vec<PackedConv2d>,
-    pub projection: Option<PackedConv2d>,
+    pub convolutions: Vec<PrepackedConv2d>,
+    pub projection: Option<PrepackedConv2d>,
 }
 
 impl PackedBlock {
@@ -67,34 +99,26 @@ impl PackedNetwork {
             return Ok(None);
         }
         let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.pack(precision)?;
-        let (stem, stages) = network.body.pack(precision)?;
-        let (laterals, outputs, pool_level) = network.fpn.pack(precision)?;
-        let channels = outputs.last().map_or(0, PackedConv2d::out_channels);
-        let head = network.roi_heads.pack(channels, precision)?;
+        let (stem, ceil_mode, stages) = network.body.pack(precision)?;
+        let fpn = network.fpn.as_ref().map(|fpn| fpn.pack(precision)).transpose()?;
+        let head = network.roi_heads.pack(network.level_channels, precision)?;
         let pooler = network.roi_heads.pooler.clone();
         let pool = BufferPool::new();
-        Ok(Some(Self {
-            stem,
-            stages,
-            laterals,
-            outputs,
-            pool_level,
-            rpn_hidden,
-            rpn_predictor,
-            anchors_per_cell,
-            pooler,
-            head,
-            pool,
-        }))
+        Ok(Some(Self { stem, ceil_mode, stages, fpn, rpn_hidden, rpn_predictor, anchors_per_cell, pooler, head, pool }))
     }
 
-    /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the pyramid's levels, finest first, the pooled
+    /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the levels, finest first, the pooled
     /// one last, and, `with_proposals`, what the proposal head says about each; the tensors lie channels-last in memory.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, images: &Tensor, with_proposals: bool) -> Result<(Vec<Tensor>, Vec<LevelPrediction>)> {
-        let levels = self.levels(&self.stages(images)?)?;
+        let mut stages = self.stages(images)?;
+        let levels = match &self.fpn {
+            Some(fpn) => fpn.levels(&stages)?,
+            None => stages.pop().into_iter().collect(),
+        };
+        drop(stages);
         let wanted = levels.iter().filter(|_| with_proposals);
         let predictions = wanted.map(|level| self.predict(level)).collect::<Result<_>>()?;
         Ok((levels.into_iter().map(FeatureMap::into_tensor).collect::<Result<_>>()?, predictions))
@@ -117,28 +141,72 @@ impl PackedNetwork {
     /// # Errors
     /// When the shapes do not fit.
     pub fn features(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
-        let pooled = self.pooler.packed(levels, boxes, padded_size, &self.pool)?;
-        let [fc6, fc7] = &self.head;
-        let inner = fc6.forward(&pooled)?;
-        drop(pooled);
-        fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
+        let assigned = self.pooler.assign(levels, boxes, padded_size)?;
+        let total = assigned.regions.len();
+        match &self.head {
+            PackedHead::TwoLinear(layers) => {
+                let [fc6, fc7] = layers.as_ref();
+                let pooled = self.pooler.packed(levels, &assigned, 0..total, 1, &self.pool)?;
+                let inner = fc6.forward(&pooled)?;
+                drop(pooled);
+                fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
+            }
+            PackedHead::Res5 { stage, dilation } => {
+                let (mut means, mut width) = (Vec::new(), 0);
+                for first in (0..total).step_by(REGIONS_AT_ONCE) {
+                    let some = first..(first + REGIONS_AT_ONCE).min(total);
+                    let count = some.len();
+                    let pooled = self.pooler.packed(levels, &assigned, some, *dilation, &self.pool)?;
+                    let cells = stage.forward(&pooled)?;
+                    width = cells.shape()[3];
+                    let of_region = cells.values().len() / count;
+                    means.par_extend(
+                        cells.values().par_chunks_exact(of_region).flat_map_iter(|cells| mean(cells, width)),
+                    );
+                }
+                Tensor::from_vec(means, (total, width), &Device::Cpu)
+            }
+        }
     }
 
     fn stages(&self, images: &Tensor) -> Result<Vec<FeatureMap>> {
         let stem = self.stem.forward(&FeatureMap::from_tensor(images, &self.pool)?, Residual::None)?;
-        let pooled = stem.max_pool2d(3, 2, 1)?;
+        let pooled = if self.ceil_mode { stem.max_pool2d_ceil(3, 2)? } else { stem.max_pool2d(3, 2, 1)? };
         drop(stem);
         let mut outputs: Vec<FeatureMap> = Vec::with_capacity(self.stages.len());
-        for blocks in &self.stages {
-            let mut x: Option<FeatureMap> = None;
-            for block in blocks {
-                x = Some(block.forward(x.as_ref().or(outputs.last()).unwrap_or(&pooled))?);
+        for stage in &self.stages {
+            let output = stage.forward(outputs.last().unwrap_or(&pooled))?;
+            if self.fpn.is_none() {
+                outputs.clear();
             }
-            outputs.extend(x);
+            outputs.push(output);
         }
         Ok(outputs)
     }
 
+    fn predict(&self, level: &FeatureMap) -> Result<LevelPrediction> {
+        let hidden = self.rpn_hidden.forward(level, Residual::None)?;
+        let both = self.rpn_predictor.forward(&hidden, Residual::None)?.into_tensor()?;
+        let anchors = self.anchors_per_cell;
+        Ok(LevelPrediction { logits: both.narrow(1, 0, anchors)?, deltas: both.narrow(1, anchors, 4 * anchors)? })
+    }
+}
+
+/// Regions that go through a residual stage together: of 14 × 14 cells of 2048 channels each takes 1.6 MB a map.
+const REGIONS_AT_ONCE: usize = 36;
+
+/// The mean of rows of `width` values.
+fn mean(rows: &[f32], width: usize) -> Vec<f32> {
+    let mut sum = vec![0f32; width];
+    for row in rows.chunks_exact(width) {
+        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+    let count = (rows.len() / width) as f32;
+    sum.iter_mut().for_each(|sum| *sum /= count);
+    sum
+}
+
+impl PackedPyramid {
     fn levels(&self, stages: &[FeatureMap]) -> Result<Vec<FeatureMap>> {
         let mut levels = Vec::with_capacity(self.laterals.len() + 1);
         let mut above: Option<FeatureMap> = None;
@@ -155,12 +223,5 @@ impl PackedNetwork {
             levels.push(pooled);
         }
         Ok(levels)
-    }
-
-    fn predict(&self, level: &FeatureMap) -> Result<LevelPrediction> {
-        let hidden = self.rpn_hidden.forward(level, Residual::None)?;
-        let both = self.rpn_predictor.forward(&hidden, Residual::None)?.into_tensor()?;
-        let anchors = self.anchors_per_cell;
-        Ok(LevelPrediction { logits: both.narrow(1, 0, anchors)?, deltas: both.narrow(1, anchors, 4 * anchors)? })
     }
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, Linear, Module, VarBuilder};
-use lxmert_core::ops::{PackedConv2d, Precision, batch_norm, conv2d};
+use lxmert_core::ops::{Precision, PrepackedConv2d, batch_norm, conv2d};
 
 /// What becomes of a batch norm when a network is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,23 +88,23 @@ impl ConvBlock {
 
     /// Whether the packed path goes through Winograd's transforms.
     pub(super) fn is_winograd(&self, precision: Precision) -> Result<bool> {
-        PackedConv2d::is_winograd(&self.weight, self.stride, precision)
+        PrepackedConv2d::is_winograd(&self.weight, self.stride, precision)
     }
 
     /// For the packed path, with its own ReLU or, where a residual is added first, the caller's choice.
-    pub(super) fn pack(&self, relu: Option<bool>, precision: Precision) -> Result<PackedConv2d> {
+    pub(super) fn pack(&self, relu: Option<bool>, precision: Precision) -> Result<PrepackedConv2d> {
         let relu = relu.unwrap_or(self.relu);
-        PackedConv2d::with_precision(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu, precision)
+        PrepackedConv2d::with_precision(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu, precision)
     }
 
     /// The outputs of two convolutions over the same input, one after the other, without ReLU.
-    pub(super) fn pack_both(&self, other: &Self, precision: Precision) -> Result<PackedConv2d> {
+    pub(super) fn pack_both(&self, other: &Self, precision: Precision) -> Result<PrepackedConv2d> {
         let bias = match (&self.bias, &other.bias) {
             (Some(a), Some(b)) => Some(Tensor::cat(&[a, b], 0)?),
             _ => None,
         };
         let weight = Tensor::cat(&[&self.weight, &other.weight], 0)?;
-        PackedConv2d::with_precision(&weight, bias.as_ref(), self.stride, self.padding, false, precision)
+        PrepackedConv2d::with_precision(&weight, bias.as_ref(), self.stride, self.padding, false, precision)
     }
 
     /// `x`: `[batch, inputs, height, width]`; the result's sides are `ceil(side / stride)`.

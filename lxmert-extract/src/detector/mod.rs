@@ -1,19 +1,21 @@
-//! Faster R-CNN on a ResNet with a feature pyramid, split by the field's own stages:
+//! Faster R-CNN on a ResNet, with a feature pyramid or on a single level, split by the field's own stages:
 //!
 //! | stage | file | from → to |
 //! | --- | --- | --- |
-//! | transform | [`transform`] | image → normalised, resized, padded input |
+//! | transform | [`transform`] | image → resized, normalised, padded input |
 //! | body | [`resnet`] | input → a map per stage |
 //! | pyramid | [`fpn`] | stages → levels of equal width |
 //! | anchors | [`anchors`] | level sizes → boxes to start from |
-//! | proposals | [`rpn`] | levels + anchors → up to 1000 boxes |
-//! | RoI heads | [`roi_heads`] | levels + boxes → features, class logits, box deltas |
+//! | proposals | [`rpn`] | levels + anchors → boxes worth a closer look |
+//! | RoI heads | [`roi_heads`] | levels + boxes → features, class logits, box deltas, attributes |
 //! | postprocess | [`detect`] | all of it → labelled boxes |
+//! | selection | [`selection`] | all of it → the regions that stand for an image |
 //!
-//! On the CPU, inference takes body, pyramid and proposal head through [`inference`], the same network over packed weights.
+//! On the CPU, inference takes body, pyramid, proposal head and region features through [`inference`], the same network over
+//! packed weights.
 //!
-//! [`Network`] holds the weights of the learnt stages and is what training uses; [`Detector`] runs
-//! everything on one image.
+//! [`DetectorConfig`] says what a detector is; [`visual_genome`] has those of bottom-up attention. [`Network`] holds the
+//! weights of the learnt stages and is what training uses; [`Detector`] runs everything on one image.
 
 pub mod anchors;
 pub mod box_coder;
@@ -24,12 +26,15 @@ mod expected;
 pub mod fpn;
 pub mod inference;
 pub mod layers;
+mod names;
 pub mod nms;
 pub mod resnet;
 pub mod roi_heads;
 pub mod rpn;
+pub mod selection;
 pub mod training;
 pub mod transform;
+pub mod visual_genome;
 
 pub use config::DetectorConfig;
 pub use detect::{Analysis, Detections, Detector};
@@ -38,45 +43,59 @@ pub use layers::NormMode;
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use config::KeyNames;
 use fpn::FeaturePyramid;
 use resnet::ResNet;
 use roi_heads::RoiHeads;
 use rpn::RpnHead;
 
-/// The learnt stages, with torchvision's key names.
+/// The learnt stages, in torchvision's key names.
 #[derive(Debug, Clone)]
 pub struct Network {
     /// `backbone.body`
     pub body: ResNet,
-    /// `backbone.fpn`
-    pub fpn: FeaturePyramid,
+    /// `backbone.fpn`, where there is one.
+    pub fpn: Option<FeaturePyramid>,
     /// `rpn`
     pub rpn: RpnHead,
     /// `roi_heads`
     pub roi_heads: RoiHeads,
+    /// Channels of every level.
+    level_channels: usize,
 }
 
 impl Network {
-    /// Takes the weights from `vb` (or, on a variable map, makes them): batch norms folded for
-    /// inference, or kept for training. `config` must be valid.
+    /// Takes the weights from `vb`, under the names that `config` says (or, on a variable map, makes them): batch norms folded
+    /// for inference, or kept for training. `config` must be valid.
     ///
     /// # Errors
     /// When a weight is missing or misshapen.
     pub fn new(config: &DetectorConfig, mode: NormMode, vb: VarBuilder) -> Result<Self> {
+        let vb = match config.key_names {
+            KeyNames::Torchvision => vb,
+            KeyNames::Detectron2 => vb.rename_f(names::detectron2),
+        };
+        let fpn = |fpn| FeaturePyramid::new(fpn, &config.backbone, vb.pp("backbone.fpn"));
+        let level_channels = config.level_channels();
         Ok(Self {
             body: ResNet::new(&config.backbone, mode, vb.pp("backbone.body"))?,
-            fpn: FeaturePyramid::new(&config.fpn, &config.backbone, vb.pp("backbone.fpn"))?,
-            rpn: RpnHead::new(&config.rpn, config.fpn.channels, vb.pp("rpn"))?,
-            roi_heads: RoiHeads::new(config, vb.pp("roi_heads"))?,
+            fpn: config.fpn.as_ref().map(fpn).transpose()?,
+            rpn: RpnHead::new(&config.rpn, level_channels, vb.pp("rpn"))?,
+            roi_heads: RoiHeads::new(config, mode, vb.pp("roi_heads"))?,
+            level_channels,
         })
     }
 
     /// Body and pyramid. `images`: `[batch, 3, height, width]`, normalised and padded. Gives the levels,
-    /// finest first, the pooled one last.
+    /// finest first, the pooled one last; without a pyramid the body's last map alone.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn levels(&self, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        self.fpn.forward_t(&self.body.forward_t(images, train)?, train)
+        let mut stages = self.body.forward_t(images, train)?;
+        match &self.fpn {
+            Some(fpn) => fpn.forward_t(&stages, train),
+            None => Ok(stages.pop().into_iter().collect()),
+        }
     }
 }

@@ -1,19 +1,65 @@
 //! Non-maximum suppression: of boxes that overlap much, the best scored stays.
 
-use lxmert_core::boxes::{BoxXyxy, area};
+use super::config::BoxConvention;
+use lxmert_core::boxes::BoxXyxy;
 
 /// torchvision's CPU rule: at most this many coordinates go through shifted boxes.
 const SHIFTED_COORDINATES: usize = 4000;
 
+/// When a better box suppresses another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Suppression {
+    /// Intersection over union.
+    pub threshold: f64,
+    /// How areas are measured, and whether an IoU equal to the threshold suppresses.
+    pub convention: BoxConvention,
+}
+
+impl From<f64> for Suppression {
+    /// At an IoU above `threshold`, as in torchvision.
+    fn from(threshold: f64) -> Self {
+        Self { threshold, convention: BoxConvention::Continuous }
+    }
+}
+
+impl Suppression {
+    /// Whether `a` and `b` overlap too much to stay both: the IoU in f32 as torchvision's and Caffe's kernels round it,
+    /// compared as f64.
+    pub fn applies(&self, a: &BoxXyxy, b: &BoxXyxy) -> bool {
+        self.applies_with_areas((a, self.area(a)), (b, self.area(b)))
+    }
+
+    fn applies_with_areas(&self, (a, area_a): (&BoxXyxy, f32), (b, area_b): (&BoxXyxy, f32)) -> bool {
+        let intersection = self.area(&[a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
+        let iou = f64::from(intersection / (area_a + area_b - intersection));
+        match self.convention {
+            BoxConvention::Continuous => iou > self.threshold,
+            BoxConvention::Inclusive => iou >= self.threshold,
+        }
+    }
+
+    fn area(&self, b: &BoxXyxy) -> f32 {
+        let extra = self.convention.extra();
+        (b[2] - b[0] + extra).max(0.0) * (b[3] - b[1] + extra).max(0.0)
+    }
+}
+
 /// Suppression within each group (class or level), as torchvision's `batched_nms` on the CPU.
 ///
 /// Gives the indices of at most `limit` boxes that stay, best score first; equal scores keep their
-/// order. A box goes when its IoU with a better one of its group that stays is above `threshold`.
+/// order. A box goes when a better one of its group that stays suppresses it by `rule` (a number is an IoU above which).
 ///
 /// Few boxes (up to 1000) are compared after shifting each group by a multiple of the largest
 /// coordinate. That is torchvision's way to do all groups at once; here it changes nothing but the
 /// rounding of the coordinates, which is followed so that near ties end the same.
-pub fn batched_nms(boxes: &[BoxXyxy], scores: &[f32], groups: &[u32], threshold: f64, limit: usize) -> Vec<usize> {
+pub fn batched_nms(
+    boxes: &[BoxXyxy],
+    scores: &[f32],
+    groups: &[u32],
+    rule: impl Into<Suppression>,
+    limit: usize,
+) -> Vec<usize> {
+    let rule = rule.into();
     let shift = if boxes.len() * 4 <= SHIFTED_COORDINATES {
         boxes.iter().flatten().copied().fold(f32::NEG_INFINITY, f32::max) + 1.0
     } else {
@@ -30,10 +76,9 @@ pub fn batched_nms(boxes: &[BoxXyxy], scores: &[f32], groups: &[u32], threshold:
         }
         let offset = groups[index] as f32 * shift;
         let candidate = boxes[index].map(|v| v + offset);
-        let candidate_area = (candidate[2] - candidate[0]) * (candidate[3] - candidate[1]);
+        let candidate_area = rule.area(&candidate);
         let rivals = &mut kept_of_group[groups[index] as usize];
-        if rivals.iter().any(|(rival, rival_area)| overlap(rival, *rival_area, &candidate, candidate_area) > threshold)
-        {
+        if rivals.iter().any(|(rival, area)| rule.applies_with_areas((rival, *area), (&candidate, candidate_area))) {
             continue;
         }
         rivals.push((candidate, candidate_area));
@@ -43,14 +88,8 @@ pub fn batched_nms(boxes: &[BoxXyxy], scores: &[f32], groups: &[u32], threshold:
 }
 
 /// Suppression among all boxes, as torchvision's `nms`; see [`batched_nms`].
-pub fn nms(boxes: &[BoxXyxy], scores: &[f32], threshold: f64, limit: usize) -> Vec<usize> {
-    batched_nms(boxes, scores, &vec![0; boxes.len()], threshold, limit)
-}
-
-/// Intersection over union in f32 as torchvision's kernel rounds it, compared as f64.
-fn overlap(a: &BoxXyxy, area_a: f32, b: &BoxXyxy, area_b: f32) -> f64 {
-    let intersection = area(&[a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
-    f64::from(intersection / (area_a + area_b - intersection))
+pub fn nms(boxes: &[BoxXyxy], scores: &[f32], rule: impl Into<Suppression>, limit: usize) -> Vec<usize> {
+    batched_nms(boxes, scores, &vec![0; boxes.len()], rule, limit)
 }
 
 #[cfg(test)]

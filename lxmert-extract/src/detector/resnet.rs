@@ -1,18 +1,38 @@
-//! The body: a residual network (He et al. 2016), with the stride in a bottleneck's 3×3
-//! convolution as torchvision has it ("v1.5"). Key names are torchvision's.
+//! The body: a residual network (He et al. 2016). Its stages are also what a "C4" detector runs on each region, see
+//! [`roi_heads`](super::roi_heads). Key names are torchvision's.
 
 use super::config::{Block, ResNetConfig};
-use super::inference::PackedBlock;
+use super::inference::{PackedBlock, PackedStage};
 use super::layers::{ConvBlock, ConvShape, NormMode};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::ops::{PackedConv2d, Precision, max_pool2d};
+use lxmert_core::ops::{Precision, PrepackedConv2d, max_pool2d};
 
 /// The residual network without its classifier.
 #[derive(Debug, Clone)]
 pub struct ResNet {
     stem: ConvBlock,
-    stages: Vec<Vec<ResidualBlock>>,
+    ceil_mode: bool,
+    stages: Vec<Stage>,
+}
+
+/// Residual blocks of one width, one after another.
+#[derive(Debug, Clone)]
+pub struct Stage(Vec<ResidualBlock>);
+
+/// Sizes of a stage.
+#[derive(Debug, Clone, Copy)]
+pub struct StageShape {
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Channels that enter.
+    pub inputs: usize,
+    /// Channels of the inner convolutions (ignored by [`Block::Basic`]).
+    pub bottleneck_width: usize,
+    /// Channels that leave.
+    pub outputs: usize,
+    /// Stride of the first block.
+    pub stride: usize,
 }
 
 /// A residual block: convolutions, plus the input or its projection, then ReLU.
@@ -23,22 +43,13 @@ struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    fn new(
-        config: &ResNetConfig,
-        stage: usize,
-        index: usize,
-        inputs: usize,
-        mode: NormMode,
-        vb: VarBuilder,
-    ) -> Result<Self> {
-        let outputs = config.stage_widths[stage];
-        let stride = if index == 0 && stage > 0 { 2 } else { 1 };
+    /// `shape.inputs` and `shape.stride` are the block's own.
+    fn new(config: &ResNetConfig, shape: StageShape, mode: NormMode, vb: VarBuilder) -> Result<Self> {
+        let StageShape { inputs, bottleneck_width: inner, outputs, stride, .. } = shape;
         // (channels out, kernel, stride) of each convolution in turn
         let plan = match config.block {
-            Block::Bottleneck => {
-                let inner = config.bottleneck_widths[stage];
-                vec![(inner, 1, 1), (inner, 3, stride), (outputs, 1, 1)]
-            }
+            Block::Bottleneck if config.stride_in_1x1 => vec![(inner, 1, stride), (inner, 3, 1), (outputs, 1, 1)],
+            Block::Bottleneck => vec![(inner, 1, 1), (inner, 3, stride), (outputs, 1, 1)],
             Block::Basic => vec![(outputs, 3, stride), (outputs, 3, 1)],
         };
         let conv = |shape, relu, conv: VarBuilder, norm: VarBuilder| {
@@ -75,14 +86,34 @@ impl ResidualBlock {
     }
 }
 
-impl ResNet {
-    /// Whether [`pack`](Self::pack) applies.
-    pub(super) fn is_packable(&self) -> bool {
-        self.stem.is_packable()
+impl Stage {
+    /// Blocks `0`, `1`, … under `vb`, of the kind that `config` says.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    pub fn new(config: &ResNetConfig, shape: StageShape, mode: NormMode, vb: VarBuilder) -> Result<Self> {
+        let block = |index| {
+            let first = index == 0;
+            let shape = StageShape {
+                inputs: if first { shape.inputs } else { shape.outputs },
+                stride: if first { shape.stride } else { 1 },
+                ..shape
+            };
+            ResidualBlock::new(config, shape, mode, vb.pp(index))
+        };
+        Ok(Self((0..shape.blocks).map(block).collect::<Result<_>>()?))
     }
 
-    /// Stem and stages for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PackedConv2d, Vec<Vec<PackedBlock>>)> {
+    /// `x`: `[batch, inputs, height, width]`. Gives `[batch, outputs, height / stride, width / stride]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.0.iter().try_fold(x.clone(), |x, block| block.forward_t(&x, train))
+    }
+
+    /// For the packed path.
+    pub(super) fn pack(&self, precision: Precision) -> Result<PackedStage> {
         let block = |block: &ResidualBlock| {
             let count = block.convolutions.len();
             let pack = |(i, conv): (usize, &ConvBlock)| {
@@ -96,8 +127,20 @@ impl ResNet {
                 projection: block.projection.as_ref().map(|p| p.pack(None, precision)).transpose()?,
             })
         };
-        let stage = |blocks: &Vec<ResidualBlock>| blocks.iter().map(block).collect::<Result<_>>();
-        Ok((self.stem.pack(None, precision)?, self.stages.iter().map(stage).collect::<Result<_>>()?))
+        Ok(PackedStage(self.0.iter().map(block).collect::<Result<_>>()?))
+    }
+}
+
+impl ResNet {
+    /// Whether [`pack`](Self::pack) applies.
+    pub(super) fn is_packable(&self) -> bool {
+        self.stem.is_packable()
+    }
+
+    /// Stem, whether its pooling is in ceil mode, and stages, for the packed path.
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, bool, Vec<PackedStage>)> {
+        let stages = self.stages.iter().map(|stage| stage.pack(precision)).collect::<Result<_>>()?;
+        Ok((self.stem.pack(None, precision)?, self.ceil_mode, stages))
     }
 
     /// Weights `conv1`, `bn1`, `layer1.0.conv1` … under `vb`.
@@ -108,19 +151,15 @@ impl ResNet {
         let shape = ConvShape { inputs: 3, outputs: config.stem_width, kernel: 7, stride: 2 };
         let stem = ConvBlock::with_norm(shape, true, config.batch_norm_eps, mode, vb.pp("conv1"), vb.pp("bn1"))?;
         let mut stages = Vec::with_capacity(config.blocks.len());
-        let mut width = config.stem_width;
-        for (stage, &blocks) in config.blocks.iter().enumerate() {
-            let vb = vb.pp(format!("layer{}", stage + 1));
-            let blocks = (0..blocks)
-                .map(|index| {
-                    let inputs = if index == 0 { width } else { config.stage_widths[stage] };
-                    ResidualBlock::new(config, stage, index, inputs, mode, vb.pp(index))
-                })
-                .collect::<Result<Vec<_>>>()?;
-            stages.push(blocks);
-            width = config.stage_widths[stage];
+        let mut inputs = config.stem_width;
+        for (i, &blocks) in config.blocks.iter().enumerate() {
+            let outputs = config.stage_widths[i];
+            let bottleneck_width = config.bottleneck_widths.get(i).copied().unwrap_or(0);
+            let shape = StageShape { blocks, inputs, bottleneck_width, outputs, stride: if i == 0 { 1 } else { 2 } };
+            stages.push(Stage::new(config, shape, mode, vb.pp(format!("layer{}", i + 1)))?);
+            inputs = outputs;
         }
-        Ok(Self { stem, stages })
+        Ok(Self { stem, ceil_mode: config.ceil_mode, stages })
     }
 
     /// `images`: `[batch, 3, height, width]`, normalised. Gives every stage's output, finest first:
@@ -129,14 +168,35 @@ impl ResNet {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        let mut x = max_pool2d(&self.stem.forward_t(images, train)?, 3, 2, 1)?;
+        let mut x = self.pool(&self.stem_t(images, train)?)?;
         let mut outputs = Vec::with_capacity(self.stages.len());
-        for blocks in &self.stages {
-            for block in blocks {
-                x = block.forward_t(&x, train)?;
-            }
+        for stage in &self.stages {
+            x = stage.forward_t(&x, train)?;
             outputs.push(x.clone());
         }
         Ok(outputs)
+    }
+
+    /// The 7×7 convolution with stride 2 alone.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn stem_t(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.stem.forward_t(images, train)
+    }
+
+    /// The max pooling of 3×3 with stride 2 after the stem.
+    ///
+    /// # Errors
+    /// When `x` is no batch of maps.
+    pub fn pool(&self, x: &Tensor) -> Result<Tensor> {
+        if self.ceil_mode {
+            // What a window past the border misses is 0 here, and no value after a ReLU is less. A single row or column
+            // has less than a window.
+            let border = |side: usize| if side == 1 { 2 } else { 1 };
+            let padded = x.pad_with_zeros(2, 0, border(x.dim(2)?))?.pad_with_zeros(3, 0, border(x.dim(3)?))?;
+            return max_pool2d(&padded, 3, 2, 0);
+        }
+        max_pool2d(x, 3, 2, 1)
     }
 }

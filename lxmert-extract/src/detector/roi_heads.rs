@@ -1,54 +1,56 @@
-//! The heads on proposed regions: pooling from the fitting pyramid level, two linear layers (whose
-//! output is *the* region feature), then class logits and box deltas.
+//! The heads on proposed regions: pooling from the fitting level, then two linear layers or a residual stage (whose output
+//! is *the* region feature), then class logits, box deltas and attributes.
 
-use super::config::{AttributeConfig, DetectorConfig, RoiHeadsConfig};
-use super::layers::{apply, linear};
+use super::config::{AttributeConfig, BoxHead, DetectorConfig, PoolerType, RoiHeadsConfig};
+use super::inference::PackedHead;
+use super::layers::{NormMode, apply, linear};
+use super::resnet::{Stage, StageShape};
 use candle_core::{Result, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, LevelRegion, PackedLinear, Precision, RoiAlign, roi_align, roi_align_levels,
+    BufferPool, FeatureMap, LevelRegion, Precision, PrepackedLinear, RoiAlign, RoiPool, roi_align, roi_align_levels,
+    roi_pool,
 };
 
-/// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1).
+/// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1), or from the only one.
 #[derive(Debug, Clone)]
 pub struct RoiPooler {
-    pool_size: usize,
-    sampling_ratio: usize,
-    canonical_box_size: f32,
-    canonical_level: f32,
+    config: RoiHeadsConfig,
+    /// 1 / stride of the only level.
+    scale: Option<f32>,
 }
 
 impl RoiPooler {
     /// As `config` says.
-    pub fn new(config: &RoiHeadsConfig) -> Self {
-        Self {
-            pool_size: config.pool_size,
-            sampling_ratio: config.sampling_ratio,
-            canonical_box_size: config.canonical_box_size,
-            canonical_level: config.canonical_level,
-        }
+    pub fn new(config: &DetectorConfig) -> Self {
+        // The stem and each stage but the first halve the size; the stem's pooling does as well.
+        let stride = || (4 << (config.backbone.blocks.len() - 1)) as f32;
+        Self { config: config.roi_heads.clone(), scale: config.fpn.is_none().then(|| stride().recip()) }
     }
 
-    /// `levels`: the pyramid without its pooled level, finest first, each `[batch, channels, rows, columns]`;
-    /// `boxes`: for each image of the batch, in pixels of the resized image. Gives
-    /// `[boxes of all images, channels, pool_size, pool_size]`, on the levels' device.
+    /// `levels`: those to pool from, finest first, each `[batch, channels, rows, columns]`; `boxes`: for each image of the
+    /// batch, in pixels of the resized image. Gives `[boxes of all images, channels, pool_size, pool_size]`, on the levels'
+    /// device. [`PoolerType::RoiPool`] works on the CPU and lets no gradient flow.
     ///
-    /// A level's scale is 2^round(log2(rows / padded height)), which is 1 / stride.
+    /// A pyramid level's scale is 2^round(log2(rows / padded height)), which is 1 / stride.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
-        let channels = levels[0].dim(1)?;
+        let (channels, size) = (levels[0].dim(1)?, self.config.pool_size);
         let assigned = self.assign(levels, boxes, padded_size)?;
         let total = assigned.regions.len();
         if total == 0 {
-            return Tensor::zeros((0, channels, self.pool_size, self.pool_size), levels[0].dtype(), levels[0].device());
+            return Tensor::zeros((0, channels, size, size), levels[0].dtype(), levels[0].device());
+        }
+        if self.config.pooler_type == PoolerType::RoiPool {
+            return self.packed(levels, &assigned, 0..total, 1, &BufferPool::new())?.into_tensor();
         }
         let mut pooled = Vec::new();
         let mut place = vec![0u32; total]; // where each box's result lies in `pooled`
         let mut done = 0;
-        for (index, (level, options)) in levels.iter().zip(&assigned.options).enumerate() {
+        for (index, (level, scale)) in levels.iter().zip(&assigned.scales).enumerate() {
             let mut rois = Vec::new();
             for (place, region) in place.iter_mut().zip(&assigned.regions).filter(|(_, region)| region.level == index) {
                 rois.push(region.image as f32);
@@ -58,7 +60,7 @@ impl RoiPooler {
             }
             if !rois.is_empty() {
                 let rois = Tensor::new(rois, level.device())?.reshape(((), 5))?;
-                pooled.push(roi_align(level, &rois, *options)?);
+                pooled.push(roi_align(level, &rois, self.roi_align(*scale))?);
             }
         }
         let pooled = Tensor::cat(&pooled, 0)?;
@@ -68,57 +70,124 @@ impl RoiPooler {
         pooled.index_select(&Tensor::from_vec(place, total, pooled.device())?, 0)
     }
 
-    /// The same for inference on the CPU, channels last.
+    /// The same for some of the regions, for inference on the CPU, channels last; [`RoiPool`] sorts a region's cells by
+    /// `dilation`.
     pub(super) fn packed(
+        &self,
+        levels: &[Tensor],
+        assigned: &Assigned,
+        some: std::ops::Range<usize>,
+        dilation: usize,
+        pool: &BufferPool,
+    ) -> Result<FeatureMap> {
+        let regions = &assigned.regions[some];
+        match self.config.pooler_type {
+            PoolerType::RoiAlign => {
+                let options = assigned.scales.iter().map(|&scale| self.roi_align(scale));
+                roi_align_levels(&levels.iter().zip(options).collect::<Vec<_>>(), regions, pool)
+            }
+            PoolerType::RoiPool => {
+                let output_size = self.config.pool_size;
+                let options = RoiPool { spatial_scale: assigned.scales[0], output_size, dilation };
+                roi_pool(&levels[0], regions, options, pool)
+            }
+        }
+    }
+
+    fn roi_align(&self, spatial_scale: f32) -> RoiAlign {
+        let RoiHeadsConfig { pool_size: output_size, sampling_ratio, .. } = self.config;
+        RoiAlign { spatial_scale, output_size, sampling_ratio }
+    }
+
+    /// Finds the level of each box.
+    pub(super) fn assign(
         &self,
         levels: &[Tensor],
         boxes: &[Vec<BoxXyxy>],
         padded_size: (usize, usize),
-        pool: &BufferPool,
-    ) -> Result<FeatureMap> {
-        let assigned = self.assign(levels, boxes, padded_size)?;
-        let levels: Vec<(&Tensor, RoiAlign)> = levels.iter().zip(assigned.options).collect();
-        roi_align_levels(&levels, &assigned.regions, pool)
-    }
-
-    fn assign(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Assigned> {
-        let scales = levels
+    ) -> Result<Assigned> {
+        let exponents = levels
             .iter()
             .map(|level| Ok((level.dim(2)? as f32 / padded_size.0 as f32).log2().round()))
             .collect::<Result<Vec<f32>>>()?;
-        let finest = -scales[0];
+        let finest = -exponents[0];
+        let config = &self.config;
         let level_of = |b: &BoxXyxy| {
-            let level = (self.canonical_level + (area(b).sqrt() / self.canonical_box_size).log2() + 1e-6).floor();
+            let level = (config.canonical_level + (area(b).sqrt() / config.canonical_box_size).log2() + 1e-6).floor();
             // A box without area has level -∞, which the clamp makes the finest.
             ((level - finest).max(0.0) as usize).min(levels.len() - 1)
         };
-        let options = scales.iter().map(|scale| RoiAlign {
-            spatial_scale: scale.exp2(),
-            output_size: self.pool_size,
-            sampling_ratio: self.sampling_ratio,
-        });
         let region = |(image, b): (usize, &BoxXyxy)| LevelRegion { level: level_of(b), image, xyxy: *b };
         let all = boxes.iter().enumerate().flat_map(|(image, boxes)| boxes.iter().map(move |b| (image, b)));
-        Ok(Assigned { options: options.collect(), regions: all.map(region).collect() })
+        let scales = match self.scale {
+            Some(scale) => vec![scale],
+            None => exponents.into_iter().map(f32::exp2).collect(),
+        };
+        Ok(Assigned { scales, regions: all.map(region).collect() })
     }
 }
 
-/// How each level is sampled, and which level each box is pooled from.
-struct Assigned {
-    options: Vec<RoiAlign>,
-    regions: Vec<LevelRegion>,
+/// The scale of each level, and which level each box is pooled from.
+pub(super) struct Assigned {
+    scales: Vec<f32>,
+    pub regions: Vec<LevelRegion>,
 }
 
 /// The heads' weights.
 #[derive(Debug, Clone)]
 pub struct RoiHeads {
-    /// Pooling from the pyramid.
+    /// Pooling.
     pub pooler: RoiPooler,
-    fc6: Linear,
-    fc7: Linear,
+    head: Head,
     class_logits: Linear,
     box_deltas: Linear,
-    attributes: Vec<Linear>,
+    attributes: Vec<AttributeHead>,
+}
+
+/// What makes the feature of a pooled region.
+#[derive(Debug, Clone)]
+enum Head {
+    TwoLinear([Linear; 2]),
+    Res5 { stage: Stage, dilation: usize },
+}
+
+#[derive(Debug, Clone)]
+enum AttributeHead {
+    Linear(Linear),
+    /// On the feature and the embedding `[classes, embedding_size]` of the most probable class.
+    ObjectEmbedding {
+        embedding: Tensor,
+        hidden: Linear,
+        scores: Linear,
+    },
+}
+
+impl AttributeHead {
+    fn new(config: &DetectorConfig, attribute: &AttributeConfig, vb: &VarBuilder) -> Result<Self> {
+        let (size, values) = (config.roi_heads.representation_size, attribute.classes.len());
+        let Some(embedding) = &attribute.object_embedding else {
+            return Ok(Self::Linear(linear(size, values, vb.pp("attributes").pp(&attribute.name))?));
+        };
+        let vb = vb.pp("box_predictor");
+        let table = (config.num_classes(), embedding.embedding_size);
+        let init = Init::Randn { mean: 0.0, stdev: 0.01 };
+        Ok(Self::ObjectEmbedding {
+            embedding: vb.pp("cls_embedding").get_with_hints(table, "weight", init)?,
+            hidden: linear(size + embedding.embedding_size, embedding.hidden_size, vb.pp("fc_attr"))?,
+            scores: linear(embedding.hidden_size, values + 1, vb.pp("attr_score"))?,
+        })
+    }
+
+    fn logits(&self, features: &Tensor, class_logits: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Linear(layer) => apply(layer, features),
+            Self::ObjectEmbedding { embedding, hidden, scores } => {
+                // Background included: it has an embedding like any class.
+                let classes = embedding.index_select(&class_logits.argmax(1)?, 0)?;
+                apply(scores, &apply(hidden, &Tensor::cat(&[features, &classes], 1)?)?.relu()?)
+            }
+        }
+    }
 }
 
 /// What the predictors say about each region.
@@ -128,28 +197,42 @@ pub struct RegionPrediction {
     pub class_logits: Tensor,
     /// `[regions, 4·classes]`, coordinate fastest.
     pub box_deltas: Tensor,
-    /// Logits of each attribute: `[regions, values]`.
+    /// Logits of each attribute: `[regions, values]`, one more before them where a head says "no attribute".
     pub attribute_logits: Vec<Tensor>,
 }
 
 impl RoiHeads {
-    /// Weights `box_head.fc6`, `box_head.fc7`, `box_predictor.cls_score`, `box_predictor.bbox_pred` and
-    /// `attributes.<name>` under `vb`.
+    /// Weights `box_head.fc6` and `box_head.fc7`, or `res5`, then `box_predictor.cls_score`, `box_predictor.bbox_pred` and
+    /// those of the attributes under `vb`.
     ///
     /// # Errors
     /// When a weight is missing or misshapen.
-    pub fn new(config: &DetectorConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &DetectorConfig, mode: NormMode, vb: VarBuilder) -> Result<Self> {
         let heads = &config.roi_heads;
-        let pooled = config.fpn.channels * heads.pool_size * heads.pool_size;
-        let (size, classes) = (heads.representation_size, config.num_classes());
-        let attribute = |a: &AttributeConfig| linear(size, a.classes.len(), vb.pp("attributes").pp(&a.name));
+        let (channels, size, classes) = (config.level_channels(), heads.representation_size, config.num_classes());
+        let head = match &heads.box_head {
+            BoxHead::TwoLinear => Head::TwoLinear([
+                linear(channels * heads.pool_size * heads.pool_size, size, vb.pp("box_head.fc6"))?,
+                linear(size, size, vb.pp("box_head.fc7"))?,
+            ]),
+            BoxHead::Res5(res5) => {
+                let shape = StageShape {
+                    blocks: res5.blocks,
+                    inputs: channels,
+                    bottleneck_width: res5.bottleneck_width,
+                    outputs: size,
+                    stride: 1,
+                };
+                let stage = Stage::new(&config.backbone, shape, mode, vb.pp("res5"))?;
+                Head::Res5 { stage, dilation: res5.dilation }
+            }
+        };
         Ok(Self {
-            pooler: RoiPooler::new(heads),
-            fc6: linear(pooled, size, vb.pp("box_head.fc6"))?,
-            fc7: linear(size, size, vb.pp("box_head.fc7"))?,
+            pooler: RoiPooler::new(config),
+            head,
             class_logits: linear(size, classes, vb.pp("box_predictor.cls_score"))?,
             box_deltas: linear(size, 4 * classes, vb.pp("box_predictor.bbox_pred"))?,
-            attributes: config.attributes.iter().map(attribute).collect::<Result<_>>()?,
+            attributes: config.attributes.iter().map(|a| AttributeHead::new(config, a, &vb)).collect::<Result<_>>()?,
         })
     }
 
@@ -159,19 +242,38 @@ impl RoiHeads {
     /// # Errors
     /// When the shapes do not fit.
     pub fn features(&self, pooled: &Tensor) -> Result<Tensor> {
-        let x = apply(&self.fc6, &pooled.flatten_from(1)?)?.relu()?;
-        apply(&self.fc7, &x)?.relu()
+        match &self.head {
+            Head::TwoLinear([fc6, fc7]) => apply(fc7, &apply(fc6, &pooled.flatten_from(1)?)?.relu()?)?.relu(),
+            Head::Res5 { stage, dilation: d } => {
+                // A 3×3 convolution of dilation d is a plain one on each of the d² maps of every d-th cell, and the mean does
+                // not ask where a cell lies.
+                let (regions, channels, size, _) = pooled.dims4()?;
+                let side = size / d;
+                let phases = pooled.reshape(&[regions, channels, side, *d, side, *d][..])?;
+                let phases = phases.permute([0, 3, 5, 1, 2, 4])?.contiguous()?;
+                let cells = stage.forward_t(&phases.reshape((regions * d * d, channels, side, side))?, false)?;
+                let outputs = cells.dim(1)?;
+                cells.reshape((regions, d * d, outputs, side * side))?.mean((1, 3))
+            }
+        }
     }
 
-    /// The two linear layers for the packed path, whose regions lie channels last.
-    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<[PackedLinear; 2]> {
-        let (out, inner) = self.fc6.weight().dims2()?;
-        let bins = inner / channels;
-        let fc6 = self.fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
-        Ok([
-            PackedLinear::new(&fc6, self.fc6.bias(), true, precision)?,
-            PackedLinear::new(self.fc7.weight(), self.fc7.bias(), true, precision)?,
-        ])
+    /// What makes the feature, for the packed path, whose regions lie channels last.
+    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<PackedHead> {
+        match &self.head {
+            Head::TwoLinear([fc6, fc7]) => {
+                let (out, inner) = fc6.weight().dims2()?;
+                let bins = inner / channels;
+                let weight = fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
+                Ok(PackedHead::TwoLinear(Box::new([
+                    PrepackedLinear::new(&weight, fc6.bias(), true, precision)?,
+                    PrepackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
+                ])))
+            }
+            Head::Res5 { stage, dilation } => {
+                Ok(PackedHead::Res5 { stage: stage.pack(precision)?, dilation: *dilation })
+            }
+        }
     }
 
     /// `features`: `[regions, representation_size]`.
@@ -179,10 +281,9 @@ impl RoiHeads {
     /// # Errors
     /// When the shapes do not fit.
     pub fn predict(&self, features: &Tensor) -> Result<RegionPrediction> {
-        Ok(RegionPrediction {
-            class_logits: apply(&self.class_logits, features)?,
-            box_deltas: apply(&self.box_deltas, features)?,
-            attribute_logits: self.attributes.iter().map(|a| apply(a, features)).collect::<Result<_>>()?,
-        })
+        let class_logits = apply(&self.class_logits, features)?;
+        let attribute_logits =
+            self.attributes.iter().map(|a| a.logits(features, &class_logits)).collect::<Result<_>>()?;
+        Ok(RegionPrediction { box_deltas: apply(&self.box_deltas, features)?, class_logits, attribute_logits })
     }
 }

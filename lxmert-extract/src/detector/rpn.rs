@@ -3,13 +3,13 @@
 
 use super::anchors::AnchorGrid;
 use super::box_coder::{BoxCoder, clip, is_at_least};
-use super::config::RpnConfig;
+use super::config::{BoxConvention, DetectorConfig, RpnConfig};
 use super::layers::{ConvBlock, ConvShape};
-use super::nms::batched_nms;
+use super::nms::{Suppression, batched_nms};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use lxmert_core::boxes::BoxXyxy;
-use lxmert_core::ops::{PackedConv2d, Precision};
+use lxmert_core::ops::{Precision, PrepackedConv2d};
 
 /// A 3×3 convolution with ReLU, then 1×1 objectness logits and box deltas; shared by all levels.
 #[derive(Debug, Clone)]
@@ -52,18 +52,19 @@ impl RpnHead {
         // The paper's (and torchvision's) initialisation.
         let init = Init::Randn { mean: 0.0, stdev: 0.01 };
         let anchors = config.anchors_per_cell();
-        let conv = |outputs, kernel, relu, vb| {
-            ConvBlock::with_bias(ConvShape { inputs: channels, outputs, kernel, stride: 1 }, init, relu, vb)
+        let conv = |inputs, outputs, kernel, relu, vb| {
+            ConvBlock::with_bias(ConvShape { inputs, outputs, kernel, stride: 1 }, init, relu, vb)
         };
+        let hidden = config.hidden_channels.unwrap_or(channels);
         Ok(Self {
-            convolution: conv(channels, 3, true, vb.pp("conv.0.0"))?,
-            logits: conv(anchors, 1, false, vb.pp("cls_logits"))?,
-            deltas: conv(anchors * 4, 1, false, vb.pp("bbox_pred"))?,
+            convolution: conv(channels, hidden, 3, true, vb.pp("conv.0.0"))?,
+            logits: conv(hidden, anchors, 1, false, vb.pp("cls_logits"))?,
+            deltas: conv(hidden, anchors * 4, 1, false, vb.pp("bbox_pred"))?,
         })
     }
 
     /// The hidden convolution, logits and deltas as one, and the anchors of a cell, for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PackedConv2d, PackedConv2d, usize)> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, PrepackedConv2d, usize)> {
         let predictor = self.logits.pack_both(&self.deltas, precision)?;
         Ok((self.convolution.pack(None, precision)?, predictor, self.logits.outputs()))
     }
@@ -96,19 +97,26 @@ pub struct Proposals {
 }
 
 /// The proposals of image `index` in the batch: the best of each level, clipped to the image, thinned
-/// by suppression within each level, then the best of all (torchvision's `filter_proposals`).
-/// Sizes are (height, width). No gradient flows.
+/// by suppression within each level, then the best of all (torchvision's `filter_proposals`); by
+/// [`BoxConvention::Inclusive`] small boxes are dropped before the best are ranked, not after (Caffe's `proposal_layer.py`).
+/// Sizes are (height, width); `scale` leads from pixels of the image to those of the resized one. No gradient flows.
 ///
 /// # Errors
 /// When the predictions' shapes do not fit each other.
 pub fn propose(
-    config: &RpnConfig,
+    config: &DetectorConfig,
     predictions: &[LevelPrediction],
     index: usize,
     resized_size: (usize, usize),
     padded_size: (usize, usize),
+    scale: f32,
 ) -> Result<Proposals> {
-    let coder = BoxCoder::new(config.box_weights);
+    let (convention, config) = (config.box_convention, &config.rpn);
+    let coder = BoxCoder::new(config.box_weights).with_convention(convention);
+    let least_side = match convention {
+        BoxConvention::Continuous => config.min_box_size,
+        BoxConvention::Inclusive => config.min_box_size * scale,
+    };
     let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
     for (level, prediction) in predictions.iter().enumerate() {
         let (per_cell, rows, columns) = prediction.logits.get(index)?.dims3()?;
@@ -126,32 +134,39 @@ pub fn propose(
         }
         // Logits lie anchor shape by anchor shape, cells within.
         let logit = |anchor: usize| logits[anchor % per_cell * cells + anchor / per_cell];
-        for anchor in best(logits.len(), config.pre_nms_top_n, logit) {
+        let proposal = |anchor: usize| {
             let (shape, cell) = (anchor % per_cell, anchor / per_cell);
             let delta = std::array::from_fn(|i| deltas[(shape * 4 + i) * cells + cell]);
-            let proposal = clip(&coder.decode(delta, &anchors.get(anchor)), resized_size);
-            let score = sigmoid(logit(anchor));
-            if is_at_least(&proposal, config.min_box_size) && score >= config.score_threshold {
+            clip(&coder.decode(delta, &anchors.get(anchor)), resized_size, convention)
+        };
+        let large = |proposal: &BoxXyxy| is_at_least(proposal, least_side, convention);
+        let mut ranked: Vec<usize> = (0..logits.len()).collect();
+        if convention == BoxConvention::Inclusive {
+            ranked.retain(|&anchor| large(&proposal(anchor)));
+        }
+        keep_best(&mut ranked, config.pre_nms_top_n, logit);
+        for anchor in ranked {
+            let (proposal, score) = (proposal(anchor), sigmoid(logit(anchor)));
+            if large(&proposal) && score >= config.score_threshold {
                 boxes.push(proposal);
                 scores.push(score);
                 levels.push(level as u32);
             }
         }
     }
-    let kept = batched_nms(&boxes, &scores, &levels, config.nms_threshold, config.post_nms_top_n);
+    let rule = Suppression { threshold: config.nms_threshold, convention };
+    let kept = batched_nms(&boxes, &scores, &levels, rule, config.post_nms_top_n);
     Ok(Proposals { boxes: kept.iter().map(|&i| boxes[i]).collect(), scores: kept.iter().map(|&i| scores[i]).collect() })
 }
 
-/// Indices of the `most` largest values, largest first; equal ones by index.
-fn best(count: usize, most: usize, value: impl Fn(usize) -> f32) -> Vec<usize> {
-    let mut keyed: Vec<(f32, usize)> = (0..count).map(|i| (value(i), i)).collect();
-    let order = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-    if most < keyed.len() {
-        keyed.select_nth_unstable_by(most, order);
-        keyed.truncate(most);
+/// Keeps the `most` indices whose values are largest, largest first; equal ones by index.
+fn keep_best(indices: &mut Vec<usize>, most: usize, value: impl Fn(usize) -> f32) {
+    let order = |a: &usize, b: &usize| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
+    if most < indices.len() {
+        indices.select_nth_unstable_by(most, order);
+        indices.truncate(most);
     }
-    keyed.sort_unstable_by(order);
-    keyed.into_iter().map(|(_, i)| i).collect()
+    indices.sort_unstable_by(order);
 }
 
 fn sigmoid(x: f32) -> f32 {
@@ -166,18 +181,24 @@ mod tests {
     #[test]
     fn the_best_come_first_and_ties_by_index() {
         let values = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
-        assert_eq!(best(5, 3, |i| values[i]), [1, 3, 2]);
-        assert_eq!(best(5, 9, |i| values[i]), [1, 3, 2, 0, 4]);
+        let best = |most| {
+            let mut indices = (0..5).collect();
+            keep_best(&mut indices, most, |i| values[i]);
+            indices
+        };
+        assert_eq!(best(3), [1, 3, 2]);
+        assert_eq!(best(9), [1, 3, 2, 0, 4]);
     }
 
     #[test]
     fn a_peak_at_a_cell_becomes_that_cell_s_anchor() -> Result<()> {
-        let config = RpnConfig {
+        let rpn = RpnConfig {
             anchor_sizes: vec![vec![8.0]],
             aspect_ratios: vec![1.0, 2.0],
             post_nms_top_n: 1,
             ..RpnConfig::default()
         };
+        let config = DetectorConfig { rpn, ..DetectorConfig::coco() };
         let mut logits = vec![-5f32; 2 * 4 * 4];
         logits[16 + 2 * 4 + 1] = 5.0; // second shape, row 2, column 1
         let prediction = LevelPrediction {
@@ -186,10 +207,18 @@ mod tests {
         };
         let (flat, _) = prediction.in_anchor_order()?;
         assert_eq!(flat.argmax(1)?.to_vec1::<u32>()?, [(2 * 4 + 1) * 2 + 1]);
-        let proposals = propose(&config, &[prediction], 0, (32, 32), (32, 32))?;
+        let proposals = propose(&config, std::slice::from_ref(&prediction), 0, (32, 32), (32, 32), 1.0)?;
         // 8-pixel anchor of ratio 2 (6×12 after rounding) around (8, 16)
         assert_eq!(proposals.boxes, [[5.0, 10.0, 11.0, 22.0]]);
         assert!((proposals.scores[0] - 0.993_307).abs() < 1e-5);
+
+        // At least 4.5 pixels of an image that is enlarged twice: the best box, 8 pixels wide, is too narrow and leaves its
+        // place to the next; those at the border are cut too small.
+        let mut inclusive = DetectorConfig { box_convention: BoxConvention::Inclusive, ..config };
+        inclusive.rpn.min_box_size = 4.5;
+        inclusive.rpn.pre_nms_top_n = 1;
+        let proposals = propose(&inclusive, &[prediction], 0, (32, 32), (32, 32), 2.0)?;
+        assert_eq!(proposals.boxes, [[4.0, 4.0, 13.0, 13.0]]);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use crate::choice::LoadedDetector;
 use crate::detector::box_coder::is_at_least;
 use crate::detector::detect::Candidate;
 use crate::detector::nms::nms;
+use crate::detector::selection::{ChosenProposal, RegionCount, best_guesses, select_proposals};
 use crate::detector::transform::NetworkInput;
 use crate::detector::{Analysis, Detector};
 use crate::images::DecodedImage;
@@ -16,8 +17,8 @@ use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 /// How an image's regions are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Selection {
-    /// The detections, best first, then weaker ones until there are enough; features are pooled at
-    /// the region's own box
+    /// The detector's own rule: of scenes and coco the detections, best first, then weaker ones until there are enough, with
+    /// features pooled at the region's own box; of the Visual Genome detectors Hugging Face's rule or Caffe's
     #[default]
     Detections,
     /// The rule of the student project (durakalon/LXMERT_Flickr): each proposal stands for its most
@@ -42,14 +43,18 @@ pub struct DetectionSource {
     /// The detector.
     pub loaded: LoadedDetector,
     /// Regions an image; fewer only when the network has no more boxes.
-    pub count: usize,
+    pub count: RegionCount,
     /// How they are chosen.
     pub selection: Selection,
 }
 
 impl RegionSource for DetectionSource {
     fn info(&self, dtype: StoreDtype) -> StoreInfo {
-        detector_info(&self.loaded, self.selection.name().into(), self.count, dtype)
+        let mut info = detector_info(&self.loaded, self.selection.name().into(), self.count.max, dtype);
+        if self.count.min != self.count.max {
+            info.settings.insert("regions".into(), self.count.to_string());
+        }
+        info
     }
 
     fn input(&self, image: &DecodedImage) -> Result<NetworkInput> {
@@ -69,22 +74,39 @@ impl RegionSource for DetectionSource {
 pub fn select(
     detector: &Detector,
     analysis: &Analysis,
-    count: usize,
+    count: impl Into<RegionCount>,
     selection: Selection,
 ) -> lxmert_core::Result<Regions> {
-    let (chosen, features) = match selection {
-        Selection::Detections => {
+    let count = count.into();
+    let proposals = match selection {
+        Selection::Detections => select_proposals(detector.config(), analysis, count),
+        Selection::Student => Some(student(analysis, count)),
+    };
+    let (chosen, features): (Vec<Candidate>, Tensor) = match proposals {
+        Some(proposals) => {
+            let features = features_of(analysis, &proposals)?;
+            (proposals.into_iter().map(|chosen| chosen.candidate).collect(), features)
+        }
+        None => {
             let chosen = strong_then_weak(detector, analysis, count);
             let boxes: Vec<BoxXyxy> = chosen.iter().map(|c| c.box_xyxy).collect();
             let features = detector.features_at(analysis, &boxes)?;
             (chosen, features)
         }
-        Selection::Student => student(analysis, count)?,
     };
     regions_of(detector, &analysis.input, &chosen, &features)
 }
 
-/// torchvision's detections; when they are fewer than `count`, weaker ones in this order:
+/// The features that were pooled at the proposals' own boxes.
+fn features_of(analysis: &Analysis, chosen: &[ChosenProposal]) -> candle_core::Result<Tensor> {
+    if chosen.is_empty() {
+        return analysis.features.narrow(0, 0, 0);
+    }
+    let rows: Vec<u32> = chosen.iter().map(|chosen| chosen.proposal as u32).collect();
+    analysis.features.index_select(&Tensor::from_vec(rows, chosen.len(), analysis.features.device())?, 0)
+}
+
+/// torchvision's detections, as many as `count` allows; when they are fewer than it asks for, weaker ones in this order:
 ///
 /// 1. each proposal's most probable class at its regressed box, best score first, when it overlaps no
 ///    chosen region by more than the suppression threshold, whatever the classes (the same region
@@ -93,15 +115,16 @@ pub fn select(
 /// 3. the proposals' own boxes, best objectness first.
 ///
 /// No region appears twice. Ties keep the order of the proposals, so the choice is reproducible.
-fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: usize) -> Vec<Candidate> {
+fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: RegionCount) -> Vec<Candidate> {
     let heads = &detector.config().roi_heads;
     let mut chosen = detector.candidates(analysis);
-    chosen.truncate(count);
-    if chosen.len() == count {
+    chosen.truncate(count.max);
+    let count = count.min;
+    if chosen.len() >= count {
         return chosen;
     }
     let mut weaker = best_guesses(analysis);
-    weaker.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size));
+    weaker.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size, detector.config().box_convention));
     weaker.sort_by(|a, b| b.score.total_cmp(&a.score));
     for guess in &weaker {
         if chosen.len() == count {
@@ -124,28 +147,11 @@ fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: usize) -> V
     chosen
 }
 
-/// Every proposal's most probable class at its regressed box, in the order of the proposals.
-fn best_guesses(analysis: &Analysis) -> Vec<Candidate> {
-    (0..analysis.proposals.boxes.len())
-        .map(|index| {
-            let (class, score) = analysis.best_class(index);
-            Candidate { box_xyxy: analysis.regressed_box(index, class), label: class as u32, score }
-        })
-        .collect()
-}
-
 /// The student project's rule; its threshold is its own.
-fn student(analysis: &Analysis, count: usize) -> lxmert_core::Result<(Vec<Candidate>, Tensor)> {
+fn student(analysis: &Analysis, count: RegionCount) -> Vec<ChosenProposal> {
     let guesses = best_guesses(analysis);
     let boxes: Vec<BoxXyxy> = guesses.iter().map(|g| g.box_xyxy).collect();
     let scores: Vec<f32> = guesses.iter().map(|g| g.score).collect();
-    let kept = nms(&boxes, &scores, 0.5, count);
-    let rows: Vec<u32> = kept.iter().map(|i| *i as u32).collect();
-    let features = if rows.is_empty() {
-        analysis.features.clone()
-    } else {
-        let rows = Tensor::from_vec(rows, kept.len(), analysis.features.device())?;
-        analysis.features.index_select(&rows, 0)?
-    };
-    Ok((kept.into_iter().map(|i| guesses[i]).collect(), features))
+    let kept = nms(&boxes, &scores, 0.5, count.max);
+    kept.into_iter().map(|proposal| ChosenProposal { proposal, candidate: guesses[proposal] }).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! | `--regions` | source | file |
 //! | --- | --- | --- |
-//! | `36` | what the detector finds, best first | [`detections`] |
+//! | `36`, `10..100` | what the detector finds, best first | [`detections`] |
 //! | `grid:8` | 8 × 8 fixed boxes through the detector's heads | [`grid`] |
 //! | `cells`, `cells:8` | means of the last map's cells, 8 × 8 at most | [`cells`] |
 //! | `7x7` | patch states of a DINOv2 transformer, 7 × 7 means of them | [`patches`] |
@@ -25,6 +25,7 @@ use crate::Result;
 use crate::choice::{self, DetectorChoice, LoadedDetector};
 use crate::detector::Detector;
 use crate::detector::detect::Candidate;
+use crate::detector::selection::RegionCount;
 use crate::detector::transform::NetworkInput;
 use crate::images::DecodedImage;
 use candle_core::{Device, Tensor};
@@ -65,7 +66,7 @@ pub trait RegionSource: std::fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegionChoice {
     /// This many detections.
-    Detections(usize),
+    Detections(RegionCount),
     /// This many fixed boxes in each direction.
     Grid(usize),
     /// At most this many means of cells in each direction.
@@ -87,11 +88,12 @@ impl std::str::FromStr for RegionChoice {
                 let sides = text.split_once('x').and_then(|(down, across)| within(down, 32).zip(within(across, 32)));
                 sides.map(|(down, across)| Self::Patches(down, across))
             }
-            None => within(text, 1000).map(Self::Detections),
+            None => text.parse().ok().map(Self::Detections),
             Some(_) => None,
         };
         parsed.ok_or_else(|| {
-            "not a number from 1 to 1000, or cells, or grid:N, cells:N or NxN with N from 1 to 32".into()
+            "not a number from 1 to 1000 or a range of such (10..100), or cells, or grid:N, cells:N or NxN with N from 1 to 32"
+                .into()
         })
     }
 }
@@ -109,6 +111,8 @@ pub struct SourceOptions<'a> {
     pub select: Selection,
     /// What the detector's products round their operands to.
     pub precision: Precision,
+    /// Whether the detector gets red for blue, see [`choice::load`].
+    pub swap_channels: bool,
 }
 
 /// Opens a region source.
@@ -126,7 +130,8 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
         let reason = format!("{} has patches, not detections: give --regions 7x7", folder.display());
         return Err(Error::Argument(reason).into());
     }
-    let load = || choice::load(options.detector, options.weights, options.precision, device, show_progress);
+    let SourceOptions { detector, weights, precision, swap_channels, .. } = *options;
+    let load = || choice::load(detector, weights, precision, swap_channels, device, show_progress);
     Ok(match options.regions {
         RegionChoice::Detections(count) => {
             Box::new(DetectionSource { loaded: load()?, count, selection: options.select })
@@ -148,6 +153,9 @@ fn detector_info(loaded: &LoadedDetector, select: String, regions: usize, dtype:
     if loaded.precision != Precision::F32 {
         settings.insert("precision".into(), loaded.precision.to_string());
     }
+    if loaded.swap_channels {
+        settings.insert("swap channels".into(), "true".into());
+    }
     settings.extend(attribute.map(|attribute| ("attribute".into(), attribute.name.clone())));
     StoreInfo {
         detector: loaded.name.clone(),
@@ -155,7 +163,7 @@ fn detector_info(loaded: &LoadedDetector, select: String, regions: usize, dtype:
         regions,
         feature_dim: config.roi_heads.representation_size,
         dtype,
-        label_names: config.label_names.clone(),
+        label_names: config.region_label_names().to_vec(),
         attribute_names: attribute.map_or_else(Vec::new, |attribute| attribute.classes.clone()),
     }
 }
@@ -168,13 +176,14 @@ fn regions_of(
     chosen: &[Candidate],
     features: &Tensor,
 ) -> lxmert_core::Result<Regions> {
-    let (height, width) = (input.resized_size.0 as f32, input.resized_size.1 as f32);
+    let (height, width) = input.frame;
+    let first_label = u32::from(detector.config().has_labels_without_background());
     Ok(Regions {
         image_width: input.image_size.1 as u32,
         image_height: input.image_size.0 as u32,
         feature_dim: features.dim(1)?,
         boxes: chosen.iter().map(|c| normalise(&c.box_xyxy, width, height).map(|v| v.clamp(0.0, 1.0))).collect(),
-        labels: chosen.iter().map(|c| c.label).collect(),
+        labels: chosen.iter().map(|c| c.label - first_label).collect(),
         scores: chosen.iter().map(|c| c.score).collect(),
         attributes: detector.first_attribute(features)?,
         features: features.flatten_all()?.to_vec1::<f32>()?,

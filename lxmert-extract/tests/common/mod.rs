@@ -7,9 +7,10 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
-use lxmert_extract::detector::{Detector, DetectorConfig};
+use lxmert_extract::detector::{Detector, DetectorConfig, visual_genome};
 use lxmert_extract::images::{DecodedImage, decode_file};
-use std::collections::HashMap;
+use lxmert_extract::weights;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// A file under `tests/fixtures`.
@@ -35,14 +36,17 @@ struct Entry {
     high: f64,
 }
 
+/// The formula tensors that a manifest among the fixtures lists.
+pub fn manifest_weights(name: &str, seed: u64) -> Result<HashMap<String, Tensor>> {
+    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(fixture(name))?)?;
+    let tensors = manifest.tensors.into_iter();
+    tensors.map(|t| Ok((t.name.clone(), procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?))).collect()
+}
+
 /// All weights of the reference network, by torchvision's names.
 pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
-    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(fixture("frcnn/manifest.json"))?)?;
     let mut weights = tensors(&format!("frcnn/batchnorm-seed-{seed}.safetensors"))?;
-    for t in manifest.tensors {
-        let tensor = procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?;
-        weights.insert(t.name, tensor);
-    }
+    weights.extend(manifest_weights("frcnn/manifest.json", seed)?);
     Ok(weights)
 }
 
@@ -50,6 +54,27 @@ pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
 pub fn reference_detector(seed: u64, precision: Precision) -> Result<Detector> {
     let vb = VarBuilder::from_tensors(reference_weights(seed)?, DType::F32, &Device::Cpu);
     Ok(Detector::new(&DetectorConfig::coco(), precision, vb)?)
+}
+
+/// The weights of the Visual Genome reference, as a file of either family holds them.
+pub fn visual_genome_weights(caffe: bool) -> Result<BTreeMap<String, Tensor>> {
+    let mut weights: BTreeMap<String, Tensor> = manifest_weights("frcnn_vg/manifest.json", 0)?.into_iter().collect();
+    let calibration = tensors("frcnn_vg/calibration.safetensors")?;
+    let (own, other): (Vec<_>, Vec<_>) = calibration.into_iter().partition(|(name, _)| !name.starts_with("caffe."));
+    weights.extend(own);
+    if caffe {
+        weights.retain(|name, _| !name.contains("box_predictor"));
+        weights.extend(manifest_weights("frcnn_vg/manifest_caffe.json", 0)?);
+        weights.extend(other.into_iter().map(|(name, tensor)| (name.replacen("caffe.", "", 1), tensor)));
+    }
+    Ok(weights)
+}
+
+/// The Visual Genome reference network, its products of `precision`.
+pub fn visual_genome_detector(caffe: bool, precision: Precision) -> Result<Detector> {
+    let config = if caffe { visual_genome::caffe() } else { visual_genome::hugging_face() };
+    let weights = visual_genome_weights(caffe)?;
+    Ok(weights::from_tensors(&config, &fixture("frcnn_vg"), weights, precision, &Device::Cpu)?)
 }
 
 /// A fixture picture.

@@ -199,7 +199,7 @@ impl SubjectArgs {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct DetectorArgs {
     /// Which detector finds the regions [default: the one whose features the checkpoint was trained on]
-    #[arg(long, value_name = "scenes|coco|DIR")]
+    #[arg(long, value_name = "scenes|coco|visual-genome|DIR")]
     pub detector: Option<DetectorChoice>,
     /// The detector's weights: a file, or hf:owner/repo/file[@revision] [default: the detector's own]
     #[arg(long, value_name = "SOURCE")]

@@ -15,7 +15,7 @@ pub(super) struct Repository(pub PathBuf);
 
 impl Repository {
     pub fn of(file: &HubFile, cache: &Path) -> Self {
-        Self(cache.join(format!("models--{}--{}", file.owner, file.repo)))
+        Self(cache.join(file.cache_folder()))
     }
 
     /// The file's path if it is there: in the snapshot of the revision, which may be a commit, or in the newest snapshot that has

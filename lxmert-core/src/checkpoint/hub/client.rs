@@ -131,7 +131,8 @@ impl Hub {
 
     /// The repository's page.
     pub(super) fn page(&self, file: &HubFile) -> String {
-        format!("{}/{}/{}", self.endpoint(), encode(&file.owner), encode(&file.repo))
+        let space = if file.space { "spaces/" } else { "" };
+        format!("{}/{space}{}/{}", self.endpoint(), encode(&file.owner), encode(&file.repo))
     }
 
     /// The address of the file itself.

@@ -1,6 +1,7 @@
 //! Weights from a file or from the hub, through the cache that Python's `huggingface_hub` uses.
 //!
-//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders). [`HubOptions`] has
+//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders), of a space of the hub
+//! as `hf:spaces/owner/repo/file[@revision]`. [`HubOptions`] has
 //! the cache's folder, the endpoint and the token, from the Python library's environment variables.
 //!
 //! [`client`](Hub) decides what is fetched and when the cached copy serves; `cache` knows the layout of the cache and checks
@@ -33,6 +34,8 @@ pub enum WeightSource {
 /// A file of a model repository on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubFile {
+    /// Whether the repository is a space and not a model.
+    pub space: bool,
     /// The repository's owner.
     pub owner: String,
     /// The repository's name.
@@ -73,6 +76,12 @@ impl WeightSource {
 }
 
 impl HubFile {
+    /// The repository's folder in the cache, as the Python library names it.
+    fn cache_folder(&self) -> String {
+        let kind = if self.space { "spaces" } else { "models" };
+        format!("{kind}--{}--{}", self.owner, self.repo)
+    }
+
     /// The revision, `main` where none is named.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
@@ -106,13 +115,17 @@ impl fmt::Display for WeightSource {
 impl FromStr for HubFile {
     type Err = String;
 
-    /// `owner/repo/file[@revision]`, after the `hf:`.
+    /// `[spaces/]owner/repo/file[@revision]`, after the `hf:`.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = |what: &str| format!("'hf:{text}' {what}; a hub file is written hf:owner/repo/file[@revision]");
         let (path, revision) = match text.rsplit_once('@') {
             Some((_, "")) => return Err(wrong("has an empty revision")),
             Some((path, revision)) => (path, Some(revision)),
             None => (text, None),
+        };
+        let (space, path) = match path.strip_prefix("spaces/") {
+            Some(path) => (true, path),
+            None => (false, path),
         };
         let mut parts = path.splitn(3, '/');
         let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
@@ -124,13 +137,15 @@ impl FromStr for HubFile {
         if ![owner, repo].into_iter().chain(file.split('/')).chain(revision_parts).all(plain) {
             return Err(wrong("has an empty part or one of '.', '..' and '\\'"));
         }
-        Ok(Self { owner: owner.into(), repo: repo.into(), file: file.into(), revision: revision.map(Into::into) })
+        let revision = revision.map(Into::into);
+        Ok(Self { space, owner: owner.into(), repo: repo.into(), file: file.into(), revision })
     }
 }
 
 impl fmt::Display for HubFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hf:{}/{}/{}", self.owner, self.repo, self.file)?;
+        let space = if self.space { "spaces/" } else { "" };
+        write!(f, "hf:{space}{}/{}/{}", self.owner, self.repo, self.file)?;
         self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
     }
 }

@@ -229,7 +229,7 @@ impl Hub {
 
     /// Python's lock of a blob, held until it is dropped, so that two processes do not write the same file.
     fn lock(&self, file: &HubFile, etag: &str) -> Result<File> {
-        let folder = self.options.cache_dir.join(".locks").join(format!("models--{}--{}", file.owner, file.repo));
+        let folder = self.options.cache_dir.join(".locks").join(file.cache_folder());
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let path = folder.join(format!("{etag}.lock"));
         let lock = File::create(&path).map_err(Error::io(&path))?;

@@ -1,6 +1,6 @@
 //! The classes and functions that a pickle of weights may name, and what each of them makes.
 
-use super::vm::{Heap, Id, Node};
+use super::vm::{Bytes, Heap, Id, Node};
 use crate::checkpoint::elements::Element;
 use std::rc::Rc;
 
@@ -20,6 +20,20 @@ pub enum Class {
     },
     /// `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`.
     RebuildParameter,
+    /// `numpy.dtype`.
+    Dtype,
+    /// `numpy.ndarray`, which is named and never called.
+    Array,
+    /// NumPy's `_reconstruct`: an array yet to be filled.
+    ReconstructArray,
+    /// NumPy's `_frombuffer`: an array of some bytes.
+    ArrayFromBuffer,
+    /// NumPy's `scalar`: a single number.
+    Scalar,
+    /// `_codecs.encode`, by which older pickles write bytes as text.
+    Encode,
+    /// `bytes`, by which they write none.
+    Bytes,
 }
 
 /// An element type of torch: one that becomes a candle tensor, or one that is known by name alone.
@@ -55,6 +69,13 @@ impl Class {
             ("torch._utils", "_rebuild_tensor_v3") => Self::RebuildTensor { version: 3 },
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Self::RebuildParameter,
             ("torch" | "torch.storage", "UntypedStorage") => Self::ElementType(ElementType::Untyped),
+            ("numpy", "dtype") => Self::Dtype,
+            ("numpy", "ndarray") => Self::Array,
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Self::ReconstructArray,
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Self::Scalar,
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Self::ArrayFromBuffer,
+            ("_codecs", "encode") => Self::Encode,
+            ("builtins" | "__builtin__", "bytes") => Self::Bytes,
             ("torch" | "torch.cuda", _) => Self::ElementType(element_type(name)?),
             _ => return None,
         })
@@ -77,7 +98,98 @@ impl Class {
                 Some(&data) if matches!(heap.get(data), Node::Tensor(_)) => Ok(Call::Same(data)),
                 _ => Err("a parameter holds no tensor".into()),
             },
+            Self::Dtype => match arguments.first().and_then(|&code| heap.text(code)) {
+                Some(code) => Ok(Call::New(Node::Dtype(numpy_type(code)?))),
+                None => Err("an element type of NumPy without its code".into()),
+            },
+            Self::Array => Err("it makes an array by calling its class".into()),
+            Self::ReconstructArray => Ok(Call::New(Node::Array(None))),
+            Self::ArrayFromBuffer => {
+                ArraySpec::from_buffer(heap, arguments).map(|array| Call::New(Node::Array(Some(array))))
+            }
+            Self::Scalar => Ok(Call::New(Node::Opaque)),
+            Self::Encode => match arguments.first().and_then(|&text| heap.text(text)) {
+                Some(text) => {
+                    let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
+                    let bytes = bytes.ok_or("it encodes text that is not Latin-1")?;
+                    Ok(Call::New(Node::Bytes(Bytes::Own(bytes.into()))))
+                }
+                None => Err("it encodes what is no text".into()),
+            },
+            Self::Bytes if arguments.is_empty() => Ok(Call::New(Node::Bytes(Bytes::At(0..0)))),
+            Self::Bytes => Err("it makes bytes of other values".into()),
         }
+    }
+}
+
+/// The element type of NumPy's code, such as `f4` or `<i8`.
+fn numpy_type(code: &str) -> Result<ElementType, String> {
+    use ElementType::Known;
+    Ok(match code.trim_start_matches(['<', '=', '|']) {
+        "f8" => Known(Element::F64),
+        "f4" => Known(Element::F32),
+        "f2" => Known(Element::F16),
+        "i8" => Known(Element::I64),
+        "i4" => Known(Element::I32),
+        "i2" => Known(Element::I16),
+        "i1" => Known(Element::I8),
+        "u4" => Known(Element::U32),
+        "u1" => Known(Element::U8),
+        "b1" => Known(Element::Bool),
+        _ => ElementType::Unsupported(1, "one of NumPy's"),
+    })
+}
+
+/// An array of NumPy as the pickle states it.
+#[derive(Debug, Clone)]
+pub struct ArraySpec {
+    pub element: ElementType,
+    pub shape: Vec<usize>,
+    /// Whether the first index runs fastest (Fortran's order).
+    pub first_fastest: bool,
+    pub bytes: Bytes,
+}
+
+impl ArraySpec {
+    /// From the state `(version, shape, dtype, is_fortran, bytes)`.
+    pub fn of_state(heap: &Heap, state: &[Id]) -> Result<Self, String> {
+        let &[_, shape, dtype, first_fastest, bytes] = state else {
+            return Err("an array of NumPy is described in a way that NumPy does not".into());
+        };
+        let bytes = heap.bytes(bytes).ok_or("an array of NumPy without its numbers (of Python's objects?)")?;
+        Self::new(heap, shape, dtype, heap.int(first_fastest) == Some(1), bytes)
+    }
+
+    /// From `_frombuffer`'s `(bytes, dtype, shape, order)`.
+    fn from_buffer(heap: &Heap, arguments: &[Id]) -> Result<Self, String> {
+        let &[bytes, dtype, shape, order] = arguments else {
+            return Err("an array of NumPy is described in a way that NumPy does not".into());
+        };
+        let Node::Bytes(bytes) = heap.get(bytes) else { return Err("an array of NumPy without its numbers".into()) };
+        Self::new(heap, shape, dtype, heap.text(order) == Some("F"), bytes.clone())
+    }
+
+    fn new(heap: &Heap, shape: Id, dtype: Id, first_fastest: bool, bytes: Bytes) -> Result<Self, String> {
+        let &Node::Dtype(element) = heap.get(dtype) else { return Err("an array of NumPy without a type".into()) };
+        let shape = heap.sizes(shape).filter(|shape| shape.len() <= 64).ok_or("an array of NumPy without a shape")?;
+        Ok(Self { element, shape, first_fastest, bytes })
+    }
+
+    /// The tensor that it is, of a storage that holds nothing else; `None` when its size overflows.
+    pub fn tensor(&self) -> Option<TensorSpec> {
+        let mut stride = vec![1; self.shape.len()];
+        let mut step = 1usize;
+        let mut axes: Vec<usize> = (0..self.shape.len()).collect();
+        if !self.first_fastest {
+            axes.reverse();
+        }
+        for axis in axes {
+            stride[axis] = step;
+            step = step.checked_mul(self.shape[axis].max(1))?;
+        }
+        let elements = self.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
+        let storage = Storage { key: "".into(), element: self.element, elements, view_offset: 0 };
+        Some(TensorSpec { storage, element: self.element, offset: 0, shape: self.shape.clone(), stride })
     }
 }
 

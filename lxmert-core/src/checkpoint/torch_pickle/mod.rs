@@ -1,6 +1,7 @@
-//! PyTorch's own files: the zip archive that `torch.save` writes since 1.6, and the legacy stream before.
+//! PyTorch's own files: the zip archive that `torch.save` writes since 1.6, and the legacy stream before; and plain pickles
+//! of NumPy arrays, as detectron2's model zoo has them.
 //!
-//! Both hold a pickle, in which each tensor states its shape and strides and names a storage, and the
+//! The first two hold a pickle, in which each tensor states its shape and strides and names a storage, and the
 //! storages' raw elements beside it.
 //!
 //! - **zip**: stored (uncompressed) entries under one folder: `data.pkl`, one `data/<key>` per storage,
@@ -8,6 +9,7 @@
 //! - **legacy**: five pickles one after another, namely torch's magic number, the protocol version 1001, a
 //!   dict of the machine's facts (`little_endian` among them), the object, and the list of the storages'
 //!   keys; then for each key the number of elements in eight bytes and the elements.
+//! - **NumPy's**: one pickle, of protocol 2 or later, in which every array states its element type, its shape and its bytes.
 //!
 //! A storage may serve several tensors, each at its offset and with its strides. What is refused: any
 //! class that is no part of a tensor ([`Error::PickleClass`]), big-endian files, elements that candle has
@@ -23,12 +25,12 @@ mod vm;
 use crate::{Error, Result};
 use archive::Entry;
 use candle_core::Tensor;
-use classes::{ElementType, Storage, TensorSpec};
+use classes::{ArraySpec, ElementType, Storage, TensorSpec};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
-use vm::{Fault, Heap, Id, Node, Unpickled};
+use vm::{Bytes, Fault, Heap, Id, Node, Unpickled};
 
 /// Keys under which training scripts put the state dict, beside epoch and optimizer.
 const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
@@ -77,7 +79,7 @@ pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -
         entry(&format!("data/{}", storage.key))?
             .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is cut", storage.key)))
     };
-    tensors(path, bytes.len(), &object, keep, &storage)
+    tensors(path, bytes, &object, keep, &storage)
 }
 
 const BIG_ENDIAN: &str = "written on a big-endian machine; save it again on a little-endian one";
@@ -141,7 +143,16 @@ pub(super) fn read_legacy(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
             .map(|range| &bytes[range])
             .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is cut", storage.key)))
     };
-    tensors(path, bytes.len(), &object, keep, &storage)
+    tensors(path, bytes, &object, keep, &storage)
+}
+
+/// The arrays of a pickle that is not torch's.
+pub(super) fn read_pickle(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+    let object = unpickle(path, bytes, 0)?;
+    let storage = |storage: &Storage| -> Result<&[u8]> {
+        Err(Error::format(path, format!("storage {} of torch lies outside this pickle", storage.key)))
+    };
+    tensors(path, bytes, &object, keep, &storage)
 }
 
 /// The plain values of a pickle: see [`read_pickle`](super::read_pickle).
@@ -160,7 +171,7 @@ fn unpickle(path: &Path, stream: &[u8], base: usize) -> Result<Unpickled> {
 /// The named tensors of a pickled object, copied out of their storages.
 fn tensors<'a>(
     path: &Path,
-    file_size: usize,
+    file: &'a [u8],
     object: &Unpickled,
     keep: &dyn Fn(&str) -> bool,
     storage: &dyn Fn(&Storage) -> Result<&'a [u8]>,
@@ -172,16 +183,27 @@ fn tensors<'a>(
             format!("holds no tensors by name, but {}", inventory(&object.heap, object.root)),
         ));
     }
-    let mut budget = file_size.saturating_mul(4).saturating_add(64 << 20);
+    let mut budget = file.len().saturating_mul(4).saturating_add(64 << 20);
     let mut made: HashMap<&TensorSpec, Tensor> = HashMap::new(); // tied weights stay one tensor
     let mut tensors = BTreeMap::new();
-    for (name, spec) in named.into_iter().filter(|(name, _)| keep(name)) {
-        let tensor = match made.get(spec) {
-            Some(tensor) => tensor.clone(),
-            None => {
-                let tensor = materialise(path, &name, spec, storage(&spec.storage)?, &mut budget)?;
-                made.insert(spec, tensor.clone());
-                tensor
+    for (name, value) in named.into_iter().filter(|(name, _)| keep(name)) {
+        let tensor = match value {
+            Value::Tensor(spec) => match made.get(spec) {
+                Some(tensor) => tensor.clone(),
+                None => {
+                    let tensor = materialise(path, &name, spec, storage(&spec.storage)?, &mut budget)?;
+                    made.insert(spec, tensor.clone());
+                    tensor
+                }
+            },
+            Value::Array(array) => {
+                let bytes = match &array.bytes {
+                    Bytes::At(range) => file.get(range.clone()).unwrap_or_default(),
+                    Bytes::Own(bytes) => bytes,
+                };
+                let too_large =
+                    || Error::format(path, format!("array '{name}' of shape {:?} is too large", array.shape));
+                materialise(path, &name, &array.tensor().ok_or_else(too_large)?, bytes, &mut budget)?
             }
         };
         tensors.insert(name, tensor);
@@ -189,11 +211,23 @@ fn tensors<'a>(
     Ok(tensors)
 }
 
+/// What becomes a tensor.
+enum Value<'a> {
+    Tensor(&'a TensorSpec),
+    Array(&'a ArraySpec),
+}
+
 /// Names and tensors of a state dict, of one that lies under a usual key, or of a bare tensor or list.
-fn named_tensors(heap: &Heap, root: Id) -> Vec<(String, &TensorSpec)> {
-    let tensor = |id: Id| if let Node::Tensor(spec) = heap.get(id) { Some(spec) } else { None };
+fn named_tensors(heap: &Heap, root: Id) -> Vec<(String, Value<'_>)> {
+    let tensor = |id: Id| match heap.get(id) {
+        Node::Tensor(spec) => Some(Value::Tensor(spec)),
+        Node::Array(Some(array)) => Some(Value::Array(array)),
+        _ => None,
+    };
     match heap.get(root) {
-        Node::Tensor(spec) => vec![("tensor".to_string(), spec)],
+        Node::Tensor(_) | Node::Array(_) => {
+            tensor(root).map(|value| ("tensor".to_string(), value)).into_iter().collect()
+        }
         Node::List(items) | Node::Tuple(items) => {
             items.iter().enumerate().filter_map(|(i, &item)| Some((i.to_string(), tensor(item)?))).collect()
         }

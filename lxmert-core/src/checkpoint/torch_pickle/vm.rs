@@ -7,9 +7,15 @@
 //! the stack when it is walked or dropped. Memory is bounded by the file's own length: every operation
 //! adds at most a node and every text is a copy of bytes that are there.
 
+<<<<<<< HEAD
 use super::classes::{Call, Class, Storage, TensorSpec};
 use super::python_text;
+=======
+use super::classes::{ArraySpec, Call, Class, ElementType, Storage, TensorSpec};
+>>>>>>> main
 use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
 
 /// Index of a value in [`Heap::nodes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,7 +32,7 @@ pub enum Node {
     Long,
     Float(f64),
     Text(String),
-    Bytes,
+    Bytes(Bytes),
     List(Vec<Id>),
     Tuple(Vec<Id>),
     Set,
@@ -35,8 +41,21 @@ pub enum Node {
     Class(Class),
     Storage(Storage),
     Tensor(TensorSpec),
+    /// `numpy.dtype`.
+    Dtype(ElementType),
+    /// `numpy.ndarray`, which a later operation fills.
+    Array(Option<ArraySpec>),
     /// An object of a known class that no weight needs (`torch.device`).
     Opaque,
+}
+
+/// Python's `bytes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bytes {
+    /// Where they lie in the stream.
+    At(Range<usize>),
+    /// Those that text stands for.
+    Own(Rc<[u8]>),
 }
 
 /// Why a pickle cannot be read.
@@ -70,6 +89,15 @@ impl Heap {
     pub fn text(&self, id: Id) -> Option<&str> {
         match self.get(id) {
             Node::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The bytes at `id`, if they are some (or text, as Python 2 writes bytes).
+    pub fn bytes(&self, id: Id) -> Option<Bytes> {
+        match self.get(id) {
+            Node::Bytes(bytes) => Some(bytes.clone()),
+            Node::Text(text) => Some(Bytes::Own(text.as_bytes().into())),
             _ => None,
         }
     }
@@ -125,8 +153,8 @@ struct Machine<'a> {
     heap: Heap,
     stack: Vec<Slot>,
     memo: HashMap<u32, Id>,
-    /// References that calls copied from one container to another. An honest pickle states each once,
-    /// so they are fewer than its bytes; a hostile one could double them with every few.
+    /// References that calls copied from one container to another, and bytes that were made of text. An honest pickle states
+    /// each once, so they are fewer than its bytes; a hostile one could double them with every few.
     copied: usize,
 }
 
@@ -236,9 +264,23 @@ impl<'a> Machine<'a> {
         self.push(Node::Text(text.to_string()))
     }
 
+<<<<<<< HEAD
     /// Python 2's strings.
     fn old_string(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.push(Node::Text(python_text::of_bytes(bytes)))
+=======
+    /// Python 2's strings: text in practice, bytes where they are not.
+    fn old_string(&mut self, length: usize) -> Result<(), Fault> {
+        match std::str::from_utf8(self.take(length)?) {
+            Ok(text) => self.push(Node::Text(text.to_string())),
+            Err(_) => self.push(Node::Bytes(Bytes::At(self.at - length..self.at))),
+        }
+>>>>>>> main
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<(), Fault> {
+        self.take(length)?;
+        self.push(Node::Bytes(Bytes::At(self.at - length..self.at)))
     }
 
     fn long(&mut self, bytes: &[u8]) -> Result<(), Fault> {
@@ -298,11 +340,10 @@ impl<'a> Machine<'a> {
                 self.copied += match &node {
                     Node::Dict(entries) => entries.len(),
                     Node::Tuple(items) => items.len(),
+                    Node::Bytes(Bytes::Own(bytes)) => bytes.len(),
                     _ => 0,
                 };
-                if self.copied > self.stream.len() {
-                    return Err(self.damaged("it copies more values than the file can hold"));
-                }
+                self.check_copied()?;
                 self.push(node)
             }
             Ok(Call::Same(id)) => {
@@ -313,15 +354,38 @@ impl<'a> Machine<'a> {
         }
     }
 
+    fn check_copied(&self) -> Result<(), Fault> {
+        match self.copied > self.stream.len() {
+            true => Err(self.damaged("it copies more values than the file can hold")),
+            false => Ok(()),
+        }
+    }
+
     /// `BUILD` gives an object its attributes. A state dict's `OrderedDict` has one, `_metadata`, which no
-    /// weight needs; any other object's attributes are its class's business, hence refused.
+    /// weight needs; NumPy's element type has its byte order, its array all there is; any other object's attributes are its
+    /// class's business, hence refused.
     fn build(&mut self, offset: usize) -> Result<(), Fault> {
         let state = self.pop()?;
         let object = self.top()?;
+        let refused = |class: &str| Err(Fault::Class { class: class.into(), offset });
         match (self.heap.get(object), self.heap.get(state)) {
             (Node::Dict(_), Node::Dict(_)) => Ok(()),
-            (Node::Dict(_), _) => Err(Fault::Class { class: "a dict with a state of its own".into(), offset }),
-            _ => Err(Fault::Class { class: "setting attributes of an object that is no dict".into(), offset }),
+            (Node::Dict(_), _) => refused("a dict with a state of its own"),
+            (Node::Dtype(_), Node::Tuple(state)) => match state.get(1).and_then(|&order| self.heap.text(order)) {
+                Some(">") => Err(self.damaged("its arrays were written on a big-endian machine")),
+                _ => Ok(()),
+            },
+            (Node::Array(None), Node::Tuple(state)) => {
+                if let Some(Node::Text(text)) = state.last().map(|&bytes| self.heap.get(bytes)) {
+                    self.copied += text.len();
+                    self.check_copied()?;
+                }
+                let array =
+                    ArraySpec::of_state(&self.heap, state).map_err(|reason| Fault::Damaged { reason, offset })?;
+                self.heap.nodes[object.0 as usize] = Node::Array(Some(array));
+                Ok(())
+            }
+            _ => refused("setting attributes of an object that has none here"),
         }
     }
 
@@ -405,13 +469,11 @@ impl<'a> Machine<'a> {
                 }
                 b'T' => {
                     let length = self.length::<4>()?;
-                    let bytes = self.take(length)?;
-                    self.old_string(bytes)?;
+                    self.old_string(length)?;
                 }
                 b'U' => {
                     let length = self.length::<1>()?;
-                    let bytes = self.take(length)?;
-                    self.old_string(bytes)?;
+                    self.old_string(length)?;
                 }
                 b'V' => {
                     let line = self.raw_line()?;
@@ -434,18 +496,15 @@ impl<'a> Machine<'a> {
                 }
                 b'B' => {
                     let length = self.length::<4>()?;
-                    self.take(length)?;
-                    self.push(Node::Bytes)?;
+                    self.bytes(length)?;
                 }
                 b'C' => {
                     let length = self.length::<1>()?;
-                    self.take(length)?;
-                    self.push(Node::Bytes)?;
+                    self.bytes(length)?;
                 }
                 0x8e | 0x96 => {
                     let length = self.length::<8>()?;
-                    self.take(length)?;
-                    self.push(Node::Bytes)?;
+                    self.bytes(length)?;
                 }
 
                 b']' => self.push(Node::List(Vec::new()))?,

@@ -23,7 +23,11 @@ pub const TRAINING_SCENES_SEED: u64 = 0x5CE9E5;
 /// A ResNet-FPN of the same code as the COCO detector, narrow, for pictures of 128 × 128.
 pub fn detector_config() -> DetectorConfig {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let attribute = |name: &str, classes: &[&str]| AttributeConfig { name: name.into(), classes: words(classes) };
+    let attribute = |name: &str, classes: &[&str]| AttributeConfig {
+        name: name.into(),
+        classes: words(classes),
+        object_embedding: None,
+    };
     let mut label_names = words(&["background"]);
     label_names.extend(words(&Shape::ALL.map(Shape::word)));
     DetectorConfig {
@@ -35,8 +39,9 @@ pub fn detector_config() -> DetectorConfig {
             bottleneck_widths: vec![16, 32, 48, 64],
             stage_widths: vec![64, 96, 128, 160],
             batch_norm_eps: 1e-5,
+            ..ResNetConfig::default()
         },
-        fpn: FpnConfig { channels: 64, pool_level: false, ..FpnConfig::default() },
+        fpn: Some(FpnConfig { channels: 64, pool_level: false, ..FpnConfig::default() }),
         rpn: RpnConfig {
             // Objects are 16 to 24 or 32 to 48 px; the coarse levels serve the pyramid.
             anchor_sizes: vec![vec![15.0, 21.0], vec![30.0, 40.0], vec![56.0, 76.0], vec![96.0, 124.0]],
@@ -52,6 +57,7 @@ pub fn detector_config() -> DetectorConfig {
             attribute("size", &Size::ALL.map(Size::word)),
             attribute("texture", &Texture::ALL.map(Texture::word)),
         ],
+        ..DetectorConfig::coco()
     }
 }
 

@@ -206,7 +206,7 @@ impl Trainer {
         let Some(first) = inputs.first() else {
             return Err(Error::Argument("a batch without an image".into()));
         };
-        let (resized, padded) = (first.resized_size, first.padded_size);
+        let (resized, padded, scale) = (first.resized_size, first.padded_size, first.scale);
         let images = Tensor::cat(&inputs.iter().map(|input| &input.tensor).collect::<Vec<_>>(), 0)?;
         let truth: Vec<Vec<BoxXyxy>> = batch
             .iter()
@@ -226,9 +226,9 @@ impl Trainer {
 
         let proposals = (0..batch.len())
             .into_par_iter()
-            .map(|index| Ok(propose(&self.detector.rpn, &predictions, index, resized, padded)?.boxes))
+            .map(|index| Ok(propose(&self.detector, &predictions, index, resized, padded, scale)?.boxes))
             .collect::<Result<Vec<_>>>()?;
-        let levels = &levels[..self.detector.fpn.stages.len()];
+        let levels = &levels[..self.detector.num_pooled_levels()];
         let (classes, boxes, attributes) = self.region_losses(levels, proposals, batch, &truth, padded)?;
 
         let value = |loss: &Tensor| Ok::<f32, Error>(loss.to_scalar::<f32>()?);
