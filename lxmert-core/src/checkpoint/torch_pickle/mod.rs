@@ -158,7 +158,7 @@ pub(super) fn read_pickle(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
 /// The plain values of a pickle: see [`read_pickle`](super::read_pickle).
 pub(super) fn read_plain(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
     let pickle = unpickle(path, bytes, 0)?;
-    value::to_json(&pickle).map_err(|reason| Error::format(path, format!("a pickle, but {reason}")))
+    value::to_json(bytes, &pickle).map_err(|reason| Error::format(path, format!("a pickle, but {reason}")))
 }
 
 fn unpickle(path: &Path, stream: &[u8], base: usize) -> Result<Unpickled> {

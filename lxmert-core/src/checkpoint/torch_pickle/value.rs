@@ -1,24 +1,27 @@
 //! Pickles of plain values (lists, dicts, text, numbers) as JSON: annotation files that Python scripts saved.
 
-use super::vm::{Heap, Id, Node, Unpickled};
+use super::python_text;
+use super::vm::{Bytes, Heap, Id, Node, Unpickled};
 use serde_json::{Map, Value};
 
 /// Deepest nesting of lists and dicts that is followed.
 const DEEPEST: usize = 64;
 
-/// The pickled value as JSON. Tuples become lists, integer keys become text, NaN and infinities become null.
+/// The value pickled in `stream` as JSON. Tuples become lists; bytes and integer keys become text; NaN and infinities become
+/// null.
 ///
 /// # Errors
 /// When it holds something JSON cannot represent, or a value that refers to itself so often that its JSON would be far
 /// longer than the pickle.
-pub fn to_json(pickle: &Unpickled) -> Result<Value, String> {
+pub fn to_json(stream: &[u8], pickle: &Unpickled) -> Result<Value, String> {
     // Values that the pickle states once and uses often (field names, words) are copied, so the JSON may be longer.
     let mut conversion =
-        Conversion { heap: &pickle.heap, left: pickle.length.saturating_mul(32).saturating_add(1 << 16) };
+        Conversion { stream, heap: &pickle.heap, left: pickle.length.saturating_mul(32).saturating_add(1 << 16) };
     conversion.value(pickle.root, 0)
 }
 
 struct Conversion<'a> {
+    stream: &'a [u8],
     heap: &'a Heap,
     /// Bytes of JSON, roughly, that may still be made.
     left: usize,
@@ -48,6 +51,14 @@ impl Conversion<'_> {
             Node::Text(text) => {
                 self.spend(text.len())?;
                 Value::from(text.as_str())
+            }
+            Node::Bytes(bytes) => {
+                let bytes = match bytes {
+                    Bytes::At(range) => self.stream.get(range.clone()).unwrap_or_default(),
+                    Bytes::Own(bytes) => bytes,
+                };
+                self.spend(bytes.len())?;
+                Value::from(python_text::of_bytes(bytes))
             }
             Node::List(items) | Node::Tuple(items) => self.list(items, depth)?,
             Node::Dict(entries) => {

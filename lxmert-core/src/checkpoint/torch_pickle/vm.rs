@@ -7,12 +7,8 @@
 //! the stack when it is walked or dropped. Memory is bounded by the file's own length: every operation
 //! adds at most a node and every text is a copy of bytes that are there.
 
-<<<<<<< HEAD
-use super::classes::{Call, Class, Storage, TensorSpec};
-use super::python_text;
-=======
 use super::classes::{ArraySpec, Call, Class, ElementType, Storage, TensorSpec};
->>>>>>> main
+use super::python_text;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -264,18 +260,12 @@ impl<'a> Machine<'a> {
         self.push(Node::Text(text.to_string()))
     }
 
-<<<<<<< HEAD
-    /// Python 2's strings.
-    fn old_string(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        self.push(Node::Text(python_text::of_bytes(bytes)))
-=======
     /// Python 2's strings: text in practice, bytes where they are not.
     fn old_string(&mut self, length: usize) -> Result<(), Fault> {
         match std::str::from_utf8(self.take(length)?) {
             Ok(text) => self.push(Node::Text(text.to_string())),
             Err(_) => self.push(Node::Bytes(Bytes::At(self.at - length..self.at))),
         }
->>>>>>> main
     }
 
     fn bytes(&mut self, length: usize) -> Result<(), Fault> {
@@ -465,7 +455,10 @@ impl<'a> Machine<'a> {
                 b'S' => {
                     let line = self.line()?;
                     let bytes = python_text::unquoted(line).ok_or_else(|| self.damaged("a text is not quoted"))?;
-                    self.old_string(&bytes)?;
+                    self.push(match String::from_utf8(bytes) {
+                        Ok(text) => Node::Text(text),
+                        Err(other) => Node::Bytes(Bytes::Own(other.into_bytes().into())),
+                    })?;
                 }
                 b'T' => {
                     let length = self.length::<4>()?;
