@@ -8,7 +8,9 @@
 //! hashes; `network` speaks the protocol, over `ureq`. Only the last needs the crate's feature `hub`: a build without it reads
 //! the cache as it does offline.
 
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
 mod cache;
+#[cfg_attr(not(feature = "hub"), allow(dead_code, unused_variables))]
 mod client;
 #[cfg(feature = "hub")]
 mod network;
