@@ -16,6 +16,13 @@ pub fn iou(a: &BoxXyxy, b: &BoxXyxy) -> f32 {
     if union > 0.0 { intersection / union } else { 0.0 }
 }
 
+/// Intersection over union of two boxes in pixels whose right and bottom edges are the last pixels inside: the `+ 1` on widths
+/// and heights of the original Faster R-CNN code, kept by the scores of RefCOCO.
+pub fn iou_inclusive(a: &BoxXyxy, b: &BoxXyxy) -> f32 {
+    let grown = |b: &BoxXyxy| [b[0], b[1], b[2] + 1.0, b[3] + 1.0];
+    iou(&grown(a), &grown(b))
+}
+
 /// Pixels to 0..1 of an image `width` × `height`.
 pub fn normalise(b: &BoxXyxy, width: f32, height: f32) -> BoxXyxy {
     [b[0] / width, b[1] / height, b[2] / width, b[3] / height]
@@ -35,5 +42,13 @@ mod tests {
         assert_eq!(iou(&[0.0, 0.0, 2.0, 2.0], &[1.0, 0.0, 3.0, 2.0]), 1.0 / 3.0);
         assert_eq!(iou(&[0.0, 0.0, 1.0, 1.0], &[1.0, 0.0, 2.0, 1.0]), 0.0);
         assert_eq!(iou(&[1.0, 1.0, 1.0, 1.0], &[1.0, 1.0, 1.0, 1.0]), 0.0);
+    }
+
+    #[test]
+    fn inclusive_iou_counts_the_last_pixel() {
+        // 3 × 3 pixels each, 2 × 3 of them shared.
+        assert_eq!(iou_inclusive(&[0.0, 0.0, 2.0, 2.0], &[1.0, 0.0, 3.0, 2.0]), 6.0 / 12.0);
+        assert_eq!(iou_inclusive(&[1.0, 1.0, 1.0, 1.0], &[1.0, 1.0, 1.0, 1.0]), 1.0);
+        assert_eq!(iou_inclusive(&[0.0, 0.0, 1.0, 1.0], &[2.0, 0.0, 3.0, 1.0]), 0.0);
     }
 }

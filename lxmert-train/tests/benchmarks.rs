@@ -1,4 +1,4 @@
-//! Questions and statements, from JSON and a feature store to predictions: a model learns what the features tell, and its
+//! Questions, statements, entailment and referring expressions, from files and a feature store to predictions: a model learns what the features tell, and its
 //! checkpoint starts another task and answers alone.
 
 mod common;
@@ -284,6 +284,113 @@ fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
         .assert()
         .code(1)
         .stderr(predicates::str::contains("statements about two images"));
+}
+
+/// `evaluate` of `root/run` on a file; its predictions go into `root/again`.
+fn evaluate(root: &Path, task: &str, file: &str) -> Value {
+    let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+    evaluate.arg("evaluate").arg(root.join("run")).args(["--task", task, "--json", "--features"]);
+    evaluate.arg(root.join("features")).arg("--test-file").arg(root.join(file));
+    let printed = evaluate.arg("--predictions").arg(root.join("again")).assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&printed).unwrap()
+}
+
+#[test]
+fn learns_what_a_photo_entails() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    common::write_data(root, 96);
+    // Both spellings of the photo; of every fourth photo the second line has no agreed label.
+    let lines = |name: &str, images: std::ops::Range<usize>| {
+        let line = |photo: &str, image: usize, sentence: &str, label: &str| {
+            let id = format!("{image}{}", label.chars().next().unwrap());
+            json!({photo: format!("{image:03}.png"), "pairID": id, "sentence2": sentence, "gold_label": label})
+                .to_string()
+        };
+        let of = |image: usize| {
+            let label = if image % 4 < 2 { "entailment" } else { "contradiction" }; // COLOURS by the image's number
+            let open = if image % 4 == 3 { "-" } else { "neutral" };
+            [
+                line("Flickr30K_ID", image, "It is red or green.", label),
+                line("Flikr30kID", image, "Nobody knows what it weighs.", open),
+            ]
+        };
+        std::fs::write(root.join(name), images.flat_map(of).collect::<Vec<_>>().join("\n")).unwrap();
+        vec![root.join(name)]
+    };
+    let data = ExamplePaths {
+        train: lines("train.jsonl", 0..64),
+        valid: lines("valid.jsonl", 64..80),
+        test: lines("test.jsonl", 80..96),
+        ..ExamplePaths::default()
+    };
+    let mut job = job(root, "entailment", data, "run");
+    job.recipe.epochs = 10;
+    let report = run(&job);
+    let measured = |set: &str, measure: &str| report.test.test.get(set, measure).unwrap();
+    assert!(measured("all", "accuracy") > 0.85, "{:?}", report.test.test);
+    assert_eq!((measured("all", "sentences"), measured("contradiction", "sentences")), (32.0, 8.0));
+    assert_eq!((measured("entailment", "sentences"), measured("neutral", "sentences")), (8.0, 12.0));
+    let predictions = std::fs::read_to_string(root.join("run/predictions/snli_ve.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(predictions.lines().next().unwrap()).unwrap();
+    assert!(predictions.lines().count() == 32 && first["pairID"] == "80e", "{first}");
+    let again = evaluate(root, "entailment", "test.jsonl");
+    assert_eq!(again["test"]["all"]["accuracy"].as_f64(), Some(measured("all", "accuracy")));
+    assert_eq!(std::fs::read_to_string(root.join("again/snli_ve.jsonl")).unwrap(), predictions);
+}
+
+#[test]
+fn learns_which_region_an_expression_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    common::write_data(root, 96);
+    // The first region of each image is a shape, the second the whole image; the file holds every split.
+    let refs = |i: usize| {
+        let image = i / 2;
+        let shape = format!("the {} {}", COLOURS[image % 4], SHAPES[image / 4 % 4]);
+        let raw = if i % 2 == 1 { "everything".into() } else { shape };
+        let split = ["train", "train", "train", "val", "testA", "testB"][image / 16];
+        json!({"ref_id": i, "ann_id": i, "image_id": image, "split": split, "sentences": [{"sent_id": i, "raw": raw}]})
+    };
+    let image = |i| json!({"id": i, "file_name": format!("{i:03}.png"), "width": 64, "height": 64});
+    let boxes = [[6.4, 6.4, 25.6, 25.6], [0.0, 0.0, 64.0, 64.0]];
+    // No region is near the last image's object.
+    let bbox = |i: usize| if i == 190 { [50.0, 50.0, 10.0, 10.0] } else { boxes[i % 2] };
+    let annotation = |i: usize| json!({"id": i, "image_id": i / 2, "bbox": bbox(i)});
+    let (images, annotations): (Value, Value) = ((0..96).map(image).collect(), (0..192).map(annotation).collect());
+    write(&root.join("instances.json"), &json!({"images": images, "annotations": annotations}));
+    let files = write(&root.join("refs.json"), &(0..192).map(refs).collect());
+    let data = ExamplePaths { train: files.clone(), valid: files.clone(), test: files, ..ExamplePaths::default() };
+    let mut job = job(root, "referring", data, "run");
+    job.recipe.metric = "val/accuracy".into();
+    let report = run(&job);
+    let sets: Vec<&str> = report.test.test.sets().map(|(set, _)| set).collect();
+    assert_eq!(sets, ["testA", "testB", "val"]);
+    let measured = |set: &str, measure: &str| report.test.test.get(set, measure).unwrap();
+    assert!(measured("testA", "accuracy") > 0.9 && measured("val", "accuracy") > 0.9, "{:?}", report.test.test);
+    assert_eq!((measured("testA", "upper_bound"), measured("testB", "upper_bound")), (1.0, 31.0 / 32.0));
+    assert_eq!((measured("testA", "chance"), measured("testA", "expressions")), (0.5, 32.0));
+    let read = |place: &str| -> Vec<Value> {
+        serde_json::from_str(&std::fs::read_to_string(root.join(place)).unwrap()).unwrap()
+    };
+    let predictions = read("run/predictions/refcoco.json");
+    assert_eq!(predictions.len(), 96);
+    let right = |entry: &&Value| entry["split"] == "testA" && entry["iou"].as_f64() > Some(0.5);
+    assert_eq!(predictions.iter().filter(right).count() as f64 / 32.0, measured("testA", "accuracy"));
+    let again = evaluate(root, "referring", "refs.json");
+    assert_eq!(again["test"]["testB"]["accuracy"].as_f64(), Some(measured("testB", "accuracy")));
+    assert_eq!(read("again/refcoco.json"), predictions);
+
+    // A run starts from the checkpoint with its head: at a rate of 0 it measures the same.
+    let mut next = Job { output: root.join("next"), ..job.clone() };
+    let init = Some(root.join("run/best").display().to_string());
+    next.recipe = Recipe { init, learning_rate: 0.0, epochs: 1, ..job.recipe };
+    assert_eq!(run(&next).test.test, report.test.test);
+    // It has no head for another task.
+    let mut other = Command::cargo_bin("lxmert-train").unwrap();
+    other.arg("evaluate").arg(root.join("run")).args(["--task", "entailment", "--features"]);
+    other.arg(root.join("features")).arg("--test-file").arg(root.join("refs.json"));
+    other.assert().code(1).stderr(predicates::str::contains("has no answer head"));
 }
 
 #[test]

@@ -66,6 +66,17 @@ pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -
     }
 }
 
+/// The value of a file that Python's `pickle` or `cPickle` wrote, any protocol, as JSON: lists, dicts, text and numbers. It is
+/// read as data; no code runs.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read, [`Error::Pickle`] when it is cut or damaged, [`Error::PickleClass`] when it
+/// names a class, [`Error::Format`] when it holds values that JSON cannot represent.
+pub fn read_pickle(path: impl AsRef<Path>) -> Result<serde_json::Value> {
+    let path = path.as_ref();
+    torch_pickle::read_plain(path, &map_file(path)?)
+}
+
 /// The bytes of a file, mapped rather than read, so that a checkpoint is copied once, into its tensors.
 fn map_file(path: &Path) -> Result<Bytes> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;

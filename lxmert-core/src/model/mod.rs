@@ -1,9 +1,9 @@
 //! LXMERT (Tan & Bansal 2019): two single-modality encoders and a cross-modality encoder.
 //!
 //! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and weights read alike.
-//! [`LxmertModel`] is the trunk; [`MatchingModel`], [`AnswerModel`] and [`PairModel`] are the trunk with a head for matching, for
-//! questions, and for statements about two images; [`PretrainingHeads`] and [`AnswerHead`] are the published heads. The student
-//! project's variant (`student.rs`) is the same trunk made of other parts.
+//! [`LxmertModel`] is the trunk; [`MatchingModel`], [`AnswerModel`], [`PairModel`] and [`ReferringModel`] are the trunk with a
+//! head for matching, for questions, for statements about two images, and for referring expressions; [`PretrainingHeads`] and
+//! [`AnswerHead`] are the published heads. The student project's variant (`student.rs`) is the same trunk made of other parts.
 //!
 //! Read `attention.rs` and `layers.rs` for the sub-layers and layers, `embeddings.rs` for what comes before them, `encoder.rs` for the
 //! whole. A [`Pass`] says how the model runs, a [`Stream`] is a modality on its way through it.
@@ -16,6 +16,7 @@ mod heads;
 pub mod init;
 mod layers;
 mod matching;
+mod referring;
 mod student;
 
 pub use answering::{AnswerModel, AnswerOutput, PairModel};
@@ -24,6 +25,7 @@ pub use heads::{
     AnswerHead, PretrainingHeads, PretrainingLogits, PretrainingModel, RegionHead, RegionLogits, WordHead,
 };
 pub use matching::{MatchingModel, MatchingOutput};
+pub use referring::ReferringModel;
 
 use crate::ops::sublayers::Run;
 use crate::ops::{DropoutRng, Precision, PrepackedWeights, Ragged};

@@ -104,6 +104,15 @@ impl Relation {
         }
     }
 
+    /// Whether `a` lies so from `b` by a distance that is plain to see.
+    pub fn clearly_holds(self, a: &Object, b: &Object) -> bool {
+        let axis = usize::from(matches!(self, Self::Above | Self::Below));
+        self.holds(a, b) && (b.centre_px[axis] - a.centre_px[axis]).abs() >= CLEARLY_PX
+    }
+
+    /// Every relation.
+    pub const ALL: [Self; 4] = [Self::LeftOf, Self::RightOf, Self::Above, Self::Below];
+
     /// The relation along the axis where the centres differ most, when they differ clearly.
     pub fn between(a: &Object, b: &Object) -> Option<Self> {
         let [dx, dy] = [0, 1].map(|axis| b.centre_px[axis] - a.centre_px[axis]);
@@ -361,7 +370,7 @@ impl Wording {
     }
 }
 
-fn relation_words(relation: Relation) -> [&'static str; 2] {
+pub(super) fn relation_words(relation: Relation) -> [&'static str; 2] {
     match relation {
         Relation::LeftOf => ["left of", "to the left of"],
         Relation::RightOf => ["right of", "to the right of"],

@@ -8,14 +8,17 @@
 //!
 //! * [`layout`]: where the objects are · [`draw`]: pixels · [`captions`]: sentences and their truth
 //! * [`references`]: objects in words · [`questions`]: with answers · [`statements`]: about two scenes
-//! * [`write`](mod@write): the files, and reading them back · [`tasks`]: the files of questions, statements, pre-training
+//! * [`entailment`]: sentences entailed, contradicted or left open · [`referring`]: expressions that name one object
+//! * [`write`](mod@write): the files, and reading them back · [`tasks`]: the files of the tasks
 
 pub mod captions;
 pub mod cli;
 pub mod draw;
+pub mod entailment;
 pub mod layout;
 pub mod questions;
 pub mod references;
+pub mod referring;
 pub mod statements;
 pub mod tasks;
 pub mod write;

@@ -1,19 +1,22 @@
-//! The scenes as benchmarks: questions, statements about pairs, and sentences for pre-training, one file for each split
-//! as the real benchmarks have it.
+//! The scenes as benchmarks: questions, statements about pairs, entailment, expressions that name objects, and sentences for
+//! pre-training, in files of the real benchmarks' forms.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `questions_{train,val,test}.json` | questions with answers, in the form of VQA's files |
 //! | `statements_{train,val,test}.json` | statements about two scenes of the split, in the form of NLVR2's files |
+//! | `entailment_{train,val,test}.jsonl` | sentences that a scene entails, contradicts or leaves open, in the form of SNLI-VE's files |
+//! | `referring.json`, `instances.json` | expressions that name an object, with their splits, and the boxes, in the form of RefCOCO's files |
 //! | `pretrain_{train,val,test}.json` | captions and questions by scene, in the form of the original's pre-training files |
 //! | `answers.json` | the answer table: a list, the answer of label 0 first |
 //!
-//! All of it follows from `scenes.json`: [`complete`] adds what a folder lacks, so a data set drawn by an older version
-//! gains these files and keeps every other to the byte.
+//! All of it follows from `scenes.json`.
 
+use super::entailment::{self, EntailmentEntry, Label};
 use super::questions::{self, Question, QuestionEntry};
+use super::referring;
 use super::statements::{self, StatementEntry};
-use super::write::{Annotations, SceneRecord, read_annotations, split};
+use super::write::{Annotations, SceneRecord, split};
 use super::{Object, ScenesConfig};
 use lxmert_core::files::atomic_write;
 use lxmert_core::procedural::splitmix64;
@@ -22,32 +25,18 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::json;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::path::Path;
 
 /// Splits, as file names have them.
 const SPLITS: [&str; 3] = ["train", "val", "test"];
 
-/// Adds to a folder of scenes the files above that it lacks; gives their names.
+/// Writes the files above into the folder `dir`.
 ///
 /// # Errors
-/// When `scenes.json` cannot be read or a file cannot be written.
-pub fn complete(dir: &Path) -> Result<Vec<String>> {
-    let lacks = |name: &str| !dir.join(name).is_file();
-    let mut names: Vec<String> = ["questions", "statements", "pretrain"]
-        .iter()
-        .flat_map(|kind| SPLITS.map(|split| format!("{kind}_{split}.json")))
-        .collect();
-    names.push("answers.json".into());
-    names.retain(|name| lacks(name));
-    if !names.is_empty() {
-        write_lacking(dir, &read_annotations(dir)?, &names)?;
-    }
-    Ok(names)
-}
-
-fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> Result<()> {
+/// When a file cannot be written.
+pub(crate) fn write(dir: &Path, annotations: &Annotations) -> Result<()> {
     let config = &annotations.config;
     let asked: Vec<Vec<Question>> = (annotations.scenes.iter().enumerate())
         .map(|(index, scene)| questions::ask(&scene.objects, &mut rng_of(config, index)))
@@ -60,24 +49,16 @@ fn write_lacking(dir: &Path, annotations: &Annotations, lacking: &[String]) -> R
             .filter(|(_, (scene, _))| names.contains(&scene.image))
             .map(|(index, (scene, asked))| (index, scene, asked.as_slice()))
             .collect();
-        let wanted = |kind: &str| Some(format!("{kind}_{split}.json")).filter(|name| lacking.contains(name));
-        if let Some(name) = wanted("questions") {
-            write_list(
-                &dir.join(name),
-                of_split.iter().flat_map(|&(index, scene, asked)| entries(index, scene, asked)),
-            )?;
-        }
-        if let Some(name) = wanted("statements") {
-            write_list(&dir.join(name), pair_entries(config, split, &of_split))?;
-        }
-        if let Some(name) = wanted("pretrain") {
-            write_list(&dir.join(name), of_split.iter().map(|&(_, scene, asked)| pretraining_entry(scene, asked)))?;
-        }
+        let file = |kind: &str| dir.join(format!("{kind}_{split}.json"));
+        let all_asked = of_split.iter().flat_map(|&(index, scene, asked)| entries(index, scene, asked));
+        write_list(&file("questions"), all_asked)?;
+        write_list(&file("statements"), pair_entries(config, split, &of_split))?;
+        write_list(&file("pretrain"), of_split.iter().map(|&(_, scene, asked)| pretraining_entry(scene, asked)))?;
+        write_lines(&dir.join(format!("entailment_{split}.jsonl")), entailment_entries(config, &of_split))?;
     }
-    if lacking.iter().any(|name| name == "answers.json") {
-        write_list(&dir.join("answers.json"), questions::ANSWERS)?;
-    }
-    Ok(())
+    write_list(&dir.join("answers.json"), questions::ANSWERS)?;
+    write_list(&dir.join("referring.json"), reference_entries(annotations))?;
+    write_lines(&dir.join("instances.json"), [referring::instances(annotations.scenes.iter())])
 }
 
 /// The random numbers for scene `index`'s questions and statements; those of its layout are of another seed.
@@ -133,6 +114,47 @@ fn pair_entries(
     found
 }
 
+fn entailment_entries(config: &ScenesConfig, scenes: &[(usize, &SceneRecord, &[Question])]) -> Vec<EntailmentEntry> {
+    let objects: Vec<&[Object]> = scenes.iter().map(|(_, scene, _)| scene.objects.as_slice()).collect();
+    let mut found = Vec::new();
+    for (place, (index, ..)) in scenes.iter().enumerate() {
+        let mut rng = rng_of(config, *index);
+        for sentence in 0..entailment::PER_SCENE {
+            let Some((hypothesis, places)) = entailment::state(&objects, place, &mut rng) else { continue };
+            let labels = [(Label::Contradiction, 'c'), (Label::Neutral, 'n'), (Label::Entailment, 'e')];
+            for (place, (label, letter)) in places.into_iter().zip(labels) {
+                let image = scenes[place].1.image.trim_end_matches(".png");
+                found.push(EntailmentEntry {
+                    image: image.into(),
+                    pair_id: format!("{index:05}.png#{sentence}{letter}"),
+                    sentence2: hypothesis.sentence(),
+                    gold_label: label,
+                });
+            }
+        }
+    }
+    found
+}
+
+fn reference_entries(annotations: &Annotations) -> Vec<referring::ReferenceEntry> {
+    let config = &annotations.config;
+    let splits = split(annotations.scenes.len(), config.seed);
+    let mut split_of = HashMap::new();
+    for (split, names) in SPLITS.into_iter().zip([splits.train, splits.val, splits.test]) {
+        split_of.extend(names.into_iter().map(|name| (name, split)));
+    }
+    let scenes: Vec<_> = (annotations.scenes.iter().enumerate())
+        .map(|(index, scene)| {
+            let mut rng = rng_of(config, index);
+            let of_object = |object| referring::expressions(&scene.objects, object, &mut rng);
+            let expressions = (0..scene.objects.len()).map(of_object).collect();
+            let split = split_of.get(&scene.image).copied().unwrap_or_default(); // every scene is in one
+            (scene, split, expressions)
+        })
+        .collect();
+    referring::entries(&scenes)
+}
+
 fn pretraining_entry(scene: &SceneRecord, asked: &[Question]) -> serde_json::Value {
     let captions: Vec<&str> = scene.captions.iter().map(|caption| caption.text.as_str()).collect();
     let questions: Vec<&str> = asked.iter().map(|question| question.sentence.as_str()).collect();
@@ -146,9 +168,19 @@ fn pretraining_entry(scene: &SceneRecord, asked: &[Question]) -> serde_json::Val
 
 /// A JSON list, an entry a line.
 fn write_list(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
-    let lines = entries.into_iter().map(|entry| serde_json::to_string(&entry)).collect::<serde_json::Result<Vec<_>>>();
-    let lines = lines.map_err(Error::json(path))?;
+    let lines = lines(path, entries)?;
     atomic_write(path, |file| write!(file, "[\n{}\n]\n", lines.join(",\n")))
+}
+
+/// JSON lines.
+fn write_lines(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
+    let lines = lines(path, entries)?;
+    atomic_write(path, |file| writeln!(file, "{}", lines.join("\n")))
+}
+
+fn lines(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<String>> {
+    let lines = entries.into_iter().map(|entry| serde_json::to_string(&entry)).collect::<serde_json::Result<Vec<_>>>();
+    lines.map_err(Error::json(path))
 }
 
 #[cfg(test)]
@@ -156,31 +188,6 @@ mod tests {
     use super::*;
     use crate::scenes::{generate, write};
     use std::fs;
-
-    #[test]
-    fn a_folder_of_an_older_version_gains_what_it_lacks_and_keeps_the_rest() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("scenes");
-        generate(&dir, &ScenesConfig { count: 60, ..ScenesConfig::default() }, false, false).unwrap();
-        assert_eq!(complete(&dir).unwrap(), [""; 0], "a new folder lacks nothing");
-        let read = || -> Vec<(String, Vec<u8>)> {
-            let files = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
-            let mut files: Vec<_> = files
-                .map(|path| (path.file_name().unwrap().to_str().unwrap().into(), fs::read(path).unwrap()))
-                .collect();
-            files.sort();
-            files
-        };
-        let whole = read();
-        assert_eq!(whole.len(), 14);
-        for name in ["questions_train.json", "statements_val.json", "pretrain_test.json", "answers.json"] {
-            fs::remove_file(dir.join(name)).unwrap();
-        }
-        let mut added = complete(&dir).unwrap();
-        added.sort();
-        assert_eq!(added, ["answers.json", "pretrain_test.json", "questions_train.json", "statements_val.json"]);
-        assert_eq!(read(), whole);
-    }
 
     #[test]
     fn every_file_stays_in_its_split_and_statements_are_balanced() {
@@ -205,6 +212,17 @@ mod tests {
             assert_eq!(statements.len(), 4 * names.len());
             assert!(statements.iter().all(|entry| inside(entry, "img0") && inside(entry, "img1")));
             assert_eq!(statements.iter().filter(|entry| entry["label"] == 1).count() * 2, statements.len());
+
+            let lines = fs::read_to_string(dir.join(format!("entailment_{split}.jsonl"))).unwrap();
+            let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            assert!(
+                lines.iter().all(|line| names.contains(&format!("{}.png", line["Flickr30K_ID"].as_str().unwrap())))
+            );
+            for label in ["contradiction", "neutral", "entailment"] {
+                assert_eq!(lines.iter().filter(|line| line["gold_label"] == label).count() * 3, lines.len());
+            }
+            let refs = json("referring.json".into());
+            assert!(refs.iter().all(|entry| (entry["split"] == split) == inside(entry, "file_name")));
         }
     }
 }

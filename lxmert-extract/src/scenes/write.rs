@@ -7,7 +7,7 @@
 //! | `hard_negatives.csv` | for each caption the false variant: `image_name\|comment_number\|comment` |
 //! | `splits.json` | `{"train": [names], "val": [names], "test": [names]}`, 80/10/10 by scene |
 //! | `scenes.json` | the configuration, and per scene: size, objects with boxes, captions with their claims |
-//! | `questions_*.json`, `statements_*.json`, `pretrain_*.json`, `answers.json` | see [`super::tasks`] |
+//! | `questions_*.json`, `entailment_*.jsonl`, `referring.json` and others | the tasks' files: see [`super::tasks`] |
 //!
 //! The folder appears whole or not at all: it is written beside its place and renamed.
 
@@ -143,7 +143,7 @@ pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bo
     write_json(&draft.path().join("splits.json"), &split(config.count, config.seed))?;
     let annotations = Annotations { format: FORMAT.into(), config: config.clone(), scenes: records };
     write_json(&draft.path().join("scenes.json"), &annotations)?;
-    tasks::complete(draft.path())?;
+    tasks::write(draft.path(), &annotations)?;
     draft.finish(replace)?;
     Ok(summary)
 }
@@ -276,7 +276,15 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| root.path().join(name));
         generate(&a, &small(), false, false).unwrap();
         generate(&b, &small(), false, false).unwrap();
-        for file in ["results.csv", "hard_negatives.csv", "splits.json", "scenes.json", "images/00007.png"] {
+        for file in [
+            "results.csv",
+            "hard_negatives.csv",
+            "splits.json",
+            "scenes.json",
+            "entailment_train.jsonl",
+            "referring.json",
+            "images/00007.png",
+        ] {
             assert_eq!(fs::read(a.join(file)).unwrap(), fs::read(b.join(file)).unwrap(), "{file}");
         }
     }

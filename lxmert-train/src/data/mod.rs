@@ -7,6 +7,8 @@
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
 //! | [`questions`], [`vqa_answers`] | VQA and GQA; answers as VQA's evaluation compares them |
 //! | [`statements`] | NLVR2 |
+//! | [`snli_ve`] | SNLI-VE |
+//! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
 //! | [`image_examples`] | sentences about images out of many files, tokenised, with their images found |
 //! | [`predictions`] | prediction files and what the benchmarks count |
 //! | [`names`] | image names of a file in a feature store |
@@ -23,7 +25,9 @@ pub mod paths;
 pub mod predictions;
 pub mod pretraining;
 pub mod questions;
+pub mod refcoco;
 pub mod sentences;
+pub mod snli_ve;
 pub mod splits;
 pub mod statements;
 pub mod vqa_answers;

@@ -110,25 +110,28 @@ pub struct ExamplePaths {
 }
 
 impl ExamplePaths {
-    /// The scenes' files for a task: `<stem>_train.json`, `<stem>_val.json` and `<stem>_test.json`, with `answers.json`.
+    /// The scenes' files for a task, with `answers.json`: `<stem>_train.json`, `<stem>_val.json` and `<stem>_test.json`, or
+    /// the same as `.jsonl`, or one `<stem>.json` that holds every split.
     ///
     /// # Errors
     /// When they have not been made yet.
     pub fn scenes(workspace: &Workspace, stem: &str) -> Result<Self> {
         let folder = workspace.data("scenes");
-        let file = |split: &str| folder.join(format!("{stem}_{split}.json"));
-        if !file("train").is_file() {
-            return Err(Error::file(
-                file("train"),
-                "not there yet; run `cargo run -p lxmert-extract` first, which draws the scenes and writes their questions",
-            ));
-        }
+        let file = |split: &str| {
+            let names = [format!("{stem}_{split}.json"), format!("{stem}_{split}.jsonl"), format!("{stem}.json")];
+            names.map(|name| folder.join(name)).into_iter().find(|path| path.is_file()).ok_or_else(|| {
+                Error::file(
+                    folder.join(format!("{stem}_{split}.json")),
+                    "not there yet; run `cargo run -p lxmert-extract` first, which draws the scenes and writes the tasks' files",
+                )
+            })
+        };
         Ok(Self {
             name: format!("scenes-{stem}"),
             features: workspace.features("scenes"),
-            train: vec![file("train")],
-            valid: vec![file("val")],
-            test: vec![file("test")],
+            train: vec![file("train")?],
+            valid: vec![file("val")?],
+            test: vec![file("test")?],
             answers: Some(folder.join("answers.json")),
         })
     }

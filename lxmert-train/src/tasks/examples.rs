@@ -11,7 +11,6 @@ use crate::{Error, Result};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::features::FeatureStore;
-use lxmert_core::model::LxmertInputs;
 use lxmert_core::pretrained::Preprocessing;
 use lxmert_core::text::WordPiece;
 use std::path::{Path, PathBuf};
@@ -143,7 +142,7 @@ pub fn for_each_batch<E: Sync, const IMAGES: usize>(
     (store, regions): (&FeatureStore, usize),
     how: Evaluation,
     bar: &ProgressBar,
-    mut work: impl FnMut(&[usize], &LxmertInputs) -> Result<()>,
+    mut work: impl FnMut(&[usize], &Batch) -> Result<()>,
 ) -> Result<()> {
     let all: Vec<usize> = (0..set.len()).collect();
     let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
@@ -152,7 +151,7 @@ pub fn for_each_batch<E: Sync, const IMAGES: usize>(
         |examples| Ok((set.batch(store, regions, &examples)?, examples)),
         |(inputs, examples)| {
             check_interrupt()?;
-            work(&examples, &inputs.inputs(how.device)?)?;
+            work(&examples, &inputs)?;
             bar.inc(examples.len() as u64);
             Ok(true)
         },

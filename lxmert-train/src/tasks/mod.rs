@@ -4,11 +4,13 @@
 //! [`registry::TASKS`]. The command line, the training loop and the logs find it there.
 
 pub mod alignment;
+pub mod entailment;
 pub mod examples;
 pub mod masked_words;
 pub mod matching;
 pub mod pretraining;
 pub mod questions;
+pub mod referring;
 pub mod registry;
 pub mod retrieval;
 pub mod statements;
@@ -39,7 +41,7 @@ use std::path::Path;
 pub enum Reads {
     /// Captioned images.
     Captions,
-    /// Files of examples. The stem is what the scenes' own files start with: `<stem>_train.json`.
+    /// Files of examples. The stem is what the scenes' own files start with (see [`ExamplePaths::scenes`](crate::data::paths::ExamplePaths::scenes)).
     Examples(&'static str),
     /// Captioned images where they are named, else files of examples.
     Either(&'static str),

@@ -216,7 +216,7 @@ fn measure_and_predict(
     let packed = PrepackedWeights::new();
     let run = how.forward(&packed);
     for_each_batch(set, place, how, bar, |questions, inputs| {
-        let logits = model.forward(inputs, &run)?.logits;
+        let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
         for (&question, label) in questions.iter().zip(largest(&logits)?) {
             labels[question] = label;
         }

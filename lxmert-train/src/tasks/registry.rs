@@ -1,8 +1,10 @@
 //! The tasks, one line each. Everything that depends on the task of a run is found here by its name.
 
+use super::entailment::Entailment;
 use super::matching::Matching;
 use super::pretraining::Pretraining;
 use super::questions::Questions;
+use super::referring::Referring;
 use super::retrieval::Retrieval;
 use super::statements::Statements;
 use super::{Exam, Reads, Task};
@@ -13,12 +15,14 @@ use crate::trainer::{self, Outcome};
 use crate::{Error, Result};
 
 /// Every task; the first is the default.
-pub static TASKS: [Entry; 5] = [
+pub static TASKS: [Entry; 7] = [
     Entry::of::<Matching>(),
     Entry::of::<Retrieval>(),
     Entry::of::<Pretraining>(),
     Entry::of::<Questions>(),
     Entry::of::<Statements>(),
+    Entry::of::<Entailment>(),
+    Entry::of::<Referring>(),
 ];
 
 /// A [`Task`], as a value.

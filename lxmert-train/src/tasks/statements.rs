@@ -180,7 +180,7 @@ fn measure_and_predict(
     let packed = PrepackedWeights::new();
     let run = how.forward(&packed);
     for_each_batch(set, place, how, bar, |statements, inputs| {
-        let logits = model.forward(inputs, &run)?;
+        let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
         let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
         let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
         for ((&index, judgement), value) in statements.iter().zip(logits.argmax(1)?.to_vec1::<u32>()?).zip(losses) {

@@ -18,6 +18,8 @@
 
 mod archive;
 mod classes;
+mod python_text;
+mod value;
 mod vm;
 
 use crate::{Error, Result};
@@ -151,6 +153,12 @@ pub(super) fn read_pickle(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
         Err(Error::format(path, format!("storage {} of torch lies outside this pickle", storage.key)))
     };
     tensors(path, bytes, &object, keep, &storage)
+}
+
+/// The plain values of a pickle: see [`read_pickle`](super::read_pickle).
+pub(super) fn read_plain(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
+    let pickle = unpickle(path, bytes, 0)?;
+    value::to_json(bytes, &pickle).map_err(|reason| Error::format(path, format!("a pickle, but {reason}")))
 }
 
 fn unpickle(path: &Path, stream: &[u8], base: usize) -> Result<Unpickled> {

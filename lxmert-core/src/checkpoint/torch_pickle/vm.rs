@@ -8,6 +8,7 @@
 //! adds at most a node and every text is a copy of bytes that are there.
 
 use super::classes::{ArraySpec, Call, Class, ElementType, Storage, TensorSpec};
+use super::python_text;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -25,7 +26,7 @@ pub enum Node {
     Int(i64),
     /// An integer of more than 64 bits (torch's magic number is one), which nothing else here needs.
     Long,
-    Float,
+    Float(f64),
     Text(String),
     Bytes(Bytes),
     List(Vec<Id>),
@@ -187,13 +188,18 @@ impl<'a> Machine<'a> {
     }
 
     /// The rest of the line, without its newline: protocol 0's arguments.
-    fn line(&mut self) -> Result<&'a str, Fault> {
+    fn raw_line(&mut self) -> Result<&'a [u8], Fault> {
         let rest = &self.stream[self.at..];
         let Some(length) = rest.iter().position(|&b| b == b'\n') else {
             return Err(self.damaged("the file is cut in a line of text"));
         };
         self.at += length + 1;
-        std::str::from_utf8(&rest[..length]).map_err(|_| self.damaged("a name is not UTF-8"))
+        Ok(&rest[..length])
+    }
+
+    fn line(&mut self) -> Result<&'a str, Fault> {
+        let line = self.raw_line()?;
+        std::str::from_utf8(line).map_err(|_| self.damaged("a name is not UTF-8"))
     }
 
     fn push(&mut self, node: Node) -> Result<(), Fault> {
@@ -439,17 +445,20 @@ impl<'a> Machine<'a> {
                 }
                 b'F' => {
                     let text = self.line()?;
-                    self.number::<f64>(text)?;
-                    self.push(Node::Float)?;
+                    self.push(Node::Float(self.number(text)?))?;
                 }
                 b'G' => {
-                    self.take(8)?;
-                    self.push(Node::Float)?;
+                    let value = f64::from_be_bytes(self.array()?);
+                    self.push(Node::Float(value))?;
                 }
 
                 b'S' => {
-                    let text = self.line()?.trim_matches(['\'', '"']);
-                    self.push(Node::Text(text.to_string()))?;
+                    let line = self.line()?;
+                    let bytes = python_text::unquoted(line).ok_or_else(|| self.damaged("a text is not quoted"))?;
+                    self.push(match String::from_utf8(bytes) {
+                        Ok(text) => Node::Text(text),
+                        Err(other) => Node::Bytes(Bytes::Own(other.into_bytes().into())),
+                    })?;
                 }
                 b'T' => {
                     let length = self.length::<4>()?;
@@ -460,8 +469,8 @@ impl<'a> Machine<'a> {
                     self.old_string(length)?;
                 }
                 b'V' => {
-                    let text = self.line()?;
-                    self.push(Node::Text(text.to_string()))?;
+                    let line = self.raw_line()?;
+                    self.push(Node::Text(python_text::raw_unicode(line)))?;
                 }
                 b'X' => {
                     let length = self.length::<4>()?;
