@@ -8,7 +8,7 @@ use clap::Parser;
 use lxmert_core::cli::CommonArgs;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
-use lxmert_extract::detector::inference::PackedNetwork;
+use lxmert_extract::detector::inference::PrepackedNetwork;
 use lxmert_extract::regions::Selection;
 use lxmert_extract::regions::detections::select;
 use timing::time;
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         if wanted(&name) {
             let images = procedural::tensor("images", &[1, 3, height, width], -2.0, 2.0, 1)?;
             let detector = common::reference_detector(0, precision)?;
-            let network = PackedNetwork::new(detector.network(), precision)?;
+            let network = PrepackedNetwork::new(detector.network(), precision)?;
             let network = network.context("LXMERT_KERNELS=reference packs nothing")?;
             report(&name, time(runs, || Ok(network.forward(&images, true).map(drop)?))?);
         }

@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::detector::config::{Block, FpnConfig, ResNetConfig};
-use lxmert_extract::detector::inference::PackedNetwork;
+use lxmert_extract::detector::inference::PrepackedNetwork;
 use lxmert_extract::detector::rpn::LevelPrediction;
 use lxmert_extract::detector::{DetectorConfig, Network, NormMode, expected_tensors};
 use std::collections::HashMap;
@@ -56,7 +56,7 @@ fn levels_and_predictions_match_the_plain_network() -> Result<()> {
     // Widths that are and are not multiples of a vector register; levels of odd sizes.
     for (block, width) in [(Block::Bottleneck, 16), (Block::Bottleneck, 6), (Block::Basic, 8)] {
         let network = network(&config(block, width))?;
-        let Some(packed) = PackedNetwork::new(&network, Precision::F32)? else {
+        let Some(packed) = PrepackedNetwork::new(&network, Precision::F32)? else {
             assert!(lxmert_core::ops::use_reference(), "f32 on the CPU is packed");
             continue;
         };
@@ -92,7 +92,7 @@ fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
     let detector = common::reference_detector(0, Precision::F32)?;
     let images = procedural::tensor("images", &[1, 3, 160, 224], -2.0, 2.0, 1)?;
     let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| -> Result<_> {
-        let packed = PackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is packed")?;
+        let packed = PrepackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is packed")?;
         let (levels, predictions) = packed.forward(&images, true)?;
         let boxes: Vec<[f32; 4]> = (0..12).map(|i| [i as f32 * 9.0, 10.0, i as f32 * 12.0 + 60.0, 140.0]).collect();
         let features = packed.features(&levels[..4], &[boxes], (160, 224))?;

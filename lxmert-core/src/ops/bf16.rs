@@ -1,75 +1,11 @@
 //! Operands of products in bf16, two values to a word of 32 bits, so that a word takes the place of an f32 in matrices,
 //! panels and scratch memory. Sums stay f32.
 
-use super::matmul::Matrix;
-use super::simd::{has_bf16, vectorised};
+use super::matrix::Matrix;
+use super::precision::pair;
+use super::simd::vectorised;
 use super::transpose::{BLOCK, transpose_block};
-use candle_core::Device;
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
-
-/// What the operands of products are rounded to; sums, and all that is not a product, are f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 24 bits of precision: nothing is rounded.
-    #[default]
-    F32,
-    /// 8 bits of precision, the range of f32.
-    Bf16,
-}
-
-impl Precision {
-    /// Whether `device` multiplies numbers of this precision at least as fast as f32: a CPU does bf16 with AVX-512's
-    /// instruction for it, GPUs do.
-    pub fn is_fast_on(self, device: &Device) -> bool {
-        self == Self::F32 || !device.is_cpu() || has_bf16()
-    }
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-impl std::str::FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("'{text}' is not f32 or bf16")),
-        }
-    }
-}
-
-/// The nearest bf16, ties to even; NaN stays NaN.
-#[inline(always)]
-fn round(value: f32) -> u32 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-    // Rounding up could overflow a NaN's bits, so a NaN is made quiet instead.
-    (if value.is_nan() { bits | 0x40_0000 } else { rounded }) >> 16
-}
-
-/// Two values as one word, the first in the lower half.
-#[inline(always)]
-pub(crate) fn pair(first: f32, second: f32) -> f32 {
-    f32::from_bits(round(first) | (round(second) << 16))
-}
-
-/// The sum of the products of two pairs.
-#[inline(always)]
-pub(crate) fn products(a: f32, b: f32) -> f32 {
-    let low = |x: f32| f32::from_bits(x.to_bits() << 16);
-    let high = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
-    low(a) * low(b) + high(a) * high(b)
-}
 
 vectorised! {
     /// Neighbours of `values` as pairs; a last one without a neighbour is paired with 0.

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use super::bf16;
+use super::precision;
 use super::simd::Vector;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -94,14 +94,14 @@ impl<const LANES: usize> Vector for Checked<LANES> {
         Self(std::array::from_fn(|i| self.0[i].mul_add(other.0[i], sum.0[i])))
     }
     unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
-        let products = self.with(other, bf16::products);
+        let products = self.with(other, precision::products);
         products.with(sum, |a, b| a + b)
     }
     unsafe fn store_pairs(self, to: *mut f32) {
         check(to, LANES / 2, true);
         for (i, values) in self.0.chunks_exact(2).enumerate() {
             // SAFETY: as above.
-            unsafe { to.wrapping_add(i).write(bf16::pair(values[0], values[1])) }
+            unsafe { to.wrapping_add(i).write(precision::pair(values[0], values[1])) }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! One image-sentence pair's attention by the microkernel, head after head: scores, softmax, dropout and the weighted sum
 //! never leave the cache; the backward recomputes the probabilities.
 
-use super::bf16::Precision;
 use super::dropout::Mask;
 use super::math::{dot, exp, sum};
-use super::matmul::Matrix;
+use super::matrix::Matrix;
 use super::microkernel::{Base, Kernel, Left};
+use super::precision::Precision;
 use super::scratch::with_scratch;
 use super::simd::vectorised;
 

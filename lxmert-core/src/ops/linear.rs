@@ -1,11 +1,12 @@
 //! Linear maps: the op `x Wᵀ + b` with its gradient, and the products on rows that it shares with the sub-layers.
 
-use super::bf16::Precision;
 use super::epilogue::Epilogue;
 use super::gradients::deliver;
 use super::math::add_scaled;
-use super::matmul::{Matrix, MatrixMut, Threads, Write, gemm_with};
+use super::matmul::gemm_with;
+use super::matrix::{Matrix, MatrixMut, Threads, Write};
 use super::microkernel::Base;
+use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
 use super::product;
 use super::simd::vectorised;

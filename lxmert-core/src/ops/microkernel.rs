@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)]
 
-use super::bf16::{self, Precision};
+use super::precision::{Precision, pair};
 use super::simd::{Level, Plain, Vector, has_bf16, level, vectorised};
 
 /// The product of a tile, compiled for one kind of machine.
@@ -200,7 +200,7 @@ impl Kernel {
             for word in 0..words {
                 packed.extend((first..first + self.columns).map(|j| match self.precision {
                     Precision::F32 => at(word, j),
-                    Precision::Bf16 => bf16::pair(at(2 * word, j), at(2 * word + 1, j)),
+                    Precision::Bf16 => pair(at(2 * word, j), at(2 * word + 1, j)),
                 }));
             }
         }
@@ -325,6 +325,7 @@ mod bounds;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::bf16;
 
     #[test]
     fn every_kernel_of_this_machine_multiplies() {

@@ -4,10 +4,11 @@
 //! With channels last a window's row is contiguous, so that a convolution is a product whose left side is gathered by
 //! plain copies (a 1×1 convolution has nothing to gather). 3×3 convolutions with stride 1 go through `winograd.rs`.
 
-use super::bf16::{Precision, pairs};
+use super::bf16::pairs;
 use super::feature_map::{FeatureMap, Residual, ResidualRows};
 use super::geometry::Windows;
 use super::microkernel::{Columns, Kernel, balanced, finish};
+use super::precision::Precision;
 use super::scratch::with_scratch;
 use super::winograd::Winograd;
 use super::with_f32;

@@ -1,10 +1,10 @@
 //! A linear layer for inference whose weights are packed once.
 
-use super::bf16::Precision;
 use super::epilogue::{Epilogue, FusedActivation};
 use super::feature_map::FeatureMap;
-use super::matmul::{Matrix, Threads};
+use super::matrix::{Matrix, Threads};
 use super::microkernel::{Base, Kernel};
+use super::precision::Precision;
 use super::product::{self, Prepacked, Right};
 use super::with_f32;
 use candle_core::{Result, Tensor, bail};

@@ -1,8 +1,8 @@
 //! Weight matrices packed once for many passes.
 
-use super::bf16::Precision;
-use super::matmul::Matrix;
+use super::matrix::Matrix;
 use super::microkernel::Kernel;
+use super::precision::Precision;
 use super::product::Prepacked;
 use candle_core::TensorId;
 use std::collections::HashMap;

@@ -1,10 +1,11 @@
 //! Large products by the tile kernel: the right side is packed into panels a block of the inner dimension at a time; the
 //! left side is read as it lies where it can be, task by task, each task a run of rows of the output.
 
-use super::bf16::{self, Precision};
+use super::bf16;
 use super::epilogue::Epilogue;
-use super::matmul::{self, Matrix, MatrixMut, Threads};
+use super::matrix::{Matrix, MatrixMut, Threads, gemm_crate};
 use super::microkernel::{Base, Kernel, Left, balanced};
+use super::precision::Precision;
 use super::scratch::with_scratch;
 use super::skinny::{self, Products};
 use rayon::prelude::*;
@@ -135,14 +136,7 @@ fn small(
     if let Base::Bias(bias) = base {
         out.chunks_mut(leading).for_each(|row| row[..columns].copy_from_slice(&bias[..columns]));
     }
-    matmul::gemm_crate(
-        MatrixMut::strided(out, rows, columns, leading),
-        !matches!(base, Base::Zero),
-        alpha,
-        a,
-        b,
-        threads,
-    );
+    gemm_crate(MatrixMut::strided(out, rows, columns, leading), !matches!(base, Base::Zero), alpha, a, b, threads);
     epilogue.apply(out, leading, 0, columns);
 }
 

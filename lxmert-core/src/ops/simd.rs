@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use super::bf16::{pair, products};
+use super::precision::{pair, products};
 use std::sync::OnceLock;
 
 /// The widest vector instructions found at run time.
@@ -191,7 +191,7 @@ impl Vector for Plain {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Vector;
-    use crate::ops::bf16::pair;
+    use crate::ops::precision::pair;
     use std::arch::x86_64::*;
 
     macro_rules! register {

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::epilogue::Epilogue;
-use super::matmul::{Matrix, Threads};
+use super::matrix::{Matrix, Threads};
 use super::microkernel::Base;
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector, level};

@@ -11,10 +11,10 @@
 // Matrices are walked along both sides: indices say it better than iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::bf16::Precision;
 use super::feature_map::{FeatureMap, ResidualRows};
 use super::geometry::Windows;
 use super::microkernel::{Columns, Kernel, balanced, finish};
+use super::precision::Precision;
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector};
 use rayon::prelude::*;

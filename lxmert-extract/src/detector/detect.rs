@@ -2,7 +2,7 @@
 
 use super::box_coder::{BoxCoder, clip, is_at_least};
 use super::config::{BoxConvention, DetectorConfig};
-use super::inference::PackedNetwork;
+use super::inference::PrepackedNetwork;
 use super::nms::{Suppression, batched_nms};
 use super::rpn::{Proposals, propose};
 use super::transform::{NetworkInput, transform};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub struct Detector {
     config: DetectorConfig,
     network: Network,
-    packed: Option<Arc<PackedNetwork>>,
+    packed: Option<Arc<PrepackedNetwork>>,
     device: Device,
 }
 
@@ -125,7 +125,7 @@ impl Detector {
         config.validate()?;
         let device = vb.device().clone();
         let network = Network::new(config, NormMode::Folded, vb)?;
-        let packed = PackedNetwork::new(&network, precision)?.map(Arc::new);
+        let packed = PrepackedNetwork::new(&network, precision)?.map(Arc::new);
         if packed.is_none() && precision != Precision::F32 {
             return Err(lxmert_core::Error::Argument(format!(
                 "--precision {precision} is for the detector's kernels on the CPU: take --device cpu, and unset LXMERT_KERNELS"

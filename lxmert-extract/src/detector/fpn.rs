@@ -2,8 +2,8 @@
 //! strong in place.
 
 use super::config::{FpnConfig, ResNetConfig};
-use super::inference::PackedPyramid;
 use super::layers::{ConvBlock, ConvShape};
+use super::prepacked::PrepackedPyramid;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use lxmert_core::ops::Precision;
@@ -48,11 +48,11 @@ impl FeaturePyramid {
     }
 
     /// For the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<PackedPyramid> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<PrepackedPyramid> {
         let laterals =
             self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None, precision)?)));
         let outputs = self.outputs.iter().map(|output| output.pack(None, precision));
-        Ok(PackedPyramid {
+        Ok(PrepackedPyramid {
             laterals: laterals.collect::<Result<_>>()?,
             outputs: outputs.collect::<Result<_>>()?,
             pool_level: self.pool_level,

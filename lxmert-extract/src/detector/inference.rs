@@ -6,88 +6,31 @@
 //! hold either way.
 
 use super::Network;
+use super::prepacked::{PrepackedHead, PrepackedPyramid, PrepackedStage};
 use super::roi_heads::RoiPooler;
 use super::rpn::LevelPrediction;
 use candle_core::{Device, Result, Tensor};
 use lxmert_core::boxes::BoxXyxy;
-use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, PrepackedLinear, Residual, use_reference};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, use_reference};
 use rayon::prelude::*;
 
 /// The convolutional part of a detector with packed weights.
 #[derive(Debug)]
-pub struct PackedNetwork {
+pub struct PrepackedNetwork {
     stem: PrepackedConv2d,
     ceil_mode: bool,
-    stages: Vec<PackedStage>,
-    fpn: Option<PackedPyramid>,
+    stages: Vec<PrepackedStage>,
+    fpn: Option<PrepackedPyramid>,
     rpn_hidden: PrepackedConv2d,
     /// Logits and deltas in one.
     rpn_predictor: PrepackedConv2d,
     anchors_per_cell: usize,
     pooler: RoiPooler,
-    head: PackedHead,
+    head: PrepackedHead,
     pool: BufferPool,
 }
 
-/// The feature pyramid.
-#[derive(Debug)]
-pub(super) struct PackedPyramid {
-    /// With the stage (1 and up) that each lateral convolution reads.
-    pub laterals: Vec<(usize, PrepackedConv2d)>,
-    pub outputs: Vec<PrepackedConv2d>,
-    pub pool_level: bool,
-}
-
-/// What makes the feature of a pooled region.
-#[derive(Debug)]
-pub(super) enum PackedHead {
-    TwoLinear(Box<[PrepackedLinear; 2]>),
-    /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
-    Res5 {
-        stage: PackedStage,
-        dilation: usize,
-    },
-}
-
-/// Residual blocks, one after another.
-#[derive(Debug)]
-pub(super) struct PackedStage(pub Vec<PackedBlock>);
-
-impl PackedStage {
-    fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        let mut y: Option<FeatureMap> = None;
-        for block in &self.0 {
-            y = Some(block.forward(y.as_ref().unwrap_or(x))?);
-        }
-        y.ok_or_else(|| candle_core::Error::Msg("a residual stage without blocks".into()))
-    }
-}
-
-/// A residual block; its last convolution adds the input or the projection of it, then applies the ReLU.
-#[derive(Debug)]
-pub(super) struct PackedBlock {
-    pub convolutions: Vec<PrepackedConv2d>,
-    pub projection: Option<PrepackedConv2d>,
-}
-
-impl PackedBlock {
-    fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        let projected = self.projection.as_ref().map(|projection| projection.forward(x, Residual::None)).transpose()?;
-        let identity = projected.as_ref().unwrap_or(x);
-        let mut y: Option<FeatureMap> = None;
-        for (i, convolution) in self.convolutions.iter().enumerate() {
-            let last = i + 1 == self.convolutions.len();
-            let residual = if last { Residual::Same(identity) } else { Residual::None };
-            y = Some(convolution.forward(y.as_ref().unwrap_or(x), residual)?);
-        }
-        match y {
-            Some(y) => Ok(y),
-            None => candle_core::bail!("a residual block without convolutions"),
-        }
-    }
-}
-
-impl PackedNetwork {
+impl PrepackedNetwork {
     /// Packs the weights of `network` for products of `precision`, or gives nothing where the packed path does not apply: on
     /// another device than the CPU, in another type than f32, with batch norms that are not folded, or with
     /// `LXMERT_KERNELS=reference`.
@@ -144,14 +87,14 @@ impl PackedNetwork {
         let assigned = self.pooler.assign(levels, boxes, padded_size)?;
         let total = assigned.regions.len();
         match &self.head {
-            PackedHead::TwoLinear(layers) => {
+            PrepackedHead::TwoLinear(layers) => {
                 let [fc6, fc7] = layers.as_ref();
                 let pooled = self.pooler.packed(levels, &assigned, 0..total, 1, &self.pool)?;
                 let inner = fc6.forward(&pooled)?;
                 drop(pooled);
                 fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
             }
-            PackedHead::Res5 { stage, dilation } => {
+            PrepackedHead::Res5 { stage, dilation } => {
                 let (mut means, mut width) = (Vec::new(), 0);
                 for first in (0..total).step_by(REGIONS_AT_ONCE) {
                     let some = first..(first + REGIONS_AT_ONCE).min(total);
@@ -204,24 +147,4 @@ fn mean(rows: &[f32], width: usize) -> Vec<f32> {
     let count = (rows.len() / width) as f32;
     sum.iter_mut().for_each(|sum| *sum /= count);
     sum
-}
-
-impl PackedPyramid {
-    fn levels(&self, stages: &[FeatureMap]) -> Result<Vec<FeatureMap>> {
-        let mut levels = Vec::with_capacity(self.laterals.len() + 1);
-        let mut above: Option<FeatureMap> = None;
-        for ((stage, lateral), output) in self.laterals.iter().zip(&self.outputs).rev() {
-            let Some(stage) = stages.get(stage - 1) else { candle_core::bail!("the body has no stage {stage}") };
-            let residual = above.as_ref().map_or(Residual::None, Residual::Upsampled);
-            let merged = lateral.forward(stage, residual)?;
-            levels.push(output.forward(&merged, Residual::None)?);
-            above = Some(merged);
-        }
-        levels.reverse();
-        if let Some(coarsest) = levels.last().filter(|_| self.pool_level) {
-            let pooled = coarsest.max_pool2d(1, 2, 0)?;
-            levels.push(pooled);
-        }
-        Ok(levels)
-    }
 }

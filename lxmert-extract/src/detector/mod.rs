@@ -28,6 +28,7 @@ pub mod inference;
 pub mod layers;
 mod names;
 pub mod nms;
+mod prepacked;
 pub mod resnet;
 pub mod roi_heads;
 pub mod rpn;

@@ -2,8 +2,8 @@
 //! [`roi_heads`](super::roi_heads). Key names are torchvision's.
 
 use super::config::{Block, ResNetConfig};
-use super::inference::{PackedBlock, PackedStage};
 use super::layers::{ConvBlock, ConvShape, NormMode};
+use super::prepacked::{PrepackedBlock, PrepackedStage};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use lxmert_core::ops::{Precision, PrepackedConv2d, max_pool2d};
@@ -113,7 +113,7 @@ impl Stage {
     }
 
     /// For the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<PackedStage> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<PrepackedStage> {
         let block = |block: &ResidualBlock| {
             let count = block.convolutions.len();
             let pack = |(i, conv): (usize, &ConvBlock)| {
@@ -122,12 +122,12 @@ impl Stage {
                 // The block's last ReLU comes after the addition, which the last convolution does.
                 conv.pack((i + 1 == count).then_some(true), precision)
             };
-            Ok(PackedBlock {
+            Ok(PrepackedBlock {
                 convolutions: block.convolutions.iter().enumerate().map(pack).collect::<Result<_>>()?,
                 projection: block.projection.as_ref().map(|p| p.pack(None, precision)).transpose()?,
             })
         };
-        Ok(PackedStage(self.0.iter().map(block).collect::<Result<_>>()?))
+        Ok(PrepackedStage(self.0.iter().map(block).collect::<Result<_>>()?))
     }
 }
 
@@ -138,7 +138,7 @@ impl ResNet {
     }
 
     /// Stem, whether its pooling is in ceil mode, and stages, for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, bool, Vec<PackedStage>)> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, bool, Vec<PrepackedStage>)> {
         let stages = self.stages.iter().map(|stage| stage.pack(precision)).collect::<Result<_>>()?;
         Ok((self.stem.pack(None, precision)?, self.ceil_mode, stages))
     }

@@ -2,8 +2,8 @@
 //! is *the* region feature), then class logits, box deltas and attributes.
 
 use super::config::{AttributeConfig, BoxHead, DetectorConfig, PoolerType, RoiHeadsConfig};
-use super::inference::PackedHead;
 use super::layers::{NormMode, apply, linear};
+use super::prepacked::PrepackedHead;
 use super::resnet::{Stage, StageShape};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
@@ -259,19 +259,19 @@ impl RoiHeads {
     }
 
     /// What makes the feature, for the packed path, whose regions lie channels last.
-    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<PackedHead> {
+    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<PrepackedHead> {
         match &self.head {
             Head::TwoLinear([fc6, fc7]) => {
                 let (out, inner) = fc6.weight().dims2()?;
                 let bins = inner / channels;
                 let weight = fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
-                Ok(PackedHead::TwoLinear(Box::new([
+                Ok(PrepackedHead::TwoLinear(Box::new([
                     PrepackedLinear::new(&weight, fc6.bias(), true, precision)?,
                     PrepackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
                 ])))
             }
             Head::Res5 { stage, dilation } => {
-                Ok(PackedHead::Res5 { stage: stage.pack(precision)?, dilation: *dilation })
+                Ok(PrepackedHead::Res5 { stage: stage.pack(precision)?, dilation: *dilation })
             }
         }
     }

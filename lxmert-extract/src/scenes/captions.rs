@@ -8,7 +8,7 @@
 //! Captions name enough attributes that one is rarely true of another scene by accident: less than
 //! 1.5 % of random mismatches are (a test measures it), so the labels of mismatches are clean.
 
-use super::layout::{Colour, Object, Scene, Shape, Size, Texture};
+use super::scene::{Colour, Object, Scene, Shape, Size, Texture};
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;

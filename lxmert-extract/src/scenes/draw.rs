@@ -1,6 +1,6 @@
 //! Pixels of a scene: outlines filled with anti-aliased textures over a cluttered background.
 
-use super::layout::{Colour, Object, Scene, Shape, Texture};
+use super::scene::{Colour, Object, Scene, Shape, Texture};
 use image::{Rgb, RgbImage};
 use lxmert_core::boxes::BoxXyxy;
 use rand::{Rng, SeedableRng};

@@ -6,8 +6,8 @@
 //! sentence alone says nothing about the label, and the labels are equally frequent.
 
 use super::captions::{self, Relation};
-use super::layout::Object;
 use super::references::{Reference, Said};
+use super::scene::Object;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -152,7 +152,7 @@ pub(crate) fn state(scenes: &[&[Object]], index: usize, rng: &mut ChaCha8Rng) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenes::layout::{Colour, Shape, Size, Texture};
+    use crate::scenes::scene::{Colour, Shape, Size, Texture};
     use crate::scenes::tasks::rng_of;
     use crate::scenes::{Scene, ScenesConfig};
     use std::collections::BTreeMap;

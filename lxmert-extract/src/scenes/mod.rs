@@ -19,12 +19,13 @@ pub mod layout;
 pub mod questions;
 pub mod references;
 pub mod referring;
+pub mod scene;
 pub mod statements;
 pub mod tasks;
 pub mod write;
 
 pub use captions::{Caption, CaptionKind, Negative, Swap};
-pub use layout::{Colour, Object, Scene, Shape, Size, Texture};
+pub use scene::{Colour, Object, Scene, Shape, Size, Texture};
 pub use write::{Annotations, SceneRecord, Summary, generate, read_annotations};
 
 use serde::{Deserialize, Serialize};

@@ -14,8 +14,8 @@
 //! for only where the centres lie clearly apart along that axis.
 
 use super::captions::CLEARLY_PX;
-use super::layout::{Colour, Object, Shape, Size, Texture};
 use super::references::{Reference, Said};
+use super::scene::{Colour, Object, Shape, Size, Texture};
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;

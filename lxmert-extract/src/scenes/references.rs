@@ -1,7 +1,7 @@
 //! Descriptions of objects by some of their attributes, as questions and statements use them.
 
 use super::captions;
-use super::layout::{Colour, Object, Shape, Size, Texture};
+use super::scene::{Colour, Object, Shape, Size, Texture};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 

@@ -4,8 +4,8 @@
 //! in COCO's form, holds the pictures and the objects' boxes.
 
 use super::captions::{self, Relation};
-use super::layout::{Object, Shape};
 use super::references::{Reference, Said};
+use super::scene::{Object, Shape};
 use super::write::SceneRecord;
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -147,7 +147,7 @@ pub(crate) fn instances<'a>(scenes: impl Iterator<Item = &'a SceneRecord>) -> Va
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenes::layout::{Colour, Size, Texture};
+    use crate::scenes::scene::{Colour, Size, Texture};
     use crate::scenes::tasks::rng_of;
     use crate::scenes::{Scene, ScenesConfig};
 

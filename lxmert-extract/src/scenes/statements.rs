@@ -3,8 +3,8 @@
 //! Every sentence comes with two pairs of pictures that share one of them, and is true of one pair and false of the
 //! other: neither the sentence nor the shared picture alone tells which, and true and false are equally frequent.
 
-use super::layout::Object;
 use super::references::{Reference, Said};
+use super::scene::Object;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -171,7 +171,7 @@ pub(crate) fn state(scenes: &[&[Object]], index: usize, rng: &mut ChaCha8Rng) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenes::layout::{Colour, Shape, Texture};
+    use crate::scenes::scene::{Colour, Shape, Texture};
     use crate::scenes::tasks::rng_of;
     use crate::scenes::{Scene, ScenesConfig};
     use std::collections::BTreeMap;

@@ -13,7 +13,7 @@
 
 use super::captions::Caption;
 use super::draw::draw;
-use super::layout::{Object, Scene};
+use super::scene::{Object, Scene};
 use super::{ScenesConfig, tasks};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};

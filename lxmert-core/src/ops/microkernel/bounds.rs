@@ -2,6 +2,7 @@
 
 use super::super::checked::{Checked, Lent, strays};
 use super::*;
+use crate::ops::precision;
 use crate::procedural;
 use proptest::prelude::*;
 
@@ -58,7 +59,7 @@ impl Case {
         // A word is a value, or a pair.
         let words = |name, count| match kernel.precision {
             Precision::F32 => values(name, count),
-            Precision::Bf16 => values(name, count).into_iter().map(|x| bf16::pair(x, 0.3 - x)).collect(),
+            Precision::Bf16 => values(name, count).into_iter().map(|x| precision::pair(x, 0.3 - x)).collect(),
         };
         let out_len = if rows > 0 { last_row * out_stride + kernel.columns } else { 0 };
         Self {
@@ -109,7 +110,7 @@ proptest! {
                     let (a, b) = (case.a[i * case.strides.0 + k * case.strides.1], case.panel[k * kernel.columns + j]);
                     match kernel.precision {
                         Precision::F32 => f64::from(a) * f64::from(b),
-                        Precision::Bf16 => f64::from(bf16::products(a, b)),
+                        Precision::Bf16 => f64::from(precision::products(a, b)),
                     }
                 });
                 let first = match base {

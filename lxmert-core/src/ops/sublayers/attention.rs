@@ -1,12 +1,12 @@
 //! The attention sub-layer: `norm(x + dropout(attention(x, context) Wₒᵀ + bₒ))`.
 
 use super::super::attention::{HeadsLayout, attention_probabilities, attention_weigh};
-use super::super::bf16::Precision;
 use super::super::dropout::{Mask, apply_mask};
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
 use super::super::linear::{Factor, linear_dw, linear_dx, linear_rows, linear_with};
-use super::super::matmul::Write;
+use super::super::matrix::Write;
+use super::super::precision::Precision;
 use super::super::prepacked_weights::PrepackedWeights;
 use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;

@@ -1,11 +1,11 @@
 //! The feed-forward sub-layer: `norm(x + dropout(dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂))`.
 
-use super::super::bf16::Precision;
 use super::super::dropout::{Mask, dropout_rows};
 use super::super::epilogue::{Epilogue, FusedActivation, RowDropout};
 use super::super::layer_norm::{self, Normed};
 use super::super::linear::{Factor, linear_dw, linear_dx, linear_rows, linear_with};
-use super::super::matmul::Write;
+use super::super::matrix::Write;
+use super::super::precision::Precision;
 use super::super::prepacked_weights::PrepackedWeights;
 use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;

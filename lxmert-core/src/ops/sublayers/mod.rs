@@ -12,9 +12,9 @@ mod parameters;
 pub use attention::{AttentionSublayer, Watch};
 pub use feed_forward::FeedForwardSublayer;
 
-use super::bf16::Precision;
 use super::dropout::{DropoutRng, Mask, dropout_rows};
 use super::linear::linear_with;
+use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
 use super::ragged::Ragged;
 use candle_core::{Result, Tensor};

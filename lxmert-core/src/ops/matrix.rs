@@ -1,0 +1,206 @@
+//! Matrices in slices, row-major with a leading dimension; a transpose is a view.
+
+#![allow(unsafe_code)]
+
+use super::simd::vectorised;
+use super::transpose::{BLOCK, transpose_block};
+use gemm::Parallelism;
+
+/// A row-major matrix in a slice, or the transpose of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    /// Rows and columns as stored, before a transpose.
+    rows: usize,
+    columns: usize,
+    pub(super) leading: usize,
+    pub(super) transposed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    /// `rows` × `columns` values, row after row.
+    ///
+    /// # Panics
+    /// When the slice is too short, as indexing would.
+    pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that begin `leading` elements apart.
+    ///
+    /// # Panics
+    /// When the slice is too short or the rows overlap.
+    pub fn strided(data: &'a [f32], rows: usize, columns: usize, leading: usize) -> Self {
+        check(data.len(), rows, columns, leading);
+        Self { data, rows, columns, leading, transposed: false }
+    }
+
+    /// The transpose, as a view.
+    #[must_use]
+    pub fn t(mut self) -> Self {
+        self.transposed = !self.transposed;
+        self
+    }
+
+    /// Rows and columns as seen from outside.
+    pub fn shape(&self) -> (usize, usize) {
+        if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
+    }
+
+    /// Distance in elements from one row to the next, and from one column to the next, as seen from outside.
+    fn strides(&self) -> (isize, isize) {
+        // A slice is at most isize::MAX bytes long, and the leading dimension at most the slice's length.
+        let leading = self.leading as isize;
+        if self.transposed { (1, leading) } else { (leading, 1) }
+    }
+}
+
+/// Copies for [`product`](super::product).
+impl<'a> Matrix<'a> {
+    /// Whether columns, and not rows, are contiguous.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
+    /// How far apart the contiguous lines begin.
+    pub(super) fn leading(&self) -> usize {
+        self.leading
+    }
+
+    /// The values from line `line` and place `place` in it on, lines as stored.
+    pub(super) fn from(&self, line: usize, place: usize) -> &'a [f32] {
+        &self.data[line * self.leading + place..]
+    }
+
+    /// Panel `index` of `width` columns, rows `first` and on until it is full; 0 right of the last column.
+    pub(super) fn copy_panel(&self, first: usize, index: usize, width: usize, panel: &mut [f32]) {
+        let start = index * width;
+        let count = width.min(self.shape().1 - start);
+        if count < width {
+            panel.fill(0.0);
+        }
+        if !self.transposed {
+            copy_rows(panel, width, &self.data[first * self.leading + start..], self.leading, count);
+            return;
+        }
+        let depth = panel.len() / width;
+        let (blocks, whole) = (count / BLOCK * BLOCK, depth / BLOCK * BLOCK);
+        for row in (0..whole).step_by(BLOCK) {
+            for column in (0..blocks).step_by(BLOCK) {
+                let from = &self.data[(start + column) * self.leading + first + row..];
+                transpose_block(from, self.leading, &mut panel[row * width + column..], width);
+            }
+        }
+        // The remainder, which fills no block.
+        for column in 0..count {
+            let rows = if column < blocks { whole..depth } else { 0..depth };
+            let from = &self.data[(start + column) * self.leading + first..][..depth];
+            for row in rows {
+                panel[row * width + column] = from[row];
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The first `count` values of rows that begin `leading` apart to rows of `width`.
+    fn copy_rows(to: &mut [f32], width: usize, from: &[f32], leading: usize, count: usize) {
+        for (row, to) in to.chunks_exact_mut(width).enumerate() {
+            let from = &from[row * leading..][..count];
+            match (to.as_mut_array::<32>(), from.as_array::<32>()) {
+                // A full row of the widest panel: a few registers, where a call would cost more than the copy.
+                (Some(to), Some(from)) => *to = *from,
+                _ => to[..count].copy_from_slice(from),
+            }
+        }
+    }
+}
+
+/// A row-major matrix to write to.
+#[derive(Debug)]
+pub struct MatrixMut<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) leading: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// `rows` × `columns` values, row after row.
+    ///
+    /// # Panics
+    /// When the slice is too short, as indexing would.
+    pub fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that begin `leading` elements apart; what lies between them is left alone.
+    ///
+    /// # Panics
+    /// When the slice is too short or the rows overlap.
+    pub fn strided(data: &'a mut [f32], rows: usize, columns: usize, leading: usize) -> Self {
+        check(data.len(), rows, columns, leading);
+        Self { data, rows, columns, leading }
+    }
+}
+
+fn check(len: usize, rows: usize, columns: usize, leading: usize) {
+    assert!(leading >= columns, "rows of {columns} columns overlap when they begin {leading} apart");
+    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * leading + columns };
+    assert!(len >= needed, "a {rows} × {columns} matrix with rows {leading} apart needs {needed} values, not {len}");
+}
+
+/// What happens to the values already in the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// They are overwritten (and never read).
+    Replace,
+    /// The product is added to them.
+    Add,
+}
+
+/// How many threads a product may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone: for products inside a loop that is parallel already.
+    One,
+    /// The current rayon pool.
+    Pool,
+}
+
+/// `out = [out +] alpha · a · b` by the `gemm` crate; the shapes fit each other.
+pub(super) fn gemm_crate(out: MatrixMut, add: bool, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+    let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
+    assert!(inner == b.shape().0 && (rows, columns) == (out.rows, out.columns));
+    let parallelism = match threads {
+        Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(rayon::current_num_threads()),
+        _ => Parallelism::None,
+    };
+    let ((a_rows, a_columns), (b_rows, b_columns)) = (a.strides(), b.strides());
+    // SAFETY: `Matrix` and `MatrixMut` hold slices that reach to the last element of the last row (checked by
+    // `check` when they were made), the shapes agree (asserted above), the strides are those of the slices, and
+    // the output is borrowed mutably, so it overlaps neither input.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            inner,
+            out.data.as_mut_ptr(),
+            1,
+            out.leading as isize,
+            add,
+            a.data.as_ptr(),
+            a_columns,
+            a_rows,
+            b.data.as_ptr(),
+            b_columns,
+            b_rows,
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! The detector's parts with prepacked weights: residual stages, the feature pyramid, the region head.
+
+use candle_core::Result;
+use lxmert_core::ops::{FeatureMap, PrepackedConv2d, PrepackedLinear, Residual};
+
+/// The feature pyramid.
+#[derive(Debug)]
+pub(super) struct PrepackedPyramid {
+    /// With the stage (1 and up) that each lateral convolution reads.
+    pub laterals: Vec<(usize, PrepackedConv2d)>,
+    pub outputs: Vec<PrepackedConv2d>,
+    pub pool_level: bool,
+}
+
+impl PrepackedPyramid {
+    /// The levels, finest first, of the body's `stages`.
+    pub fn levels(&self, stages: &[FeatureMap]) -> Result<Vec<FeatureMap>> {
+        let mut levels = Vec::with_capacity(self.laterals.len() + 1);
+        let mut above: Option<FeatureMap> = None;
+        for ((stage, lateral), output) in self.laterals.iter().zip(&self.outputs).rev() {
+            let Some(stage) = stages.get(stage - 1) else { candle_core::bail!("the body has no stage {stage}") };
+            let residual = above.as_ref().map_or(Residual::None, Residual::Upsampled);
+            let merged = lateral.forward(stage, residual)?;
+            levels.push(output.forward(&merged, Residual::None)?);
+            above = Some(merged);
+        }
+        levels.reverse();
+        if let Some(coarsest) = levels.last().filter(|_| self.pool_level) {
+            let pooled = coarsest.max_pool2d(1, 2, 0)?;
+            levels.push(pooled);
+        }
+        Ok(levels)
+    }
+}
+
+/// What makes the feature of a pooled region.
+#[derive(Debug)]
+pub(super) enum PrepackedHead {
+    TwoLinear(Box<[PrepackedLinear; 2]>),
+    /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
+    Res5 {
+        stage: PrepackedStage,
+        dilation: usize,
+    },
+}
+
+/// Residual blocks, one after another.
+#[derive(Debug)]
+pub(super) struct PrepackedStage(pub Vec<PrepackedBlock>);
+
+impl PrepackedStage {
+    pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        let mut y: Option<FeatureMap> = None;
+        for block in &self.0 {
+            y = Some(block.forward(y.as_ref().unwrap_or(x))?);
+        }
+        y.ok_or_else(|| candle_core::Error::Msg("a residual stage without blocks".into()))
+    }
+}
+
+/// A residual block; its last convolution adds the input or the projection of it, then applies the ReLU.
+#[derive(Debug)]
+pub(super) struct PrepackedBlock {
+    pub convolutions: Vec<PrepackedConv2d>,
+    pub projection: Option<PrepackedConv2d>,
+}
+
+impl PrepackedBlock {
+    fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        let projected = self.projection.as_ref().map(|projection| projection.forward(x, Residual::None)).transpose()?;
+        let identity = projected.as_ref().unwrap_or(x);
+        let mut y: Option<FeatureMap> = None;
+        for (i, convolution) in self.convolutions.iter().enumerate() {
+            let last = i + 1 == self.convolutions.len();
+            let residual = if last { Residual::Same(identity) } else { Residual::None };
+            y = Some(convolution.forward(y.as_ref().unwrap_or(x), residual)?);
+        }
+        match y {
+            Some(y) => Ok(y),
+            None => candle_core::bail!("a residual block without convolutions"),
+        }
+    }
+}
