@@ -17,6 +17,7 @@ pub mod draw;
 pub mod entailment;
 pub mod layout;
 pub mod questions;
+pub mod records;
 pub mod references;
 pub mod referring;
 pub mod scene;
@@ -25,8 +26,9 @@ pub mod tasks;
 pub mod write;
 
 pub use captions::{Caption, CaptionKind, Negative, Swap};
+pub use records::{Annotations, SceneRecord};
 pub use scene::{Colour, Object, Scene, Shape, Size, Texture};
-pub use write::{Annotations, SceneRecord, Summary, generate, read_annotations};
+pub use write::{Summary, generate, read_annotations};
 
 use serde::{Deserialize, Serialize};
 

@@ -4,9 +4,9 @@
 //! in COCO's form, holds the pictures and the objects' boxes.
 
 use super::captions::{self, Relation};
+use super::records::SceneRecord;
 use super::references::{Reference, Said};
 use super::scene::{Object, Shape};
-use super::write::SceneRecord;
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;

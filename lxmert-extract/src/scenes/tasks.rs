@@ -14,9 +14,9 @@
 
 use super::entailment::{self, EntailmentEntry, Label};
 use super::questions::{self, Question, QuestionEntry};
+use super::records::{Annotations, SceneRecord, split};
 use super::referring;
 use super::statements::{self, StatementEntry};
-use super::write::{Annotations, SceneRecord, split};
 use super::{Object, ScenesConfig};
 use lxmert_core::files::atomic_write;
 use lxmert_core::procedural::splitmix64;
@@ -186,7 +186,7 @@ fn lines(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenes::{generate, write};
+    use crate::scenes::generate;
     use std::fs;
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
         let dir = root.path().join("scenes");
         let config = ScenesConfig { count: 60, ..ScenesConfig::default() };
         generate(&dir, &config, false, false).unwrap();
-        let splits = write::split(60, config.seed);
+        let splits = split(60, config.seed);
         let json = |name: String| -> Vec<serde_json::Value> {
             serde_json::from_str(&fs::read_to_string(dir.join(name)).unwrap()).unwrap()
         };

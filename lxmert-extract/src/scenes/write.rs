@@ -11,76 +11,19 @@
 //!
 //! The folder appears whole or not at all: it is written beside its place and renamed.
 
-use super::captions::Caption;
 use super::draw::draw;
-use super::scene::{Object, Scene};
+use super::records::{Annotations, FORMAT, SceneRecord, image_name, split};
+use super::scene::Scene;
 use super::{ScenesConfig, tasks};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::files::{FolderDraft, atomic_write};
 use lxmert_core::{Error, Result};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-
-/// What `scenes.json` says it is.
-pub const FORMAT: &str = "lxmert-scenes/1";
-
-/// `scenes.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Annotations {
-    /// [`FORMAT`].
-    pub format: String,
-    /// What was generated.
-    pub config: ScenesConfig,
-    /// One record per scene, in the order of the pictures' names.
-    pub scenes: Vec<SceneRecord>,
-}
-
-/// What is known of one picture.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SceneRecord {
-    /// The picture's name in `images/`.
-    pub image: String,
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// The objects, boxes in pixels.
-    pub objects: Vec<Object>,
-    /// The captions in the order of `results.csv`, each with its hard negative.
-    pub captions: Vec<Caption>,
-}
-
-impl SceneRecord {
-    /// The record of scene `index`.
-    pub fn new(index: usize, scene: &Scene) -> Self {
-        Self {
-            image: image_name(index),
-            width: scene.width,
-            height: scene.height,
-            objects: scene.objects.clone(),
-            captions: scene.captions.clone(),
-        }
-    }
-}
-
-/// Names of the pictures, by split.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Splits {
-    /// Pictures to learn from.
-    pub train: Vec<String>,
-    /// Pictures to choose by.
-    pub val: Vec<String>,
-    /// Pictures to report on.
-    pub test: Vec<String>,
-}
 
 /// What was generated, for printing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,30 +40,6 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { scenes, captions, objects } = self;
         write!(f, "{scenes} scenes, {objects} objects, {captions} captions with a hard negative each")
-    }
-}
-
-/// Name of the picture of scene `index`.
-pub fn image_name(index: usize) -> String {
-    format!("{index:05}.png")
-}
-
-/// Splits `count` scenes 80/10/10, shuffled by `seed`; each part in the order of the names.
-pub fn split(count: usize, seed: u64) -> Splits {
-    let mut order: Vec<usize> = (0..count).collect();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(u64::MAX); // scenes use the streams from 0 upwards
-    order.shuffle(&mut rng);
-    let held_out = count / 10;
-    let names = |part: &[usize]| {
-        let mut part = part.to_vec();
-        part.sort_unstable();
-        part.into_iter().map(image_name).collect()
-    };
-    Splits {
-        test: names(&order[..held_out]),
-        val: names(&order[held_out..2 * held_out]),
-        train: names(&order[2 * held_out..]),
     }
 }
 
@@ -232,7 +151,7 @@ fn write_captions(folder: &Path, records: &[SceneRecord]) -> Result<()> {
     atomic_write(folder.join("hard_negatives.csv"), |file| file.write_all(negatives.as_bytes()))
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_vec(value).map_err(Error::json(path))?;
     atomic_write(path, |file| file.write_all(&json))
 }

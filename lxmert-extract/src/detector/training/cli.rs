@@ -3,7 +3,7 @@
 use super::scenes::{Evaluation, TRAINING_SCENES_SEED, build, detector_config, evaluate, train};
 use super::{StepLosses, TrainingConfig};
 use crate::detector::DetectorConfig;
-use crate::scenes::{Scene, ScenesConfig, write};
+use crate::scenes::{Scene, ScenesConfig, records};
 use candle_core::{Device, Tensor};
 use lxmert_core::checkpoint::save_safetensors;
 use lxmert_core::files::atomic_write;
@@ -92,9 +92,9 @@ pub fn publish(
 /// The test split of the data set that ships, drawn in memory.
 pub fn held_out_scenes() -> Vec<Scene> {
     let config = ScenesConfig::default();
-    let test = write::split(config.count, config.seed).test;
+    let test = records::split(config.count, config.seed).test;
     (0..config.count)
-        .filter(|&index| test.binary_search(&write::image_name(index)).is_ok())
+        .filter(|&index| test.binary_search(&records::image_name(index)).is_ok())
         .map(|index| Scene::generate(&config, index))
         .collect()
 }
