@@ -52,9 +52,13 @@ pub struct Pretrained {
     pub is_bert: bool,
     /// Whether a `config.json` lies beside the weights.
     described: bool,
+    /// Whether word embeddings are missing, which tell the sizes: `config` then means nothing.
+    partial: bool,
     labels: Vec<String>,
     tensors: BTreeMap<String, Tensor>,
 }
+
+const NO_WORDS: &str = "holds no word embeddings of LXMERT or BERT; is this another network's?";
 
 /// How sentences and regions are to be put before a model; `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,11 +96,13 @@ impl Pretrained {
     pub fn at(place: Place) -> Result<Self> {
         let tensors = names::lxmert(&place.weights, read_tensors(&place.weights)?)?;
         let is_bert = is_bert(&tensors);
-        let found = sizes(&tensors).ok_or_else(|| {
-            Error::format(&place.weights, "holds no word embeddings of LXMERT or BERT; is this another network's?")
-        })?;
         let path = place.folder.join("config.json");
         let described = path.is_file();
+        let found = match sizes(&tensors) {
+            Some(found) => found,
+            None if described => return Err(Error::format(&place.weights, NO_WORDS)),
+            None => return Self::partial(place, tensors),
+        };
         let (mut config, labels) = match described {
             true => {
                 let fields: Fields = read_json(&path)?;
@@ -111,7 +117,15 @@ impl Pretrained {
         config.num_attr_labels = rows("num_attr_labels");
         let text = vocabulary(&place.folder, &config)?;
         let preprocessing = Preprocessing::beside(&place.folder, &config)?;
-        Ok(Self { place, config, text, preprocessing, is_bert, described, labels, tensors })
+        Ok(Self { place, config, text, preprocessing, is_bert, described, partial: false, labels, tensors })
+    }
+
+    /// Some weights of a model whose sizes nothing tells: enough to start from, for a model of a size that is asked for.
+    fn partial(place: Place, tensors: BTreeMap<String, Tensor>) -> Result<Self> {
+        let config = LxmertConfig::default();
+        let (text, preprocessing) = (WordPiece::bundled()?, Preprocessing::beside(&place.folder, &config)?);
+        let (is_bert, described, labels) = (false, false, Vec::new());
+        Ok(Self { place, config, text, preprocessing, is_bert, described, partial: true, labels, tensors })
     }
 
     /// The tensors by the hub's names, in the file's element types.
@@ -138,7 +152,15 @@ impl Pretrained {
     /// # Errors
     /// When they do not agree, with the key and both values.
     pub fn start(&self, asked: Option<LxmertConfig>) -> Result<LxmertConfig> {
-        let Some(asked) = asked else { return Ok(self.config.clone()) };
+        let Some(asked) = asked else {
+            return match self.partial {
+                true => Err(Error::format(&self.place.weights, NO_WORDS)),
+                false => Ok(self.config.clone()),
+            };
+        };
+        if self.partial {
+            return Ok(asked);
+        }
         let (own, wanted) = (fields_of(&self.config)?, fields_of(&asked)?);
         let differs = |key: &&&str| own.get(**key) != wanted.get(**key);
         let by_shape = ["hidden_size", "vocab_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"];

@@ -23,11 +23,11 @@ fn data() -> TempDir {
     folder
 }
 
-/// Starts a run through the shell, after `before`, and waits for its first record.
-fn start(folder: &Path, run: &str, before: &str) -> Child {
+/// Starts a run through the shell by `launch`, and waits for its first record.
+fn start(folder: &Path, run: &str, launch: &str) -> Child {
     let program = assert_cmd::cargo::cargo_bin("lxmert-train");
     let mut child = Command::new("sh")
-        .args(["-c", &format!("{before} exec {} {}", program.display(), arguments(folder, run))])
+        .args(["-c", &format!("{launch} {} {}", program.display(), arguments(folder, run))])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -51,8 +51,10 @@ fn step(folder: &Path, run: &str) -> Option<u64> {
 #[test]
 fn sigterm_and_sighup_save_the_state_and_end_with_130() {
     let folder = data();
+    // Tests that run under nohup hand down that SIGHUP is ignored.
+    let launch = if cfg!(target_os = "linux") { "exec env --default-signal=HUP" } else { "exec" };
     for signal in ["-TERM", "-HUP"] {
-        let child = start(folder.path(), signal, "");
+        let child = start(folder.path(), signal, launch);
         assert_eq!(step(folder.path(), signal), None);
         send(signal, &child);
         let Output { status, stderr, .. } = child.wait_with_output().unwrap();
@@ -66,7 +68,7 @@ fn sigterm_and_sighup_save_the_state_and_end_with_130() {
 #[test]
 fn a_run_under_nohup_survives_sighup() {
     let folder = data();
-    let mut child = start(folder.path(), "nohup", "trap '' HUP;");
+    let mut child = start(folder.path(), "nohup", "trap '' HUP; exec");
     send("-HUP", &child);
     std::thread::sleep(Duration::from_millis(500));
     assert!(child.try_wait().unwrap().is_none(), "it ended");

@@ -148,7 +148,7 @@ impl PlacesArgs {
         }
         let named = [&self.flickr30k, &self.captions, &self.features].into_iter().any(Option::is_some);
         if own.is_none() && self.run.is_some() && !named && self.checkpoint.is_none() {
-            let advice = "name the data by --captions and --features".into();
+            let advice = "train it (cargo run -p lxmert-train), or name the data by --captions and --features".into();
             let path = places.run.join("run.json");
             return Err(Error::Missing { what: "the file that says what the run was trained on", path, advice });
         }
