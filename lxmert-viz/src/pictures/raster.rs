@@ -96,7 +96,7 @@ where
     for<'b> E: plotters::element::Drawable<BitMapBackend<'b>>,
 {
     let size = pixels.dimensions();
-    let area: DrawingArea<_, Shift> = BitMapBackend::with_buffer(&mut **pixels, size).into_drawing_area();
+    let area: DrawingArea<_, Shift> = BitMapBackend::with_buffer(pixels, size).into_drawing_area();
     area.draw(element).and_then(|()| area.present()).map_err(|e| Error::Drawing(e.to_string()))
 }
 
