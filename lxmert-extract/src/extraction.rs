@@ -35,7 +35,7 @@ pub struct Extraction {
     /// [default: scenes for the bare command, else coco]
     #[arg(long)]
     pub detector: Option<DetectorChoice>,
-    /// Weights in place of the detector's own: a safetensors, .pth, .bin or .pkl file, or hf:owner/repo/file[@revision]
+    /// Weights in place of the detector's own: a safetensors, .pth, .bin or .pkl file, or `hf:owner/repo/file[@revision]`
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
     /// Regions an image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, cells (cells:N)

@@ -17,7 +17,7 @@ pub struct PlacesArgs {
     /// The run: its best/ checkpoint, metrics.jsonl and plots/; its run.json names captions and features [default: runs/scenes]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
     pub run: Option<PathBuf>,
-    /// The checkpoint: a folder, a run folder, a weights file beside its config.json, or hf:owner/repo[@revision]
+    /// The checkpoint: a folder, a run folder, a weights file beside its config.json, or `hf:owner/repo[@revision]`
     /// [default: RUN/best]
     #[arg(long, global = true, value_name = "CHECKPOINT", help_heading = "Where things lie")]
     pub checkpoint: Option<PathBuf>,

@@ -201,7 +201,7 @@ pub struct DetectorArgs {
     /// Which detector finds the regions [default: the one whose features the checkpoint was trained on]
     #[arg(long, value_name = "scenes|coco|visual-genome|DIR")]
     pub detector: Option<DetectorChoice>,
-    /// The detector's weights: a file, or hf:owner/repo/file[@revision] [default: the detector's own]
+    /// The detector's weights: a file, or `hf:owner/repo/file[@revision]` [default: the detector's own]
     #[arg(long, value_name = "SOURCE")]
     pub weights: Option<WeightSource>,
     /// How many regions to find [default: as many as the checkpoint was trained on]

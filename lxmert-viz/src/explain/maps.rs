@@ -219,7 +219,7 @@ impl PairMaps {
 /// they must have been captured with probes.
 ///
 /// # Errors
-/// [`Error::Candle`](crate::Error::Candle) when a computation fails.
+/// [`Error::Candle`] when a computation fails.
 pub fn read(attentions: &Attentions, target: Option<&Tensor>, sizes: &[(usize, usize)]) -> Result<Vec<PairMaps>> {
     let gradients = target.map(|logits| logits.sum_all()?.backward()).transpose()?;
     let gradients = gradients.as_ref();

@@ -1,4 +1,4 @@
-//! A transformer's sub-layers, each as one operation over ragged rows ([`Ragged`](super::Ragged)) with its gradient.
+//! A transformer's sub-layers, each as one operation over ragged rows ([`Ragged`]) with its gradient.
 //!
 //! Each has one entry, `forward`. Inside it the CPU's fused kernel runs where it applies: what lies between input and output
 //! never becomes a tensor, and bias and activation are applied while a product's values are in the cache. Everywhere else, and
