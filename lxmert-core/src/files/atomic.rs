@@ -85,8 +85,11 @@ pub fn remove_leftovers(folder: impl AsRef<Path>, is_wanted: impl Fn(&str) -> bo
             random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric()) && is_wanted(name)
         });
         let path = entry.path();
-        if is_leftover && File::options().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = std::fs::remove_file(path);
+        if is_leftover && let Ok(file) = File::options().write(true).open(&path) {
+            // The lock is held until the name is gone: a writer that gets it afterwards sees that its file has no name.
+            if file.try_lock().is_ok() {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 }
@@ -138,7 +141,7 @@ mod tests {
             for thread in 0..4u8 {
                 let path = &path;
                 scope.spawn(move || {
-                    for _ in 0..25 {
+                    for _ in 0..200 {
                         atomic_write(path, |file| file.write_all(&[thread; 1000])).unwrap();
                     }
                 });
