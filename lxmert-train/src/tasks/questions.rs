@@ -10,7 +10,7 @@ use super::losses::{binary_cross_entropy, cross_entropy};
 use crate::answering;
 use crate::data::batches::Batch;
 use crate::data::predictions::{AnswerFile, answer_accuracy, write_answers};
-use crate::data::questions::{AnswerType, Question, QuestionId};
+use crate::data::questions::{Question, QuestionId};
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
@@ -149,8 +149,7 @@ impl ExampleTask<1> for Questions {
         }
         for (kind, score) in accuracy.by_type {
             // A set's name has no slash: `set/measure` is how `--metric` names one.
-            let name = if kind == AnswerType::YesNo { "yes-no" } else { kind.name() };
-            measures.extend(name, [("questions", score.count as f64), ("accuracy", score.mean())]);
+            measures.extend(&kind.replace('/', "-"), [("questions", score.count as f64), ("accuracy", score.mean())]);
         }
         measures
     }
