@@ -25,6 +25,7 @@ fn main() -> anyhow::Result<()> {
         regions: Some(checkpoint.preprocessing.regions),
         seed: 0,
         allow_missing_images: false,
+        needed: vec![Split::Test],
     };
     let dataset = Dataset::load(&DataPaths::scenes(&workspace)?, &checkpoint.text, &options)?;
 

@@ -13,7 +13,13 @@ fn main() -> anyhow::Result<()> {
     let workspace = Workspace::locate()?;
 
     // %% Captions, splits and features of the scenes
-    let options = LoadOptions { max_length: 50, regions: None, seed: 0, allow_missing_images: false };
+    let options = LoadOptions {
+        max_length: 50,
+        regions: None,
+        seed: 0,
+        allow_missing_images: false,
+        needed: Split::ALL.to_vec(),
+    };
     let dataset = Dataset::load(&DataPaths::scenes(&workspace)?, &WordPiece::bundled()?, &options)?;
     let train = dataset.pairs(Split::Train);
     println!("{} training captions, {} regions an image", train.len(), dataset.regions());

@@ -4,7 +4,6 @@ use crate::Result;
 use crate::data::Dataset;
 use crate::data::batches;
 use crate::data::pairs::Pair;
-use crate::metrics::Metrics;
 use crate::recipe::Recipe;
 use candle_core::Device;
 use indicatif::ProgressBar;
@@ -67,20 +66,4 @@ pub fn logits(
         },
     )?;
     Ok(logits)
-}
-
-/// The measures over `pairs`; see [`logits`].
-///
-/// # Errors
-/// As [`logits`].
-pub fn metrics(
-    model: &MatchingModel,
-    dataset: &Dataset,
-    pairs: &[Pair],
-    how: Evaluation,
-    bar: &ProgressBar,
-) -> Result<Metrics> {
-    let scores = logits(model, dataset, pairs, how, bar)?;
-    let matched: Vec<bool> = pairs.iter().map(Pair::matched).collect();
-    Ok(Metrics::new(&scores, &matched))
 }

@@ -2,6 +2,7 @@
 
 use crate::data::LoadOptions;
 use crate::data::paths::Data;
+use crate::data::splits::Split;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use crate::{Error, Result};
@@ -68,6 +69,7 @@ impl Job {
             regions: self.recipe.regions,
             seed: self.recipe.seed,
             allow_missing_images: self.allow_missing_images,
+            needed: Split::ALL.to_vec(),
         }
     }
 }

@@ -3,14 +3,11 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use lxmert_core::cli::{self, CommonArgs, catch_interrupts, keep_freed_memory, print_line};
-use lxmert_core::ops::Precision;
-use lxmert_train::arguments::{Circumstances, EvaluateArgs, TrainArgs};
+use lxmert_train::arguments::{Circumstances, EvaluateArgs, Evaluated, TrainArgs};
 use lxmert_train::ask::{self, AskArgs};
-use lxmert_train::log::jsonl::TestRecord;
 use lxmert_train::run_folder::Report;
 use lxmert_train::tasks::registry;
 use lxmert_train::trainer::Outcome;
-use serde::Serialize;
 use std::process::ExitCode;
 
 /// Trains LXMERT on one of its tasks, such as to tell whether a sentence describes an image.
@@ -30,7 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure a checkpoint on a data set's test split
+    /// Measure a checkpoint on a split of a data set
     Evaluate(EvaluateArgs),
     Ask(AskArgs),
 }
@@ -78,24 +75,15 @@ fn train(args: &TrainArgs, with: Circumstances) -> Result<()> {
     Ok(())
 }
 
-/// What `evaluate --json` prints.
-#[derive(Serialize)]
-struct Evaluated {
-    precision: Precision,
-    #[serde(flatten)]
-    record: TestRecord,
-}
-
 fn evaluate(args: &EvaluateArgs, with: &Circumstances) -> Result<()> {
-    let test = args.measure(with)?;
+    let found = args.measure(with)?;
     if args.json {
-        let measured = Evaluated { precision: args.precision, record: TestRecord { epoch: 0, test } };
-        print_line(serde_json::to_string_pretty(&measured).context("the measures as JSON")?)?;
-    } else {
-        print_line(format_args!("products of the encoders' layers in {}\n", args.precision))?;
-        cli::print(test.tables("test"))?;
+        return Ok(print_line(serde_json::to_string_pretty(&found).context("the measures as JSON")?)?);
     }
-    Ok(())
+    let epoch = found.epoch.map_or_else(String::new, |epoch| format!(", epoch {epoch}"));
+    let Evaluated { task, data, precision, .. } = &found;
+    print_line(format_args!("{task} on {data}{epoch}; products of the encoders' layers in {precision}\n"))?;
+    Ok(cli::print(found.measures.tables(&found.split))?)
 }
 
 fn print_report(report: &Report) -> lxmert_core::Result<()> {

@@ -1,5 +1,6 @@
 //! What a set of scored pairs says: loss, accuracy, precision, recall, F1, area under the curve.
 
+use crate::data::pairs::Pair;
 use crate::measures::Measures;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Of pairs and their match logits.
+    pub fn of_pairs(logits: &[f32], pairs: &[Pair]) -> Self {
+        Self::new(logits, &pairs.iter().map(Pair::matched).collect::<Vec<_>>())
+    }
+
     /// From match logits and whether each pair matches.
     pub fn new(logits: &[f32], matched: &[bool]) -> Self {
         debug_assert_eq!(logits.len(), matched.len());

@@ -41,6 +41,14 @@ impl RunFolder {
         Self { root: root.as_ref().to_path_buf() }
     }
 
+    /// The run that wrote a checkpoint: the folder itself, or the one that holds `best` or `last`.
+    pub fn of_checkpoint(checkpoint: &Path) -> Option<Self> {
+        let above =
+            checkpoint.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+        let folders = [Some(checkpoint), above];
+        folders.into_iter().flatten().map(Self::new).find(|run| run.settings().is_file())
+    }
+
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root

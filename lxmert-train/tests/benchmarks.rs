@@ -155,8 +155,29 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
     evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("valid.json")).args(["--precision", "bf16"]);
     let printed = evaluate.arg("--predictions").arg(root.join("again")).assert().success().get_output().stdout.clone();
     let printed: Value = serde_json::from_slice(&printed).unwrap();
-    assert!(printed.pointer("/test/all/accuracy").is_some_and(|accuracy| accuracy.as_f64() > Some(0.8)), "{printed}");
+    assert!(
+        printed.pointer("/measures/all/accuracy").is_some_and(|accuracy| accuracy.as_f64() > Some(0.8)),
+        "{printed}"
+    );
     assert!(root.join("again/vqa.json").is_file());
+
+    // The run knows its task, its data and its best epoch; every example has a line.
+    let evaluate = |more: &[&str]| {
+        let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+        let out = evaluate.current_dir(root).args(["evaluate", "run", "--json"]).args(more).assert().success();
+        serde_json::from_slice::<Value>(&out.get_output().stdout).unwrap()
+    };
+    let printed = evaluate(&["--per-example", "examples.jsonl"]);
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(root.join("run/report.json")).unwrap()).unwrap();
+    assert_eq!((&printed["task"], &printed["epoch"]), (&json!("questions"), &report["epoch"]));
+    assert_eq!(printed["measures"], report["test"]);
+    let lines = std::fs::read_to_string(root.join("examples.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let right = lines.iter().filter(|line| line["right"] == json!(true)).count();
+    let accuracy = report["test"]["all"]["accuracy"].as_f64().unwrap();
+    assert!((right as f64 / lines.len() as f64 - accuracy).abs() < 1e-9 && lines.len() > 10, "{right} {accuracy}");
+    assert_eq!(lines[0]["answers"][0]["answer"], lines[0]["answer"]);
+    assert_eq!(evaluate(&["--split", "train"])["split"], json!("train"));
 
     let mut wide = regions;
     wide.feature_dim = 2048;
@@ -276,7 +297,7 @@ fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
     let measured = evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("all.json")).assert().success();
     let measured: Value = serde_json::from_slice(&measured.get_output().stdout).unwrap();
     let loss = report.test.test.get("all", "loss").unwrap();
-    assert!((measured["test"]["all"]["loss"].as_f64().unwrap() - loss).abs() < 1e-6, "{measured} {loss}");
+    assert!((measured["measures"]["all"]["loss"].as_f64().unwrap() - loss).abs() < 1e-6, "{measured} {loss}");
     let mut ask = Command::cargo_bin("lxmert-train").unwrap();
     ask.args(["ask", "--image", "000", "--question", "Is it red?", "--features"]).arg(root.join("features"));
     ask.arg("--checkpoint")
@@ -335,7 +356,7 @@ fn learns_what_a_photo_entails() {
     let first: Value = serde_json::from_str(predictions.lines().next().unwrap()).unwrap();
     assert!(predictions.lines().count() == 32 && first["pairID"] == "80e", "{first}");
     let again = evaluate(root, "entailment", "test.jsonl");
-    assert_eq!(again["test"]["all"]["accuracy"].as_f64(), Some(measured("all", "accuracy")));
+    assert_eq!(again["measures"]["all"]["accuracy"].as_f64(), Some(measured("all", "accuracy")));
     assert_eq!(std::fs::read_to_string(root.join("again/snli_ve.jsonl")).unwrap(), predictions);
 }
 
@@ -378,7 +399,7 @@ fn learns_which_region_an_expression_names() {
     let right = |entry: &&Value| entry["split"] == "testA" && entry["iou"].as_f64() > Some(0.5);
     assert_eq!(predictions.iter().filter(right).count() as f64 / 32.0, measured("testA", "accuracy"));
     let again = evaluate(root, "referring", "refs.json");
-    assert_eq!(again["test"]["testB"]["accuracy"].as_f64(), Some(measured("testB", "accuracy")));
+    assert_eq!(again["measures"]["testB"]["accuracy"].as_f64(), Some(measured("testB", "accuracy")));
     assert_eq!(read("again/refcoco.json"), predictions);
 
     // A run starts from the checkpoint with its head: at a rate of 0 it measures the same.

@@ -32,7 +32,13 @@ fn bf16_logits_differ_from_f32_by_rounding_only() {
         hard_negatives: None,
         features: folder.path().join("features"),
     };
-    let options = LoadOptions { max_length: 20, regions: None, seed: 0, allow_missing_images: false };
+    let options = LoadOptions {
+        max_length: 20,
+        regions: None,
+        seed: 0,
+        allow_missing_images: false,
+        needed: Split::ALL.to_vec(),
+    };
     let dataset = Dataset::load(&paths, &WordPiece::bundled().unwrap(), &options).unwrap();
     let config = LxmertConfig { visual_feat_dim: 12, ..LxmertConfig::preset("tiny").unwrap() };
     let varmap = VarMap::new();

@@ -145,7 +145,7 @@ fn init_alone_brings_the_configuration_and_the_vocabulary() {
     let measured = evaluate.current_dir(root).assert().success().get_output().stdout.clone();
     let measured: Value = serde_json::from_slice(&measured).unwrap();
     let report: Value = serde_json::from_str(&std::fs::read_to_string(root.join("run/report.json")).unwrap()).unwrap();
-    assert_eq!(measured["test"], report["test"]);
+    assert_eq!(measured["measures"], report["test"]);
 }
 
 #[test]

@@ -109,14 +109,22 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     }
     let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
     assert!(card.contains("lxmert-train --data") && card.contains("image_to_text"), "{card}");
+    let table = whole.join("examples.csv");
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
-    let output =
-        evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args(["--json", "--quiet"]).assert().success();
+    let output = (evaluate.arg("evaluate").arg(&whole).args(["--json", "--quiet", "--per-example"]).arg(&table))
+        .assert()
+        .success();
     let measured: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     let report: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(whole.join("report.json")).unwrap()).unwrap();
-    assert_eq!(measured["test"], report["test"]);
-    assert_eq!(measured["precision"], "f32");
+    assert_eq!(measured["measures"], report["test"]);
+    assert_eq!((&measured["precision"], &measured["split"]), (&"f32".into(), &"test".into()));
+    let lines = std::fs::read_to_string(&table).unwrap();
+    assert!(lines.starts_with("image,sentence,pair,label,probability,right\n"), "{lines}");
+    let random: Vec<&str> = lines.lines().filter(|line| !line.contains(",hard,")).skip(1).collect();
+    let right = random.iter().filter(|line| line.ends_with(",true")).count() as f64;
+    let accuracy = report["test"]["random"]["accuracy"].as_f64().unwrap();
+    assert!((right / random.len() as f64 - accuracy).abs() < 1e-9, "{right} of {}, not {accuracy}", random.len());
 
     // In bf16 it is the same measures, of other logits; another precision is refused.
     let in_precision = |precision| {
@@ -132,7 +140,7 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     let output = in_precision("bf16").success();
     let rounded: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     assert_eq!(rounded["precision"], "bf16");
-    let loss = |measured: &serde_json::Value| measured.pointer("/test/random/loss").unwrap().as_f64().unwrap();
+    let loss = |measured: &serde_json::Value| measured.pointer("/measures/random/loss").unwrap().as_f64().unwrap();
     let difference = (loss(&rounded) - loss(&measured)).abs();
     assert!(difference > 0.0 && difference < 1e-2, "loss {} and {}", loss(&rounded), loss(&measured));
     in_precision("f16").code(2).stderr(predicate::str::contains("f16"));

@@ -193,7 +193,7 @@ impl Captioned {
     fn open(path: &Path, places: &Places, store: &FeatureStore) -> Result<Self> {
         let captions = Captions::read(path)?;
         let split_file = places.splits.as_deref().filter(|path| path.is_file());
-        let splits = Splits::choose(&captions, split_file, places.seed)?;
+        let splits = Splits::choose(&captions, split_file, places.seed, &[Split::Test])?;
         let hard = match places.hard_negatives.as_deref().filter(|path| path.is_file()) {
             Some(path) => read_hard_negatives(path, &captions)?,
             None => vec![None; captions.captions.len()],

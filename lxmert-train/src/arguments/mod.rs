@@ -5,12 +5,14 @@ mod recipe;
 pub use recipe::RecipeArgs;
 
 use crate::data::paths::{Data, DataPaths, ExamplePaths};
+use crate::data::per_example;
+use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::job::{Job, RunSettings, Start};
 use crate::log::progress;
 use crate::measures::Measures;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
-use crate::run_folder::RunFolder;
+use crate::run_folder::{Report, RunFolder};
 use crate::tasks::registry::{self, Entry, TASKS};
 use crate::tasks::{Exam, Reads};
 use crate::{Error, Result};
@@ -19,6 +21,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,14 +102,22 @@ pub struct EvaluateArgs {
     /// Checkpoint: a folder, a run folder (its best is taken), a weights file beside its config.json, or
     /// hf:owner/repo[@revision]
     checkpoint: PathBuf,
-    /// What is measured; for tasks that read files of examples --test-file names the files [default for these: the scenes']
-    #[arg(long, value_parser = task_parser(), default_value = TASKS[0].name)]
-    task: &'static Entry,
+    /// What is measured [default: what the run that wrote the checkpoint trained, else the first of these]. Tasks over files of
+    /// examples read --test-file. Without a flag for the data it is the run's own, else the scenes
+    #[arg(long, value_parser = task_parser())]
+    task: Option<&'static Entry>,
+    /// The split that is measured
+    #[arg(long, value_name = "train|val|test", default_value_t = Split::Test, value_parser = Split::from_name, help_heading = "Data")]
+    split: Split,
     #[command(flatten)]
     data: DataArgs,
     /// Write the predictions into this folder, in the form that the benchmark's server takes
     #[arg(long, value_name = "DIR", help_heading = "Evaluation")]
     predictions: Option<PathBuf>,
+    /// Write a line an example to this file: image, sentence, label, probabilities, right or wrong; a table if its name ends in
+    /// .csv, else JSON lines
+    #[arg(long, value_name = "FILE", help_heading = "Evaluation")]
+    per_example: Option<PathBuf>,
     /// Examples per batch
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Evaluation")]
     batch_size: u16,
@@ -195,8 +206,20 @@ impl DataArgs {
         Ok(self.override_examples(ExamplePaths::scenes(&Workspace::locate()?, stem)?))
     }
 
-    /// The data that a checkpoint is measured on [default: the scenes'].
-    fn test_data(&self, task: &Entry) -> Result<Data> {
+    /// The data that a checkpoint is measured on: what is named, else what the run read that wrote the checkpoint, else the
+    /// scenes.
+    fn test_data(&self, task: &Entry, of_run: Option<Data>) -> Result<Data> {
+        let unnamed = self.data.is_none() && !self.name_captions() && self.test_file.is_empty();
+        match of_run.filter(|_| unnamed) {
+            Some(Data::Captions(paths)) if self.captions_for(task) => {
+                return Ok(Data::Captions(self.override_captions(paths)));
+            }
+            Some(Data::Examples(paths)) if !self.captions_for(task) => {
+                self.refuse_captions(task)?;
+                return Ok(Data::Examples(self.override_examples(paths)));
+            }
+            _ => {}
+        }
         let stem = match task.reads.stem() {
             Some(stem) if !self.captions_for(task) => stem,
             _ => return Ok(Data::Captions(self.captioned()?)),
@@ -225,30 +248,67 @@ impl DataArgs {
     }
 }
 
+/// What `evaluate` finds.
+#[derive(Debug, Serialize)]
+pub struct Evaluated {
+    /// What was measured.
+    pub task: &'static str,
+    /// On which data.
+    pub data: String,
+    /// On which split.
+    pub split: String,
+    /// What the operands of products were rounded to.
+    pub precision: Precision,
+    /// The epoch of the checkpoint, where it is the best of a finished run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// The measures.
+    pub measures: Measures,
+}
+
 impl EvaluateArgs {
     /// Measures the checkpoint.
     ///
     /// # Errors
     /// When the checkpoint or the data cannot be used, or Ctrl-C was pressed.
-    pub fn measure(&self, with: &Circumstances) -> Result<Measures> {
+    pub fn measure(&self, with: &Circumstances) -> Result<Evaluated> {
         lxmert_core::cli::warn_of_slow(self.precision, &with.device);
+        let run = RunFolder::of_checkpoint(&self.checkpoint);
+        let settings = run.as_ref().map(RunSettings::read).transpose()?.flatten();
+        let task = match (self.task, &settings) {
+            (Some(task), _) => task,
+            (None, Some(settings)) => registry::task(&settings.recipe.task)?,
+            (None, None) => &TASKS[0],
+        };
+        let seed = with.seed.or(settings.as_ref().map(|settings| settings.recipe.seed)).unwrap_or(0);
+        let data = self.data.test_data(task, settings.map(|settings| settings.data))?;
+        if let Some(path) = &self.per_example {
+            per_example::check(path)?;
+        }
         let bar = progress::bar(0, "examples", with.show_progress);
-        let measures = (self.task.evaluate)(&Exam {
+        let measures = (task.evaluate)(&Exam {
             checkpoint: &self.checkpoint,
-            data: &self.data.test_data(self.task)?,
+            data: &data,
+            split: self.split,
             how: Evaluation {
                 batch_size: usize::from(self.batch_size),
                 precision: self.precision,
                 device: &with.device,
             },
             allow_missing_images: self.data.allow_missing_images,
-            seed: with.seed.unwrap_or(0),
+            seed,
             recall_images: self.recall_images,
             predictions: self.predictions.as_deref(),
+            per_example: self.per_example.as_deref(),
             bar: &bar,
         })?;
         bar.finish_and_clear();
-        Ok(measures)
+        let is_best = |run: &RunFolder| [run.root(), &run.best()].contains(&self.checkpoint.as_path());
+        let report = run.filter(is_best).and_then(|run| Report::read(&run.report()).ok());
+        let (split, precision, epoch) =
+            (self.split.to_string(), self.precision, report.map(|report| report.test.epoch));
+        let data = data.name().to_string();
+        Ok(Evaluated { task: task.name, data, split, precision, epoch, measures })
     }
 }
 

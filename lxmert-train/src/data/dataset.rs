@@ -45,6 +45,8 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Whether any number of captioned images may lack features.
     pub allow_missing_images: bool,
+    /// The splits that must have an image: all three to train, one to measure it.
+    pub needed: Vec<Split>,
 }
 
 /// Captioned images with their splits and features, before a sentence is tokenised.
@@ -68,7 +70,7 @@ impl CaptionedImages {
     ///
     /// # Errors
     /// When a file cannot be understood, the store is absent, or too many images have no features.
-    pub fn read(paths: &DataPaths, seed: u64, allow_missing_images: bool) -> Result<Self> {
+    pub fn read(paths: &DataPaths, needed: &[Split], seed: u64, allow_missing_images: bool) -> Result<Self> {
         let mut captions = Captions::read(&paths.captions)?;
         paths.check_features()?;
         let store = FeatureStore::open(&paths.features)?;
@@ -88,7 +90,7 @@ impl CaptionedImages {
             (found, missing)
         };
         let splits = {
-            let all = Splits::choose(&captions, paths.splits.as_deref(), seed)?;
+            let all = Splits::choose(&captions, paths.splits.as_deref(), seed, needed)?;
             let of = all.of.iter().zip(&found).map(|(split, found)| found.and(*split)).collect();
             Splits { of, source: all.source }
         };
@@ -102,7 +104,7 @@ impl CaptionedImages {
         if unused > 0 {
             log::warn!("{unused} captioned images are in no split of {} and are not used", splits.source);
         }
-        for split in Split::ALL {
+        for &split in needed {
             if splits.images(split).next().is_none() {
                 return Err(Error::Argument(format!(
                     "no image of the {split} split has features in {}",
@@ -118,8 +120,8 @@ impl CaptionedImages {
                 paths.captions.display()
             )));
         }
-        let alike = Split::ALL.into_iter().filter(|split| !has_mismatches(&captions, &splits, *split));
-        let alike: Vec<String> = alike.map(|split| split.to_string()).collect();
+        let alike = needed.iter().filter(|split| !has_mismatches(&captions, &splits, **split));
+        let alike: Vec<String> = alike.map(ToString::to_string).collect();
         if !alike.is_empty() {
             log::warn!(
                 "{}: no mismatched pair can be made of {}: all images there have the same captions",
@@ -149,7 +151,7 @@ impl Dataset {
     /// As [`CaptionedImages::read`].
     pub fn load(paths: &DataPaths, text: &WordPiece, options: &LoadOptions) -> Result<Self> {
         let CaptionedImages { captions, splits, store, store_index, hard_negatives, missing } =
-            CaptionedImages::read(paths, options.seed, options.allow_missing_images)?;
+            CaptionedImages::read(paths, &options.needed, options.seed, options.allow_missing_images)?;
         let mut truncated = 0;
         let mut encode = |sentence: &str| -> Result<Vec<u32>> {
             let encoding = text.encode(sentence, options.max_length)?;
@@ -242,7 +244,7 @@ mod tests {
         std::fs::write(folder.join("results.csv"), rows).unwrap();
         let features = folder.join("features");
         store_of(&features, &names.iter().map(String::as_str).collect::<Vec<_>>());
-        CaptionedImages::read(&DataPaths::of_files(folder.join("results.csv"), None, features), 0, false)
+        CaptionedImages::read(&DataPaths::of_files(folder.join("results.csv"), None, features), &Split::ALL, 0, false)
     }
 
     #[test]

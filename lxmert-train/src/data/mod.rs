@@ -11,6 +11,7 @@
 //! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
 //! | [`image_examples`] | sentences about images out of many files, tokenised, with their images found |
 //! | [`predictions`] | prediction files and what the benchmarks count |
+//! | [`per_example`] | what a model says of each example, for one's own analysis |
 //! | [`names`] | image names of a file in a feature store |
 //! | [`sentences`], [`rows`] | many sentences, and long JSON files, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
@@ -21,6 +22,7 @@ pub mod image_examples;
 pub mod names;
 pub mod pairs;
 pub mod paths;
+pub mod per_example;
 pub mod predictions;
 pub mod pretraining;
 pub mod questions;

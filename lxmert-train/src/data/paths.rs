@@ -2,6 +2,7 @@
 
 use super::questions::annotations_beside;
 use super::refcoco::INSTANCES;
+use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::captions::CaptionFolder;
 use lxmert_core::nearby;
@@ -117,6 +118,23 @@ pub struct ExamplePaths {
 }
 
 impl ExamplePaths {
+    /// The files of a split.
+    ///
+    /// # Errors
+    /// When none is named.
+    pub fn of(&self, split: Split) -> Result<&[PathBuf]> {
+        let (files, flag) = match split {
+            Split::Train => {
+                (&self.train, "--split train: only the scenes have files to train on here; name yours by --test-file")
+            }
+            Split::Val => {
+                (&self.valid, "--split val: only the scenes have files to validate on here; name yours by --test-file")
+            }
+            Split::Test => (&self.test, "name the examples' files by --test-file"),
+        };
+        if files.is_empty() { Err(Error::Argument(flag.into())) } else { Ok(files) }
+    }
+
     /// The scenes' files for a task, with `answers.json`: `<stem>_train.json`, `<stem>_val.json` and `<stem>_test.json`, or
     /// the same as `.jsonl`, or one `<stem>.json` that holds every split.
     ///

@@ -25,7 +25,18 @@ pub struct Splits {
 #[serde(untagged)]
 enum SplitFile {
     Karpathy { images: Vec<KarpathyEntry> },
-    Lists { train: Vec<String>, val: Vec<String>, test: Vec<String> },
+    Lists(Lists),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lists {
+    #[serde(default)]
+    train: Vec<String>,
+    #[serde(default)]
+    val: Vec<String>,
+    #[serde(default)]
+    test: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -39,9 +50,9 @@ impl Splits {
     /// a tenth of the images (at least one) to validate, a tenth to test, the rest to train.
     ///
     /// # Errors
-    /// When the split file cannot be read, puts an image into two splits, or leaves a split
-    /// without an image.
-    pub fn choose(captions: &Captions, file: Option<&Path>, seed: u64) -> Result<Self> {
+    /// When the split file cannot be read, puts an image into two splits, or leaves one of the `needed` splits without an
+    /// image.
+    pub fn choose(captions: &Captions, file: Option<&Path>, seed: u64, needed: &[Split]) -> Result<Self> {
         let splits = match (file, &captions.splits) {
             (Some(path), _) => Self::read(path, &captions.images)?,
             (None, Some(own)) => {
@@ -49,10 +60,11 @@ impl Splits {
             }
             (None, None) => Self::seeded(&captions.images, seed),
         };
-        for split in Split::ALL {
-            if splits.images(split).next().is_none() {
+        for split in needed {
+            if splits.images(*split).next().is_none() {
+                let needed = needed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 return Err(Error::Argument(format!(
-                    "{}: no captioned image is in the {split} split (from {}); at least one image is needed in each of train, val and test",
+                    "{}: no captioned image is in the {split} split (from {}); at least one image is needed in each of: {needed}",
                     captions.path.display(),
                     splits.source
                 )));
@@ -75,7 +87,7 @@ impl Splits {
         })?;
         let mut entries = Vec::new();
         match file {
-            SplitFile::Lists { train, val, test } => {
+            SplitFile::Lists(Lists { train, val, test }) => {
                 for (split, names) in [(Split::Train, train), (Split::Val, val), (Split::Test, test)] {
                     entries.extend(names.into_iter().map(|name| (name, split)));
                 }
@@ -171,7 +183,7 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             let captions = Captions::read(file.path()).unwrap();
             prop_assume!(captions.images.len() >= 3);
-            let splits = Splits::choose(&captions, None, seed).unwrap();
+            let splits = Splits::choose(&captions, None, seed, &Split::ALL).unwrap();
             let mut seen: HashMap<usize, Split> = HashMap::new();
             let mut total = 0;
             for split in Split::ALL {

@@ -8,6 +8,7 @@ use super::examples::ExampleTask;
 use super::losses::cross_entropy;
 use crate::answering;
 use crate::data::batches::Batch;
+use crate::data::per_example;
 use crate::data::snli_ve::{Hypothesis, LABELS};
 use crate::job::Job;
 use crate::log::card::Description;
@@ -21,7 +22,7 @@ use lxmert_core::config::LxmertConfig;
 use lxmert_core::files::atomic_write;
 use lxmert_core::model::{AnswerModel, LxmertInputs, Pass};
 use lxmert_core::pretrained::Pretrained;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -119,6 +120,16 @@ impl ExampleTask<1> for Entailment {
 
     fn measures(&self, hypotheses: &[Hypothesis], judged: &[(u32, f32)]) -> Measures {
         measures(hypotheses.iter().zip(judged).map(|(hypothesis, &(class, loss))| (hypothesis, class, loss)))
+    }
+
+    fn record(&self, hypothesis: &Hypothesis, &class: &u32, logits: &[f32]) -> Vec<(&'static str, Value)> {
+        let probabilities: BTreeMap<&str, f64> = LABELS.into_iter().zip(per_example::softmax(logits)).collect();
+        vec![
+            ("pair_id", json!(hypothesis.pair_id)),
+            ("label", json!(hypothesis.label.and_then(|label| LABELS.get(label as usize)))),
+            ("prediction", json!(LABELS.get(class as usize))),
+            ("probabilities", json!(probabilities)),
+        ]
     }
 
     /// `snli_ve.jsonl`, a line a hypothesis in the file's order: its `pairID`, and the `prediction` in words.

@@ -4,6 +4,7 @@
 use super::{Exam, Reads, Step, Task};
 use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
+use crate::data::per_example::{self, Record};
 use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::job::Job;
@@ -24,6 +25,7 @@ use lxmert_core::model::{LxmertInputs, Pass};
 use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::WordPiece;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -127,6 +129,15 @@ pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
     /// Measures over a split: what was said of each example, and its loss.
     fn measures(&self, examples: &[Self::Example], judged: &[(Self::Judgement, f32)]) -> Measures;
 
+    /// What a line of `--per-example` says of an example besides its image, sentence, and whether it is right: `logits` are the
+    /// example's own.
+    fn record(
+        &self,
+        example: &Self::Example,
+        judgement: &Self::Judgement,
+        logits: &[f32],
+    ) -> Vec<(&'static str, Value)>;
+
     /// Writes what the benchmark's server takes into `folder`, which exists. There is at least one example.
     ///
     /// # Errors
@@ -180,10 +191,10 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
         let store = FeatureStore::open(exam.data.features())?;
         checkpoint.check_features(store.info().feature_dim)?;
         let text = (&checkpoint.text, checkpoint.preprocessing.max_length);
-        let files = &exam.data.examples()?.test;
-        let set = ImageExamples::read(Split::Test, files, &store, text, exam.allow_missing_images)?;
+        let paths = exam.data.examples()?;
+        let set = ImageExamples::read(exam.split, paths.of(exam.split)?, &store, text, exam.allow_missing_images)?;
         let regions = checkpoint.preprocessing.regions.min(store.info().regions);
-        measure(&task, &model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+        measure(&task, &model, &set, (&store, regions), exam.how, (exam.predictions, exam.per_example), exam.bar)
     }
 
     fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
@@ -267,21 +278,23 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> OverExamples<T, IMAGES> {
         bar: &ProgressBar,
     ) -> Result<Measures> {
         let how = Evaluation::of_run(&self.recipe, &self.device);
-        measure(&self.task, model, set, (&self.data.store, self.data.regions), how, predictions, bar)
+        measure(&self.task, model, set, (&self.data.store, self.data.regions), how, (predictions, None), bar)
     }
 }
 
-/// Measures over a split; what the model says goes into the folder `predictions`. `place`: the store, and regions per image.
+/// Measures over a split. What the model says is written for the benchmark's server into the folder `predictions`, and a line
+/// an example to the file `per_example`.
 fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     task: &T,
     model: &T::Model,
     set: &ImageExamples<T::Example, IMAGES>,
     (store, regions): (&FeatureStore, usize),
     how: Evaluation,
-    predictions: Option<&Path>,
+    (predictions, per_example): (Option<&Path>, Option<&Path>),
     bar: &ProgressBar,
 ) -> Result<Measures> {
     bar.set_length(set.len() as u64);
+    let mut records = vec![Record::new(); if per_example.is_some() { set.len() } else { 0 }];
     let mut judged = vec![(T::Judgement::default(), 0f32); set.len()];
     let prepacked = PrepackedWeights::new();
     let pass = how.forward(&prepacked).pooled_only();
@@ -298,10 +311,25 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
             for ((&number, said), loss) in numbers.iter().zip(task.judge(&logits, &examples, &inputs)?).zip(losses) {
                 judged[number] = (said, loss);
             }
+            if per_example.is_some() {
+                for (&number, logits) in numbers.iter().zip(logits.to_vec2::<f32>()?) {
+                    let (example, said) = (&set.examples()[number], &judged[number].0);
+                    let images = set.store_index(number).map(|image| store.names()[image].as_str());
+                    let image =
+                        if IMAGES == 1 { ("image", json!(images[0])) } else { ("images", json!(images.as_slice())) };
+                    let right = example.labelled().then(|| task.is_right(example, said));
+                    let own = task.record(example, said, &logits);
+                    let shared = [image, ("sentence", json!(example.sentence())), ("right", json!(right))];
+                    records[number] = per_example::record(shared.into_iter().chain(own));
+                }
+            }
             bar.inc(numbers.len() as u64);
             Ok(true)
         },
     )?;
+    if let Some(path) = per_example {
+        per_example::write(path, &records)?;
+    }
     if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         task.write_predictions(folder, set.examples(), &judged)?;

@@ -9,6 +9,7 @@ use super::{Exam, Reads, Step, Task, alignment, refuse_predictions};
 use crate::Result;
 use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
+use crate::data::per_example::{self, Record};
 use crate::data::splits::Split;
 use crate::data::{Dataset, LoadOptions};
 use crate::evaluate::{self, Evaluation};
@@ -27,6 +28,7 @@ use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{MatchingModel, Pass, WordHead};
 use lxmert_core::pretrained::Pretrained;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -94,10 +96,11 @@ impl Task for Matching {
             regions: Some(checkpoint.preprocessing.regions),
             seed: exam.seed,
             allow_missing_images: exam.allow_missing_images,
+            needed: vec![exam.split],
         };
         let dataset = Dataset::load(exam.data.captions()?, &checkpoint.text, &options)?;
         checkpoint.check_features(dataset.feature_dim())?;
-        test(&model, &dataset, exam.recall_images, exam.how, exam.bar)
+        test(&model, &dataset, (exam.split, exam.recall_images), exam.how, exam.per_example, exam.bar)
     }
 
     fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
@@ -209,7 +212,8 @@ impl Task for Matching {
         let (how, quiet) = (Evaluation::of_run(&self.recipe, &self.device), ProgressBar::hidden());
         for (set, pairs) in [("random", &self.validation), ("hard", &self.validation_hard)] {
             if !pairs.is_empty() {
-                evaluate::metrics(&self.model, &self.dataset, pairs, how, &quiet)?.add_to(&mut measures, set);
+                let logits = evaluate::logits(&self.model, &self.dataset, pairs, how, &quiet)?;
+                Metrics::of_pairs(&logits, pairs).add_to(&mut measures, set);
             }
         }
         Ok(measures)
@@ -218,7 +222,7 @@ impl Task for Matching {
     fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
         let best = Pretrained::open(folder)?.matching(&self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
-        test(&best, &self.dataset, self.recipe.recall_images, how, bar)
+        test(&best, &self.dataset, (Split::Test, self.recipe.recall_images), how, None, bar)
     }
 
     fn checkpoint(&self) -> CheckpointParts {
@@ -259,33 +263,57 @@ impl Task for Matching {
     }
 }
 
-/// Every measure of a matching model on the test split: pairs, hard pairs, retrieval over the first `recall_images`.
+/// Every measure of a matching model on a split: pairs, hard pairs, retrieval over the first `recall_images`. A line for each
+/// pair is written to `per_example`.
 ///
 /// # Errors
-/// When the data does not fit the model, or Ctrl-C was pressed.
+/// When the data does not fit the model, the file cannot be written, or Ctrl-C was pressed.
 pub fn test(
     model: &MatchingModel,
     dataset: &Dataset,
-    recall_images: usize,
+    (split, recall_images): (Split, usize),
     how: Evaluation,
+    per_example: Option<&Path>,
     bar: &ProgressBar,
 ) -> Result<Measures> {
-    let source = dataset.pairs(Split::Test);
+    let source = dataset.pairs(split);
     let mut measures = Measures::default();
     let (pairs, hard) = (source.fixed(), source.hard());
+    let mut records = Vec::new();
     bar.set_length((pairs.len() + hard.len()) as u64);
     for (set, pairs) in [("random", pairs), ("hard", hard)] {
         if !pairs.is_empty() {
-            let metrics: Metrics = evaluate::metrics(model, dataset, &pairs, how, bar)?;
-            metrics.add_to(&mut measures, set);
+            let logits = evaluate::logits(model, dataset, &pairs, how, bar)?;
+            Metrics::of_pairs(&logits, &pairs).add_to(&mut measures, set);
+            // Both sets hold the matched pairs, which are written once.
+            let new = pairs.iter().zip(&logits).filter(|(pair, _)| set == "random" || !pair.matched());
+            if per_example.is_some() {
+                records.extend(new.map(|(pair, &logit)| record(dataset, pair, logit)));
+            }
         }
+    }
+    if let Some(path) = per_example {
+        per_example::write(path, &records)?;
     }
     if recall_images > 0 {
         bar.reset();
         bar.set_prefix("recall");
-        recalls(model, dataset, Split::Test, recall_images, how, bar)?.add_to(&mut measures);
+        recalls(model, dataset, split, recall_images, how, bar)?.add_to(&mut measures);
     }
     Ok(measures)
+}
+
+/// A pair's line of `--per-example`.
+fn record(dataset: &Dataset, pair: &Pair, logit: f32) -> Record {
+    let probability = 1.0 / (1.0 + (-f64::from(logit)).exp());
+    per_example::record([
+        ("image", json!(dataset.image_name(pair))),
+        ("sentence", json!(dataset.sentence(pair))),
+        ("pair", json!(pair.kind)),
+        ("label", json!(pair.matched())),
+        ("probability", json!(probability)),
+        ("right", json!((logit > 0.0) == pair.matched())),
+    ])
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod statements;
 pub use lxmert_core::losses;
 
 use crate::data::paths::Data;
+use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
@@ -98,13 +99,15 @@ impl<'a> Step<'a> {
     }
 }
 
-/// A checkpoint to be measured on a test split, outside of a run.
+/// A checkpoint to be measured on a split, outside of a run.
 #[derive(Debug)]
 pub struct Exam<'a> {
     /// The checkpoint, in any form that [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
     pub checkpoint: &'a Path,
-    /// Where the test split lies.
+    /// Where the splits lie.
     pub data: &'a Data,
+    /// The split that is measured.
+    pub split: Split,
     /// How to run the model.
     pub how: Evaluation<'a>,
     /// Whether any number of images may lack features.
@@ -115,6 +118,8 @@ pub struct Exam<'a> {
     pub recall_images: usize,
     /// The folder for predictions, if they are wanted.
     pub predictions: Option<&'a Path>,
+    /// A file for a line an example, if it is wanted; see [`per_example`](crate::data::per_example).
+    pub per_example: Option<&'a Path>,
     /// Moved on example by example.
     pub bar: &'a ProgressBar,
 }
@@ -139,7 +144,7 @@ pub trait Task: Sync + Sized {
     /// The recipe that a run on such data starts from.
     fn recipe(suits: Suits) -> Recipe;
 
-    /// Measures of a checkpoint on a test split. What a benchmark's server takes is written where [`Exam::predictions`]
+    /// Measures of a checkpoint on a split. What a benchmark's server takes is written where [`Exam::predictions`]
     /// says.
     ///
     /// # Errors

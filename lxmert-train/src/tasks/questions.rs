@@ -22,8 +22,12 @@ use lxmert_core::answers::{AnswerTable, SoftLabel};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{AnswerModel, LxmertInputs, Pass};
 use lxmert_core::pretrained::Pretrained;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Answers of a question that `--per-example` lists.
+const TOP_ANSWERS: usize = 5;
 
 /// Answering questions.
 pub struct Questions {
@@ -152,6 +156,26 @@ impl ExampleTask<1> for Questions {
             measures.extend(&kind.replace('/', "-"), [("questions", score.count as f64), ("accuracy", score.mean())]);
         }
         measures
+    }
+
+    fn record(&self, question: &Question, &answer: &u32, logits: &[f32]) -> Vec<(&'static str, Value)> {
+        let mut best: Vec<usize> = (0..logits.len()).collect();
+        best.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        let word = |label: usize| self.answers.answer(label as u32).unwrap_or("");
+        let probability = |label: usize| 1.0 / (1.0 + (-f64::from(logits[label])).exp());
+        let best = best.into_iter().take(TOP_ANSWERS);
+        let best: Vec<Value> =
+            best.map(|label| json!({"answer": word(label), "probability": probability(label)})).collect();
+        let answer = word(answer as usize);
+        let label: Option<BTreeMap<&str, f32>> = (question.scores.as_ref())
+            .map(|scores| scores.iter().map(|(answer, score)| (answer.as_str(), *score)).collect());
+        vec![
+            ("question_id", json!(question.id)),
+            ("label", json!(label)),
+            ("answer", json!(answer)),
+            ("score", json!(question.scores.as_ref().map(|_| question.score(answer)))),
+            ("answers", json!(best)),
+        ]
     }
 
     /// `vqa.json` where the questions' ids are numbers, else `gqa.json`.

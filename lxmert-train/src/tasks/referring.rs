@@ -22,7 +22,7 @@ use lxmert_core::config::LxmertConfig;
 use lxmert_core::files::atomic_write;
 use lxmert_core::model::{LxmertInputs, Pass, ReferringModel};
 use lxmert_core::pretrained::Pretrained;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -127,6 +127,18 @@ impl ExampleTask<1> for Referring {
         measures(expressions.iter().zip(judged).map(|(expression, (choice, loss))| (expression, choice, *loss)))
     }
 
+    fn record(&self, expression: &Expression, choice: &Choice, _: &[f32]) -> Vec<(&'static str, Value)> {
+        vec![
+            ("ref_id", json!(expression.ref_id)),
+            ("sent_id", json!(expression.sent_id)),
+            ("split", json!(expression.split)),
+            ("label_box_xyxy_px", json!(expression.box_xyxy_px)),
+            ("box_xyxy_px", json!(choice.box_xyxy_px)),
+            ("iou", json!(choice.iou)),
+            ("probability", json!(choice.probability)),
+        ]
+    }
+
     /// `refcoco.json`: for each expression the chosen box (x y width height in pixels, as `instances.json` has them) and its
     /// IoU with the named object's.
     fn write_predictions(&self, folder: &Path, expressions: &[Expression], judged: &[(Choice, f32)]) -> Result<()> {
@@ -187,6 +199,8 @@ pub struct Choice {
     pub box_xyxy_px: Option<BoxXyxy>,
     /// Its IoU with the named object's box.
     pub iou: f32,
+    /// The sigmoid of its logit: the IoU that the model expects.
+    pub probability: f32,
     /// The largest IoU of the image's regions.
     pub best_iou: f32,
     /// The share of the image's regions that would be right.
@@ -206,6 +220,7 @@ impl Choice {
         Self {
             box_xyxy_px: chosen.map(|(region, ..)| region),
             iou: chosen.map_or(0.0, |(_, iou, _)| iou),
+            probability: chosen.map_or(0.0, |(_, _, logit)| 1.0 / (1.0 + (-logit).exp())),
             best_iou: real.iter().map(|(_, iou, _)| *iou).fold(0.0, f32::max),
             chance: right as f32 / real.len().max(1) as f32,
         }

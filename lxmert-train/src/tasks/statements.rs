@@ -7,6 +7,7 @@ use super::examples::ExampleTask;
 use super::losses::cross_entropy;
 use crate::Result;
 use crate::data::batches::Batch;
+use crate::data::per_example;
 use crate::data::predictions::{statement_accuracy, write_judgements};
 use crate::data::statements::Statement;
 use crate::job::Job;
@@ -19,6 +20,7 @@ use lxmert_core::checkpoint::take_weights;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{LxmertInputs, PairModel, Pass};
 use lxmert_core::pretrained::Pretrained;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -112,6 +114,15 @@ impl ExampleTask<2> for Statements {
             measures.extend("all", [("accuracy", accuracy), ("consistency", consistency), ("loss", loss)]);
         }
         measures
+    }
+
+    fn record(&self, statement: &Statement, judged: &bool, logits: &[f32]) -> Vec<(&'static str, Value)> {
+        vec![
+            ("identifier", json!(statement.identifier)),
+            ("label", json!(statement.label)),
+            ("prediction", json!(judged)),
+            ("probability", json!(per_example::softmax(logits).get(1))),
+        ]
     }
 
     /// What NLVR2's evaluation takes: `nlvr2.csv`.

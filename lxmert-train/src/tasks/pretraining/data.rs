@@ -81,7 +81,7 @@ impl PretrainingData {
             }
             Data::Captions(paths) => {
                 let CaptionedImages { captions, splits, store, .. } =
-                    CaptionedImages::read(paths, job.recipe.seed, job.allow_missing_images)?;
+                    CaptionedImages::read(paths, &Split::ALL, job.recipe.seed, job.allow_missing_images)?;
                 let read = |split| {
                     let wanted = splits.captions(&captions, split);
                     PretrainingSentences::from_captions(&captions, &wanted, &store, options(None))
