@@ -101,7 +101,7 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
     // %% The same weights in the hub's layout
     if let Some(folder) = save {
         std::fs::create_dir_all(folder)?;
-        let config = config.to_json(architecture);
+        let config = config.to_json(architecture, &[]);
         atomic_write(folder.join("config.json"), |file| file.write_all(config.as_bytes()))?;
         let weights: Vec<(String, Tensor)> = loaded.into_iter().collect();
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -124,7 +124,7 @@ fn example(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     init::seed_weights(&variables, 1, config.initializer_range)?;
     let (weights, inputs) = (folder.join("model.safetensors"), folder.join("inputs.safetensors"));
     variables.save(&weights)?;
-    std::fs::write(folder.join("config.json"), config.to_json("LxmertForPreTraining"))?;
+    std::fs::write(folder.join("config.json"), config.to_json("LxmertForPreTraining", &[]))?;
     let given = [
         ("input_ids", Tensor::new(&[[1u32, 2, 3, 4]], &Device::Cpu)?),
         ("attention_mask", Tensor::ones((1, 4), DType::F32, &Device::Cpu)?),

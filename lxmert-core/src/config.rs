@@ -262,8 +262,9 @@ impl LxmertConfig {
     }
 
     /// The text of a `config.json` that `transformers` opens. Heads of 0 classes are switched off under its own keys
-    /// (`visual_attr_loss`, …); otherwise it would build them.
-    pub fn to_json(&self, architecture: &str) -> String {
+    /// (`visual_attr_loss`, …); otherwise it would build them. `answers`: those of the answer head by class, for `id2label` and
+    /// `label2id`; may be empty.
+    pub fn to_json(&self, architecture: &str, answers: &[String]) -> String {
         let mut value = json!({
             "architectures": [architecture],
             "num_hidden_layers": {"vision": self.r_layers, "cross_encoder": self.x_layers, "language": self.l_layers},
@@ -273,6 +274,13 @@ impl LxmertConfig {
         });
         if let (Some(all), Ok(Value::Object(fields))) = (value.as_object_mut(), serde_json::to_value(self)) {
             all.extend(fields);
+            if !answers.is_empty() {
+                let id2label: Fields =
+                    (0..).zip(answers).map(|(id, answer)| (i32::to_string(&id), json!(answer))).collect();
+                let label2id: Fields =
+                    (0..).zip(answers).map(|(id, answer): (i32, _)| (answer.clone(), json!(id))).collect();
+                all.extend([("id2label".into(), json!(id2label)), ("label2id".into(), json!(label2id))]);
+            }
         }
         format!("{value:#}\n")
     }
@@ -300,7 +308,7 @@ mod tests {
     #[test]
     fn written_config_reads_back_equal() {
         let config = LxmertConfig::preset("small").unwrap();
-        assert_eq!(read(&config.to_json("LxmertForPreTraining")).unwrap(), config);
+        assert_eq!(read(&config.to_json("LxmertForPreTraining", &[])).unwrap(), config);
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn save(folder: &Path, weights: &[(String, Tensor)]) {
 fn checkpoint(config: &LxmertConfig, shapes: &Shapes) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     save(folder.path(), &weights(shapes));
-    std::fs::write(folder.path().join("config.json"), config.to_json("LxmertForPreTraining")).unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_json("LxmertForPreTraining", &[])).unwrap();
     std::fs::write(folder.path().join("vocab.txt"), WORDS.join("\n")).unwrap();
     folder
 }
@@ -276,7 +276,8 @@ fn rejects_sizes_that_the_weights_do_not_have() {
         ("hidden_size", json!(-16)),
         ("hidden_size", json!(1e300)),
     ] {
-        let mut fields: serde_json::Value = serde_json::from_str(&config().to_json("LxmertForPreTraining")).unwrap();
+        let mut fields: serde_json::Value =
+            serde_json::from_str(&config().to_json("LxmertForPreTraining", &[])).unwrap();
         fields[key] = value.clone();
         std::fs::write(folder.path().join("config.json"), fields.to_string()).unwrap();
         assert_names(&error(folder.path()), &["config.json", key]);
@@ -331,7 +332,7 @@ fn answers_come_from_answers_json_then_id2label_then_the_published_table() {
     assert_names(&answers(place).unwrap_err().to_string(), &["no answers.json", "3 answers"]);
     let id2label = |labels: serde_json::Value| {
         let mut fields: serde_json::Value =
-            serde_json::from_str(&config().to_json("LxmertForQuestionAnswering")).unwrap();
+            serde_json::from_str(&config().to_json("LxmertForQuestionAnswering", &[])).unwrap();
         fields["id2label"] = labels;
         std::fs::write(place.join("config.json"), fields.to_string()).unwrap();
     };

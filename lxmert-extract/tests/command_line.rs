@@ -1,5 +1,9 @@
 //! `lxmert-extract` as a user runs it, with a tiny detector of random weights.
 
+#[cfg(target_os = "linux")]
+#[path = "../../lxmert-core/tests/faults/mod.rs"]
+mod faults;
+
 use assert_cmd::Command;
 use base64::Engine;
 use candle_core::{DType, Device};
@@ -439,4 +443,32 @@ fn the_student_projects_files_are_imported_without_their_padding() {
     std::fs::create_dir(place.at("empty")).unwrap();
     let nothing = program().args(["import", "student"]).arg(place.at("empty")).args(["--output", "x"]).assert();
     nothing.code(1).stderr(contains("no .pt files here"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_extraction_and_an_import_whose_file_operations_fail_end_with_the_same_store() {
+    let Some(faults) = faults::Faults::build() else { return };
+    let place = Place::new(3);
+    let tsv = place.at("boxes.tsv");
+    std::fs::write(&tsv, (0..3).map(|i| tsv_line(&format!("{i:03}"), i, 2)).collect::<String>()).unwrap();
+    let content = |path: &Path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        (name != "store.lock").then(|| std::fs::read(path).unwrap())
+    };
+    let program = || std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"));
+    let extract = |folder: &Path| {
+        let mut command = program();
+        let output = folder.join("store");
+        command.args(place.arguments("photos", output.to_str().unwrap()));
+        command.args(["--regions", "5", "--quiet", "--threads", "1"]);
+        command
+    };
+    faults.try_all(|_| {}, extract, content);
+    let import = |folder: &Path| {
+        let mut command = program();
+        command.args(["import", "bottom-up", "--quiet"]).arg(&tsv).arg("--output").arg(folder.join("store"));
+        command
+    };
+    faults.try_all(|_| {}, import, content);
 }

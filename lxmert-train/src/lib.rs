@@ -20,6 +20,7 @@
 pub mod answering;
 pub mod arguments;
 pub mod ask;
+pub mod compare;
 pub mod data;
 pub mod error;
 pub mod evaluate;

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use lxmert_core::cli::{self, CommonArgs, catch_interrupts, keep_freed_memory, print_line};
 use lxmert_train::arguments::{Circumstances, EvaluateArgs, Evaluated, TrainArgs};
 use lxmert_train::ask::{self, AskArgs};
+use lxmert_train::compare::CompareArgs;
 use lxmert_train::run_folder::Report;
 use lxmert_train::tasks::registry;
 use lxmert_train::trainer::Outcome;
@@ -30,6 +31,7 @@ enum Command {
     /// Measure a checkpoint on a split of a data set
     Evaluate(EvaluateArgs),
     Ask(AskArgs),
+    Compare(CompareArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Some(Command::Evaluate(args)) => evaluate(args, &with),
         Some(Command::Ask(args)) => Ok(ask::run(args, &with.device, with.show_progress)?),
+        Some(Command::Compare(args)) => Ok(cli::print(args.run()?)?),
         None => train(&cli.train, with),
     }
 }

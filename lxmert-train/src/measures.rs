@@ -116,7 +116,8 @@ impl Measures {
     }
 }
 
-fn number(value: f64) -> String {
+/// A number as tables show it.
+pub(crate) fn number(value: f64) -> String {
     if value == value.trunc() && value.abs() >= 2.0 { format!("{value:.0}") } else { format!("{value:.DECIMALS$}") }
 }
 

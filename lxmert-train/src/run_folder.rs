@@ -245,7 +245,7 @@ pub fn save_checkpoint(
     card: &str,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    write_text(&folder.join("config.json"), &parts.config.to_json(parts.architecture))?;
+    write_text(&folder.join("config.json"), &parts.config.to_json(parts.architecture, &parts.answers))?;
     write_json(&folder.join("preprocessor_config.json"), &parts.preprocessing)?;
     if !parts.answers.is_empty() {
         write_json(&folder.join("answers.json"), &parts.answers)?;

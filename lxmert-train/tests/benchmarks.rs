@@ -167,14 +167,20 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
         let out = evaluate.current_dir(root).args(["evaluate", "run", "--json"]).args(more).assert().success();
         serde_json::from_slice::<Value>(&out.get_output().stdout).unwrap()
     };
-    let printed = evaluate(&["--per-example", "examples.jsonl"]);
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(root.join("run/best/config.json")).unwrap()).unwrap();
+    let answers: Vec<String> =
+        serde_json::from_str(&std::fs::read_to_string(root.join("answers.json")).unwrap()).unwrap();
+    assert_eq!(config["id2label"]["1"], json!(answers[1]));
+    assert_eq!(config["label2id"][&answers[1]], json!(1));
+    let printed = evaluate(&["--split", "val", "--per-example", "examples.jsonl"]);
     let report: Value = serde_json::from_str(&std::fs::read_to_string(root.join("run/report.json")).unwrap()).unwrap();
     assert_eq!((&printed["task"], &printed["epoch"]), (&json!("questions"), &report["epoch"]));
-    assert_eq!(printed["measures"], report["test"]);
+    assert_eq!(evaluate(&[])["measures"], report["test"]);
     let lines = std::fs::read_to_string(root.join("examples.jsonl")).unwrap();
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let right = lines.iter().filter(|line| line["right"] == json!(true)).count();
-    let accuracy = report["test"]["all"]["accuracy"].as_f64().unwrap();
+    let accuracy = printed["measures"]["all"]["accuracy"].as_f64().unwrap();
     assert!((right as f64 / lines.len() as f64 - accuracy).abs() < 1e-9 && lines.len() > 10, "{right} {accuracy}");
     assert_eq!(lines[0]["answers"][0]["answer"], lines[0]["answer"]);
     assert_eq!(evaluate(&["--split", "train"])["split"], json!("train"));
@@ -291,7 +297,7 @@ fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
         assert_eq!(values(&saved[name]), values(wanted), "{name}");
     }
     // With a config.json beside it the snapshot is measured as it is.
-    std::fs::write(root.join("config.json"), config.to_json("LxmertModel")).unwrap();
+    std::fs::write(root.join("config.json"), config.to_json("LxmertModel", &[])).unwrap();
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     evaluate.arg("evaluate").arg(&place).args(["--task", "statements", "--json", "--features"]);
     let measured = evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("all.json")).assert().success();

@@ -63,7 +63,7 @@ fn save(folder: &Path, shapes: impl IntoIterator<Item = (String, Vec<usize>)>) {
 fn lxmert(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     save(folder, PretrainingModel::expected(&config()).unwrap());
-    std::fs::write(folder.join("config.json"), config().to_json("LxmertForPreTraining")).unwrap();
+    std::fs::write(folder.join("config.json"), config().to_json("LxmertForPreTraining", &[])).unwrap();
 }
 
 /// A BERT of three layers, 24 wide.
@@ -199,7 +199,7 @@ fn a_configuration_that_contradicts_the_checkpoint_is_an_error() {
     let error = open(Recipe { config: Some("tiny".into()), ..base.clone() }).unwrap_err().to_string();
     assert!(error.contains("--init ") && error.contains("not the 128 that was asked for"), "{error}");
     let gelu = LxmertConfig { hidden_act: Activation::Gelu, ..config() };
-    std::fs::write(root.join("gelu.json"), gelu.to_json("LxmertModel")).unwrap();
+    std::fs::write(root.join("gelu.json"), gelu.to_json("LxmertModel", &[])).unwrap();
     std::fs::write(root.join("vocab.txt"), WORDS.join("\n")).unwrap();
     let file = root.join("gelu.json").display().to_string();
     let error = open(Recipe { config: Some(file), ..base.clone() }).unwrap_err().to_string();

@@ -2,6 +2,9 @@
 #![cfg(unix)]
 
 mod common;
+#[cfg(target_os = "linux")]
+#[path = "../../lxmert-core/tests/faults/mod.rs"]
+mod faults;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -103,4 +106,45 @@ fn a_closed_pipe_ends_quietly_and_a_full_disk_is_an_error() {
         assert_eq!(status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("error: standard output: "), "{stderr}");
     }
+}
+
+/// Steps enough for a state that is saved between epochs and within them.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_whose_file_operations_fail_ends_with_the_same_weights() {
+    let Some(faults) = faults::Faults::build() else { return };
+    let data = data();
+    let command = |folder: &Path| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("lxmert-train"));
+        command.arg("--data").arg(data.path()).arg("--output").arg(folder.join("run")).args([
+            "--preset",
+            "tiny",
+            "--batch-size",
+            "8",
+            "--epochs",
+            "2",
+            "--save-every",
+            "3",
+            "--recall-images",
+            "2",
+            "--threads",
+            "1",
+            "--quiet",
+        ]);
+        command
+    };
+    let content = |path: &Path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        match name {
+            "model.safetensors" | "vocab.txt" | "tokenizer.json" | "config.json" | "run.json" => {
+                Some(std::fs::read(path).unwrap())
+            }
+            // They hold times.
+            "metrics.jsonl" | "report.json" | "curves.png" | "README.md" => Some(Vec::new()),
+            "run.lock" => None,
+            _ if name.starts_with("events.") => None,
+            _ => Some(Vec::new()),
+        }
+    };
+    faults.try_all(|_| {}, command, content);
 }

@@ -109,6 +109,7 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     }
     let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
     assert!(card.contains("lxmert-train --data") && card.contains("image_to_text"), "{card}");
+    assert!(card.contains("lxmert-viz pair --checkpoint .") && card.contains("cls.seq_relationship"), "{card}");
     let table = whole.join("examples.csv");
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     let output = (evaluate.arg("evaluate").arg(&whole).args(["--json", "--quiet", "--per-example"]).arg(&table))

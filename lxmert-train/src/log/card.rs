@@ -3,6 +3,7 @@
 use super::jsonl::EpochRecord;
 use crate::job::Job;
 use crate::run_folder::{CheckpointParts, Report};
+use lxmert_core::config::CrossLayer;
 use lxmert_core::ops::Precision;
 use std::fmt::Write;
 
@@ -33,6 +34,43 @@ pub struct Facts<'a> {
     pub epoch: &'a EpochRecord,
     /// The test results, once there are any.
     pub report: Option<&'a Report>,
+}
+
+/// How to use the checkpoint here and from Python.
+fn usage(task: &str, parts: &CheckpointParts) -> String {
+    let here = match task {
+        "questions" => "lxmert-train ask --checkpoint . --image photo.jpg --question \"What is it?\"".into(),
+        "matching" | "retrieval" => "lxmert-viz pair --checkpoint . --image photo.jpg --text \"A dog runs.\"".into(),
+        "pretraining" => {
+            "lxmert-train --task questions --init . --train-file … --valid-file … --features … --answers …".into()
+        }
+        _ => format!("lxmert-train evaluate . --task {task} --features STORE --test-file FILE"),
+    };
+    let python = match (parts.config.cross_layer, parts.architecture) {
+        (CrossLayer::Student, _) => return format!("```\n{here}\n```\ntransformers has no class for this variant of LXMERT.\n"),
+        (_, "LxmertForQuestionAnswering") => "model = LxmertForQuestionAnswering.from_pretrained(\".\")\n\
+             out = model(**words, visual_feats=features, visual_pos=boxes)\n\
+             print(model.config.id2label[out.question_answering_score.argmax(-1).item()])\n"
+            .to_string(),
+        // The published class would start its other heads at random, so the trunk is opened, and the head beside it.
+        (_, "LxmertForPreTraining") if parts.answers.is_empty() => "from safetensors.torch import load_file\n\
+             model = LxmertModel.from_pretrained(\".\")\n\
+             head = {k: v for k, v in load_file(\"model.safetensors\").items() if k.startswith(\"cls.seq_relationship\")}\n\
+             pooled = model(**words, visual_feats=features, visual_pos=boxes).pooled_output\n\
+             scores = pooled @ head[\"cls.seq_relationship.weight\"].T + head[\"cls.seq_relationship.bias\"]\n\
+             print(scores.softmax(-1)[:, 1])  # the probability that they match\n"
+            .to_string(),
+        (_, class) => format!(
+            "model = {class}.from_pretrained(\".\")\nout = model(**words, visual_feats=features, visual_pos=boxes)\n"
+        ),
+    };
+    let class = if python.contains("LxmertModel") { "LxmertModel" } else { parts.architecture };
+    format!(
+        "```\n{here}\n```\nFrom Python, with `features` `[1, {}, {}]` and `boxes` `[1, {0}, 4]` (x0 y0 x1 y1 in 0..1) of a store that \
+         lxmert-extract wrote:\n```python\nfrom transformers import LxmertTokenizer, {class}\n\
+         words = LxmertTokenizer.from_pretrained(\".\")(\"A dog runs.\", return_tensors=\"pt\")\n{python}```\n",
+        parts.preprocessing.regions, parts.config.visual_feat_dim
+    )
 }
 
 /// The card's text, with the hub's metadata block at its head.
@@ -76,6 +114,7 @@ pub fn model_card(facts: &Facts) -> String {
     if !description.losses.is_empty() {
         let _ = write!(text, "{}\n\n", description.losses);
     }
+    let _ = write!(text, "## How to use\n{}\n", usage(&recipe.task, parts));
     let _ = write!(text, "## Metrics\n{}", epoch.validation.tables("validation"));
     if let Some(report) = report {
         text.push_str(&report.test.test.tables("test"));

@@ -155,7 +155,7 @@ fn of(measured: &Named, measures: &[&str]) -> Vec<Series> {
 
 /// The colour of each set and task: the same in every panel.
 fn colours(panels: &[Panel]) -> BTreeMap<String, RGBColor> {
-    let mut names: Vec<&str> = vec!["training"];
+    let mut names: Vec<&str> = Vec::new();
     for series in panels.iter().flat_map(|panel| &panel.series) {
         if !names.contains(&series.of.as_str()) {
             names.push(&series.of);
@@ -169,16 +169,59 @@ fn colours(panels: &[Panel]) -> BTreeMap<String, RGBColor> {
 /// # Errors
 /// When the picture cannot be drawn or written.
 pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
+    draw_panels(path, &panels(records))
+}
+
+/// Draws the training losses of several runs, and their validation `measure` (`set/measure`), a line a run.
+///
+/// # Errors
+/// As [`draw`].
+pub fn draw_together(path: &Path, runs: &[(&str, &[Record])], measure: &str) -> Result<()> {
+    let series = |points: &dyn Fn(&Record) -> Option<(f64, f64)>, mark| {
+        let line = |(name, records): &(&str, &[Record])| Series {
+            label: name.to_string(),
+            of: name.to_string(),
+            points: records.iter().filter_map(points).collect(),
+            mark,
+        };
+        runs.iter().map(line).filter(|series| !series.points.is_empty()).collect::<Vec<_>>()
+    };
+    let losses = series(
+        &|record| match record {
+            Record::Step(step) => Some((step.epoch, step.loss)),
+            _ => None,
+        },
+        None,
+    );
+    let measured = series(
+        &|record| match record {
+            Record::Epoch(epoch) => {
+                let (set, name) = measure.split_once('/')?;
+                Some((epoch.epoch as f64, epoch.validation.get(set, name)?))
+            }
+            _ => None,
+        },
+        Some(Mark::Disc),
+    );
+    let share = (!crate::measures::lower_is_better(measure)).then_some((0.4, 1.0));
+    let mut panels = vec![
+        Panel { title: "Training loss (nats)".into(), series: losses, range: None },
+        Panel { title: format!("Validation: {measure}"), series: measured, range: share },
+    ];
+    panels.retain(|panel| !panel.series.is_empty());
+    draw_panels(path, &panels)
+}
+
+fn draw_panels(path: &Path, panels: &[Panel]) -> Result<()> {
     register_fonts();
-    let panels = panels(records);
-    let lines = panels.len().div_ceil(2).max(2);
+    let lines = panels.len().div_ceil(2).max(1);
     let (width, height) = (1200u32, 420 * lines as u32);
     let mut pixels = vec![0u8; (width * height * 3) as usize];
     let failed = |e: &dyn std::fmt::Display| Error::Drawing { path: path.to_path_buf(), reason: e.to_string() };
     {
         let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&WHITE).map_err(|e| failed(&e))?;
-        let (epochs, colours) = (epochs_shown(&panels), colours(&panels));
+        let (epochs, colours) = (epochs_shown(panels), colours(panels));
         for (panel, area) in panels.iter().zip(root.margin(8, 8, 8, 8).split_evenly((lines, 2))) {
             draw_panel(panel, epochs, &colours, &area).map_err(|e| failed(&*e))?;
         }
