@@ -1,4 +1,4 @@
-//! The model card: what a checkpoint was made of, how, and how good it is.
+//! The model card: how a checkpoint was trained, on what, and how good it is.
 
 use super::jsonl::EpochRecord;
 use crate::job::Job;
@@ -7,7 +7,7 @@ use lxmert_core::config::CrossLayer;
 use lxmert_core::ops::Precision;
 use std::fmt::Write;
 
-/// What a task says of itself and of its data.
+/// A task's description of itself and of its data.
 #[derive(Debug, Clone)]
 pub struct Description {
     /// `image-text matching`.
@@ -16,13 +16,13 @@ pub struct Description {
     pub pipeline_tag: &'static str,
     /// One sentence on what the model does.
     pub does: String,
-    /// Markdown: sizes of the splits, how examples are drawn.
+    /// Markdown: sizes of the splits, and how examples are drawn.
     pub data: String,
     /// Markdown: the losses and their weights; may be empty.
     pub losses: String,
 }
 
-/// What the card says.
+/// The contents of the card.
 pub struct Facts<'a> {
     /// The run.
     pub job: &'a Job,
@@ -32,7 +32,7 @@ pub struct Facts<'a> {
     pub parts: &'a CheckpointParts,
     /// The epoch of this checkpoint.
     pub epoch: &'a EpochRecord,
-    /// The test results, once there are any.
+    /// The test results, once available.
     pub report: Option<&'a Report>,
 }
 
@@ -46,14 +46,16 @@ fn usage(task: &str, parts: &CheckpointParts) -> String {
         }
         _ => format!("lxmert-train evaluate . --task {task} --features STORE --test-file FILE"),
     };
-    let python = match (parts.config.cross_layer, parts.architecture) {
-        (CrossLayer::Student, _) => return format!("```\n{here}\n```\ntransformers has no class for this variant of LXMERT.\n"),
+    if parts.config.cross_layer == CrossLayer::Student {
+        return format!("```\n{here}\n```\ntransformers has no class for this variant of LXMERT.\n");
+    }
+    let python = match (task, parts.architecture) {
         (_, "LxmertForQuestionAnswering") => "model = LxmertForQuestionAnswering.from_pretrained(\".\")\n\
              out = model(**words, visual_feats=features, visual_pos=boxes)\n\
              print(model.config.id2label[out.question_answering_score.argmax(-1).item()])\n"
             .to_string(),
-        // The published class would start its other heads at random, so the trunk is opened, and the head beside it.
-        (_, "LxmertForPreTraining") if parts.answers.is_empty() => "from safetensors.torch import load_file\n\
+        // The published class would start its other heads at random, so this opens the trunk and reads the head.
+        ("matching" | "retrieval", _) => "from safetensors.torch import load_file\n\
              model = LxmertModel.from_pretrained(\".\")\n\
              head = {k: v for k, v in load_file(\"model.safetensors\").items() if k.startswith(\"cls.seq_relationship\")}\n\
              pooled = model(**words, visual_feats=features, visual_pos=boxes).pooled_output\n\
@@ -73,7 +75,7 @@ fn usage(task: &str, parts: &CheckpointParts) -> String {
     )
 }
 
-/// The card's text, with the hub's metadata block at its head.
+/// The card's text, starting with the hub's metadata block.
 pub fn model_card(facts: &Facts) -> String {
     let Facts { job, description, parts, epoch, report } = facts;
     let (recipe, config, preprocessing) = (&job.recipe, &parts.config, &parts.preprocessing);
@@ -109,7 +111,7 @@ pub fn model_card(facts: &Facts) -> String {
         recipe.weight_decay,
         recipe.batch_size * recipe.accumulate,
         recipe.seed,
-        if recipe.precision == Precision::F32 { "" } else { ", products of bf16" },
+        if recipe.precision == Precision::F32 { "" } else { ", products in bf16" },
     );
     if !description.losses.is_empty() {
         let _ = write!(text, "{}\n\n", description.losses);
