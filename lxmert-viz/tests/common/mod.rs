@@ -116,7 +116,7 @@ pub fn question_checkpoint(folder: &Path) {
 
 fn write(folder: &Path, config: &LxmertConfig, architecture: &str, expected: Vec<(String, Vec<usize>)>) {
     std::fs::create_dir_all(folder).unwrap();
-    std::fs::write(folder.join("config.json"), config.to_json(architecture)).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_json(architecture, &[])).unwrap();
     let tensors: HashMap<String, Tensor> = expected
         .into_iter()
         .map(|(name, shape)| {
