@@ -370,7 +370,7 @@ fn grounding_counts_by_type_of_phrase_on_scenes_and_on_entities() {
         std::fs::write(folder.join(part).join(file), content).unwrap();
     }
     let text = run(&["--entities", folder.to_str().unwrap()]);
-    assert!(text.contains("phrases left out: 0 without a box, 1 that mean nothing visible"), "{text}");
+    assert!(text.contains("phrases left out: 0 without a box, 1 for nothing visible"), "{text}");
     assert_eq!(row(&text, "other")[1], "1");
     // The box is the whole picture, so every centre lies in it.
     assert!(row(&text, "other")[2..].join(" ").ends_with("100.0 % 100.0 %"), "{text}");
