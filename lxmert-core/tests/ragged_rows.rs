@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use common::difference;
+use common::kernels::difference;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, MatchingOutput, Pass, init};
 use lxmert_core::ops::{DropoutRng, Precision, PrepackedWeights, backward};

@@ -4,7 +4,8 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{difference, manifest, outputs, weights};
+use common::kernels::difference;
+use common::{manifest, outputs, weights};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{AnswerHead, Capture, LxmertInputs, LxmertModel, Pass, PretrainingHeads};
 use lxmert_core::ops::PrepackedWeights;
@@ -140,8 +141,8 @@ fn the_language_encoder_equals_candle_transformers_bert() {
 
 #[test]
 fn other_machines_kernels_and_the_plain_compositions_match_too() {
-    common::passes_with("reference", &["other_machines"]);
+    common::kernels::passes_with("reference", &["other_machines"]);
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["other_machines", "base"]);
+        common::kernels::passes_with(kernels, &["other_machines", "base"]);
     }
 }

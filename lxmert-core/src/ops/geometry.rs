@@ -1,22 +1,31 @@
-//! The arithmetic of sliding windows: which input a window touches, and the column form (im2col) of an image.
+//! The arithmetic of sliding windows: which input a window touches.
 
 use candle_core::{Result, bail};
-use std::ops::Range;
 
 /// One image's sliding windows: input `[channels, height, width]`, output `[_, out_height, out_width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Windows {
+pub struct Windows {
+    /// Channels of the input.
     pub channels: usize,
+    /// Rows of the input.
     pub height: usize,
+    /// Columns of the input.
     pub width: usize,
+    /// Rows and columns of a window.
     pub kernel: (usize, usize),
+    /// Step from window to window along both sides.
     pub stride: usize,
+    /// Rows and columns around the input.
     pub padding: usize,
+    /// Windows along a column.
     pub out_height: usize,
+    /// Windows along a row.
     pub out_width: usize,
 }
 
 impl Windows {
+    /// The windows of an image of (channels, height, width).
+    ///
     /// # Errors
     /// A stride of 0, and a kernel that is empty or larger than the padded image.
     pub fn new(
@@ -67,76 +76,6 @@ impl Windows {
     pub fn in_column(&self, out_x: usize, j: usize) -> Option<usize> {
         (out_x * self.stride + j).checked_sub(self.padding).filter(|&x| x < self.width)
     }
-
-    /// The output columns whose kernel column `j` meets the image, and the input column that the first of them meets.
-    pub fn out_columns(&self, j: usize) -> (Range<usize>, usize) {
-        let first = self.padding.saturating_sub(j).div_ceil(self.stride);
-        // First output column past the right edge: out_x · stride + j − padding ≥ width.
-        let end = (self.width + self.padding).saturating_sub(j).div_ceil(self.stride).min(self.out_width);
-        let first = first.min(end);
-        (first..end, (first * self.stride + j).saturating_sub(self.padding))
-    }
-
-    /// Output rows whose columns fit the cache: at most `budget` values in column form, at least one row.
-    pub fn rows_per_tile(&self, budget: usize) -> usize {
-        (budget / (self.window_len() * self.out_width).max(1)).clamp(1, self.out_height)
-    }
-
-    /// Writes the windows of output rows `rows` as columns: `[channels · kernel, rows · out_width]`.
-    pub fn im2col(&self, image: &[f32], rows: Range<usize>, columns: &mut [f32]) {
-        let row_len = rows.len() * self.out_width;
-        for (tap, out) in columns.chunks_exact_mut(row_len).take(self.window_len()).enumerate() {
-            let (channel, i, j) = self.tap(tap);
-            let plane = &image[channel * self.height * self.width..][..self.height * self.width];
-            let (inside, start) = self.out_columns(j);
-            for (out_y, out) in rows.clone().zip(out.chunks_exact_mut(self.out_width)) {
-                let Some(y) = self.in_row(out_y, i).filter(|_| !inside.is_empty()) else {
-                    out.fill(0.0);
-                    continue;
-                };
-                out[..inside.start].fill(0.0);
-                out[inside.end..].fill(0.0);
-                let (out, from) = (&mut out[inside.clone()], &plane[y * self.width + start..(y + 1) * self.width]);
-                if self.stride == 1 {
-                    out.copy_from_slice(&from[..inside.len()]);
-                } else {
-                    for (out, &value) in out.iter_mut().zip(from.iter().step_by(self.stride)) {
-                        *out = value;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds columns back to where [`im2col`](Self::im2col) took them from: its transpose, for gradients.
-    pub fn col2im(&self, columns: &[f32], rows: Range<usize>, image: &mut [f32]) {
-        let row_len = rows.len() * self.out_width;
-        for (tap, values) in columns.chunks_exact(row_len).take(self.window_len()).enumerate() {
-            let (channel, i, j) = self.tap(tap);
-            let plane = &mut image[channel * self.height * self.width..][..self.height * self.width];
-            let (inside, start) = self.out_columns(j);
-            for (out_y, values) in rows.clone().zip(values.chunks_exact(self.out_width)) {
-                let Some(y) = self.in_row(out_y, i).filter(|_| !inside.is_empty()) else { continue };
-                let to = &mut plane[y * self.width + start..(y + 1) * self.width];
-                let values = &values[inside.clone()];
-                if self.stride == 1 {
-                    for (to, value) in to.iter_mut().zip(values) {
-                        *to += value;
-                    }
-                } else {
-                    for (to, value) in to.iter_mut().step_by(self.stride).zip(values) {
-                        *to += value;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Channel, kernel row and kernel column of a row of the column form.
-    fn tap(&self, tap: usize) -> (usize, usize, usize) {
-        let area = self.kernel.0 * self.kernel.1;
-        (tap / area, tap % area / self.kernel.1, tap % self.kernel.1)
-    }
 }
 
 #[cfg(test)]
@@ -144,37 +83,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_that_lie_wholly_in_the_padding_are_zero() {
-        // A 1×1 image padded by 3: of 7 × 7 windows of 1×1, only the middle one meets it.
-        let windows = Windows::new((1, 1, 1), (1, 1), 1, 3).unwrap();
-        let mut columns = vec![f32::NAN; 49];
-        windows.im2col(&[5.0], 0..7, &mut columns);
-        assert_eq!(columns.iter().sum::<f32>(), 5.0);
-        assert_eq!(columns[24], 5.0);
-    }
-
-    #[test]
     fn impossible_windows_are_refused() {
         assert!(Windows::new((1, 2, 2), (3, 3), 1, 0).is_err());
         assert!(Windows::new((1, 2, 2), (1, 1), 0, 0).is_err());
         assert!(Windows::new((1, 0, 0), (1, 1), 1, 0).is_err());
-    }
-
-    #[test]
-    fn col2im_is_the_transpose_of_im2col() {
-        for (kernel, stride, padding) in
-            [((3, 3), 1, 1), ((3, 3), 2, 1), ((1, 1), 2, 0), ((7, 7), 2, 3), ((2, 3), 3, 2)]
-        {
-            let windows = Windows::new((2, 9, 10), kernel, stride, padding).unwrap();
-            let len = windows.window_len() * windows.out_len();
-            let image = crate::procedural::values("image", windows.in_len(), -1.0, 1.0, 1);
-            let other = crate::procedural::values("columns", len, -1.0, 1.0, 2);
-            let (mut columns, mut back) = (vec![f32::NAN; len], vec![0.0; windows.in_len()]);
-            windows.im2col(&image, 0..windows.out_height, &mut columns);
-            windows.col2im(&other, 0..windows.out_height, &mut back);
-            // ⟨im2col(image), other⟩ = ⟨image, col2im(other)⟩
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-            assert!((dot(&columns, &other) - dot(&image, &back)).abs() < 1e-4);
-        }
     }
 }

@@ -6,6 +6,7 @@
 //! hold either way.
 
 use super::Network;
+use super::ops::{max_pool_map, max_pool_map_ceil};
 use super::prepacked::{PrepackedHead, PrepackedPyramid, PrepackedStage};
 use super::roi_heads::RoiPooler;
 use super::rpn::LevelPrediction;
@@ -114,7 +115,7 @@ impl PrepackedNetwork {
 
     fn stages(&self, images: &Tensor) -> Result<Vec<FeatureMap>> {
         let stem = self.stem.forward(&FeatureMap::from_tensor(images, &self.pool)?, Residual::None)?;
-        let pooled = if self.ceil_mode { stem.max_pool2d_ceil(3, 2)? } else { stem.max_pool2d(3, 2, 1)? };
+        let pooled = if self.ceil_mode { max_pool_map_ceil(&stem, 3, 2)? } else { max_pool_map(&stem, 3, 2, 1)? };
         drop(stem);
         let mut outputs: Vec<FeatureMap> = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {

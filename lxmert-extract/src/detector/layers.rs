@@ -1,9 +1,10 @@
 //! Convolution with an optional batch norm and ReLU: the unit that the body, the pyramid and the
 //! proposal network are made of.
 
+use super::ops::{batch_norm, conv2d};
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, Linear, Module, VarBuilder};
-use lxmert_core::ops::{Precision, PrepackedConv2d, batch_norm, conv2d};
+use lxmert_core::ops::{Precision, PrepackedConv2d};
 
 /// What becomes of a batch norm when a network is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 //! | pyramid | [`fpn`] | stages → levels of equal width |
 //! | anchors | [`anchors`] | level sizes → boxes to start from |
 //! | proposals | [`rpn`] | levels + anchors → boxes worth a closer look |
+//! | pooling | [`roi_align`], [`roi_pool`] | levels + boxes → equal maps of each |
 //! | RoI heads | [`roi_heads`] | levels + boxes → features, class logits, box deltas, attributes |
 //! | postprocess | [`detect`] | all of it → labelled boxes |
 //! | selection | [`selection`] | all of it → the regions that stand for an image |
@@ -28,9 +29,12 @@ pub mod inference;
 pub mod layers;
 mod names;
 pub mod nms;
+pub mod ops;
 mod prepacked;
 pub mod resnet;
+pub mod roi_align;
 pub mod roi_heads;
+pub mod roi_pool;
 pub mod rpn;
 pub mod selection;
 pub mod training;

@@ -1,5 +1,6 @@
 //! The detector's parts with prepacked weights: residual stages, the feature pyramid, the region head.
 
+use super::ops::max_pool_map;
 use candle_core::Result;
 use lxmert_core::ops::{FeatureMap, PrepackedConv2d, PrepackedLinear, Residual};
 
@@ -26,7 +27,7 @@ impl PrepackedPyramid {
         }
         levels.reverse();
         if let Some(coarsest) = levels.last().filter(|_| self.pool_level) {
-            let pooled = coarsest.max_pool2d(1, 2, 0)?;
+            let pooled = max_pool_map(coarsest, 1, 2, 0)?;
             levels.push(pooled);
         }
         Ok(levels)
@@ -37,7 +38,7 @@ impl PrepackedPyramid {
 #[derive(Debug)]
 pub(super) enum PrepackedHead {
     TwoLinear(Box<[PrepackedLinear; 2]>),
-    /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
+    /// On a region's cells sorted by the dilation, see [`RoiPool`](super::roi_pool::RoiPool).
     Res5 {
         stage: PrepackedStage,
         dilation: usize,

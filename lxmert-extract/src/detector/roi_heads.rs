@@ -5,13 +5,12 @@ use super::config::{AttributeConfig, BoxHead, DetectorConfig, PoolerType, RoiHea
 use super::layers::{NormMode, apply, linear};
 use super::prepacked::PrepackedHead;
 use super::resnet::{Stage, StageShape};
+use super::roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
+use super::roi_pool::{RoiPool, roi_pool};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
-use lxmert_core::ops::{
-    BufferPool, FeatureMap, LevelRegion, Precision, PrepackedLinear, RoiAlign, RoiPool, roi_align, roi_align_levels,
-    roi_pool,
-};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedLinear};
 
 /// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1), or from the only one.
 #[derive(Debug, Clone)]

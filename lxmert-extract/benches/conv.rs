@@ -1,13 +1,14 @@
 //! Convolutions of a ResNet-50 with feature pyramid at 800 × 1088, ours against Candle's and against the product's own rate.
 //!
-//! `cargo bench -p lxmert-core --bench conv`: compare figures of one sitting. Work is counted as the direct
+//! `cargo bench -p lxmert-extract --bench conv`: compare figures of one sitting. Work is counted as the direct
 //! convolution's multiplications and additions, for Winograd too.
 
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Residual, Threads, Write, conv2d, gemm,
+    BufferPool, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Residual, Threads, Write, gemm,
 };
+use lxmert_extract::detector::ops::conv2d;
 use std::hint::black_box;
 
 /// Name, channels in and out, size of the input, kernel, stride.

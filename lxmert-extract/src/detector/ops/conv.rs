@@ -5,10 +5,11 @@
 //! with stride 1 needs no columns: the image is its own. Images of a batch run in parallel, each product on one thread;
 //! a batch smaller than the thread pool uses the pool inside each product instead.
 
-use super::geometry::Windows;
-use super::{Matrix, MatrixMut, Threads, Write, contiguous_f32, gemm, use_fast, with_f32};
+use super::im2col::{col2im, im2col};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use lxmert_core::ops::{Matrix, MatrixMut, Threads, Windows, Write, contiguous_f32, gemm, use_fast, with_f32};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Values of a tile in column form: 1 MiB, what a core's second-level cache holds on current server CPUs.
 const TILE: usize = 1 << 18;
@@ -151,8 +152,9 @@ impl Conv2d {
 }
 
 /// Calls `f(offset of the tile in an output channel, its output rows)` for tiles that fit the cache.
-fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, std::ops::Range<usize>)) {
-    let step = if windows.is_identity() { windows.out_height } else { windows.rows_per_tile(TILE) };
+fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, Range<usize>)) {
+    let row_len = windows.window_len() * windows.out_width;
+    let step = if windows.is_identity() { windows.out_height } else { (TILE / row_len.max(1)).max(1) };
     let mut start = 0;
     while start < windows.out_height {
         let end = (start + step).min(windows.out_height);
@@ -162,19 +164,14 @@ fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, std::ops::Range<usize>)
 }
 
 /// The column form of some output rows, in `scratch` unless the image is its own.
-fn columns_of<'a>(
-    windows: &Windows,
-    x: &'a [f32],
-    rows: std::ops::Range<usize>,
-    scratch: &'a mut Vec<f32>,
-) -> Matrix<'a> {
+fn columns_of<'a>(windows: &Windows, x: &'a [f32], rows: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
     let tile = rows.len() * windows.out_width;
     if windows.is_identity() {
         return Matrix::new(x, windows.channels, tile);
     }
     let len = windows.window_len() * tile;
     scratch.resize(scratch.len().max(len), 0.0);
-    windows.im2col(x, rows, &mut scratch[..len]);
+    im2col(windows, x, rows, &mut scratch[..len]);
     Matrix::new(&scratch[..len], windows.window_len(), tile)
 }
 
@@ -261,7 +258,7 @@ impl BackwardPass<'_> {
                             grad,
                             threads,
                         );
-                        windows.col2im(dcolumns, rows, dx);
+                        col2im(windows, dcolumns, rows, dx);
                     }
                 }
             });
