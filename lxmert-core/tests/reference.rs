@@ -98,7 +98,7 @@ fn check(name: &str) {
 
     config.num_qa_labels = 3129;
     let vqa = weights(&manifest, Some("question_answering"));
-    let head = AnswerHead::new(&config, 3129, vqa.pp("answer_head")).unwrap();
+    let head = AnswerHead::new(&config, 1, 3129, vqa.pp("answer_head")).unwrap();
     close("vqa answers", &head.forward(&fused.pooled).unwrap(), &want["answer_logits_vqa"]);
 }
 
