@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device, Tensor};
 use common::kernels::{random, relative_difference};
-use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, Windows};
 use proptest::prelude::*;
 
 /// The same by Candle's own convolution.
@@ -72,6 +72,8 @@ fn layers_of_a_resnet_equal_the_composition() {
         (256, 256, (13, 17), 3, 1, 1),
         (512, 40, (5, 6), 3, 1, 1),
         (256, 15, (13, 17), 1, 1, 0),
+        // A linear layer on the whole image.
+        (64, 40, (7, 7), 7, 7, 0),
     ] {
         let case = Case { batch: 1, channels, out, size, kernel, stride, padding };
         check(&case, true, true);
@@ -143,6 +145,9 @@ fn what_does_not_fit_is_an_error() {
             .forward(&map(&[1, 16, 2, 2]), Residual::None)
             .is_err()
     );
+    assert!(Windows::new((1, 2, 2), (3, 3), 1, 0).is_err(), "kernel");
+    assert!(Windows::new((1, 2, 2), (1, 1), 0, 0).is_err(), "stride");
+    assert!(Windows::new((1, 0, 0), (1, 1), 1, 0).is_err(), "an image of no pixels");
     assert!(PrepackedConv2d::new(&w, Some(&random("b", &[7])), 1, 1, false, Precision::F32).is_err(), "bias");
     assert_eq!(packed.forward(&map(&[0, 16, 5, 5]), Residual::None).unwrap().shape(), [0, 5, 5, 8]);
 }

@@ -57,7 +57,7 @@ fn product(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("gemm", size), |bench| {
             bench.iter(|| {
                 let view = || Matrix::new(black_box(&a), size, size);
-                gemm(MatrixMut::new(&mut out, size, size), Write::Replace, 1.0, view(), view(), Threads::Pool);
+                gemm(MatrixMut::new(&mut out, size, size), Write::Replace, view(), view(), Threads::Pool);
             });
         });
     }

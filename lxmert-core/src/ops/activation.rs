@@ -1,5 +1,4 @@
-//! The exact GELU, `x · Φ(x)` (Hendrycks & Gimpel 2016), with its gradient. candle's `gelu` is the
-//! tanh approximation; LXMERT uses this one.
+//! Activations with their derivatives: elementwise operations, and what an epilogue applies to a product's values.
 
 use super::math::{erf, exp};
 use super::simd::vectorised;
@@ -11,7 +10,70 @@ use rayon::prelude::*;
 const TASK: usize = 16 * 1024;
 const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
 
-/// `x · Φ(x)`, elementwise.
+/// The activations that have a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FusedActivation {
+    /// The exact one, `x Φ(x)` (Hendrycks & Gimpel 2016), which LXMERT uses; candle's `gelu` is the tanh approximation.
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+impl FusedActivation {
+    /// The one that computes `activation`, if there is one.
+    pub fn of(activation: Activation) -> Option<Self> {
+        match activation {
+            Activation::Gelu => Some(Self::Gelu),
+            Activation::Relu => Some(Self::Relu),
+            _ => None,
+        }
+    }
+
+    /// Activates `values`, and writes the derivative of each to `slopes`, which is empty where it is not wanted.
+    #[inline(always)]
+    pub fn apply(self, values: &mut [f32], slopes: &mut [f32]) {
+        // NaN stays NaN.
+        let relu = |x: f32| if x < 0.0 { 0.0 } else { x };
+        match (self, slopes.is_empty()) {
+            (Self::Relu, true) => {
+                for x in values {
+                    *x = relu(*x);
+                }
+            }
+            (Self::Gelu, true) => {
+                for x in values {
+                    *x *= normal_cdf(*x);
+                }
+            }
+            (Self::Relu, false) => {
+                for (x, slope) in values.iter_mut().zip(slopes) {
+                    *slope = if *x > 0.0 { 1.0 } else { 0.0 };
+                    *x = relu(*x);
+                }
+            }
+            (Self::Gelu, false) => {
+                for (x, slope) in values.iter_mut().zip(slopes) {
+                    let cdf = normal_cdf(*x);
+                    *slope = x.mul_add(density(*x), cdf);
+                    *x *= cdf;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    erf(x * std::f32::consts::FRAC_1_SQRT_2).mul_add(0.5, 0.5)
+}
+
+/// The standard normal density.
+#[inline(always)]
+fn density(x: f32) -> f32 {
+    FRAC_1_SQRT_2PI * exp(-0.5 * x * x)
+}
+
+/// The exact GELU, `x Φ(x)`, elementwise.
 ///
 /// # Errors
 /// When the tensor cannot be read.
@@ -29,29 +91,22 @@ pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
 
 struct Gelu;
 
-#[inline(always)]
-pub(super) fn normal_cdf(x: f32) -> f32 {
-    erf(x * std::f32::consts::FRAC_1_SQRT_2).mul_add(0.5, 0.5)
-}
-
-/// The standard normal density.
-#[inline(always)]
-pub(super) fn density(x: f32) -> f32 {
-    FRAC_1_SQRT_2PI * exp(-0.5 * x * x)
-}
-
 vectorised! {
-    fn forward(out: &mut [f32], values: &[f32]) {
-        for (o, x) in out.iter_mut().zip(values) {
-            *o = x * normal_cdf(*x);
-        }
+    fn forward(values: &mut [f32]) {
+        FusedActivation::Gelu.apply(values, &mut []);
     }
 }
 
 vectorised! {
-    fn backward(dx: &mut [f32], values: &[f32], grads: &[f32]) {
-        for ((d, &x), g) in dx.iter_mut().zip(values).zip(grads) {
-            *d = g * x.mul_add(density(x), normal_cdf(x));
+    /// Turns `values` into the gradient by them.
+    fn backward(values: &mut [f32], grads: &[f32]) {
+        let mut slopes = [0.0f32; 64];
+        for (values, grads) in values.chunks_mut(slopes.len()).zip(grads.chunks(slopes.len())) {
+            let slopes = &mut slopes[..values.len()];
+            FusedActivation::Gelu.apply(values, slopes);
+            for ((value, slope), grad) in values.iter_mut().zip(slopes).zip(grads) {
+                *value = grad * *slope;
+            }
         }
     }
 }
@@ -62,23 +117,16 @@ impl CustomOp1 for Gelu {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let values = contiguous_f32(storage, layout)?;
-        let mut out = vec![0.0f32; values.len()];
-        out.par_chunks_mut(TASK).zip(values.par_chunks(TASK)).for_each(|(out, values)| {
-            forward(out, values);
-        });
+        let mut out = contiguous_f32(storage, layout)?.to_vec();
+        out.par_chunks_mut(TASK).for_each(forward);
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let (x_held, grad_held) = (hold(x), hold(&grad));
-        let (values, grads) = (x_held.values()?, grad_held.values()?);
-        let mut dx = vec![0.0f32; values.len()];
-        let inputs = values.par_chunks(TASK).zip(grads.par_chunks(TASK));
-        dx.par_chunks_mut(TASK).zip(inputs).for_each(|(dx, (values, grads))| {
-            backward(dx, values, grads);
-        });
+        let mut dx = x_held.values()?.to_vec();
+        dx.par_chunks_mut(TASK).zip(grad_held.values()?.par_chunks(TASK)).for_each(|(dx, grads)| backward(dx, grads));
         cpu_tensor(dx, x.shape()).map(Some)
     }
 }

@@ -6,37 +6,32 @@
 //! changes with it beyond rounding is a fault in a kernel. `LXMERT_KERNELS=avx2` and `LXMERT_KERNELS=plain` run the kernels
 //! as a machine with those instructions alone would.
 //!
-//! - [`matmul`]: strided matrix products on slices, which the other kernels are built from;
+//! - [`gemm`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention_probabilities`]: the transformer's parts;
 //! - [`embedding`]: rows of a table;
 //! - [`backward`]: all gradients, with less copying than candle's;
 //! - [`sublayers`]: whole sub-layers of it, each one operation, over rows without their padding ([`Ragged`]);
 //! - [`PrepackedWeights`]: their weights, packed once for many passes;
-//! - [`PrepackedConv2d`] and [`PrepackedLinear`] on [`FeatureMap`]s: the inference path of a detector, channels last, in f32 or
-//!   with products of bf16 ([`Precision`]);
+//! - [`PrepackedConv2d`] on [`FeatureMap`]s: the inference path of a detector, channels last, in f32 or with products of bf16
+//!   ([`Precision`]);
 //! - [`use_fast`], [`with_f32`], [`hold`], [`contiguous_f32`], [`cpu_tensor`]: what an operation of another crate needs of tensors.
 
+mod activation;
 mod attention;
 mod bf16;
 #[cfg(test)]
 mod checked;
+mod conv;
 mod dropout;
 mod embedding;
 mod epilogue;
-mod feature_map;
-mod gelu;
-mod geometry;
 mod gradients;
-mod heads;
 mod layer_norm;
 mod linear;
 mod math;
-pub mod matmul;
 mod matrix;
 mod microkernel;
 mod precision;
-mod prepacked_conv;
-mod prepacked_linear;
 mod prepacked_weights;
 mod product;
 mod ragged;
@@ -45,23 +40,19 @@ pub(crate) mod simd;
 mod skinny;
 pub mod sublayers;
 mod transpose;
-mod winograd;
 
+pub use activation::{activate, gelu};
 pub use attention::{attention_probabilities, attention_weigh};
+pub use conv::{BufferPool, FeatureMap, PrepackedConv2d, Residual, Windows, add_weighted, keep_larger};
 pub use dropout::{DropoutRng, dropout, dropout_rows};
 pub use embedding::embedding;
-pub use feature_map::{BufferPool, FeatureMap, Residual, add_weighted, keep_larger};
-pub use gelu::{activate, gelu};
-pub use geometry::Windows;
 pub use gradients::backward;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_with};
-pub use matmul::gemm;
 pub use matrix::{Matrix, MatrixMut, Threads, Write};
 pub use precision::Precision;
-pub use prepacked_conv::PrepackedConv2d;
-pub use prepacked_linear::PrepackedLinear;
 pub use prepacked_weights::PrepackedWeights;
+pub use product::gemm;
 pub use ragged::Ragged;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};

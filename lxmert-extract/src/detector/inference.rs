@@ -45,7 +45,7 @@ impl PrepackedNetwork {
         let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.pack(precision)?;
         let (stem, ceil_mode, stages) = network.body.pack(precision)?;
         let fpn = network.fpn.as_ref().map(|fpn| fpn.pack(precision)).transpose()?;
-        let head = network.roi_heads.pack(network.level_channels, precision)?;
+        let head = network.roi_heads.pack(precision)?;
         let pooler = network.roi_heads.pooler.clone();
         let pool = BufferPool::new();
         Ok(Some(Self { stem, ceil_mode, stages, fpn, rpn_hidden, rpn_predictor, anchors_per_cell, pooler, head, pool }))
@@ -91,9 +91,9 @@ impl PrepackedNetwork {
             PrepackedHead::TwoLinear(layers) => {
                 let [fc6, fc7] = layers.as_ref();
                 let pooled = self.pooler.packed(levels, &assigned, 0..total, 1, &self.pool)?;
-                let inner = fc6.forward(&pooled)?;
+                let inner = fc6.forward(&pooled, Residual::None)?;
                 drop(pooled);
-                fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
+                fc7.forward(&inner, Residual::None)?.into_tensor()?.flatten_from(1)
             }
             PrepackedHead::Res5 { stage, dilation } => {
                 let (mut means, mut width) = (Vec::new(), 0);

@@ -65,8 +65,6 @@ pub struct Network {
     pub rpn: RpnHead,
     /// `roi_heads`
     pub roi_heads: RoiHeads,
-    /// Channels of every level.
-    level_channels: usize,
 }
 
 impl Network {
@@ -81,13 +79,11 @@ impl Network {
             KeyNames::Detectron2 => vb.rename_f(names::detectron2),
         };
         let fpn = |fpn| FeaturePyramid::new(fpn, &config.backbone, vb.pp("backbone.fpn"));
-        let level_channels = config.level_channels();
         Ok(Self {
             body: ResNet::new(&config.backbone, mode, vb.pp("backbone.body"))?,
             fpn: config.fpn.as_ref().map(fpn).transpose()?,
-            rpn: RpnHead::new(&config.rpn, level_channels, vb.pp("rpn"))?,
+            rpn: RpnHead::new(&config.rpn, config.level_channels(), vb.pp("rpn"))?,
             roi_heads: RoiHeads::new(config, mode, vb.pp("roi_heads"))?,
-            level_channels,
         })
     }
 

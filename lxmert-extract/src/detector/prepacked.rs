@@ -2,7 +2,7 @@
 
 use super::ops::max_pool_map;
 use candle_core::Result;
-use lxmert_core::ops::{FeatureMap, PrepackedConv2d, PrepackedLinear, Residual};
+use lxmert_core::ops::{FeatureMap, PrepackedConv2d, Residual};
 
 /// The feature pyramid.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl PrepackedPyramid {
 /// What makes the feature of a pooled region.
 #[derive(Debug)]
 pub(super) enum PrepackedHead {
-    TwoLinear(Box<[PrepackedLinear; 2]>),
+    TwoLinear(Box<[PrepackedConv2d; 2]>),
     /// On a region's cells sorted by the dilation, see [`RoiPool`](super::roi_pool::RoiPool).
     Res5 {
         stage: PrepackedStage,

@@ -10,7 +10,7 @@ use super::roi_pool::{RoiPool, roi_pool};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
-use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedLinear};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d};
 
 /// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1), or from the only one.
 #[derive(Debug, Clone)]
@@ -258,16 +258,15 @@ impl RoiHeads {
     }
 
     /// What makes the feature, for the packed path, whose regions lie channels last.
-    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<PrepackedHead> {
+    pub(super) fn pack(&self, precision: Precision) -> Result<PrepackedHead> {
         match &self.head {
             Head::TwoLinear([fc6, fc7]) => {
-                let (out, inner) = fc6.weight().dims2()?;
-                let bins = inner / channels;
-                let weight = fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
-                Ok(PrepackedHead::TwoLinear(Box::new([
-                    PrepackedLinear::new(&weight, fc6.bias(), true, precision)?,
-                    PrepackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
-                ])))
+                // A linear layer is a convolution whose one window is the whole map.
+                let layer = |layer: &Linear, side: usize| {
+                    let weight = layer.weight().reshape((layer.weight().dim(0)?, (), side, side))?;
+                    PrepackedConv2d::new(&weight, layer.bias(), side, 0, true, precision)
+                };
+                Ok(PrepackedHead::TwoLinear(Box::new([layer(fc6, self.pooler.config.pool_size)?, layer(fc7, 1)?])))
             }
             Head::Res5 { stage, dilation } => {
                 Ok(PrepackedHead::Res5 { stage: stage.pack(precision)?, dilation: *dilation })

@@ -3,8 +3,8 @@
 //! The first touch of fresh memory costs more than a layer's computation (a Faster R-CNN writes a gigabyte of activations an
 //! image). So a dropped map returns its buffer to the pool, and the next layer takes it from there.
 
-use super::simd::vectorised;
-use super::with_f32;
+use super::super::simd::vectorised;
+use super::super::with_f32;
 use candle_core::{Device, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -137,9 +137,12 @@ pub enum Residual<'a> {
 }
 
 /// A residual, ready to be read by the output's pixels.
+#[derive(Debug)]
 pub(crate) struct ResidualRows<'a> {
     values: &'a [f32],
-    shape: [usize; 4],
+    height: usize,
+    width: usize,
+    channels: usize,
     /// The sources of rows and columns, for an enlarged map.
     sources: Option<(Vec<usize>, Vec<usize>)>,
 }
@@ -166,26 +169,20 @@ impl<'a> ResidualRows<'a> {
         if !fits {
             candle_core::bail!("a residual {:?} does not fit a convolution's output {shape:?}", map.shape);
         }
-        Ok(Some(Self { values: map.values(), shape: map.shape, sources }))
+        let [_, height, width, channels] = map.shape;
+        Ok(Some(Self { values: map.values(), height, width, channels, sources }))
     }
 
-    /// Whether it lies as the output does, value for value.
-    pub fn is_same(&self) -> bool {
-        self.sources.is_none()
-    }
-
-    /// All values of the map.
-    pub fn values(&self) -> &'a [f32] {
-        self.values
-    }
-
-    /// The channels at a pixel of the output.
-    pub fn pixel(&self, image: usize, y: usize, x: usize) -> &'a [f32] {
-        let [_, height, width, channels] = self.shape;
-        let (y, x) = match &self.sources {
-            None => (y, x),
-            Some((rows, columns)) => (rows[y], columns[x]),
+    /// The channels at a pixel of the output, counted over the batch.
+    pub fn pixel(&self, pixel: usize) -> &'a [f32] {
+        let pixel = match &self.sources {
+            None => pixel,
+            Some((rows, columns)) => {
+                let (row, x) = (pixel / columns.len(), pixel % columns.len());
+                let (image, y) = (row / rows.len(), row % rows.len());
+                (image * self.height + rows[y]) * self.width + columns[x]
+            }
         };
-        &self.values[((image * height + y) * width + x) * channels..][..channels]
+        &self.values[pixel * self.channels..][..self.channels]
     }
 }

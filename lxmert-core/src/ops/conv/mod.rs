@@ -1,24 +1,33 @@
 //! Convolutions for inference: weights packed once, activations channels-last, bias, residual and ReLU done while a tile
 //! of the output is still in the cache.
 //!
-//! With channels last a window's row is contiguous, so that a convolution is a product whose left side is gathered by
-//! plain copies (a 1×1 convolution has nothing to gather). 3×3 convolutions with stride 1 go through `winograd.rs`.
+//! With channels last a window's row is contiguous, so that a convolution is a product whose left side is gathered by plain
+//! copies. A 1×1 convolution has nothing to gather, nor has a window as large as the image: a linear layer on all of it. 3×3
+//! convolutions with stride 1 go through `winograd.rs`.
 
-use super::bf16::pairs;
-use super::feature_map::{FeatureMap, Residual, ResidualRows};
-use super::geometry::Windows;
-use super::microkernel::{Columns, Kernel, balanced, finish};
+mod feature_map;
+mod windows;
+mod winograd;
+
+pub use feature_map::{BufferPool, FeatureMap, Residual, add_weighted, keep_larger};
+pub use windows::Windows;
+
+pub(super) use feature_map::ResidualRows;
+
+use super::activation::FusedActivation;
+use super::epilogue::Epilogue;
+use super::matrix::{Matrix, Threads};
+use super::microkernel::{Base, Kernel, balanced};
 use super::precision::Precision;
+use super::product::{MOST_ROWS, Output, Prepacked, Right, multiply_prepacked, multiply_right};
 use super::scratch::with_scratch;
-use super::winograd::Winograd;
 use super::with_f32;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+use winograd::Winograd;
 
 /// Values of gathered windows that a task keeps in the second-level cache.
 const GATHERED: usize = 1 << 17;
-/// Rows (pixels) of a task at most.
-const MOST_ROWS: usize = 192;
 
 /// A convolution with its weights packed for this machine's vector instructions.
 #[derive(Debug)]
@@ -35,8 +44,8 @@ pub struct PrepackedConv2d {
 
 #[derive(Debug)]
 enum Method {
-    /// Panels of `[kernel_height · kernel_width · channels]` × panel width.
-    Product(Kernel, Vec<f32>),
+    /// With weights `[kernel_height · kernel_width · channels, out_channels]`.
+    Product(Prepacked),
     Winograd(Winograd),
 }
 
@@ -64,17 +73,13 @@ impl PrepackedConv2d {
             bail!("convolution weights {:?} with {} biases and stride {stride}", weight.dims(), bias.len());
         }
         let kernel = Kernel::new(precision);
-        let method = with_f32(weight, |weight| match Winograd::applies(dims, stride, &kernel) {
-            true => Method::Winograd(Winograd::new(weight, out_channels, channels, kernel)),
-            false => {
-                let area = height * width;
-                let packed = kernel.pack(channels * area, out_channels, |k, out| {
-                    let (tap, channel) = (k / channels, k % channels);
-                    weight[(out * channels + channel) * area + tap]
-                });
-                Method::Product(kernel, packed)
-            }
-        })?;
+        let method = match Winograd::applies(dims, stride, &kernel) {
+            true => Method::Winograd(with_f32(weight, |w| Winograd::new(w, out_channels, channels, kernel))?),
+            // Each row in the order of a window's values in a map.
+            false => Method::Product(with_f32(&weight.permute((0, 2, 3, 1))?, |w| {
+                Prepacked::new(Matrix::new(w, out_channels, height * width * channels).t(), kernel)
+            })?),
+        };
         Ok(Self { method, bias, channels, out_channels, kernel_size: (height, width), stride, padding, relu })
     }
 
@@ -103,90 +108,64 @@ impl PrepackedConv2d {
         let windows = Windows::new((channels, height, width), self.kernel_size, self.stride, self.padding)?;
         let shape = [batch, windows.out_height, windows.out_width, self.out_channels];
         let residual = ResidualRows::new(residual, shape)?;
+        let epilogue = |first: usize| match (&residual, self.relu) {
+            (Some(residual), relu) => Epilogue::Add { residual, first, relu },
+            (None, true) => Epilogue::Activate { activation: FusedActivation::Relu, dropout: None, derivative: None },
+            (None, false) => Epilogue::Nothing,
+        };
         let mut out = FeatureMap::unwritten(shape, x.pool());
         if batch > 0 {
             match &self.method {
-                Method::Winograd(winograd) => {
-                    winograd.forward(x, &windows, &self.bias, residual.as_ref(), self.relu, out.values_mut());
-                }
-                Method::Product(kernel, packed) => {
-                    self.product(kernel, packed, x, &windows, residual.as_ref(), out.values_mut());
-                }
+                Method::Winograd(winograd) => winograd.forward(x, &windows, &self.bias, &epilogue, out.values_mut()),
+                Method::Product(weights) => self.product(weights, x, &windows, &epilogue, out.values_mut()),
             }
         }
         Ok(out)
     }
 
-    fn product(
-        &self,
-        kernel: &Kernel,
-        packed: &[f32],
+    fn product<'a>(
+        &'a self,
+        weights: &Prepacked,
         x: &FeatureMap,
         windows: &Windows,
-        residual: Option<&ResidualRows>,
-        out: &mut [f32],
+        epilogue: EpilogueFrom<'a>,
+        out: &'a mut [f32],
     ) {
-        let (inner, panel, out_channels) = (windows.window_len(), kernel.columns, self.out_channels);
-        let words = kernel.words(inner);
+        let (inner, columns) = weights.shape();
+        let pixels = out.len() / columns;
+        // From pixel `first` on.
+        let output = |values: &'a mut [f32], first: usize| {
+            let (base, epilogue) = (Base::Bias(&self.bias), epilogue(first));
+            Output { values, leading: columns, base, epilogue }
+        };
+        if windows.is_identity() {
+            let a = Matrix::new(x.values(), pixels, inner);
+            return multiply_prepacked(output(out, 0), a, weights, Threads::Pool);
+        }
         // Rows a power of two apart would fall into the same sets of the cache.
-        let stride = words.next_multiple_of(16) + 16;
-        let most = (GATHERED / stride).min(MOST_ROWS);
-        let per_task = balanced(out.len() / out_channels, kernel.large_rows(), most);
-        out.par_chunks_mut(per_task * out_channels).enumerate().for_each(|(task, out)| {
-            let (first, count) = (task * per_task, out.len() / out_channels);
-            let rows = kernel.round_rows(count);
-            with_scratch([rows * stride, rows * panel, inner], |[gathered, products, window]| {
-                for (row, to) in gathered.chunks_exact_mut(stride).take(count).enumerate() {
-                    match (kernel.precision(), pixel(x, windows, first + row)) {
-                        (Precision::F32, Some(values)) => to[..inner].copy_from_slice(values),
-                        (Precision::F32, None) => gather(x, windows, first + row, &mut to[..inner]),
-                        (Precision::Bf16, Some(values)) => pairs(values, to),
-                        (Precision::Bf16, None) => {
-                            gather(x, windows, first + row, window);
-                            pairs(window, to);
-                        }
-                    }
+        let stride = inner.next_multiple_of(16) + 16;
+        let per_task = balanced(pixels, weights.kernel().large_rows(), (GATHERED / stride).min(MOST_ROWS));
+        out.par_chunks_mut(per_task * columns).enumerate().for_each(|(task, out)| {
+            let (first, count) = (task * per_task, out.len() / columns);
+            with_scratch([count * stride], |[gathered]| {
+                for (row, to) in gathered.chunks_exact_mut(stride).enumerate() {
+                    gather(x, windows, first + row, &mut to[..inner]);
                 }
-                for (index, weights) in packed.chunks_exact(words * panel).enumerate() {
-                    kernel.multiply(rows, words, gathered, stride, weights, products);
-                    let start = index * panel;
-                    let columns = Columns { leading: out_channels, start, width: panel.min(out_channels - start) };
-                    let bias = &self.bias[start..];
-                    match residual {
-                        Some(residual) if !residual.is_same() => {
-                            let pixels = out.chunks_exact_mut(out_channels).zip(products.chunks_exact(panel));
-                            for (row, (out, values)) in pixels.enumerate() {
-                                let (image, y, x) = place(windows, first + row);
-                                let residual = Some(residual.pixel(image, y, x));
-                                finish(out, columns, values, panel, bias, residual, self.relu);
-                            }
-                        }
-                        _ => {
-                            let residual = residual.map(|residual| &residual.values()[first * out_channels..]);
-                            finish(out, columns, products, panel, bias, residual, self.relu);
-                        }
-                    }
-                }
+                let a = Matrix::strided(gathered, count, inner, stride);
+                multiply_right(output(out, first), a, Right::Prepacked(weights), Threads::One);
             });
         });
     }
 }
 
-/// Image, row and column of an output pixel.
-fn place(windows: &Windows, pixel: usize) -> (usize, usize, usize) {
-    let (image, pixel) = (pixel / windows.out_len(), pixel % windows.out_len());
-    (image, pixel / windows.out_width, pixel % windows.out_width)
-}
-
-/// The window of an output pixel, where it is no more than one of the input.
-fn pixel<'a>(x: &'a FeatureMap, windows: &Windows, pixel: usize) -> Option<&'a [f32]> {
-    windows.is_identity().then(|| &x.values()[pixel * windows.channels..][..windows.channels])
-}
+/// What is done to the sums of the output's pixels from one on, counted over the batch.
+type EpilogueFrom<'a> = &'a (dyn Fn(usize) -> Epilogue<'a> + Sync);
 
 /// Copies the window of an output pixel: kernel rows, kernel columns, channels fastest; the padding is 0.
 fn gather(x: &FeatureMap, windows: &Windows, pixel: usize, to: &mut [f32]) {
     let channels = windows.channels;
-    let (image, out_y, out_x) = place(windows, pixel);
+    let (image, pixel) = (pixel / windows.out_len(), pixel % windows.out_len());
+    let (out_y, out_x) = (pixel / windows.out_width, pixel % windows.out_width);
     let image = &x.values()[image * windows.in_len()..][..windows.in_len()];
     let kernel_width = windows.kernel.1;
     let left = out_x * windows.stride;

@@ -114,7 +114,7 @@ impl Conv2d {
                 let tile = rows.len() * windows.out_width;
                 let columns = columns_of(&windows, x, rows, columns);
                 let out = MatrixMut::strided(&mut y[first..], out_channels, tile, windows.out_len());
-                gemm(out, write, 1.0, weight, columns, threads);
+                gemm(out, write, weight, columns, threads);
             });
         };
         if batch < rayon::current_num_threads() {
@@ -240,24 +240,18 @@ impl BackwardPass<'_> {
                 if self.weight_needed {
                     let columns = columns_of(windows, x, rows.clone(), &mut columns);
                     let out = MatrixMut::new(&mut dweight, out_channels, window_len);
-                    gemm(out, Write::Add, 1.0, grad, columns.t(), threads);
+                    gemm(out, Write::Add, grad, columns.t(), threads);
                 }
                 match &mut dx {
                     None => {}
                     Some(dx) if windows.is_identity() => {
-                        gemm(MatrixMut::new(dx, window_len, tile), Write::Replace, 1.0, weight.t(), grad, threads);
+                        gemm(MatrixMut::new(dx, window_len, tile), Write::Replace, weight.t(), grad, threads);
                     }
                     Some(dx) => {
                         dcolumns.resize(dcolumns.len().max(window_len * tile), 0.0);
                         let dcolumns = &mut dcolumns[..window_len * tile];
-                        gemm(
-                            MatrixMut::new(dcolumns, window_len, tile),
-                            Write::Replace,
-                            1.0,
-                            weight.t(),
-                            grad,
-                            threads,
-                        );
+                        let out = MatrixMut::new(dcolumns, window_len, tile);
+                        gemm(out, Write::Replace, weight.t(), grad, threads);
                         col2im(windows, dcolumns, rows, dx);
                     }
                 }
