@@ -47,7 +47,7 @@ fn assert_close(packed: &Tensor, plain: &Tensor) -> Result<()> {
     let largest = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
     let difference = largest((packed - plain)?)? / largest(plain.clone())?;
     // Winograd's rounding, some twenty layers deep.
-    assert!(difference < 1e-4, "{difference}");
+    common::assert_below("packed", difference, 1e-4);
     Ok(())
 }
 
