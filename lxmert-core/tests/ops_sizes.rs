@@ -1,6 +1,6 @@
-//! The kernels at sizes around the edges of their tiles, blocks and registers, and at sizes of 0 and 1: products against
-//! the plain loop, the other operations with their gradients against the plain composition in f64 (the same call: kernels
-//! take f32 alone). And in any number of threads: the results do not depend on it.
+//! The kernels at sizes around the edges of their tiles, blocks and registers, and at sizes 0 and 1: products against
+//! the plain loop; the other operations with their gradients against the plain composition in f64 (the same call, since
+//! kernels take only f32). And in any number of threads: the results do not depend on it.
 
 mod common;
 
@@ -13,7 +13,7 @@ use lxmert_core::ops::{
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
-/// Rows: tiles of 12 and 4, tasks of 144, few rows up to 72.
+/// Rows: tiles of 12 and 4, tasks of 144, skinny products up to 72.
 fn rows() -> impl Strategy<Value = usize> {
     prop_oneof![0usize..6, 7usize..14, 23usize..26, 71usize..74, 143usize..147]
 }
@@ -72,7 +72,7 @@ proptest! {
         for (place, value) in out.iter().enumerate() {
             let (i, j) = (place / leading, place % leading);
             if j >= columns {
-                prop_assert_eq!(*value, 7.0, "written between the rows");
+                prop_assert_eq!(*value, 7.0, "the gap between rows was overwritten");
                 continue;
             }
             let (mut sum, mut size) = (0.0, 0.0);
@@ -94,7 +94,7 @@ proptest! {
     #[test]
     fn linear_layers_equal_the_composition(batch in 0usize..3, rows in rows(), inner in inner(), out in columns()) {
         let inputs = [random("x", &[batch, rows, inner]), random("w", &[out, inner]), random("b", &[out])];
-        // Sums of as many terms as the largest side, of which each is a quarter on average.
+        // Sums of as many terms as the largest side; each term is a quarter on average.
         let terms = inner.max(out).max(batch * rows) as f64;
         agrees_with_f64(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
     }
@@ -117,9 +117,9 @@ proptest! {
         prop_assert!(distance(&y, &want) < 1e-6 * (1.0 + inner as f64 / 4.0), "{:e}", distance(&y, &want));
     }
 
-    /// Of exact ones, where a product is too small or has too few rows for rounding to be faster.
+    /// Operands stay exact if a product is too small, or has too few rows, for rounding to be faster.
     #[test]
-    fn linear_layers_in_bf16_are_those_of_rounded_operands(rows in rows(), inner in inner(), out in columns()) {
+    fn linear_layers_in_bf16_equal_those_of_rounded_operands(rows in rows(), inner in inner(), out in columns()) {
         let inputs = [random("x", &[rows, inner]), random("w", &[out, inner]), random("b", &[out])];
         let [x, w, b] = inputs.each_ref().map(|t| Var::from_tensor(t).unwrap());
         let y = ops::linear_with(&x, &w, &b, Precision::Bf16).unwrap();
@@ -142,12 +142,12 @@ proptest! {
     fn layer_norms_equal_the_composition(rows in prop_oneof![0usize..3, 63usize..66, 127usize..130], width in columns()) {
         prop_assume!(width > 0);
         let inputs = [random("x", &[rows, width]), random("w", &[width]), random("b", &[width])];
-        // A variance of next to nothing would magnify the rounding that is compared.
+        // A variance near zero would magnify the rounding differences.
         agrees_with_f64(&inputs, 2e-5, |t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-2));
     }
 
     #[test]
-    fn gathering_takes_the_real_rows_and_puts_them_back(
+    fn gathering_takes_the_real_rows_and_scattering_restores_them(
         lengths in proptest::collection::vec(0usize..6, 0..6), width in 0usize..4, spare in 0usize..2,
     ) {
         let (batch, length) = (lengths.len(), lengths.iter().max().map_or(0, |most| most + spare));
@@ -172,16 +172,16 @@ proptest! {
     }
 }
 
-/// Elementwise operations cut their work into tasks of 16,384 values.
+/// Elementwise operations divide their work into tasks of 16,384 values.
 #[test]
-fn elementwise_operations_are_whole_at_the_edges_of_tasks() {
+fn elementwise_operations_are_right_at_task_boundaries() {
     for count in [0, 1, 15, 16, 17, 16_383, 16_384, 16_385, 32_769] {
         let x = [random("x", &[count])];
         agrees_with_f64(&x, 1e-6, |t| ops::gelu(&t[0]));
         for probability in [0.0, 0.1, 0.999] {
             agrees_with_f64(&x, 1e-4, |t| ops::dropout(&t[0], probability, Some(&DropoutRng::new(3, 4))));
         }
-        // A mask is a function of the element's number alone.
+        // A mask depends only on the element's number.
         let drop = |x: &Tensor| ops::dropout(x, 0.5, Some(&DropoutRng::new(3, 4))).unwrap();
         let longer = drop(&random("x", &[count + 3])).narrow(0, 0, count).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(drop(&x[0]).to_vec1::<f32>().unwrap(), longer);
@@ -191,8 +191,8 @@ fn elementwise_operations_are_whole_at_the_edges_of_tasks() {
 }
 
 #[test]
-fn products_are_the_same_to_the_bit_in_any_number_of_threads() {
-    // Tiles and panels, few rows, several blocks of the inner dimension, and what fills none of them.
+fn products_have_the_same_bits_in_any_number_of_threads() {
+    // Tiles and panels, skinny products, several blocks of the inner dimension, and sizes that fill none of them.
     for (rows, inner, columns) in [(300, 64, 100), (40, 512, 400), (150, 1100, 65), (33, 37, 41)] {
         for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
             let (a, b) = (random("a", &[rows * inner]), random("b", &[inner * columns]));
@@ -213,7 +213,7 @@ fn products_are_the_same_to_the_bit_in_any_number_of_threads() {
 }
 
 #[test]
-fn layers_and_their_gradients_are_the_same_to_the_bit_in_any_number_of_threads() {
+fn layers_and_their_gradients_have_the_same_bits_in_any_number_of_threads() {
     let (rows, width) = (700, 48);
     let x = random("x", &[rows, width]);
     let (w, b) = (random("w", &[64, width]), random("b", &[64]));
@@ -224,8 +224,8 @@ fn layers_and_their_gradients_are_the_same_to_the_bit_in_any_number_of_threads()
 }
 
 #[test]
-fn other_machines_kernels_pass() {
+fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::kernels::passes_with(kernels, &["other_machines"]);
+        common::kernels::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

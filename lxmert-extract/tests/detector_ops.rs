@@ -24,7 +24,7 @@ fn with_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) ->
     Ok((y.detach(), grads.collect::<Result<_>>()?))
 }
 
-/// The same value and gradients from the kernel and from the composition.
+/// Checks that the kernel and the composition give the same value and gradients.
 fn agree(
     inputs: &[Tensor],
     fast: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -42,7 +42,7 @@ fn agree(
     }
 }
 
-/// Central differences along a random direction, summed in f64: the loss is smooth in every input.
+/// Checks central differences along a random direction, summed in f64; the loss is smooth in every input.
 fn matches_finite_differences(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let (y, grads) = with_gradients(inputs, &f).unwrap();
     let cotangent = random("cotangent", y.dims());
@@ -74,7 +74,7 @@ fn conv_inputs(batch: usize, channels: usize, out: usize, size: (usize, usize), 
 }
 
 #[test]
-fn convolution_of_the_layers_of_a_resnet_equals_the_composition() {
+fn convolutions_of_a_resnets_layers_equal_the_composition() {
     for (batch, channels, out, size, kernel, stride, padding) in [
         (2, 3, 16, (33, 40), (7, 7), 2, 3),
         (3, 16, 24, (12, 9), (3, 3), 1, 1),
@@ -116,7 +116,7 @@ fn convolution_matches_finite_differences() {
 }
 
 #[test]
-fn views_are_taken_as_what_they_show() {
+fn strided_views_are_convolved_correctly() {
     let x = random("x", &[2, 9, 11, 4]).permute((0, 3, 1, 2)).unwrap();
     let w = random("w", &[4, 6, 3, 3]).transpose(0, 1).unwrap();
     let y = conv::conv2d(&x, &w, None, 1, 1).unwrap();
@@ -125,7 +125,7 @@ fn views_are_taken_as_what_they_show() {
 }
 
 #[test]
-fn what_cannot_be_convolved_is_an_error() {
+fn rejects_inputs_that_do_not_fit() {
     let (x, w) = (random("x", &[1, 4, 5, 5]), random("w", &[2, 4, 3, 3]));
     assert!(conv::conv2d(&x, &random("w", &[2, 3, 3, 3]), None, 1, 1).is_err(), "channels");
     assert!(conv::conv2d(&x, &random("w", &[2, 4, 7, 7]), None, 1, 0).is_err(), "kernel");
@@ -146,7 +146,7 @@ fn pooling_equals_the_composition_and_finite_differences() {
             |t| max_pool::max_pool2d(&t[0], kernel, stride, padding),
             |t| max_pool::max_pool2d_reference(&t[0], kernel, stride, padding),
         );
-        // Values 0.05 apart in random order: a step of 0.01 changes no winner.
+        // Values 0.05 apart in random order: a step of 0.01 changes no maximum.
         let mut order =
             random("order", &[2 * 3 * 9 * 7]).to_vec1::<f32>().unwrap().into_iter().enumerate().collect::<Vec<_>>();
         order.sort_by(|a, b| a.1.total_cmp(&b.1));
@@ -167,7 +167,7 @@ fn pooling_keeps_nan_in_the_kernel_and_in_the_composition() {
 }
 
 #[test]
-fn ties_give_their_gradient_to_the_first_value() {
+fn in_a_tie_the_first_value_gets_the_gradient() {
     let zeros = [Tensor::zeros((1, 1, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap()];
     agree(&zeros, |t| max_pool::max_pool2d(&t[0], 3, 2, 1), |t| max_pool::max_pool2d_reference(&t[0], 3, 2, 1));
 }
@@ -178,7 +178,7 @@ fn roi_options(spatial_scale: f32, sampling_ratio: usize) -> RoiAlign {
 
 #[test]
 fn roi_align_equals_the_composition_and_finite_differences() {
-    // Inside, across the border, wholly outside, degenerate, larger than the image.
+    // Inside, across the border, fully outside, degenerate, larger than the image.
     let rois = [
         [0.0f32, 3.2, 1.7, 14.9, 11.3],
         [1.0, -5.0, -2.5, 6.0, 4.0],
@@ -213,7 +213,7 @@ fn roi_align_of_a_ramp_gives_the_bin_centres() {
 }
 
 #[test]
-fn nothing_in_nothing_out() {
+fn empty_inputs_give_empty_outputs() {
     let empty = Tensor::zeros((0, 4, 5, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
     assert_eq!(conv::conv2d(&empty, &random("w", &[2, 4, 3, 3]), None, 2, 1).unwrap().dims(), [0, 2, 3, 3]);
     assert_eq!(max_pool::max_pool2d(&empty, 3, 2, 1).unwrap().dims(), [0, 4, 3, 3]);
@@ -279,17 +279,18 @@ proptest! {
 fn batch_norm_matches_finite_differences() {
     let (x, w, b) = (variable("x", &[2, 3, 3, 2]), variable("w", &[3]), variable("b", &[3]));
     check_gradients(&[&x, &w, &b], || Ok(batch_norm(&x, &w, &b, 1e-2, false)?.y));
-    // All of a channel passes the ReLU or nothing: at its corner there is no derivative.
+    // The ReLU passes all of a channel or nothing: it has no derivative at 0.
     let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
     check_gradients(&[&x, &w, &b], || Ok(batch_norm(&x, &w, &b, 1e-2, true)?.y));
 }
 
-/// One region by torchvision's `roi_align_kernel.cpp`, point by point: positions in f32 as there, since a point a hair outside
-/// counts as zero, and a bilinear sample as the sum over all pixels under two hats. `[output_size, output_size, channels]`.
+/// One region by torchvision's `roi_align_kernel.cpp`, point by point: positions in f32 as there, since a point just
+/// outside counts as zero, and a bilinear sample as the sum over all pixels, each weighted by two hat functions.
+/// `[output_size, output_size, channels]`.
 fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> Vec<f64> {
     let channels = level.get(region.image).unwrap().to_vec3::<f32>().unwrap();
     let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale);
-    // The hats' weights of each point of each bin of an axis.
+    // The hat functions' weights for each point of each bin of an axis.
     let axis = |start: f32, length: f32, size: usize| -> Vec<Vec<Vec<f64>>> {
         let bin = length.max(1.0) / options.output_size as f32;
         let count = if options.sampling_ratio > 0 { options.sampling_ratio } else { bin.ceil() as usize };
@@ -317,12 +318,12 @@ fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> 
     out
 }
 
-/// Where a region starts: inside the maps or out, on halves of a pixel too, where points meet pixels and borders.
+/// A region's start: inside the maps or outside, also at half pixels, where points meet pixels and borders.
 fn corner() -> impl Strategy<Value = f32> {
     prop_oneof![-12f32..28.0, (-24i8..56).prop_map(|halves| f32::from(halves) / 2.0)]
 }
 
-/// A region's side: none, turned around, and up to larger than the maps.
+/// A region's side: zero, negative, and up to larger than the maps.
 fn side() -> impl Strategy<Value = f32> {
     prop_oneof![Just(0f32), -4f32..0.0, 0f32..3.0, (0u8..40).prop_map(f32::from)]
 }
@@ -334,7 +335,7 @@ proptest! {
     fn batch_norm_equals_the_composition(
         batch in 1usize..4, channels in 1usize..19, height in 1usize..6, width in 1usize..6, relu: bool,
     ) {
-        // The ReLU passes all of a channel or nothing: at its corner rounding would choose the gradient.
+        // The ReLU passes all of a channel or nothing: near 0, rounding would decide the gradient.
         let bias: Vec<f32> = (0..channels).map(|channel| if channel % 2 == 0 { 20.0 } else { -20.0 }).collect();
         let bias = Tensor::from_vec(bias, channels, &Device::Cpu).unwrap();
         let inputs = [random("x", &[batch, channels, height, width]), random("w", &[channels]), bias];
@@ -342,7 +343,7 @@ proptest! {
     }
 
     #[test]
-    fn regions_of_a_pyramid_equal_samples_point_by_point(
+    fn pyramid_regions_equal_pointwise_samples(
         sides in proptest::collection::vec((prop_oneof![Just(1usize), 1usize..9], prop_oneof![Just(1usize), 1usize..9]), 1..4),
         batch in 1usize..3, channels in prop_oneof![1usize..4, 7usize..10, 15usize..18, 31usize..34],
         boxes in proptest::collection::vec((corner(), corner(), side(), side()), 0..6),
@@ -357,7 +358,7 @@ proptest! {
         }).collect();
         let borrowed: Vec<_> = levels.iter().map(|(level, options)| (level, *options)).collect();
         let pool = BufferPool::new();
-        // The second time in the first one's memory, which is not empty.
+        // The second run reuses the first one's memory, which is not empty.
         for _ in 0..2 {
             let map = roi_align::roi_align_levels(&borrowed, &regions, &pool).unwrap();
             prop_assert_eq!(map.shape(), [regions.len(), output_size, output_size, channels]);
@@ -374,7 +375,7 @@ proptest! {
 }
 
 #[test]
-fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
+fn a_region_far_larger_than_its_map_takes_no_more_points() {
     let level = random("level", &[1, 2, 1, 1]);
     let options = RoiAlign { spatial_scale: 1.0, output_size: 1, sampling_ratio: 0 };
     let region = LevelRegion { level: 0, image: 0, xyxy: [0.0, 0.0, 0.0, 21.0] };
@@ -386,7 +387,7 @@ fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
 }
 
 #[test]
-fn regions_without_a_place_are_zero() {
+fn regions_outside_the_map_are_zero() {
     let level = random("level", &[1, 3, 4, 5]);
     for sampling_ratio in [0, 2] {
         let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio };
@@ -399,7 +400,7 @@ fn regions_without_a_place_are_zero() {
 }
 
 #[test]
-fn regions_of_levels_or_images_that_are_not_there_are_errors() {
+fn rejects_regions_of_unknown_levels_or_images() {
     let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio: 2 };
     let (level, empty, other) =
         (random("level", &[2, 3, 4, 5]), random("empty", &[2, 3, 0, 5]), random("other", &[2, 4, 4, 5]));
@@ -418,7 +419,7 @@ fn regions_of_levels_or_images_that_are_not_there_are_errors() {
 }
 
 #[test]
-fn values_and_gradients_are_the_same_to_the_bit_in_any_number_of_threads() {
+fn values_and_gradients_have_the_same_bits_in_any_number_of_threads() {
     let maps = random("maps", &[5, 7, 13, 11]);
     let (scale, shift) = (random("scale", &[7]), random("shift", &[7]));
     independent("batch norm", &[maps.clone(), scale, shift], |v| Ok(batch_norm(&v[0], &v[1], &v[2], 1e-5, true)?.y));
@@ -431,7 +432,7 @@ fn values_and_gradients_are_the_same_to_the_bit_in_any_number_of_threads() {
 }
 
 #[test]
-fn a_convolution_s_sums_over_the_batch_differ_by_rounding_alone() {
+fn a_convolutions_sums_over_the_batch_differ_only_by_rounding() {
     let inputs = [random("x", &[7, 16, 20, 19]), random("w", &[33, 16, 3, 3]), random("b", &[33])];
     let f = |v: &[Var]| conv::conv2d(&v[0], &v[1], Some(&v[2]), 1, 1);
     let one = run_in(1, &inputs, f);
@@ -446,13 +447,13 @@ fn a_convolution_s_sums_over_the_batch_differ_by_rounding_alone() {
             assert!(far < 2e-6 * size, "gradient {which}: {far:e} of {size}");
         }
         let again = run_in(threads, &inputs, f);
-        assert!(more.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "from run to run");
+        assert!(more.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "differs between runs");
     }
 }
 
 #[test]
-fn other_machines_kernels_pass() {
+fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        passes_with(kernels, &["other_machines"]);
+        passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

@@ -1,18 +1,19 @@
 //! What tests of kernels share, here and in the crates above: numbers, distances, gradients, threads.
 
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code)] // each test file uses part of it
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lxmert_core::procedural;
 
-/// Runs this file's tests but those whose names hold one of `skipped`, in a process of its own with `LXMERT_KERNELS=kernels`, which is read once a process.
+/// Runs this file's tests, except those with a string of `skipped` in their names, in a child process with
+/// `LXMERT_KERNELS=kernels`, since a process reads the variable only once.
 pub fn passes_with(kernels: &str, skipped: &[&str]) {
     if std::env::var_os("LXMERT_KERNELS").is_some() {
-        return; // the child itself, or a whole run that is already about these kernels
+        return; // the child itself, or a full run that already uses these kernels
     }
     let tests = std::env::current_exe().unwrap();
     let mut child = std::process::Command::new(tests);
-    // Candle's own pool spins, as `CommonArgs::start` says.
+    // Candle's own pool spins; see `CommonArgs::start`.
     child.env("LXMERT_KERNELS", kernels).env("CANDLE_NUM_THREADS", "1");
     child.args(skipped.iter().flat_map(|test| ["--skip", test]));
     let child = child.output().unwrap();
@@ -20,7 +21,7 @@ pub fn passes_with(kernels: &str, skipped: &[&str]) {
     assert!(child.status.success() && !output.contains(" 0 passed"), "with LXMERT_KERNELS={kernels}:\n{output}");
 }
 
-/// Numbers between −1 and 1 that depend on `name` and their places alone.
+/// Numbers in −1..1 that depend only on `name` and their positions.
 pub fn random(name: &str, shape: &[usize]) -> Tensor {
     procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()
 }
@@ -32,7 +33,7 @@ pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
     d.to_scalar().unwrap()
 }
 
-/// The largest difference, relative to the largest value; of nothing, 0.
+/// The largest difference relative to the largest value; 0 for empty tensors.
 pub fn relative_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     if a.elem_count() == 0 {
@@ -42,12 +43,12 @@ pub fn relative_difference(a: &Tensor, b: &Tensor) -> f32 {
     largest(&(a - b).unwrap()) / largest(b).max(1e-6)
 }
 
-/// [`random`] numbers that have a gradient.
+/// A variable of [`random`] numbers.
 pub fn variable(name: &str, shape: &[usize]) -> Var {
     Var::from_tensor(&random(name, shape)).unwrap()
 }
 
-/// A scalar that weighs every output differently, so that no gradient cancels.
+/// A scalar that weights every output differently, so that no gradient cancels.
 pub fn weigh(y: &Tensor) -> Result<Tensor> {
     let weights = procedural::tensor("weights", y.dims(), -1.0, 1.0, 6)?.to_dtype(y.dtype())?;
     (y * weights)?.sum_all()
@@ -82,7 +83,7 @@ pub fn check_gradients(inputs: &[&Var], f: impl Fn() -> Result<Tensor>) {
     }
 }
 
-/// The largest difference to an f64 tensor, and 0 of nothing.
+/// The largest difference from an f64 tensor; 0 if empty.
 pub fn distance(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.dims(), want.dims());
     if want.elem_count() == 0 {
@@ -92,7 +93,7 @@ pub fn distance(got: &Tensor, want: &Tensor) -> f64 {
     d.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Whether values and gradients of `f` at f32 inputs, where the kernels run, are those at f64 ones.
+/// Checks that values and gradients of `f` for f32 inputs, where the kernels run, equal those for f64 inputs.
 pub fn agrees_with_f64(inputs: &[Tensor], bound: f64, f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let run = |dtype| {
         let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
@@ -122,7 +123,7 @@ pub fn bits(x: &Tensor) -> Vec<u32> {
     x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// Values and gradients of `f` in so many threads.
+/// Values and gradients of `f` with this many threads.
 pub fn run_in(threads: usize, inputs: &[Tensor], f: impl Fn(&[Var]) -> Result<Tensor> + Sync) -> Vec<Tensor> {
     in_threads(threads, || {
         let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();

@@ -1,6 +1,6 @@
 //! The reference runs: formula weights and recorded outputs.
 
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code)] // each test file uses part of it
 
 pub mod kernels;
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// One formula tensor of a manifest.
+/// One tensor in a manifest that the formula generates.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Entry {
     pub name: String,
@@ -63,7 +63,7 @@ impl SimpleBackend for Formula {
     }
 }
 
-/// Weights by formula; `model` picks the entries of the manifest's second model.
+/// Weights from the formula; `model` picks the entries of the manifest's second model.
 pub fn weights(manifest: &Manifest, model: Option<&str>) -> VarBuilder<'static> {
     let chosen = manifest.tensors.iter().filter(|e| e.model.as_deref() == model);
     let map = chosen.map(|e| (e.name.clone(), e.clone())).collect();
