@@ -103,7 +103,7 @@ fn figures_take_a_format_a_width_and_a_font_scale() {
     let (plain, large) = (width("1"), width("1.5"));
     assert!(large > plain && large < plain * 3 / 2, "{plain} {large}");
     viz(&made).args(["heads", "-o", "fig.pdf"]).assert().code(1).stderr(contains("written as .png or .svg"));
-    viz(&made).args(["perturbation", "-o", "fig.svg"]).assert().code(1).stderr(contains("name a folder"));
+    viz(&made).args(["perturbation", "-o", "fig.svg"]).assert().code(1).stderr(contains("pass a folder"));
 }
 
 #[test]
