@@ -2,7 +2,7 @@
 //! the cache.
 
 use super::activation::FusedActivation;
-use super::conv::ResidualRows;
+use super::conv::feature_map::ResidualRows;
 use super::dropout::Mask;
 use super::simd::vectorised;
 

@@ -5,14 +5,12 @@
 //! copies. A 1×1 convolution has nothing to gather, nor has a window as large as the image: a linear layer on all of it. 3×3
 //! convolutions with stride 1 go through `winograd.rs`.
 
-mod feature_map;
+pub(super) mod feature_map;
 mod windows;
 mod winograd;
 
 pub use feature_map::{BufferPool, FeatureMap, Residual, add_weighted, keep_larger};
 pub use windows::Windows;
-
-pub(super) use feature_map::ResidualRows;
 
 use super::activation::FusedActivation;
 use super::epilogue::Epilogue;
@@ -23,6 +21,7 @@ use super::product::{MOST_ROWS, Output, Prepacked, Right, multiply_prepacked, mu
 use super::scratch::with_scratch;
 use super::with_f32;
 use candle_core::{Result, Tensor, bail};
+use feature_map::ResidualRows;
 use rayon::prelude::*;
 use winograd::Winograd;
 
