@@ -170,7 +170,7 @@ fn colours(panels: &[Panel]) -> BTreeMap<String, RGBColor> {
 /// # Errors
 /// Returns an error if the picture cannot be drawn or written.
 pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
-    draw_panels(path, &panels(records))
+    draw_panels(path, &panels(records), 2)
 }
 
 /// Draws the training losses of several runs, and their validation `measure` (`set/measure`), a line a run.
@@ -210,12 +210,13 @@ pub fn draw_together(path: &Path, runs: &[(&str, &[Record])], measure: &str) -> 
         Panel { title: format!("Validation: {measure}"), series: measured, range: share },
     ];
     panels.retain(|panel| !panel.series.is_empty());
-    draw_panels(path, &panels)
+    draw_panels(path, &panels, 1)
 }
 
-fn draw_panels(path: &Path, panels: &[Panel]) -> Result<()> {
+/// `least`: lines of panels that the picture has room for at least.
+fn draw_panels(path: &Path, panels: &[Panel], least: usize) -> Result<()> {
     register_fonts();
-    let lines = panels.len().div_ceil(2).max(1);
+    let lines = panels.len().div_ceil(2).max(least);
     let (width, height) = (1200u32, 420 * lines as u32);
     let mut pixels = vec![0u8; (width * height * 3) as usize];
     let failed = |e: &dyn std::fmt::Display| Error::Drawing { path: path.to_path_buf(), reason: e.to_string() };
