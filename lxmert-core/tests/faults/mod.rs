@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Operations that are tried of each kind unless all are.
-const SOME: u64 = 5;
+const SOME: u64 = 4;
 
 /// The library that counts and breaks file operations.
 pub struct Faults {
