@@ -58,7 +58,7 @@ impl LxmertModel {
     /// # Errors
     /// When a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
-        in_pool(|| Layer::encode(&self.language_layers, self.embeddings.forward(ids, mask, pass)?, pass))
+        in_pool(ids.device(), || Layer::encode(&self.language_layers, self.embeddings.forward(ids, mask, pass)?, pass))
     }
 
     /// The vision encoder alone. `features`: `[batch, regions, visual_feat_dim]`; `boxes`:
@@ -73,7 +73,9 @@ impl LxmertModel {
         mask: Option<&Tensor>,
         pass: &Pass,
     ) -> Result<Stream> {
-        in_pool(|| Layer::encode(&self.vision_layers, self.regions.forward(features, boxes, mask, pass)?, pass))
+        in_pool(features.device(), || {
+            Layer::encode(&self.vision_layers, self.regions.forward(features, boxes, mask, pass)?, pass)
+        })
     }
 
     /// The cross-modality encoder and the pooler over two encoded streams of equal batch.
@@ -81,7 +83,7 @@ impl LxmertModel {
     /// # Errors
     /// When the batches differ.
     pub fn cross(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<LxmertOutput> {
-        in_pool(|| {
+        in_pool(language.states.device(), || {
             let (mut l, mut v) = (language.clone(), vision.clone());
             let (whole, last) = match self.cross_layers.split_last() {
                 // Maps are of whole layers.

@@ -3,7 +3,7 @@
 
 use super::math::{erf, exp};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use candle_nn::{Activation, Module};
 use rayon::prelude::*;
@@ -16,7 +16,10 @@ const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
 /// # Errors
 /// When the tensor cannot be read.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if use_fast(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
+    if use_fast(&[x]) {
+        return x.contiguous()?.apply_op1(Gelu);
+    }
+    cuda::fused::activate(x, None, 1, None)?.map_or_else(|| x.gelu_erf(), Ok)
 }
 
 /// The activation, with this workspace's kernel where it has one.

@@ -157,7 +157,7 @@ impl Detector {
     /// # Errors
     /// When a computation fails.
     pub fn analyse(&self, input: NetworkInput) -> Result<Analysis> {
-        in_pool(|| self.analysis(input, None))
+        in_pool(&self.device, || self.analysis(input, None))
     }
 
     /// As [`analyse`](Self::analyse), with `boxes` (in pixels of the resized image) in place of proposals.
@@ -165,7 +165,7 @@ impl Detector {
     /// # Errors
     /// When a computation fails.
     pub fn analyse_boxes(&self, input: NetworkInput, boxes: Vec<BoxXyxy>) -> Result<Analysis> {
-        in_pool(|| self.analysis(input, Some(boxes)))
+        in_pool(&self.device, || self.analysis(input, Some(boxes)))
     }
 
     /// What the body's last stage gives: `[1, channels, rows, columns]` over the padded input, on the CPU.
@@ -173,7 +173,7 @@ impl Detector {
     /// # Errors
     /// When a computation fails.
     pub fn last_map(&self, input: &NetworkInput) -> Result<Tensor> {
-        in_pool(|| match &self.packed {
+        in_pool(&self.device, || match &self.packed {
             Some(packed) => Ok(packed.last_map(&input.tensor)?),
             None => {
                 let stages = self.network.body.forward_t(&input.tensor, false)?;
