@@ -11,6 +11,7 @@ use lxmert_train::job::RunSettings;
 use lxmert_train::recipe::Recipe;
 use predicates::prelude::*;
 use predicates::str::contains;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 fn viz(made: &Made) -> Command {
@@ -34,7 +35,7 @@ fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
     let output = viz(&made).args(["--pairs", "2"]).assert().success().get_output().stdout.clone();
     let text = String::from_utf8(output).unwrap();
     assert!(text.contains("random test pairs: accuracy") && text.contains("hard test pairs: accuracy"), "{text}");
-    assert!(text.contains("grounding: of") && text.contains("relevancy (Chefer)"), "{text}");
+    assert!(text.contains("grounding: share of") && text.contains("relevancy (Chefer)"), "{text}");
     assert!(!text.contains("Not the data"), "{text}");
     // Every object is a region with its true box here, so some region always hits.
     assert!(text.contains("any of the regions: 100.0 %"), "{text}");
@@ -142,7 +143,7 @@ fn other_run(made: &Made) -> std::path::PathBuf {
         ..DataPaths::of_files(other.join("photos.csv"), None, features)
     };
     let (recipe, data) = (Recipe::scenes(), Data::Captions(paths));
-    let settings = RunSettings { recipe, data, data_sha256: String::new() };
+    let settings = RunSettings { recipe, data, files: BTreeMap::new() };
     std::fs::write(run.join("run.json"), serde_json::to_string(&settings).unwrap()).unwrap();
     run
 }

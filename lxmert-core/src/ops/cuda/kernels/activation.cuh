@@ -1,4 +1,4 @@
-// `dropout(activation(x + bias))`, element by element, as ops/gelu.rs, ops/epilogue.rs and ops/dropout.rs compute it.
+// `dropout(activation(x + bias))`, element by element, as ops/activation.rs and ops/dropout.rs compute it.
 #pragma once
 #include "common.cuh"
 

@@ -1,4 +1,4 @@
-// Attention over ragged rows for up to 64 keys, as ops/attention.rs and ops/heads.rs compute it: one block for each (item of the
+// Attention over ragged rows for up to 64 keys, as ops/attention.rs computes it: one block for each (item of the
 // batch, head); keys and values of the head lie in shared memory, a warp takes a query, a lane two keys. The backward pass
 // computes the probabilities again.
 #pragma once
