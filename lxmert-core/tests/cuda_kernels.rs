@@ -75,9 +75,10 @@ impl Library {
         type Reverse = extern "C" fn(c_int);
         type Kernel = extern "C" fn(*const u32, u32, usize, *mut *mut c_void);
         // SAFETY: `cuda_on_cpu.hpp` defines both with these parameters.
-        let (reverse_threads, kernel): (Reverse, Kernel) = unsafe {
+        let (reverse_threads, kernel) = unsafe {
             let kernel = self.symbol(&format!("cpu_{}", launch.kernel));
-            (std::mem::transmute(self.symbol("cuda_on_cpu_reverse")), std::mem::transmute(kernel))
+            let reverse = self.symbol("cuda_on_cpu_reverse");
+            (std::mem::transmute::<*mut c_void, Reverse>(reverse), std::mem::transmute::<*mut c_void, Kernel>(kernel))
         };
         // 8 bytes each, of which the kernel reads as many as its parameter has: little-endian, as every CUDA host is.
         let mut arguments: Vec<u64> = launch.arguments.iter().map(|argument| bits(*argument)).collect();
@@ -386,7 +387,8 @@ fn attention_equals_the_cpu_s() -> Result<()> {
     let Some((library, _lock)) = Library::get() else { return Ok(()) };
     // Query and key lengths of each item, padded lengths, heads and their width: 1, 36 and 64 keys, items that are all padding,
     // more queries than a tile has, and heads that are no multiple of a warp.
-    let cases: [(&[usize], usize, &[usize], usize, usize, usize); 5] = [
+    type Case<'a> = (&'a [usize], usize, &'a [usize], usize, usize, usize);
+    let cases: [Case; 5] = [
         (&[1], 1, &[1], 1, 2, 64),
         (&[3, 0, 11], 12, &[36, 5, 0], 36, 2, 64),
         (&[2, 9], 9, &[64, 33], 64, 1, 64),

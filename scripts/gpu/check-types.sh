@@ -13,7 +13,7 @@ root=$(cd "$root" && pwd)
 touch "$root/toolkit/include/cuda.h"
 cat >"$root/toolkit/bin/nvcc" <<'STUB'
 #!/usr/bin/env bash
-[ "${1:-}" != --version ] || { echo "Cuda compilation tools, release 13.0, V13.0.0"; exit; }
+[ "${1:-}" != --version ] || { printf '\n\n\nCuda compilation tools, release 13.0, V13.0.0\n'; exit; }
 args=("$@")
 for ((i = 0; i < ${#args[@]}; i++)); do
   case ${args[i]} in
