@@ -7,15 +7,17 @@ mod common;
 use assert_cmd::Command;
 use candle_core::Device;
 use chromium::Browser;
-use common::{Made, question_checkpoint, workspace};
+use common::{Made, question_checkpoint, question_checkpoint_of, workspace, workspace_of};
 use lxmert_core::features::{FeatureStore, Regions};
 use lxmert_core::image_names::NameFinder;
 use lxmert_core::model::Capture;
 use lxmert_viz::explain::maps::{Direction, PairMaps, Stance};
 use lxmert_viz::explain::matrix::Matrix;
 use lxmert_viz::explain::methods::Method;
-use lxmert_viz::explain::scorer::{PairInput, Scorer};
+use lxmert_viz::explain::scorer::{PairInput, Scorer, keep_regions};
 use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 fn viz(made: &Made, arguments: &[&str]) -> String {
@@ -341,4 +343,278 @@ fn saved(folder: &Path) -> PathBuf {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     panic!("no picture was saved in {}", folder.display());
+}
+
+/// The server of a workspace whose regions are the small detector's.
+struct Server {
+    child: std::process::Child,
+    address: String,
+    made: Made,
+}
+
+impl Server {
+    fn start() -> Self {
+        let made = workspace_of(256);
+        question_checkpoint_of(&made.root().join("runs/scenes-questions/best"), 256);
+        let detector = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/scenes-detector");
+        std::fs::create_dir_all(made.root().join("data/scenes-detector")).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(detector.join(file), made.root().join("data/scenes-detector").join(file)).unwrap();
+        }
+        let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-viz"))
+            .current_dir(made.root())
+            .args(["--quiet", "--threads", "2", "serve", "--port", "0", "--pairs", "3"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.strip_prefix("http://").and_then(|rest| rest.split('/').next()).expect(&line).to_string();
+        Self { child, address, made }
+    }
+
+    /// Sends a request as it is; gives the status and the body.
+    fn raw(&self, request: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default();
+        (status.unwrap_or_else(|| panic!("{text}")), body)
+    }
+
+    fn post(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", self.address, body.len());
+        let (status, body) = self.raw(&[head.as_bytes(), body].concat());
+        (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("{body}")))
+    }
+
+    fn ask(&self, path: &str, question: &Value) -> (u16, Value) {
+        self.post(path, question.to_string().as_bytes())
+    }
+
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_server_answers_as_the_command_line_and_the_library_do() {
+    let server = Server::start();
+    let made = &server.made;
+    let photo = made.root().join("data/scenes/images/00004.png");
+    let (status, seen) = server.post("/api/photo?my%20photo.png", &std::fs::read(&photo).unwrap());
+    assert_eq!((status, seen["name"].as_str()), (200, Some("my photo.png")), "{seen}");
+    let text = "A red circle above a blue square .";
+    let ask = |question: bool, text: &str| json!({ "photo": seen["id"], "text": text, "question": question });
+    let (status, views) = server.ask("/api/explain", &ask(false, text));
+    assert_eq!(status, 200, "{views}");
+    let by_command = viz(made, &["pair", "--image", photo.to_str().unwrap(), "--text", text]);
+    let shown = lxmert_viz::pictures::grid::percent(views[0]["probability"].as_f64().unwrap() as f32);
+    assert!(by_command.contains(&format!("P(match) = {shown}")), "{by_command} {shown}");
+    let count = by_command.lines().find(|line| line.contains(" regions by the ")).unwrap();
+    assert!(count.starts_with(&seen["regions"].as_array().unwrap().len().to_string()), "{count}");
+
+    let question = "What colour is the circle ?";
+    let (status, views) = server.ask("/api/explain", &ask(true, question));
+    assert_eq!(status, 200, "{views}");
+    let by_command = viz(made, &["relevancy", "--question", question, "--photo", photo.to_str().unwrap()]);
+    for (best, line) in views[0]["best"].as_array().unwrap().iter().zip(by_command.lines().skip(1)) {
+        let want = format!("{:.3}  {}", best["probability"].as_f64().unwrap(), best["answer"].as_str().unwrap());
+        assert_eq!(line.trim(), want);
+    }
+    // Another answer is explained when it is named.
+    let (_, views) = server.ask("/api/explain", &json!({ "photo": seen["id"], "text": question, "question": true, "answer": "two" }));
+    assert_eq!(views[0]["answer"], "two");
+
+    // Without a region and a word: the library's score of what is left.
+    let page = server.raw(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", server.address).as_bytes()).1;
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    let pair = data["pairs"].as_array().unwrap().iter().find(|pair| pair["kind"] != "question").unwrap();
+    let photo = &data["photos"][pair["photo"].as_u64().unwrap() as usize];
+    let all = regions(made, photo["name"].as_str().unwrap());
+    let scorer = Scorer::open(&made.run().join("best"), &Device::Cpu).unwrap();
+    let mut ids = scorer.encode(pair["text"].as_str().unwrap()).unwrap().ids;
+    ids.remove(2);
+    let kept: Vec<usize> = (0..all.num_regions()).filter(|region| *region != 1).collect();
+    let want = scorer.logits(&[(&keep_regions(&all, &kept), &ids)]).unwrap()[0];
+    let base = json!({ "photo": photo["id"], "text": pair["text"], "question": false });
+    let mut hiding = base.clone();
+    hiding["hidden_words"] = json!([0, 2]);
+    hiding["hidden_regions"] = json!([1, 99]);
+    let (status, score) = server.ask("/api/score", &hiding);
+    assert_eq!(status, 200, "{score}");
+    assert!((score["logit"].as_f64().unwrap() - f64::from(want)).abs() < 1e-5, "{score} {want}");
+    // Curves begin with the whole, and end without any region and without any word.
+    let (status, curves) = server.ask("/api/perturb", &base);
+    assert_eq!((status, curves.as_array().unwrap().len()), (200, 24));
+    let whole = scorer.logits(&[(&all, &scorer.encode(pair["text"].as_str().unwrap()).unwrap().ids)]).unwrap()[0];
+    for curve in curves.as_array().unwrap() {
+        let first = curve["probability"][0].as_f64().unwrap();
+        assert!((first - 1.0 / (1.0 + (-f64::from(whole)).exp())).abs() < 1e-5, "{curve} {whole}");
+        assert_eq!(curve["removed"].as_array().unwrap().last().unwrap(), &json!(1.0));
+    }
+}
+
+#[test]
+fn the_server_refuses_what_is_not_its_own_and_stays_alive() {
+    let server = Server::start();
+    let own = &server.address;
+    let get = |path: &str, headers: &str| server.raw(format!("GET {path} HTTP/1.1\r\nHost: {own}\r\n{headers}\r\n").as_bytes());
+    assert_eq!(get("/", "").0, 200);
+    for path in ["/etc/passwd", "/../../etc/passwd", "//etc/passwd", "/%2e%2e/data/README.md", "/data/README.md", "/api", "/explore.html", "/?x=/etc/passwd/../"] {
+        let (status, body) = get(path, "");
+        assert!(status == 404 || path.starts_with("/?"), "{path}: {status}");
+        assert!(!body.contains("root:") && !body.contains("a test's data"), "{path}");
+    }
+    let question = json!({ "photo": "0", "text": "a red circle", "question": false }).to_string();
+    let post = |headers: &str| {
+        let head = format!("POST /api/explain HTTP/1.1\r\n{headers}Content-Length: {}\r\n\r\n{question}", question.len());
+        server.raw(head.as_bytes()).0
+    };
+    let host = format!("Host: {own}\r\n");
+    assert_eq!(post(&format!("{host}Origin: http://{own}\r\n")), 200);
+    assert_eq!(post(&host), 200, "a program of the user's own names no origin");
+    for headers in [
+        format!("{host}Origin: http://evil.example\r\n"),
+        format!("{host}Origin: null\r\n"),
+        format!("{host}Sec-Fetch-Site: cross-site\r\n"),
+        "Host: evil.example\r\n".into(),
+        String::new(),
+    ] {
+        assert_eq!(post(&headers), 403, "{headers}");
+    }
+    // Sizes.
+    let (status, body) = server.raw(format!("POST /api/photo HTTP/1.1\r\n{host}Content-Length: 20000001\r\n\r\n").as_bytes());
+    assert!(status == 413 && body.contains("at most 20 MB"), "{status} {body}");
+    let large = vec![0u8; 21_000_000];
+    let (status, _) = server.post_large(&large);
+    assert_eq!(status, 413, "sent whole, it is refused with an answer too");
+    assert_eq!(server.raw(format!("POST /api/photo HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n").as_bytes()).0, 411);
+    assert_eq!(server.raw(&[b"GET / HTTP/1.1\r\nX: ".as_slice(), &vec![b'a'; 20_000], b"\r\n\r\n"].concat()).0, 431);
+    assert_eq!(server.raw(b"\x16\x03\x01\r\n\r\n").0, 400);
+    // Broken pictures and odd questions: messages, and the server goes on.
+    let picture = std::fs::read(server.made.root().join("data/scenes/images/00004.png")).unwrap();
+    for bytes in [&picture[..picture.len() / 2], b"no picture", b""] {
+        let (status, said) = server.post("/api/photo?x", bytes);
+        assert!(status == 422 && !said["error"].as_str().unwrap().is_empty(), "{status} {said}");
+    }
+    for (ask, wanted, says) in [
+        (json!({ "photo": "0", "text": "  ", "question": false }), 422, "empty"),
+        (json!({ "photo": "0", "text": "x".repeat(501), "question": false }), 422, "at most 500"),
+        (json!({ "photo": "nothing", "text": "a", "question": false }), 422, "drop it again"),
+        (json!({ "photo": "0", "text": "a", "question": true, "answer": "mauve" }), 422, "no answer 'mauve'"),
+        (json!({ "text": "a" }), 400, "photo"),
+    ] {
+        let (status, said) = server.ask("/api/explain", &ask);
+        assert!(status == wanted && said["error"].as_str().unwrap().contains(says), "{ask}: {status} {said}");
+    }
+    // A sentence of more word pieces than the model reads is cut, and the answer says by how much.
+    let long = json!({ "photo": "0", "text": "red ".repeat(100), "question": false });
+    let (status, views) = server.ask("/api/explain", &long);
+    assert!(status == 200 && views[0]["truncated"].as_u64().unwrap() > 0, "{status}");
+    // Many at once: each is answered, by the model or by a message.
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..12).map(|_| scope.spawn(|| server.post("/api/explain", question.as_bytes()).0)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)) && statuses.contains(&200), "{statuses:?}");
+    // Memory stays flat over 200 requests, photos among them.
+    let round = |count: usize| {
+        for i in 0..count {
+            let status = if i % 10 == 0 { server.post("/api/photo?a", &picture).0 } else { server.post("/api/explain", question.as_bytes()).0 };
+            assert_eq!(status, 200);
+        }
+    };
+    round(100);
+    let before = server.memory();
+    round(200);
+    let after = server.memory();
+    println!("memory before 200 requests {before} MB, after {after} MB");
+    assert!(after <= before + 8, "{before} MB, then {after} MB");
+}
+
+impl Server {
+    /// Sends a photo that is too large, whole, as a browser would.
+    fn post_large(&self, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = format!("POST /api/photo HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", self.address, body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        let _ = stream.write_all(body); // the server may have closed by then
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+    }
+}
+
+#[test]
+fn a_user_drops_a_photo_hides_a_region_and_sees_the_score_move() {
+    let Some(mut browser) = Browser::start() else { return };
+    let server = Server::start();
+    browser.open(&format!("http://{}/", server.address));
+    let said = "document.querySelector('.own-said').textContent";
+    // What the page refuses by itself.
+    let large = server.made.root().join("large.png");
+    std::fs::write(&large, vec![0u8; 20_000_001]).unwrap();
+    browser.choose_file("#photo-file", &large);
+    browser.wait_for(&format!("{said}.includes('at most 20 MB')"));
+    browser.eval("document.querySelector('.own form button').click()");
+    browser.wait_for(&format!("{said}.includes('Write a sentence')"));
+    let broken = server.made.root().join("broken.png");
+    std::fs::write(&broken, b"no picture").unwrap();
+    browser.choose_file("#photo-file", &broken);
+    browser.wait_for(&format!("{said}.includes('not a JPEG')"));
+    // A refusal is an answer of the server, which the console lists; nothing else may be in it.
+    assert!(browser.complaints().iter().all(|line| line.contains("422")), "{:?}", browser.complaints());
+
+    let photo = server.made.root().join("data/scenes/images/00004.png");
+    browser.choose_file("#photo-file", &photo);
+    browser.wait_for("document.querySelector('.dropped').textContent.includes('regions by the scenes detector')");
+    let ask = |browser: &mut Browser, kind: &str, text: &str| {
+        browser.eval(&format!(
+            "(() => {{ document.querySelector('[name=own-kind][value={kind}]').click(); document.getElementById('own-text').value = {text:?}; \
+             document.querySelector('.own form button').click(); }})()"
+        ));
+        browser.wait_for(&format!("document.querySelector('#verdict h2').textContent.includes({text:?})"));
+    };
+    ask(&mut browser, "sentence", "a red circle above a square");
+    let by_command = viz(&server.made, &["pair", "--image", photo.to_str().unwrap(), "--text", "a red circle above a square"]);
+    let shown = browser.text("document.querySelector('#verdict strong').textContent");
+    let shown = shown.split(':').next().unwrap();
+    assert!(by_command.contains(&format!("{shown} (")), "{shown}, but {by_command}");
+
+    browser.eval("document.querySelector('.region').focus()");
+    browser.key("Enter");
+    browser.key("Delete");
+    browser.wait_for("document.querySelector('.score strong')");
+    assert_eq!(browser.text("document.querySelector('.region.gone').dataset.item"), "0");
+    let hidden = browser.text("document.querySelector('.score strong').dataset.probability");
+    let seen = browser.eval("document.querySelectorAll('.region').length").as_u64().unwrap();
+    assert!(seen > 1 && hidden.parse::<f64>().unwrap() > 0.0, "{hidden}");
+    browser.eval("document.querySelector('.chip').click()");
+    browser.wait_for("!document.querySelector('.region.gone') && document.querySelector('.score').textContent === ''");
+    shoot(&mut browser, "served");
+    browser.eval("[...document.querySelectorAll('.removal button')].find((b) => b.textContent.startsWith('Perturbation')).click()");
+    browser.wait_for("document.querySelectorAll('.curves polyline').length === 24");
+    browser.eval("document.querySelector('.curves').scrollIntoView()");
+    shoot(&mut browser, "perturbation");
+    ask(&mut browser, "question", "What colour is the circle ?");
+    browser.wait_for("document.querySelectorAll('.answers li').length === 3");
+    browser.eval("document.querySelector('.answers button').click()");
+    browser.wait_for("document.querySelectorAll('#list li').length === 6");
+    browser.size(360, 800);
+    assert!(browser.eval("document.documentElement.scrollWidth - innerWidth").as_i64().unwrap() <= 0);
+    shoot(&mut browser, "served-360");
 }

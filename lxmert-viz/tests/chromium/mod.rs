@@ -182,6 +182,14 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", event);
     }
 
+    /// Chooses a file as a user does by the field that `selector` finds.
+    pub fn choose_file(&mut self, selector: &str, file: &Path) {
+        let document = self.call("DOM.getDocument", json!({}));
+        let root = document["root"]["nodeId"].clone();
+        let found = self.call("DOM.querySelector", json!({ "nodeId": root, "selector": selector }));
+        self.call("DOM.setFileInputFiles", json!({ "nodeId": found["nodeId"], "files": [file] }));
+    }
+
     pub fn screenshot(&mut self, path: &Path) {
         use base64::Engine as _;
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png" }));

@@ -230,11 +230,11 @@ class Removal {
     const found = await this.own.work("scoring without them", (progress) => askJson("/api/score", question, progress));
     // A later change has asked again.
     if (!found || latest !== this.latest || one !== pair()) return;
-    const moved = 100 * (found.probability - view.probability);
+    const moved = found.probability - view.probability;
     const name = view.answer === null ? "P(match)" : `P(“${view.answer}”)`;
-    const best = found.best.length > 0 && found.best[0].answer !== view.answer ? ` · the best answer is now “${found.best[0].answer}” (${percent(found.best[0].probability)})` : "";
-    this.score.replaceChildren(`${name}: ${percent(view.probability)} → `, make("strong", { "data-probability": found.probability }, percent(found.probability)),
-      ` (${moved >= 0 ? "+" : "−"}${Math.abs(moved).toFixed(1)} points)${best}`);
+    const best = found.best.length > 0 && found.best[0].answer !== view.answer ? ` · the best answer is now “${found.best[0].answer}” (${decimals(found.best[0].probability)})` : "";
+    this.score.replaceChildren(`${name}: ${decimals(view.probability)} → `, make("strong", { "data-probability": found.probability }, decimals(found.probability)),
+      ` (${moved >= 0 ? "+" : "−"}${Math.abs(moved).toFixed(4)})${best}`);
   }
 
   async draw() {

@@ -51,14 +51,17 @@ function update() {
   for (const panel of panels.slice(0, shownPanels().length)) panel.update();
 }
 
-const percent = (probability) => {
-  const share = 100 * probability;
-  return share < 10 || share > 90 ? `${share.toFixed(1)} %` : `${share.toFixed(0)} %`;
-};
+// As Rust writes it: two decimals, four near the ends.
+function decimals(probability) {
+  const isNearEnd = (probability > 0.995 && probability < 1) || (probability > 0 && probability < 0.005);
+  if (!isNearEnd) return probability.toFixed(2);
+  const text = probability.toFixed(4);
+  return text === "1.0000" ? "> 0.9999" : text === "0.0000" ? "< 0.0001" : text;
+}
 
 function verdictOf(view) {
-  if (view.answer === null) return `P(match) = ${percent(view.probability)}: ${view.probability >= 0.5 ? "match" : "no match"}`;
-  return `P(“${view.answer}”) = ${percent(view.probability)}`;
+  if (view.answer === null) return `P(match) = ${decimals(view.probability)}: ${view.probability >= 0.5 ? "match" : "no match"}`;
+  return `P(“${view.answer}”) = ${decimals(view.probability)}`;
 }
 
 const rightness = (view) => (view.right === null ? "" : view.right ? "✓ right" : "✗ wrong");
@@ -96,7 +99,7 @@ function showVerdict() {
         // A live model explains another answer when it is chosen.
         const name = live && !isShown ? make("button", { type: "button", title: "Explain this answer" }, best.answer) : make("span", {}, best.answer);
         if (live && !isShown) name.addEventListener("click", () => live.own.explain(one.photo, one.text, true, best.answer));
-        return make("li", { className: isShown ? "on" : "" }, name, make("small", {}, percent(best.probability)), bar);
+        return make("li", { className: isShown ? "on" : "" }, name, make("small", {}, decimals(best.probability)), bar);
       })));
     }
     return block;
@@ -121,7 +124,7 @@ function showList() {
   const shown = doc.pairs.map((one, index) => [one, index]).filter(([one]) => isShown(one));
   const items = shown.map(([one, index]) => {
     const view = one.views[0];
-    const verdict = view.answer === null ? percent(view.probability) : `${view.answer} ${percent(view.probability)}`;
+    const verdict = view.answer === null ? decimals(view.probability) : `${view.answer} ${decimals(view.probability)}`;
     const button = make("button", { type: "button", "data-item": index, tabIndex: -1 },
       make("img", { src: doc.photos[one.photo].src, alt: "", loading: "lazy" }),
       make("span", {}, one.text),

@@ -1,6 +1,6 @@
 // The whole map as a table of colours, with a cursor for the keyboard; and the same numbers as a table of text.
 
-const MATRIX = { labels: 104, heads: 92, smallest: 9, largest: 30 };
+const MATRIX = { labels: 104, heads: 92, smallest: 11, largest: 30 };
 
 // A text cut to a width, as the canvas measures it.
 function fitted(context, text, width) {
@@ -19,7 +19,7 @@ function drawMatrix(context, table, cell, marks, inks) {
   const { matrix, rowNames, columnNames } = table;
   const scale = scaleOf(matrix.values);
   const [left, top] = [MATRIX.labels, MATRIX.heads];
-  const size = Math.min(12, cell + 1);
+  const size = Math.min(12, cell - 1);
   context.font = `${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   for (let row = 0; row < matrix.rows; row += 1) {

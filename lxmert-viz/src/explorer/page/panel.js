@@ -165,7 +165,7 @@ class Panel {
         button.addEventListener("click", () => this.change({ layer: i + 1 === layers.length ? null : i + 1, head }));
         return button;
       });
-      return [make("span", { className: "layer" }, layer.name), ...buttons];
+      return [make("span", { className: "layer" }, layer.name.replace(/ layer (\d+) of .*/, " $1")), ...buttons];
     });
     const titles = this.across > 1 ? [make("span"), make("span", {}, "mean"), ...[...Array(this.across - 1).keys()].map((i) => make("span", {}, String(i + 1)))] : [];
     this.heads.replaceChildren(...titles, ...cells);
@@ -308,12 +308,14 @@ class Panel {
   }
 
   updateLegend() {
-    const scale = this.scales.regions ?? this.scales.words;
-    if (!scale) return this.legend.replaceChildren();
-    const bar = make("span", { className: "bar" });
-    bar.style.background = `linear-gradient(to right, ${doc.palette.join(", ")})`;
-    this.legend.replaceChildren(make("span", {}, "0"), bar, make("span", {}, short(scale.max)),
-      make("span", { className: "even" }, `when all have the same: ${short(scale.even)} · ± ${short(this.weights.error)}`));
+    const sides = ["regions", "words"].filter((side) => this.scales[side]);
+    this.legend.replaceChildren(...sides.map((side) => {
+      const scale = this.scales[side];
+      const bar = make("span", { className: "bar" });
+      bar.style.background = `linear-gradient(to right, ${doc.palette.join(", ")})`;
+      return make("p", {}, make("span", {}, `${side}: 0`), bar, make("span", {}, short(scale.max)),
+        make("span", {}, `when all have the same: ${short(scale.even)} · ± ${short(this.weights.error)}`));
+    }));
   }
 
   regionAt(event) {
