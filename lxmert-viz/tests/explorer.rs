@@ -14,6 +14,7 @@ use lxmert_core::model::Capture;
 use lxmert_viz::explain::maps::{Direction, PairMaps, Stance};
 use lxmert_viz::explain::matrix::Matrix;
 use lxmert_viz::explain::methods::Method;
+use lxmert_viz::explorer::pack::{FINE_STEPS, STEPS};
 use lxmert_viz::explain::scorer::{PairInput, Scorer, keep_regions};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -62,9 +63,9 @@ fn shown_matrix(browser: &mut Browser) -> Vec<f64> {
 }
 
 /// Half a step of the quantisation, and half of the last digit that the page writes.
-fn assert_matrix(shown: &[f64], want: &Matrix, largest: f32, what: &str) {
+fn assert_matrix(shown: &[f64], want: &Matrix, (largest, steps): (f32, u16), what: &str) {
     assert_eq!(shown.len(), want.values.len(), "{what}");
-    let bound = f64::from(largest) * (1.0 / 510.0 + 1e-6) + 0.5e-4 + 1e-9;
+    let bound = f64::from(largest) * (0.5 / f64::from(steps) + 1e-6) + 0.5e-4 + 1e-9;
     for (shown, want) in shown.iter().zip(&want.values) {
         assert!((shown - f64::from(*want)).abs() <= bound, "{what}: {shown} for {want}, bound {bound}");
     }
@@ -133,11 +134,11 @@ fn the_page_shows_the_numbers_of_the_library() {
             choose(&mut browser, "layer", &(number + 1).to_string());
             for (head, map) in layer.probabilities.iter().enumerate() {
                 choose(&mut browser, "head", &(head + 1).to_string());
-                assert_matrix(&shown_matrix(&mut browser), map, largest(map), &format!("{way} {number} {head}"));
+                assert_matrix(&shown_matrix(&mut browser), map, (largest(map), STEPS), &format!("{way} {number} {head}"));
             }
             choose(&mut browser, "head", "0");
             let bound = layer.probabilities.iter().map(largest).sum::<f32>() / layer.probabilities.len() as f32;
-            assert_matrix(&shown_matrix(&mut browser), &layer.mean(), bound, &format!("{way} {number} mean"));
+            assert_matrix(&shown_matrix(&mut browser), &layer.mean(), (bound, STEPS), &format!("{way} {number} mean"));
         }
     }
     // Methods, for and against.
@@ -157,7 +158,8 @@ fn the_page_shows_the_numbers_of_the_library() {
                 Method::Attention => maps.last_cross().unwrap().language_to_vision.probabilities.iter().map(largest).fold(0.0, f32::max),
                 _ => largest(&matrix),
             };
-            assert_matrix(&shown_matrix(&mut browser), &matrix, bound, method.slug());
+            let steps = if method.of_layer(&maps.last_cross().unwrap().language_to_vision).is_some() { STEPS } else { FINE_STEPS };
+            assert_matrix(&shown_matrix(&mut browser), &matrix, (bound, steps), method.slug());
             if method.needs_gradients() {
                 choose(&mut browser, "stance", "for");
             }
@@ -166,7 +168,7 @@ fn the_page_shows_the_numbers_of_the_library() {
     choose(&mut browser, "method", "relevancy");
     choose(&mut browser, "way", "language");
     let matrix = Method::Relevancy.words_to_words(&maps).unwrap();
-    assert_matrix(&shown_matrix(&mut browser), &matrix, largest(&matrix), "relevancy within language");
+    assert_matrix(&shown_matrix(&mut browser), &matrix, (largest(&matrix), FINE_STEPS), "relevancy within language");
     assert_eq!(browser.complaints(), Vec::<String>::new());
     assert_eq!(browser.requests().len(), 1);
 }

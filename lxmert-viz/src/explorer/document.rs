@@ -1,6 +1,6 @@
 //! What the page is given, as JSON. The names of the fields are those that the scripts read.
 
-use super::pack::{Packed, STEPS};
+use super::pack::Packed;
 use crate::explain::maps::Direction;
 use crate::explain::methods::Method;
 use crate::explain::words::Word;
@@ -22,8 +22,6 @@ pub struct Document {
     pub title: String,
     /// What the reader must know of the data.
     pub notice: Option<String>,
-    /// Steps of a map's values ([`super::pack`]).
-    pub steps: u8,
     /// The colours of a scale from 0 to 1, evenly spread, as `#rrggbb`.
     pub palette: Vec<String>,
     /// The methods.
@@ -57,7 +55,6 @@ impl Document {
         Self {
             title: title.into(),
             notice,
-            steps: STEPS,
             palette: (0..COLOURS).map(|i| hex(colours.at(i as f32 / (COLOURS - 1) as f32))).collect(),
             methods: methods.collect(),
             directions: directions.collect(),

@@ -33,7 +33,8 @@ async function unpack(view) {
   let offset = 0;
   for (const stack of view.maps.stacks) {
     stack.offset = offset;
-    offset += stack.shape[0] * stack.shape[1] * stack.shape[2] * stack.shape[3];
+    stack.width = stack.steps > 255 ? 2 : 1;
+    offset += stack.width * stack.shape.reduce((product, side) => product * side, 1);
   }
   view.bytes = bytes;
   return view;

@@ -171,7 +171,7 @@ async function showPair() {
 }
 
 const quantisation = () =>
-  `Weights are rounded to ${doc.steps} steps of the largest of their map, so each is off by at most 1/${2 * doc.steps} of it: the ± beside it. Probabilities are not rounded.`;
+  "Weights are rounded to 255 even steps of the largest of their map (65,535 where a method goes through all layers), so each is off by at most half a step: the ± beside it. Probabilities are not rounded.";
 
 // The link that opens this view again.
 const link = () => location.href;

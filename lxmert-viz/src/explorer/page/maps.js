@@ -48,9 +48,12 @@ function mapOf(view, layer, head) {
   let error = 0;
   for (const one of chosen) {
     const number = index * heads + one;
-    const step = stack.max[number] / doc.steps / chosen.length;
-    const from = stack.offset + number * size;
-    for (let i = 0; i < size; i += 1) values[i] += view.bytes[from + i] * step;
+    const step = stack.max[number] / stack.steps / chosen.length;
+    const from = stack.offset + stack.width * number * size;
+    for (let i = 0; i < size; i += 1) {
+      const at = from + stack.width * i;
+      values[i] += (view.bytes[at] + (stack.width > 1 ? 256 * view.bytes[at + 1] : 0)) * step;
+    }
     error += step / 2;
   }
   return { rows, columns, values, error };
@@ -70,14 +73,14 @@ function meanOfRows(matrix, rows) {
   return mean;
 }
 
-// What a map says: `{words, regions, of}`, where a side without weights is null. `chosen` is `{word}`, `{region}` or neither,
+// What a map says: `{words, regions, errors, of}`, where a side without weights is null. `chosen` is `{word}`, `{region}` or neither,
 // which asks for the whole sentence: attention and its gradient answer with the mean over its words, the others with the
 // row of [CLS], where the score is read; maps whose rows are regions with the mean over all.
 function weightsOf(view, panel, chosen) {
   const matrix = matrixOf(view, panel);
-  if (!matrix) return { words: null, regions: null, of: "" };
+  if (!matrix) return { words: null, regions: null, errors: {}, of: "" };
   const way = WAYS[panel.way];
-  const out = { words: null, regions: null, of: "", error: matrix.error };
+  const out = { words: null, regions: null, of: "", errors: { words: matrix.error, regions: matrix.error } };
   const { word, region } = chosen;
   const at = way.rows === "words" ? word : region;
   const across = way.columns === "words" ? word : region;
@@ -98,6 +101,7 @@ function weightsOf(view, panel, chosen) {
       if (own) {
         out.words = rowOf(own, 0);
         out.words[0] = 0;
+        out.errors.words = own.error;
       }
     }
   }
@@ -130,7 +134,11 @@ function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-const exact = (value, error) => `${value.toFixed(4)} ± ${error < 0.00005 ? error.toExponential(1) : error.toFixed(4)}`;
+// A weight with as many decimals as it is good for, and by how much it may be off.
+function exact(value, error) {
+  const digits = Math.min(Math.max(4, Math.ceil(-Math.log10(error))), 6);
+  return `${value.toFixed(digits)} ± ${error.toFixed(digits)}`;
+}
 
 // How sharply a head looks: the mean over its rows of the largest share, 0..1.
 function sharpness(map) {

@@ -215,7 +215,7 @@ class Panel {
     const name = this.sideNames(side)[index];
     const region = side === "regions" ? this.photo.regions[index] : null;
     const detected = region && region.score !== null ? ` · detected with ${region.score.toFixed(2)}` : "";
-    return weights ? `${name}: ${exact(weights[index], this.weights.error)}${detected}` : `${name}${detected}`;
+    return weights ? `${name}: ${exact(weights[index], this.weights.errors[side])}${detected}` : `${name}${detected}`;
   }
 
   updateWords(now) {
@@ -229,7 +229,7 @@ class Panel {
       button.setAttribute("aria-pressed", String(state.word === word));
       button.classList.toggle("on", now.word === word);
       button.classList.toggle("gone", isHidden("word", word));
-      button.setAttribute("aria-label", `${this.view.tokens[word]}${weight === null ? "" : `, ${exact(weight, this.weights.error)}`}${isHidden("word", word) ? ", hidden" : ""}`);
+      button.setAttribute("aria-label", `${this.view.tokens[word]}${weight === null ? "" : `, ${exact(weight, this.weights.errors.words)}`}${isHidden("word", word) ? ", hidden" : ""}`);
     });
   }
 
@@ -245,7 +245,7 @@ class Panel {
       button.setAttribute("aria-pressed", String(state.region === region));
       button.classList.toggle("on", now.region === region);
       button.classList.toggle("gone", isHidden("region", region));
-      button.setAttribute("aria-label", `${this.names[region]}${weight === null ? "" : `, ${exact(weight, this.weights.error)}`}${isHidden("region", region) ? ", hidden" : ""}`);
+      button.setAttribute("aria-label", `${this.names[region]}${weight === null ? "" : `, ${exact(weight, this.weights.errors.regions)}`}${isHidden("region", region) ? ", hidden" : ""}`);
     });
   }
 
@@ -314,7 +314,7 @@ class Panel {
       const bar = make("span", { className: "bar" });
       bar.style.background = `linear-gradient(to right, ${doc.palette.join(", ")})`;
       return make("p", {}, make("span", {}, `${side}: 0`), bar, make("span", {}, short(scale.max)),
-        make("span", {}, `when all have the same: ${short(scale.even)} · ± ${short(this.weights.error)}`));
+        make("span", {}, `when all have the same: ${short(scale.even)} · ± ${short(this.weights.errors[side])}`));
     }));
   }
 
