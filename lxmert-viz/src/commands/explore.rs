@@ -5,9 +5,9 @@ use super::{Report, Session};
 use crate::dataset::{DataSet, spread};
 use crate::explain::scorer::Scorer;
 use crate::explorer::document::{Document, Kind, Names, Pair, Photo};
+use crate::explorer::page;
 use crate::explorer::teaching::{self, Answered, Judged};
 use crate::explorer::views::{Claim, Explorer};
-use crate::explorer::page;
 use crate::figures::write_whole;
 use crate::places::run_of;
 use crate::{Error, Result};
@@ -193,8 +193,10 @@ fn answered(session: &Session, data: &DataSet, explorers: &[Explorer], count: us
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let chosen: Vec<usize> =
-        teaching::questions(&answered, count).iter().filter_map(|one| answered.iter().position(|a| std::ptr::eq(a, *one))).collect();
+    let chosen: Vec<usize> = teaching::questions(&answered, count)
+        .iter()
+        .filter_map(|one| answered.iter().position(|a| std::ptr::eq(a, *one)))
+        .collect();
     let mut answered: Vec<Option<Answered>> = answered.into_iter().map(Some).collect();
     Ok(chosen.into_iter().filter_map(|i| answered[i].take()).collect())
 }
@@ -202,7 +204,8 @@ fn answered(session: &Session, data: &DataSet, explorers: &[Explorer], count: us
 /// The files of questions: of the run that learnt them, or of the scenes.
 fn question_files(session: &Session, explorers: &[Explorer]) -> Result<Option<ExamplePaths>> {
     for explorer in explorers.iter().filter(|one| one.asker.is_some()) {
-        let settings = run_of(&explorer.place).map(|run| RunSettings::read(&RunFolder::new(&run))).transpose()?.flatten();
+        let settings =
+            run_of(&explorer.place).map(|run| RunSettings::read(&RunFolder::new(&run))).transpose()?.flatten();
         match settings.map(|settings| (settings.recipe.task, settings.data)) {
             Some((task, Data::Examples(paths))) if task == "questions" => return Ok(Some(paths)),
             _ => {}

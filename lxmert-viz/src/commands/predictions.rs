@@ -153,7 +153,8 @@ mod tests {
             judged("a", "three", PairKind::Hard, 0.999),
             judged("c", "four", PairKind::Matched, 0.1),
         ];
-        let texts: Vec<&str> = surest(wrong.iter().collect(), 2).iter().map(|(example, _)| example.text.as_str()).collect();
+        let texts: Vec<&str> =
+            surest(wrong.iter().collect(), 2).iter().map(|(example, _)| example.text.as_str()).collect();
         assert_eq!(texts, ["three", "four"]);
         assert_eq!(surest(wrong.iter().collect(), 12).len(), 3);
         assert!(wrong.iter().all(|pair| !is_right(pair)));

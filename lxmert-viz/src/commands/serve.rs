@@ -46,7 +46,9 @@ impl ServeArgs {
         let listener = TcpListener::bind(address).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         if !address.ip().is_loopback() {
-            log::warn!("anyone who reaches {address} can use the model and see the pairs on the page; there is no password");
+            log::warn!(
+                "anyone who reaches {address} can use the model and see the pairs on the page; there is no password"
+            );
         }
         let explorers = self.explore.open(session)?;
         let takes = (explorers[0].takes().0, explorers.iter().map(|one| one.takes().1).max().unwrap_or(0));

@@ -124,11 +124,15 @@ pub fn read(stream: &mut TcpStream, limits: &Limits, name: &str) -> Result<Reque
             return Err(Response::refusal("400 Bad Request", "the request broke off"));
         }
         bytes.extend_from_slice(&buffer[..read]);
-        if let Some(found) = head(&bytes)? {
-            break found;
+        let found = head(&bytes)?;
+        if found.as_ref().map_or(bytes.len(), |(_, start)| *start) > HEAD {
+            return Err(Response::refusal(
+                "431 Request Header Fields Too Large",
+                "the request's headers are too large",
+            ));
         }
-        if bytes.len() > HEAD {
-            return Err(Response::refusal("431 Request Header Fields Too Large", "the request's headers are too large"));
+        if let Some(found) = found {
+            break found;
         }
     };
     request.check(name)?;
@@ -244,7 +248,9 @@ mod tests {
 
     #[test]
     fn hosts_are_addresses_or_own_names() {
-        for host in ["127.0.0.1:8080", "localhost", "LOCALHOST:80", "[::1]:8080", "192.168.0.4:8080", "studio.local:8080"] {
+        for host in
+            ["127.0.0.1:8080", "localhost", "LOCALHOST:80", "[::1]:8080", "192.168.0.4:8080", "studio.local:8080"]
+        {
             assert!(checked(&format!("Host: {host}")).is_ok(), "{host}");
         }
         for host in ["evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1"] {
@@ -255,8 +261,12 @@ mod tests {
 
     #[test]
     fn other_origins_are_refused() {
-        assert!(checked("Host: localhost:8080\r\nOrigin: http://localhost:8080\r\nSec-Fetch-Site: same-origin").is_ok());
-        for origin in ["http://localhost:9090", "https://localhost:8080", "null", "http://evil.example", "http://127.0.0.1:8080"] {
+        assert!(
+            checked("Host: localhost:8080\r\nOrigin: http://localhost:8080\r\nSec-Fetch-Site: same-origin").is_ok()
+        );
+        for origin in
+            ["http://localhost:9090", "https://localhost:8080", "null", "http://evil.example", "http://127.0.0.1:8080"]
+        {
             assert!(checked(&format!("Host: localhost:8080\r\nOrigin: {origin}")).is_err(), "{origin}");
         }
         for site in ["cross-site", "same-site"] {
@@ -267,7 +277,12 @@ mod tests {
     #[test]
     fn odd_heads_are_refused_and_unfinished_ones_awaited() {
         assert_eq!(parsed("GET / HTTP/1.1\r\nHost: a"), Ok(None));
-        for bad in ["Host: a\r\nHost: b", "Content-Length: 1\r\nContent-Length: 2", "Content-Length: -1", "Transfer-Encoding: chunked"] {
+        for bad in [
+            "Host: a\r\nHost: b",
+            "Content-Length: 1\r\nContent-Length: 2",
+            "Content-Length: -1",
+            "Transfer-Encoding: chunked",
+        ] {
             assert!(parsed(&format!("POST / HTTP/1.1\r\n{bad}\r\n\r\n")).is_err(), "{bad}");
         }
         let (request, start) = parsed("GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\nrest").unwrap().unwrap();

@@ -103,7 +103,9 @@ impl LiveModels {
     fn asked<'a>(&self, ask: &'a Ask) -> Result<(&Regions, Claim<'a>)> {
         let characters = ask.text.chars().count();
         if characters > MOST_CHARACTERS {
-            return Err(Error::Argument(format!("the text has {characters} characters; at most {MOST_CHARACTERS} are read")));
+            return Err(Error::Argument(format!(
+                "the text has {characters} characters; at most {MOST_CHARACTERS} are read"
+            )));
         }
         let claim = match ask.question {
             true => Claim::Answer(&ask.text, ask.answer.as_deref()),
@@ -145,11 +147,12 @@ impl LiveModels {
     pub fn perturb(&self, ask: &Ask) -> Result<Vec<PairCurve>> {
         let (regions, claim) = self.asked(ask)?;
         let found = self.explorer(ask, &claim)?.perturb(regions, &claim)?;
-        let curves = perturbation::lines().into_iter().zip(found).map(|(((side, order), ranking), (removed, logits))| {
-            let probability = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
-            let (side, order, method) = (side.name(), order.name(), perturbation::ranking_name(ranking));
-            PairCurve { side, order, method, removed, probability }
-        });
+        let curves =
+            perturbation::lines().into_iter().zip(found).map(|(((side, order), ranking), (removed, logits))| {
+                let probability = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
+                let (side, order, method) = (side.name(), order.name(), perturbation::ranking_name(ranking));
+                PairCurve { side, order, method, removed, probability }
+            });
         Ok(curves.collect())
     }
 }
@@ -157,7 +160,9 @@ impl LiveModels {
 fn lacks(claim: &Claim) -> Error {
     Error::Argument(match claim {
         Claim::Match(_) => "no checkpoint here says how well a sentence fits; ask a question".into(),
-        Claim::Answer(..) => "no checkpoint here answers questions; start the server with --questions CHECKPOINT".into(),
+        Claim::Answer(..) => {
+            "no checkpoint here answers questions; start the server with --questions CHECKPOINT".into()
+        }
     })
 }
 

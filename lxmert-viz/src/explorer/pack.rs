@@ -5,11 +5,11 @@
 //! has 309,000 attention probabilities for a pair of 20 word pieces and 36 regions. What a method makes of all layers
 //! has 65,535, since a word's relevance to itself, 1 and more, stands in one map with hundredths.
 
+use crate::Error;
 use crate::Result;
 use crate::explain::maps::{Direction, HeadMaps, PairMaps, Stance};
 use crate::explain::matrix::Matrix;
 use crate::explain::methods::Method;
-use crate::Error;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;

@@ -31,7 +31,7 @@ pub fn html(document: &Document) -> Result<String> {
     let data = data.replace('<', "\\u003c");
     let script = SCRIPTS.join("\n");
     let policy = policy(&script, document.live.is_some());
-    let parts = [("{{policy}}", policy.as_str()), ("{{styles}}", STYLES), ("{{script}}", &script), ("{{data}}", &data)];
+    let parts = [("{{policy}}", policy.as_str()), ("{{styles}}", STYLES), ("{{data}}", &data), ("{{script}}", &script)];
     let mut page = String::with_capacity(SKELETON.len() + script.len() + data.len());
     let mut rest = SKELETON;
     for (mark, text) in parts {
@@ -64,13 +64,18 @@ mod tests {
 
     #[test]
     fn texts_stay_texts() {
-        let mut document = Document::new("scenes", Some("</script><script>alert(1)</script> {{script}}".into()), ColourScale::default());
+        let mut document = Document::new(
+            "scenes",
+            Some("</script><script>alert(1)</script> {{script}}".into()),
+            ColourScale::default(),
+        );
         document.title = "{{data}}".into();
         let page = html(&document).unwrap();
         assert_eq!(page.matches("</script>").count(), 2, "the data's and the module's own");
         assert!(page.contains("\\u003c/script>"));
         assert!(page.contains("connect-src 'none'"));
-        document.live = Some(super::super::document::Live { detector: String::new(), most_bytes: 1, most_characters: 1 });
+        document.live =
+            Some(super::super::document::Live { detector: String::new(), most_bytes: 1, most_characters: 1 });
         assert!(html(&document).unwrap().contains("connect-src 'self'"));
     }
 }

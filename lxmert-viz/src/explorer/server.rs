@@ -112,7 +112,10 @@ pub fn serve(listener: TcpListener, name: &str, page: String, models: &mut LiveM
     let shared = Arc::new(Shared { page, name: name.into(), status: Status::default(), queue, connections });
     let accepting = Arc::clone(&shared);
     // The thread ends with the process.
-    std::thread::Builder::new().name("accept".into()).spawn(move || accept(&listener, &accepting)).map_err(Error::io("a thread"))?;
+    std::thread::Builder::new()
+        .name("accept".into())
+        .spawn(move || accept(&listener, &accepting))
+        .map_err(Error::io("a thread"))?;
     work(&jobs, &shared.status, models);
     Ok(())
 }
@@ -196,7 +199,9 @@ fn enqueue(work: Work, shared: &Shared) -> Response {
     if let Err(error) = shared.queue.try_send(Job { work, reply }) {
         shared.status.waiting.fetch_sub(1, Ordering::Relaxed);
         let message = match error {
-            TrySendError::Full(_) => format!("the model is busy and {MOST_WAITING} requests wait; try again in a moment"),
+            TrySendError::Full(_) => {
+                format!("the model is busy and {MOST_WAITING} requests wait; try again in a moment")
+            }
             TrySendError::Disconnected(_) => "the server is stopping".into(),
         };
         return Response::refusal("503 Service Unavailable", message);

@@ -111,7 +111,8 @@ impl Explorer {
     /// # Errors
     /// As [`Explorer::view`].
     pub fn score(&self, regions: &Regions, claim: &Claim, hidden: Hidden) -> Result<Score> {
-        let kept: Vec<usize> = (0..regions.num_regions().min(self.takes().1)).filter(|i| !hidden.regions.contains(i)).collect();
+        let kept: Vec<usize> =
+            (0..regions.num_regions().min(self.takes().1)).filter(|i| !hidden.regions.contains(i)).collect();
         let regions = keep_regions(regions, &kept);
         let left = |ids: &[u32]| -> Vec<u32> {
             let stays = |i: usize| i == 0 || i + 1 == ids.len() || !hidden.words.contains(&i);
@@ -165,7 +166,11 @@ impl Explorer {
             Side::Regions => perturbation::steps(regions),
             Side::Words => perturbation::steps(words.saturating_sub(2)),
         };
-        Ok(perturbation::lines().into_iter().zip(logits).map(|(((side, _), _), logits)| (steps(side), logits)).collect())
+        Ok(perturbation::lines()
+            .into_iter()
+            .zip(logits)
+            .map(|(((side, _), _), logits)| (steps(side), logits))
+            .collect())
     }
 
     fn lacks(&self, what: &str) -> Error {

@@ -131,7 +131,7 @@ class Panel {
     const head = Math.min(panel.head, layer.heads);
     const headText = layer.heads === 1 ? (panel.method === "attention" ? "the one head" : "mean of heads") : head === 0 ? `mean of ${layer.heads}` : `head ${head} of ${layer.heads}`;
     const models = doc.models.map((model, i) => [i, model.name, !pair().views.some((one) => one.model === i)]);
-    const ways = Object.entries(WAYS).map(([key, way]) => [key, `${way.name} (${way.sentence})`, !isThere(view, { ...panel, way: key })]);
+    const ways = Object.entries(WAYS).map(([key, way]) => [key, way.name, !isThere(view, { ...panel, way: key })]);
     const signed = doc.method[panel.method].signed;
     this.controls.replaceChildren(
       ...(doc.models.length > 1 ? [choice("model", "Checkpoint", models, view.model)] : []),
