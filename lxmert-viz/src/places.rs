@@ -66,7 +66,7 @@ impl Places {
     /// The run at `run`, with the data that its `run.json` names; `runs/scenes` and the generated scenes when `None`.
     ///
     /// # Errors
-    /// As [`PlacesArgs::resolve`].
+    /// See [`PlacesArgs::resolve`].
     pub fn of_run(run: Option<&Path>) -> Result<Self> {
         PlacesArgs { run: run.map(Path::to_path_buf), ..PlacesArgs::default() }.resolve(&Workspace::locate()?, "scenes")
     }
