@@ -110,9 +110,8 @@ pub(super) fn write(
     let (document, _) = document(session, explorers, count, judged)?;
     let page = page::html(&document)?;
     write_whole(&path, page.as_bytes())?;
-    let size = indicatif::HumanBytes(page.len() as u64);
-    let shows = format!("open it in a browser: {} pairs by every method, {size}", document.pairs.len());
-    report.files.insert(0, super::Written { path, shows });
+    let (pairs, size) = (document.pairs.len(), indicatif::HumanBytes(page.len() as u64));
+    report.lines.insert(0, format!("{}  open it in a browser: {pairs} pairs by every method, {size}", path.display()));
     Ok(())
 }
 

@@ -71,7 +71,7 @@ function drawPanel(context, panel, photoImage, inks) {
   };
   const model = doc.models[panel.view.model];
   if (doc.models.length > 1) say(model.name, "13px system-ui, sans-serif", inks.grey);
-  say(verdictOf(panel.view), "bold 15px system-ui, sans-serif", inks.ink);
+  say(`${verdictOf(panel.view)} ${rightness(panel.view)}`, "bold 15px system-ui, sans-serif", inks.ink);
   say(panel.said.textContent, "13px system-ui, sans-serif", inks.grey);
   y += 10;
   const [width, height] = panel.size;
@@ -87,8 +87,11 @@ function drawPanel(context, panel, photoImage, inks) {
   context.textBaseline = "alphabetic";
   for (const button of panel.words.children) {
     const text = button.firstChild.textContent;
+    const weight = button.lastChild.textContent;
+    context.font = "11px system-ui, sans-serif";
+    const least = context.measureText(weight).width;
     context.font = "15px system-ui, sans-serif";
-    const w = context.measureText(text).width + 12;
+    const w = Math.max(context.measureText(text).width, least) + 12;
     if (x > 0 && x + w > PAGE.width) [x, y] = [0, y + 46];
     const style = getComputedStyle(button);
     context.fillStyle = style.backgroundColor;
@@ -102,7 +105,7 @@ function drawPanel(context, panel, photoImage, inks) {
     context.fillText(text, x + 6, y + 17);
     context.font = "11px system-ui, sans-serif";
     context.fillStyle = inks.grey;
-    context.fillText(button.lastChild.textContent, x + 6, y + 37, w - 6);
+    context.fillText(weight, x + 6, y + 37);
     x += w + 4;
   }
   y += 58;
