@@ -31,7 +31,7 @@ impl ImageEntry {
 /// * An image: itself.
 /// * A folder: every image in it and its subfolders, sorted by name; names that start with a dot are skipped.
 /// * A caption file (see [`lxmert_core::captions`]): the images that it names, found in `images_folder` or, if that is
-/// `None`, beside the file or in a folder below or beside it.
+///   `None`, beside the file or in a folder below or beside it.
 /// * Any other file: a list of paths, one per line, relative to `images_folder` or the list's own folder.
 ///
 /// A subfolder that cannot be read, a dangling link, and an image with another image's name become entries with a

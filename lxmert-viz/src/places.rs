@@ -184,6 +184,6 @@ fn other_data(own: &Places, shown: &Places) -> Option<String> {
 }
 
 /// The run folder that a checkpoint lies in.
-fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+pub(crate) fn run_of(checkpoint: &Path) -> Option<PathBuf> {
     checkpoint.ancestors().take(3).find(|folder| folder.join("run.json").is_file()).map(Path::to_path_buf)
 }

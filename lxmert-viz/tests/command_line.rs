@@ -34,6 +34,9 @@ fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
     let made = workspace();
     let output = viz(&made).args(["--pairs", "2"]).assert().success().get_output().stdout.clone();
     let text = String::from_utf8(output).unwrap();
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with(made.run().join("explore.html").to_str().unwrap()), "{first}");
+    assert!(made.run().join("explore.html").is_file());
     assert!(text.contains("random test pairs: accuracy") && text.contains("hard test pairs: accuracy"), "{text}");
     assert!(text.contains("grounding: share of") && text.contains("relevancy (Chefer)"), "{text}");
     assert!(!text.contains("Not the data"), "{text}");
