@@ -1,5 +1,5 @@
-//! Every stage against torchvision 0.29's own numbers (f32 on the CPU, formula weights). The tolerances are a hundred
-//! times the error that a correct f32 port measures against f64; this port's own errors are printed (`--nocapture`).
+//! Every stage against torchvision 0.29's own numbers (f32 on the CPU, formula weights). The errors of this port are printed
+//! (`--nocapture`).
 
 mod common;
 
@@ -73,16 +73,17 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
          resized), features {feature_error:.1e}, elsewhere {elsewhere_error:.1e}",
         expected.len()
     );
-    assert!(input_error < 1e-3, "input {input_error}");
-    assert!(level_error < 1e-3, "levels {level_error}");
-    assert!(matched * 100 >= expected.len() * 99, "{matched} of {} proposals", expected.len());
-    assert!(head_error < 1e-3, "proposal features {head_error}");
-    assert!(logit_error < 1e-3, "proposal logits {logit_error}");
-    assert!(score_error < 1e-4, "scores {score_error}");
-    assert!(box_px < 0.01, "boxes {box_px} px");
-    assert!(resized_px < 0.03, "boxes {resized_px} px of the resized image");
-    assert!(feature_error < 1e-3, "features {feature_error}");
-    assert!(elsewhere_error < 1e-3, "features elsewhere {elsewhere_error}");
+    // Each about five times the most that was measured, which stands beside it.
+    assert!(input_error < 1.2e-6, "input {input_error}"); // 2.3e-7
+    assert!(level_error < 3e-4, "levels {level_error}"); // 6.1e-5
+    assert!(matched * 100 >= expected.len() * 99, "{matched} of {} proposals", expected.len()); // all
+    assert!(head_error < 3e-4, "proposal features {head_error}"); // 5.8e-5
+    assert!(logit_error < 2e-4, "proposal logits {logit_error}"); // 3.8e-5
+    assert!(score_error < 3e-5, "scores {score_error}"); // 5.8e-6
+    assert!(box_px < 1e-3, "boxes {box_px} px"); // 2.1e-4
+    assert!(resized_px < 2.2e-3, "boxes {resized_px} px of the resized image"); // 4.3e-4
+    assert!(feature_error < 5e-4, "features {feature_error}"); // 1.0e-4
+    assert!(elsewhere_error < 3e-4, "features elsewhere {elsewhere_error}"); // 5.2e-5
     Ok(analysis)
 }
 
@@ -99,8 +100,8 @@ fn compare_student(detector: &Detector, analysis: &Analysis, stem: &str) -> Resu
     let features = Tensor::from_vec(regions.features, (36, regions.feature_dim), &Device::Cpu)?;
     let feature_error = relative_error(&features, &reference["visual_feats"])?;
     println!("{stem}, student's rule: boxes {box_px:.1e} px, features {feature_error:.1e}");
-    assert!(box_px < 0.01, "{stem}: boxes {box_px} px");
-    assert!(feature_error < 1e-3, "{stem}: features {feature_error}");
+    assert!(box_px < 1e-3, "{stem}: boxes {box_px} px"); // measured 2.1e-4
+    assert!(feature_error < 3e-4, "{stem}: features {feature_error}"); // measured 6.1e-5
     Ok(())
 }
 

@@ -127,7 +127,8 @@ fn regions_are_detections_first_then_others_and_never_padding() -> Result<()> {
     let b = regions.boxes[0];
     let (h, w) = (analysis.input.resized_size.0 as f32, analysis.input.resized_size.1 as f32);
     let again = detector.features_at(&analysis, &[lxmert_core::boxes::to_pixels(&b, w, h)])?.flatten_all()?;
-    assert_near(&again.to_vec1::<f32>()?, &regions.features[..12], 1e-3);
+    // Measured 0: no value depends on the rows that are computed with it.
+    assert_near(&again.to_vec1::<f32>()?, &regions.features[..12], 1e-6);
     // If more are requested than the network has, it returns all, and no zero rows.
     let all = select(&detector, &analysis, 10_000, Selection::Detections)?;
     assert!(all.boxes.len() >= total && all.boxes.len() < 10_000);
@@ -143,7 +144,7 @@ fn folding_batch_norms_changes_nothing() -> Result<()> {
     let kept = Network::new(&config(), NormMode::Batch, vb)?;
     let x = procedural::tensor("input", &[2, 3, 64, 96], -2.0, 2.0, 0)?;
     for (a, b) in folded.levels(&x, false)?.iter().zip(kept.levels(&x, false)?) {
-        common::assert_below("folded", common::relative_error(a, &b)?, 1e-5);
+        common::assert_below("folded", common::relative_error(a, &b)?, 8e-6); // measured 1.7e-6
     }
     Ok(())
 }
@@ -220,13 +221,13 @@ fn grid_regions_equal_the_heads_on_the_same_boxes() -> Result<()> {
     let heads = &network.roi_heads;
     let features = heads.features(&heads.pooler.forward(&levels, &[boxes], input.padded_size)?)?;
     let composed = features.flatten_all()?.to_vec1::<f32>()?;
-    assert_near(&regions.features, &composed, 1e-4);
+    assert_near(&regions.features, &composed, 4e-5); // measured 7.6e-6
     let prediction = heads.predict(&features)?;
     let classes = candle_nn::ops::softmax(&prediction.class_logits, 1)?.to_vec2::<f32>()?;
     for (region, p) in classes.iter().enumerate() {
         let label = if p[1] > p[2] { 1 } else { 2 };
         assert_eq!(regions.labels[region], label);
-        assert_near(&[regions.scores[region]], &[p[label as usize]], 1e-5);
+        assert_near(&[regions.scores[region]], &[p[label as usize]], 3.5e-6); // measured 7.2e-7
     }
     let colours = prediction.attribute_logits[0].argmax(1)?.to_vec1::<u32>()?;
     assert_eq!(regions.attributes.expect("the detector has an attribute").labels, colours);
@@ -257,7 +258,7 @@ fn cell_regions_are_means_of_the_last_map() -> Result<()> {
         assert_near(b, &[x0, row as f32 / 4.0, x1, (row + 1) as f32 / 4.0], 1e-6);
         let mean: Vec<f32> =
             map.iter().map(|plane| (plane[row][column.start] + plane[row][column.end - 1]) / 2.0).collect();
-        assert_near(&regions.features[region * 24..][..24], &mean, 1e-5);
+        assert_near(&regions.features[region * 24..][..24], &mean, 1e-5); // measured 5.7e-6
     }
     // A map with fewer cells than requested gives one region per cell.
     let all = CellSource { side: 8, ..source }.find(&image)?;

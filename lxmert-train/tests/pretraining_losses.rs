@@ -1,5 +1,6 @@
 //! Each pre-training loss, their sum and its gradients against transformers' `LxmertForPreTraining` with the same
-//! weights, masks and labels (`scripts/pretraining_losses.py`), within 1e-4 of themselves.
+//! weights, masks and labels (`scripts/pretraining_losses.py`), within 1.8e-6 of themselves, five times
+//! the most that was measured (3.6e-7).
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
@@ -97,7 +98,7 @@ impl Case {
             let want = want.as_f64().unwrap();
             let error = (got - want).abs() / want.max(1.0);
             largest = largest.max(error);
-            assert!(error <= 1e-4, "{name}, {what}: {got}, the reference {want}");
+            assert!(error <= 1.8e-6, "{name}, {what}: {got}, the reference {want}");
         };
         for (ours, theirs) in [
             ("words", "masked_words"),

@@ -134,7 +134,7 @@ fn twenty_steps_follow_the_reference_with_kernels_and_without() {
     assert_ne!(composed, steps, "the kernels were not used");
     let (loss, norm) = deviation(&steps, composed);
     println!("kernels and compositions: loss {loss:.1e}, gradient norm {norm:.1e} of itself");
-    assert!(loss < 1e-4 && norm < 1e-3, "loss {loss}, norm {norm}");
+    assert!(loss < 1.2e-5 && norm < 6e-5, "loss {loss}, norm {norm}, measured 2.3e-6 and 1.2e-5");
 }
 
 #[test]
@@ -144,6 +144,6 @@ fn twenty_steps_in_bf16_stay_close_to_the_reference() {
     let (loss, norm) = deviation(&steps, wanted(&reference));
     println!("largest deviation: loss {loss:.1e}, gradient norm {norm:.1e} of itself");
     assert!(loss > 1e-5, "nothing was rounded");
-    assert!(loss < 1e-2, "{loss}, measured 3.2e-3");
-    assert!(norm < 0.05, "{norm}, measured 2.3e-2");
+    assert!(loss < 1e-2, "{loss}, measured 4.0e-3");
+    assert!(norm < 0.05, "{norm}, measured 2.9e-2");
 }
