@@ -74,7 +74,7 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
          resized), features {feature_error:.1e}, elsewhere {elsewhere_error:.1e}",
         expected.len()
     );
-    assert!(input_error < 1e-3, "input {input_error}");
+    assert!(input_error == 0.0, "input {input_error}");
     assert!(level_error < 1e-3, "levels {level_error}");
     assert!(matched * 100 >= expected.len() * 99, "{matched} of {} proposals", expected.len());
     assert!(head_error < 1e-3, "proposal features {head_error}");

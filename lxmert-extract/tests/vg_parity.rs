@@ -98,9 +98,11 @@ fn compare_proposals(reference: &mut Reference, detector: &Detector, analysis: &
     assert_eq!(vec![height, width], reference.indices("resized_size")?);
     assert_eq!(input.padded_size, input.resized_size);
     let image = input.tensor.get(0)?;
-    reference.compare("input_slice", &flat(&image.narrow(1, 100, 8)?.narrow(2, 200, 8)?)?, 1.0, 3e-4)?;
+    // Hugging Face's to the bit; OpenCV adds in an order of its own.
+    let bound = if reference.stem.ends_with("caffe") { 3e-4 } else { f32::MIN_POSITIVE };
+    reference.compare("input_slice", &flat(&image.narrow(1, 100, 8)?.narrow(2, 200, 8)?)?, 1.0, bound)?;
     let corner = image.narrow(1, height - 4, 4)?.narrow(2, width - 4, 4)?;
-    reference.compare("input_corner", &flat(&corner)?, 1.0, 3e-4)?;
+    reference.compare("input_corner", &flat(&corner)?, 1.0, bound)?;
     reference.compare("input.mean_abs", &[mean_abs(&image)?], 1.0, 3e-4)?;
     let res4 = &analysis.levels[0];
     reference.compare_map("res4", res4, 6e-4)?;
@@ -341,8 +343,8 @@ fn resizes_are_the_originals() -> Result<()> {
             assert_eq!(&input.tensor.dims()[1..], expected.dims(), "{case} {family}");
             let error = largest_difference(&flat(&input.tensor)?, expected)?;
             println!("{case} {family}: {error:.1e} grey levels");
-            // Of 255: rounding of f32, in whatever order a library adds.
-            assert!(error < 5e-5, "{case} {family}: {error}");
+            // Of 255: Hugging Face's to the bit, OpenCV's but for rounding.
+            assert!(error <= if family == "hf" { 0.0 } else { 5e-5 }, "{case} {family}: {error}");
         }
         // The two steps between samples are far apart.
         let steps = [Resize::Detectron2, Resize::Caffe].map(|resize| -> Result<Vec<f32>> {

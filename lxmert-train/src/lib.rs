@@ -15,11 +15,12 @@
 //! | [`tasks`] | what is trained: a task's data, model, losses and measures |
 //! | [`trainer`] | the training loop, read from top to bottom |
 //! | [`tasks::registry`] | the list of tasks |
-//! | [`arguments`], [`ask`] | from the command line to jobs |
+//! | [`arguments`], [`ask`], [`check_published`] | from the command line to jobs |
 
 pub mod answering;
 pub mod arguments;
 pub mod ask;
+pub mod check_published;
 pub mod data;
 pub mod error;
 pub mod evaluate;

@@ -1,11 +1,12 @@
 //! `lxmert-train`: arguments in, a run folder or a table of measures out.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lxmert_core::cli::{self, CommonArgs, catch_interrupts, keep_freed_memory, print_line};
 use lxmert_core::ops::Precision;
 use lxmert_train::arguments::{Circumstances, EvaluateArgs, TrainArgs};
 use lxmert_train::ask::{self, AskArgs};
+use lxmert_train::check_published::{self, CheckArgs};
 use lxmert_train::log::jsonl::TestRecord;
 use lxmert_train::run_folder::Report;
 use lxmert_train::tasks::registry;
@@ -33,6 +34,7 @@ enum Command {
     /// Measure a checkpoint on a data set's test split
     Evaluate(EvaluateArgs),
     Ask(AskArgs),
+    CheckPublished(CheckArgs),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +55,14 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Some(Command::Evaluate(args)) => evaluate(args, &with),
         Some(Command::Ask(args)) => Ok(ask::run(args, &with.device, with.show_progress)?),
+        Some(Command::CheckPublished(args)) => {
+            let findings = check_published::run(args, &with)?;
+            cli::print(&findings)?;
+            match findings.wrong() {
+                0 => Ok(()),
+                wrong => bail!("{wrong} of {} checks are not as published", findings.0.len()),
+            }
+        }
         None => train(&cli.train, with),
     }
 }

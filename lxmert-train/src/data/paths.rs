@@ -1,6 +1,7 @@
 //! Where the files of a data set are.
 
 use crate::{Error, Result};
+use lxmert_core::answers::is_published;
 use lxmert_core::captions::CaptionFolder;
 use lxmert_core::nearby;
 use lxmert_core::workspace::Workspace;
@@ -69,7 +70,8 @@ impl Data {
             }
             Self::Examples(paths) => {
                 let lists = [&paths.train, &paths.valid, &paths.test];
-                lists.into_iter().flatten().chain(&paths.answers).cloned().collect::<Vec<_>>()
+                let answers = paths.answers.iter().filter(|path| !is_published(path));
+                lists.into_iter().flatten().chain(answers).cloned().collect::<Vec<_>>()
             }
         };
         files.push(self.features().join("index.json"));
@@ -105,7 +107,7 @@ pub struct ExamplePaths {
     pub valid: Vec<PathBuf>,
     /// Files that are measured, or predicted, at the end; the files of `valid` again where a benchmark keeps its own.
     pub test: Vec<PathBuf>,
-    /// The answer table.
+    /// The answer table: a file, or the name of a published one.
     pub answers: Option<PathBuf>,
 }
 
@@ -140,7 +142,8 @@ impl ExamplePaths {
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let lists = [&mut self.train, &mut self.valid, &mut self.test];
-        for path in lists.into_iter().flatten().chain(&mut self.answers).chain([&mut self.features]) {
+        let answers = self.answers.iter_mut().filter(|path| !is_published(path));
+        for path in lists.into_iter().flatten().chain(answers).chain([&mut self.features]) {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
         self

@@ -267,7 +267,7 @@ fn answer_table(paths: &ExamplePaths) -> Result<AnswerTable> {
     match &paths.answers {
         Some(path) => Ok(AnswerTable::read(path)?),
         None => Err(Error::Argument(
-            "questions need the table of answers to choose from; name it by --answers, such as data/answers/vqa.json or data/answers/gqa.json".into(),
+            "questions need the table of answers to choose from; name it by --answers: vqa, gqa, or a file".into(),
         )),
     }
 }

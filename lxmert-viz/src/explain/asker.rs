@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Pass};
-use lxmert_core::pretrained::Pretrained;
+use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use std::path::Path;
 
 /// A question model, ready to explain its answers.
@@ -42,9 +42,9 @@ impl Asker {
         Ok(Self { answerer: Answerer::new(Pretrained::open(place)?, device)?, device: device.clone() })
     }
 
-    /// Length of a region's feature and number of regions that the model was trained on.
-    pub fn takes(&self) -> (usize, usize) {
-        (self.answerer.config.visual_feat_dim, self.answerer.preprocessing.regions)
+    /// Length of a region's feature, and what regions the model was trained on.
+    pub fn takes(&self) -> (usize, &Preprocessing) {
+        (self.answerer.config.visual_feat_dim, &self.answerer.preprocessing)
     }
 
     /// Answers `question` about `regions` and explains the top answer, or `answer` where one is named.
