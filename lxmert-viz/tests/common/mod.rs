@@ -107,6 +107,12 @@ pub fn checkpoint(folder: &Path) {
     write(folder, &config, "LxmertForPreTraining", MatchingModel::expected(&config).unwrap());
 }
 
+/// An untrained model that takes the regions of the detector of scenes.
+pub fn scenes_checkpoint(folder: &Path) {
+    let config = LxmertConfig { visual_feat_dim: 256, ..config() };
+    write(folder, &config, "LxmertForPreTraining", MatchingModel::expected(&config).unwrap());
+}
+
 /// An untrained question model with the answers "red", "two" and "yes".
 pub fn question_checkpoint(folder: &Path) {
     let config = LxmertConfig { num_qa_labels: 3, ..config() };
