@@ -1,5 +1,7 @@
 //! Where the files of a data set are.
 
+use super::questions::annotations_beside;
+use super::refcoco::INSTANCES;
 use crate::{Error, Result};
 use lxmert_core::answers::is_published;
 use lxmert_core::captions::CaptionFolder;
@@ -61,7 +63,7 @@ impl Data {
         }
     }
 
-    /// Every file that defines the data, with the store's index.
+    /// Every file that defines the data, with the store's index and what is read from beside the files of examples.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = match self {
             Self::Captions(paths) => {
@@ -70,8 +72,13 @@ impl Data {
             }
             Self::Examples(paths) => {
                 let lists = [&paths.train, &paths.valid, &paths.test];
+                let lists = lists.into_iter().flatten();
+                let beside = lists.clone().flat_map(|path| {
+                    let instances = Some(path.with_file_name(INSTANCES)).filter(|path| path.is_file());
+                    instances.into_iter().chain(annotations_beside(path))
+                });
                 let answers = paths.answers.iter().filter(|path| !is_published(path));
-                lists.into_iter().flatten().chain(answers).cloned().collect::<Vec<_>>()
+                beside.chain(lists.chain(answers).cloned()).collect::<Vec<_>>()
             }
         };
         files.push(self.features().join("index.json"));

@@ -5,8 +5,8 @@
 //! category, and for categories of questions the answers, in the order of the sentences. An example is one sentence with
 //! its image. Files are read entry by entry and sentences kept as WordPieces ([`Sentences`]).
 
-use super::json_list::for_each_entry;
 use super::names;
+use super::rows::{Row, for_each_row};
 use super::sentences::Sentences;
 use crate::{Error, Result};
 use lxmert_core::answers::AnswerTable;
@@ -68,6 +68,10 @@ struct Entry {
     labelf: BTreeMap<String, Vec<Option<BTreeMap<String, f32>>>>,
 }
 
+impl Row for Entry {
+    const FORM: &'static str = r#"{"img_id": "…", "sentf": {"mscoco": ["…"]}, "labelf": {"vqa": [{"yes": 1.0}]}}"#;
+}
+
 impl PretrainingSentences {
     /// Reads the original's JSON files, one after the other. Sentences of images without features are left out.
     ///
@@ -78,7 +82,7 @@ impl PretrainingSentences {
         let mut builder = Builder::new(store, options);
         for path in files {
             let mut failed = Ok(());
-            let read = for_each_entry(path, |_, entry: Entry| {
+            let read = for_each_row(path, |_, _, entry: Entry| {
                 check(&entry)?;
                 failed = builder.push_entry(entry);
                 failed.is_ok().then_some(()).ok_or_else(String::new)
@@ -378,7 +382,7 @@ mod tests {
                 "row 2: b: the score of 'y'",
             ),
             (r#"{"img_id": "b", "sentf": {"vg": [""]}}"#, "row 2: b: an empty sentence"),
-            (r#"{"img_id": "b"}"#, "row 2: missing field `sentf`"),
+            (r#"{"img_id": "b"}"#, "row 2: it lacks sentf; its fields are img_id"),
             (r#"{"img_id": "c.jpg", "sentf": {"vg": ["x"]}}"#, "1 of 2"),
         ] {
             let json = format!(r#"[{{"img_id": "b", "sentf": {{"vg": ["x"]}}}}, {second}]"#);

@@ -10,7 +10,7 @@
 //! first two; the third reads every split but `train`: `val`, `testA`, `testB`, `test`.
 
 use super::image_examples::{Collector, ImageExample};
-use super::json_list::{first_character, for_each_entry};
+use super::rows::{Row, first_character, for_each_row, parse};
 use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::boxes::BoxXyxy;
@@ -59,6 +59,11 @@ struct Entry {
     image_id: i64,
     split: String,
     sentences: Vec<Sentence>,
+}
+
+impl Row for Entry {
+    const FORM: &'static str =
+        r#"{"ref_id": 1, "ann_id": 2, "image_id": 3, "split": "val", "sentences": [{"sent_id": 4, "raw": "…"}]}"#;
 }
 
 #[derive(Deserialize)]
@@ -151,7 +156,7 @@ impl ImageExample<1> for Expression {
 /// Calls `take` with each entry of a pickle or of a JSON list.
 fn for_each_ref(path: &Path, mut take: impl FnMut(Entry) -> std::result::Result<(), String>) -> Result<()> {
     if first_character(path)? == Some('[') {
-        return for_each_entry(path, |_, entry| take(entry));
+        return for_each_row(path, |_, _, entry| take(entry));
     }
     let serde_json::Value::Array(entries) = read_pickle(path)? else {
         return Err(Error::file(
@@ -160,8 +165,7 @@ fn for_each_ref(path: &Path, mut take: impl FnMut(Entry) -> std::result::Result<
         ));
     };
     for (row, entry) in (1..).zip(entries) {
-        let entry = serde_json::from_value(entry).map_err(|error| Error::row(path, row, error.to_string()))?;
-        take(entry).map_err(|reason| Error::row(path, row, reason))?;
+        parse(entry).and_then(&mut take).map_err(|reason| Error::row(path, row, reason))?;
     }
     Ok(())
 }
@@ -231,7 +235,7 @@ mod tests {
         assert!(error(Split::Train).contains("does not lie beside it"), "{}", error(Split::Train));
         std::fs::write(&instances, INSTANCES_JSON).unwrap();
         std::fs::write(&path, json!([{"ref_id": 1}]).to_string()).unwrap();
-        assert!(error(Split::Train).contains("row 1: missing field"), "{}", error(Split::Train));
+        assert!(error(Split::Train).contains("row 1: it lacks ann_id"), "{}", error(Split::Train));
         std::fs::write(&path, "[]").unwrap();
         assert!(error(Split::Train).contains("holds no expression"), "{}", error(Split::Train));
         std::fs::write(&path, b"\x80\x02}q\x01.").unwrap();

@@ -5,11 +5,10 @@
 //! fields are not read. An example without a label is one to judge, not to learn from, and is not counted.
 
 use super::image_examples::{Collector, ImageExample};
+use super::rows::{Row, for_each_row};
 use super::splits::Split;
-use crate::{Error, Result};
+use crate::Result;
 use serde::Deserialize;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// The labels, by class.
@@ -41,6 +40,10 @@ struct Line {
     gold_label: Option<String>,
 }
 
+impl Row for Line {
+    const FORM: &'static str = r#"{"Flickr30K_ID": "2407214681", "pairID": "2407214681.jpg#0r1c", "sentence2": "…", "gold_label": "entailment"}"#;
+}
+
 /// An image id as text or as a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -50,8 +53,7 @@ enum Id {
 }
 
 /// A line's image name and the rest.
-fn parse(line: &str) -> std::result::Result<(String, Hypothesis), String> {
-    let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
+fn hypothesis(line: Line) -> std::result::Result<(String, Hypothesis), String> {
     let image = match line.flickr.or(line.flikr) {
         Some(Id::Text(name)) if !name.is_empty() => name,
         Some(Id::Number(number)) => number.to_string(),
@@ -75,18 +77,11 @@ impl ImageExample<1> for Hypothesis {
 
     fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
-        let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io(path))?);
-        for (row, line) in (1..).zip(file.lines()) {
-            let line = line.map_err(Error::io(path))?;
-            if !line.trim().is_empty() {
-                let parsed = parse(&line);
-                // Releases differ in whether `pairID` is unique, so the row serves as the id.
-                let taken = parsed.and_then(|(name, hypothesis)| {
-                    found.push(row, [name.as_str()], |[image]| Self { image, ..hypothesis })
-                });
-                taken.map_err(|reason| Error::row(path, row, reason))?;
-            }
-        }
+        for_each_row(path, |row, _, line| {
+            let (name, hypothesis) = hypothesis(line)?;
+            // Releases differ in whether `pairID` is unique, so the row serves as the id.
+            found.push(row, [name.as_str()], |[image]| Self { image, ..hypothesis })
+        })?;
         found.finish(path)
     }
 
@@ -143,8 +138,8 @@ mod tests {
         assert!(
             error(&format!("{first}\n{}", first.replace("Flickr30K_ID", "id"))).contains("row 2: it names no photo")
         );
-        assert!(error(&first.replace("sentence2", "s")).contains("missing field `sentence2`"));
-        assert!(error("").contains("holds no sentence"));
+        assert!(error(&first.replace("sentence2", "s")).contains("row 1: it lacks sentence2"));
+        assert!(error("").contains("the file is empty"));
         assert!(error(&first.replace("\"x\"", "\" \"")).contains("row 1: sentence 1 is empty"));
         assert!(error("[1]").contains("row 1"));
     }
