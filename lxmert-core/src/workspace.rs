@@ -1,4 +1,4 @@
-//! Where things lie: one root folder with the data sets in `data/` and what jobs write. What the programs themselves need
+//! Where files lie: one root folder with the data sets in `data/` and what jobs write. What the programs themselves need
 //! (vocabularies, answer tables, the detector of scenes) is part of them.
 //!
 //! | path | what |
@@ -24,7 +24,7 @@ impl Workspace {
         Self::at(here.ancestors().find(|folder| folder.join("data/README.md").is_file()).unwrap_or(&here))
     }
 
-    /// The workspace at a known root.
+    /// A workspace with this root.
     pub fn at(root: impl AsRef<Path>) -> Self {
         Self { root: root.as_ref().to_path_buf() }
     }

@@ -1,10 +1,9 @@
-//! Every hand-written op: against the plain composition, and its gradient against finite differences.
+//! Every hand-written op against the plain composition, and its gradient against finite differences.
 
 mod common;
 
-use candle_core::{D, Device, Tensor, Var};
-use common::difference;
-use common::gradients::{check_gradients, variable};
+use candle_core::{D, Device, Result, Tensor, Var};
+use common::kernels::{check_gradients, difference, variable};
 use lxmert_core::ops::{self, DropoutRng, Ragged};
 use lxmert_core::procedural;
 
@@ -67,7 +66,7 @@ fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
     assert!(y.iter().all(|v| *v == 0.0 || (*v - 1.0 / 0.7).abs() < 1e-6));
     let gradients = drop().unwrap().sum_all().unwrap().backward().unwrap();
     assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>().unwrap(), y);
-    // Another step, another call: other masks. The same step again: the same.
+    // Another step and another call give other masks; the same step gives the same mask.
     let rng = DropoutRng::new(1, 2);
     let first: Vec<f32> = ops::dropout(&x, 0.3, Some(&rng)).unwrap().to_vec1().unwrap();
     let second: Vec<f32> = ops::dropout(&x, 0.3, Some(&rng)).unwrap().to_vec1().unwrap();
@@ -83,15 +82,6 @@ fn dropout_matches_finite_differences() {
 }
 
 #[test]
-fn batch_norm_matches_finite_differences() {
-    let (x, w, b) = (variable("x", &[2, 3, 3, 2]), variable("w", &[3]), variable("b", &[3]));
-    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, false)?.y));
-    // All of a channel passes the ReLU or nothing: at its corner there is no derivative.
-    let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
-    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, true)?.y));
-}
-
-#[test]
 fn gathering_and_scattering_rows_match_finite_differences() {
     let mask = Tensor::new(&[[1f32, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], &Device::Cpu).unwrap();
     let rows = Ragged::of_mask(&mask).unwrap();
@@ -102,9 +92,27 @@ fn gathering_and_scattering_rows_match_finite_differences() {
 }
 
 #[test]
-fn a_mask_of_other_values_or_without_a_first_row_is_refused() {
+fn rejects_a_mask_with_other_values_or_without_a_first_row() {
     let error = Ragged::of_mask(&Tensor::new(&[[1f32, 0.5]], &Device::Cpu).unwrap()).unwrap_err().to_string();
     assert!(error.contains("not 0.5"), "{error}");
     let rows = Ragged::of_mask(&Tensor::new(&[[0f32, 1.0]], &Device::Cpu).unwrap()).unwrap();
     assert!(rows.pick_first(&variable("x", &[1, 2])).is_err());
+}
+
+#[test]
+fn backward_gives_the_gradients_of_candle_s_own() {
+    let (w, b, x) = (variable("w", &[6, 6]), variable("b", &[6]), variable("x", &[4, 6]));
+    let unused = variable("unused", &[2]);
+    // The weights twice, once of their own and once derived, and in an operation of candle's.
+    let loss = || -> Result<Tensor> {
+        let y = ops::linear(&ops::linear(&x, &w, &b)?, &w.t()?.contiguous()?, &b)?;
+        let y = ops::linear(&y, &w, &(b.as_tensor() * 2.0)?)?;
+        y.sqr()?.sum_all()? + w.sqr()?.sum_all()?
+    };
+    // Candle's own comes second, and gets every gradient directly: nothing is left of the first.
+    let (ours, theirs) = (ops::backward(&loss().unwrap()).unwrap(), loss().unwrap().backward().unwrap());
+    for var in [&w, &b, &x] {
+        assert!(difference(ours.get(var).unwrap(), theirs.get(var).unwrap()) < 1e-4);
+    }
+    assert!(ours.get(&unused).is_none());
 }

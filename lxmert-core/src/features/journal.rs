@@ -1,9 +1,9 @@
-//! `pending.journal`: images that were pushed and are not in a shard yet.
+//! `pending.journal`: images that were pushed but are not in a shard yet.
 //!
-//! A record is `u64` length of the body, SHA-256 of the body, body; the body is `u32` length of
-//! the name, the name, the image's record ([`Layout::encode`](super::shard::Layout::encode)). All
-//! little-endian. The first record whose hash or length is wrong is the one a killed writer was
-//! appending; it is dropped with all that follows.
+//! A record is the body's length (`u64`), its SHA-256 and the body. The body is the length of the name (`u32`), the
+//! name, and the image's record ([`Layout::encode`](super::shard::Layout::encode)). All integers are little-endian. The
+//! first record with a wrong hash or length is the one that a killed writer was appending; it and everything after it
+//! are dropped.
 
 use crate::files::AppendLog;
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ use std::path::Path;
 
 const FILE: &str = "pending.journal";
 const HEAD: usize = 8 + 32;
-/// Longest name in bytes: bounds the memory that a damaged length can ask for.
+/// Longest name in bytes; limits how much memory a damaged length can request.
 pub(super) const MAX_NAME: usize = 1 << 16;
 
 pub(super) struct Journal {
@@ -44,7 +44,7 @@ impl Journal {
                 return Err(Error::format(folder, "another process is writing to this store; wait for it or stop it"));
             }
         }
-        // Between opening and locking, a writer that was finishing may have removed the file.
+        // A writer that was finishing may have removed the file between opening and locking.
         if !log.path().exists() {
             return Err(Error::format(folder, "another process was just finishing this store; run again"));
         }
@@ -93,7 +93,7 @@ impl Journal {
         self.records.len()
     }
 
-    /// Forgets the records whose names `keep` returns false for; their bytes go when the journal is emptied.
+    /// Forgets the records whose names `keep` rejects; their bytes go when the journal is emptied.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.records.retain(|record| keep(&record.name));
     }
@@ -127,12 +127,12 @@ impl Journal {
         self.log.cut(0)
     }
 
-    /// Removes the empty journal: the store is complete.
+    /// Removes the empty journal once the store is complete.
     pub fn remove(self) -> Result<()> {
         self.log.remove()
     }
 
-    /// Whether a folder holds a journal: a writer is at work there, or was killed.
+    /// Whether a folder holds a journal: a writer is at work there or was killed.
     pub fn exists_in(folder: &Path) -> bool {
         folder.join(FILE).exists()
     }

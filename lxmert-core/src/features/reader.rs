@@ -1,4 +1,4 @@
-//! Reading a store: any image at any time, from several threads.
+//! Reads a store: any image in any order, from several threads.
 
 use super::index::{Index, StoreInfo};
 use super::journal::Journal;
@@ -7,8 +7,8 @@ use super::{Regions, ShardEntry};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// The images of a store, by number (their order in the shards) or by name. Opening reads the names; regions are read
-/// when they are asked for.
+/// The images of a store, by number (their order in the shards) or by name. Opening reads the names only; regions are
+/// read on request.
 #[derive(Debug)]
 pub struct FeatureStore {
     folder: PathBuf,
@@ -22,11 +22,11 @@ pub struct FeatureStore {
 }
 
 impl FeatureStore {
-    /// Opens the shards, which takes as many open files, and reads the names.
+    /// Opens the shards (one open file each) and reads the names.
     ///
     /// # Errors
-    /// When the folder is no store, or a shard is missing, cut off or not what `index.json` says;
-    /// the message names the file.
+    /// Returns an error that names the file if the folder is not a store, or a shard is missing, truncated or not what
+    /// `index.json` says.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         let index = Index::read(&folder)?;
@@ -59,7 +59,7 @@ impl FeatureStore {
         Ok(store)
     }
 
-    /// What holds for every image.
+    /// The properties that all images share.
     pub fn info(&self) -> &StoreInfo {
         &self.info
     }
@@ -123,7 +123,7 @@ impl FeatureStore {
     /// All of one image, by number.
     ///
     /// # Errors
-    /// When there is no such number, or the shard is damaged.
+    /// Returns an error if there is no such image or the shard is damaged.
     pub fn regions(&self, image: usize) -> Result<Regions> {
         let (shard, row) = self.locate(image)?;
         shard.regions(row)
@@ -132,19 +132,18 @@ impl FeatureStore {
     /// How many regions an image has, by number.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`].
+    /// See [`FeatureStore::regions`].
     pub fn num_regions(&self, image: usize) -> Result<usize> {
         let (shard, row) = self.locate(image)?;
         shard.num_regions(row)
     }
 
-    /// The regions of several images (B), as a model takes them, with N and F the store's regions
-    /// and feature dimension. The buffers are emptied first and filled with `features`
-    /// `[B, N, F]`, `boxes` `[B, N, 4]` (x0 y0 x1 y1 in 0..1) and `mask` `[B, N]` (1 for a real
-    /// region, 0 for padding, whose features and boxes are zeros).
+    /// Reads the regions of several images (B) in the model's layout, where N and F are the store's regions and feature
+    /// dimension. Clears the buffers, then fills `features` `[B, N, F]`, `boxes` `[B, N, 4]` (x0 y0 x1 y1 in 0..1) and
+    /// `mask` `[B, N]` (1 for a real region; 0 for padding, whose features and boxes are zeros).
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`]; the buffers then hold anything.
+    /// As [`FeatureStore::regions`]; the buffers' contents are then unspecified.
     pub fn read_batch(
         &self,
         images: &[usize],
@@ -170,11 +169,11 @@ impl FeatureStore {
         Ok(())
     }
 
-    /// The labels and the detector's confidences of several images' regions: both buffers are emptied first and filled
+    /// Reads the labels of several images' regions and the detector's confidences. Clears both buffers, then fills them
     /// with `[B, N]` values, 0 where an image has fewer regions. See [`FeatureStore::read_attributes`] for attributes.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`].
+    /// See [`FeatureStore::regions`].
     pub fn read_labels(&self, images: &[usize], labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
         self.read_classes(images, "", labels, scores)
     }
@@ -182,7 +181,7 @@ impl FeatureStore {
     /// As [`FeatureStore::read_labels`], the regions' attributes. In a store without attributes every confidence is 0.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`].
+    /// See [`FeatureStore::regions`].
     pub fn read_attributes(&self, images: &[usize], labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
         self.read_classes(images, "attribute_", labels, scores)
     }
@@ -202,7 +201,7 @@ impl FeatureStore {
     /// The feature of one region, `[F]`.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`], or when the image has no such region.
+    /// As [`FeatureStore::regions`], or if the image has no such region.
     pub fn region_feature(&self, image: usize, region: usize) -> Result<Vec<f32>> {
         let (shard, row) = self.locate(image)?;
         let n = shard.num_regions(row)?;

@@ -40,7 +40,7 @@ impl Attention {
         let weight = vb.get((3 * hidden, hidden), "in_proj_weight")?;
         let bias = vb.get(3 * hidden, "in_proj_bias")?;
         let third = |i: usize| -> Result<Linear> {
-            Ok(Linear::from_tensors(weight.narrow(0, i * hidden, hidden)?, bias.narrow(0, i * hidden, hidden)?))
+            Ok(Linear { weight: weight.narrow(0, i * hidden, hidden)?, bias: bias.narrow(0, i * hidden, hidden)? })
         };
         Ok(Self {
             projections: [third(0)?, third(1)?, third(2)?],

@@ -2,7 +2,7 @@
 //! (Tan & Bansal 2019, §2.2).
 
 use super::embeddings::{LanguageEmbeddings, RegionEmbeddings};
-use super::layers::{CrossModalityLayer, Layer, Linear};
+use super::layers::{CrossModalityLayer, Layer, LayerNorm, Linear};
 use super::{Attentions, Capture, LxmertInputs, LxmertOutput, Pass, Stream};
 use crate::config::LxmertConfig;
 use crate::ops::in_pool;
@@ -26,12 +26,13 @@ impl LxmertModel {
     /// # Errors
     /// When a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
-        let encoder = vb.pp("encoder");
+        let (encoder, embeddings) = (vb.pp("encoder"), vb.pp("embeddings"));
+        let norm = LayerNorm::new(config.hidden_size, config.layer_norm_eps, embeddings.pp("LayerNorm"))?;
         let layers = |count: usize, name: &str| -> Result<Vec<Layer>> {
             (0..count).map(|i| Layer::new(config, encoder.pp(name).pp(i))).collect()
         };
         Ok(Self {
-            embeddings: LanguageEmbeddings::new(config, vb.pp("embeddings"))?,
+            embeddings: LanguageEmbeddings::new(config, norm, config.hidden_dropout_prob, embeddings)?,
             regions: RegionEmbeddings::new(config, encoder.pp("visn_fc"))?,
             language_layers: layers(config.l_layers, "layer")?,
             vision_layers: layers(config.r_layers, "r_layers")?,
@@ -107,6 +108,6 @@ impl LxmertModel {
 
     /// The word embedding table, `[vocab_size, hidden]`, which the masked-word decoder shares.
     pub fn word_embeddings(&self) -> &Tensor {
-        &self.embeddings.tables.words
+        &self.embeddings.words
     }
 }

@@ -1,7 +1,7 @@
 //! The published heads: pre-training (`cls`, `obj_predict_head`, `answer_head`) and answers.
 
+use super::LxmertOutput;
 use super::layers::{LayerNorm, Linear};
-use super::{LxmertModel, LxmertOutput};
 use crate::config::LxmertConfig;
 use crate::ops;
 use candle_core::{Result, Tensor};
@@ -38,19 +38,12 @@ pub struct AnswerHead {
 }
 
 impl AnswerHead {
-    /// `answers` logits, with the weights under `vb` (`logit_fc.0`, `.2`, `.3`).
+    /// `answers` logits over the pooled outputs of `images` images laid side by side, with the weights under `vb` (`logit_fc.0`,
+    /// `.2`, `.3`).
     ///
     /// # Errors
     /// When a weight is missing or misshapen.
-    pub fn new(config: &LxmertConfig, answers: usize, vb: VarBuilder) -> Result<Self> {
-        Self::over(config, 1, answers, vb)
-    }
-
-    /// As [`AnswerHead::new`], over the pooled outputs of `images` images laid side by side: `[batch, images·hidden]`.
-    ///
-    /// # Errors
-    /// When a weight is missing or misshapen.
-    pub fn over(config: &LxmertConfig, images: usize, answers: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &LxmertConfig, images: usize, answers: usize, vb: VarBuilder) -> Result<Self> {
         let (hidden, vb) = (config.hidden_size, vb.pp("logit_fc"));
         Ok(Self {
             first: Linear::new(images * hidden, 2 * hidden, vb.pp(0))?,
@@ -59,7 +52,7 @@ impl AnswerHead {
         })
     }
 
-    /// `pooled`: `[batch, hidden]`; gives `[batch, answers]`.
+    /// `pooled`: `[batch, images·hidden]`; gives `[batch, answers]`.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -85,7 +78,7 @@ impl WordHead {
         let vb = vb.pp("cls.predictions");
         Ok(Self {
             transform: Transform::new(config, vb.pp("transform"))?,
-            decoder: Linear::from_tensors(word_embeddings.clone(), vb.get(config.vocab_size, "bias")?),
+            decoder: Linear { weight: word_embeddings.clone(), bias: vb.get(config.vocab_size, "bias")? },
         })
     }
 
@@ -182,7 +175,7 @@ impl PretrainingHeads {
             words: WordHead::new(config, word_embeddings, vb.clone())?,
             matching: Linear::new(config.hidden_size, 2, vb.pp("cls.seq_relationship"))?,
             regions: RegionHead::new(config, vb.pp("obj_predict_head"))?,
-            answers: (answers > 0).then(|| AnswerHead::new(config, answers, vb.pp("answer_head"))).transpose()?,
+            answers: (answers > 0).then(|| AnswerHead::new(config, 1, answers, vb.pp("answer_head"))).transpose()?,
         })
     }
 
@@ -205,34 +198,5 @@ impl PretrainingHeads {
             regions: self.regions.forward(&output.vision)?,
             answers: self.answers.as_ref().map(|head| head.forward(&output.pooled)).transpose()?,
         })
-    }
-}
-
-/// A trunk with every head of pre-training, as the hub's `LxmertForPreTraining` keeps it.
-#[derive(Debug, Clone)]
-pub struct PretrainingModel {
-    /// `lxmert.…`.
-    pub trunk: LxmertModel,
-    /// The heads, at the root.
-    pub heads: PretrainingHeads,
-}
-
-impl PretrainingModel {
-    /// The weights are at the root of `vb`.
-    ///
-    /// # Errors
-    /// When a weight is missing or misshapen.
-    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
-        let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
-        let heads = PretrainingHeads::new(config, trunk.word_embeddings(), vb)?;
-        Ok(Self { trunk, heads })
-    }
-
-    /// Names and shapes of every weight [`PretrainingModel::new`] reads, sorted by name.
-    ///
-    /// # Errors
-    /// When the configuration does not fit together.
-    pub fn expected(config: &LxmertConfig) -> Result<Vec<(String, Vec<usize>)>> {
-        super::init::expected(|vb| Self::new(config, vb).map(drop))
     }
 }

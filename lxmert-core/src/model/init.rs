@@ -1,12 +1,12 @@
 //! Fresh weights from a seed, and what a model expects of a checkpoint.
 
+use crate::Result;
 use crate::procedural::splitmix64;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder, VarMap};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Sets every variable of `varmap` from `seed`: layer norms to 1 and 0, biases to 0, all else
 /// normal with standard deviation `range` (Devlin et al. 2019). A variable's values depend on the
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 /// # Errors
 /// When a variable cannot be set.
 pub fn seed_weights(varmap: &VarMap, seed: u64, range: f64) -> Result<()> {
-    let variables = varmap.data().lock().map_err(|_| Error::Argument("the variables' lock is poisoned".into()))?;
+    let variables = varmap.data().lock().unwrap_or_else(PoisonError::into_inner);
     for (name, variable) in variables.iter() {
         let (count, shape) = (variable.elem_count(), variable.shape());
         let values = if name.ends_with("bias") {
@@ -58,8 +58,8 @@ pub fn expected(
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let recorder = Recorder { seen: seen.clone() };
     build(VarBuilder::from_backend(Box::new(recorder), DType::F32, Device::Cpu))?;
-    let mut seen = seen.lock().map_err(|_| candle_core::Error::Msg("the recorder's lock is poisoned".into()))?;
-    Ok(std::mem::take(&mut *seen).into_iter().collect())
+    let seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(seen.into_iter().collect())
 }
 
 /// Answers every request with a broadcast zero and remembers it.
@@ -69,9 +69,7 @@ struct Recorder {
 
 impl SimpleBackend for Recorder {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        if let Ok(mut seen) = self.seen.lock() {
-            seen.insert(name.to_string(), shape.dims().to_vec());
-        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), shape.dims().to_vec());
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)
     }
 

@@ -11,17 +11,13 @@ use candle_nn::{Activation, Init, VarBuilder};
 /// `x Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
-    weight: Tensor,
-    bias: Tensor,
+    pub weight: Tensor,
+    pub bias: Tensor,
 }
 
 impl Linear {
     pub fn new(in_width: usize, out_width: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self { weight: vb.get((out_width, in_width), "weight")?, bias: vb.get(out_width, "bias")? })
-    }
-
-    pub fn from_tensors(weight: Tensor, bias: Tensor) -> Self {
-        Self { weight, bias }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

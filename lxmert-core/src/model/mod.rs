@@ -6,26 +6,20 @@
 //! [`AnswerHead`] are the published heads. The student project's variant (`student.rs`) is the same trunk made of other parts.
 //!
 //! Read `attention.rs` and `layers.rs` for the sub-layers and layers, `embeddings.rs` for what comes before them, `encoder.rs` for the
-//! whole. A [`Pass`] says how the model runs, a [`Stream`] is a modality on its way through it.
+//! whole, `heads.rs` and `tasks.rs` for what is made of it. A [`Pass`] says how the model runs, a [`Stream`] is a modality on its way through it.
 
-mod answering;
 mod attention;
 mod embeddings;
 mod encoder;
 mod heads;
 pub mod init;
 mod layers;
-mod matching;
-mod referring;
 mod student;
+mod tasks;
 
-pub use answering::{AnswerModel, AnswerOutput, PairModel};
 pub use encoder::LxmertModel;
-pub use heads::{
-    AnswerHead, PretrainingHeads, PretrainingLogits, PretrainingModel, RegionHead, RegionLogits, WordHead,
-};
-pub use matching::{MatchingModel, MatchingOutput};
-pub use referring::ReferringModel;
+pub use heads::{AnswerHead, PretrainingHeads, PretrainingLogits, RegionHead, RegionLogits, WordHead};
+pub use tasks::{AnswerModel, HeadOutput, MatchingModel, PairModel, PretrainingModel, ReferringModel};
 
 use crate::ops::sublayers::Run;
 use crate::ops::{DropoutRng, Precision, PrepackedWeights, Ragged};
@@ -83,30 +77,20 @@ pub struct CrossAttentions {
     pub vision_self: Option<AttentionMap>,
 }
 
-impl CrossAttentions {
-    /// From the maps that the cross-modality layers added to each stream: the cross attention's, then the self-attention's
-    /// where the layer has one.
-    fn of_layers(language: &[AttentionMap], vision: &[AttentionMap], layers: usize) -> Vec<Self> {
-        let each = (language.len() / layers.max(1)).max(1);
-        let layer = |(language, vision): (&[AttentionMap], &[AttentionMap])| Self {
-            language_to_vision: language[0].clone(),
-            vision_to_language: vision[0].clone(),
-            language_self: language.get(1).cloned(),
-            vision_self: vision.get(1).cloned(),
-        };
-        language.chunks_exact(each).zip(vision.chunks_exact(each)).map(layer).collect()
-    }
-}
-
 impl Attentions {
-    /// From the two encoded streams, and the same after `layers` cross-modality layers.
+    /// From the two encoded streams, and the same after `layers` cross-modality layers, each of which added the cross attention's
+    /// map to a stream, then the self-attention's where it has one.
     fn new(language: &Stream, vision: &Stream, l: &Stream, v: &Stream, layers: usize) -> Self {
         let (added_l, added_v) = (&l.maps[language.maps.len()..], &v.maps[vision.maps.len()..]);
-        Self {
-            language: language.maps.clone(),
-            vision: vision.maps.clone(),
-            cross: CrossAttentions::of_layers(added_l, added_v, layers),
-        }
+        let each = (added_l.len() / layers.max(1)).max(1);
+        let layer = |(l, v): (&[AttentionMap], &[AttentionMap])| CrossAttentions {
+            language_to_vision: l[0].clone(),
+            vision_to_language: v[0].clone(),
+            language_self: l.get(1).cloned(),
+            vision_self: v.get(1).cloned(),
+        };
+        let cross = added_l.chunks_exact(each).zip(added_v.chunks_exact(each)).map(layer).collect();
+        Self { language: language.maps.clone(), vision: vision.maps.clone(), cross }
     }
 }
 
@@ -245,8 +229,7 @@ impl Stream {
         let rows = self.rows.repeat(index, times)?;
         let (first, hidden) = (self.rows.starts()[index], self.states.dim(1)?);
         let count = self.rows.starts()[index + 1] - first;
-        let item = self.states.narrow(0, first, count)?.unsqueeze(0)?;
-        let states = item.expand((times, count, hidden))?.reshape((times * count, hidden))?;
-        Ok(Self::new(states, rows))
+        let items = self.states.narrow(0, first, count)?.unsqueeze(0)?.expand((times, count, hidden))?;
+        Ok(Self::new(items.flatten(0, 1)?, rows))
     }
 }

@@ -112,6 +112,22 @@ pub(super) fn strays(f: impl FnOnce()) -> bool {
     panic.downcast_ref::<String>().is_some_and(|message| message.contains("outside of its slices"))
 }
 
+/// Asserts that `run` strays when one of the `operands` (of which the last `outputs` are written to) is lent a value too short, and
+/// not when they are lent whole: they are exactly as long as they must be.
+pub(super) fn assert_every_value_is_needed(operands: &[Range<*const f32>], outputs: usize, mut run: impl FnMut()) {
+    for short in 0..=operands.len() {
+        let lend = |(which, operand): (usize, &Range<*const f32>)| {
+            let end = operand.end as usize - if which == short { size_of::<f32>() } else { 0 };
+            (operand.start as usize..end, which + outputs >= operands.len())
+        };
+        LENT.set(operands.iter().enumerate().map(lend).collect());
+        let lent = Lent(());
+        let strayed = strays(&mut run);
+        drop(lent);
+        assert_eq!(strayed, short < operands.len(), "operand {short} of {}", operands.len());
+    }
+}
+
 mod tests {
     use super::*;
 

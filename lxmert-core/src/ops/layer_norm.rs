@@ -142,20 +142,23 @@ pub(crate) fn forward(
     let task = ROWS_PER_TASK * width;
     let dropout = |index: usize| dropout.map(|d| d.skip(index * ROWS_PER_TASK));
     let residual = |index: usize, len: usize| residual.map_or(&[][..], |residual| &residual[index * task..][..len]);
-    let len = out.len();
-    let outputs = out.par_chunks_mut(task).enumerate();
-    if !keep {
-        outputs.for_each(|(i, out)| {
-            forward_rows(out, residual(i, out.len()), &mut [], &mut [], weight, bias, eps, dropout(i));
-        });
-        return Normed::default();
-    }
-    let mut normed = Normed { rows: vec![0.0; len], scales: vec![0.0; len / width] };
-    let kept = normed.rows.par_chunks_mut(task).zip(normed.scales.par_chunks_mut(ROWS_PER_TASK));
-    outputs.zip(kept).for_each(|((i, out), (rows, scales))| {
+    let (len, tasks) = (out.len(), out.len().div_ceil(task));
+    let mut normed = match keep {
+        true => Normed { rows: vec![0.0; len], scales: vec![0.0; len / width] },
+        false => Normed::default(),
+    };
+    let kept = chunks(&mut normed.rows, task, tasks).into_par_iter();
+    let kept = kept.zip(chunks(&mut normed.scales, ROWS_PER_TASK, tasks));
+    out.par_chunks_mut(task).zip(kept).enumerate().for_each(|(i, (out, (rows, scales)))| {
         forward_rows(out, residual(i, out.len()), rows, scales, weight, bias, eps, dropout(i));
     });
     normed
+}
+
+/// `values` in chunks of `len` for `count` tasks; empty ones of nothing.
+fn chunks(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
+    let chunks = values.chunks_mut(len).map(Some).chain(std::iter::repeat_with(|| None));
+    chunks.take(count).map(Option::unwrap_or_default).collect()
 }
 
 /// Writes the gradient by the residual to `dx`, and where there is dropout that by its input to `dropped`; gives those by
@@ -172,14 +175,11 @@ pub(crate) fn backward(
     let width = weight.len();
     let learned = if weights_wanted { width } else { 0 };
     let task = ROWS_PER_TASK * width;
-    let mut parts: Vec<&mut [f32]> = match dropout {
-        Some(_) => dropped.chunks_mut(task).collect(),
-        None => dx.chunks(task).map(|_| Default::default()).collect(),
-    };
+    let dropped = chunks(dropped, task, dx.len().div_ceil(task));
     let inputs = grad.par_chunks(task).zip(normed.rows.par_chunks(task)).zip(normed.scales.par_chunks(ROWS_PER_TASK));
     let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
         .par_chunks_mut(task)
-        .zip(&mut parts)
+        .zip(dropped)
         .zip(inputs)
         .enumerate()
         .map(|(i, ((dx, dropped), ((grad, rows), scales)))| {

@@ -5,6 +5,7 @@
 use super::simd::vectorised;
 use super::transpose::{BLOCK, transpose_block};
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A row-major matrix in a slice, or the transpose of one.
 #[derive(Clone, Copy, Debug)]
@@ -168,8 +169,33 @@ pub enum Threads {
     Pool,
 }
 
-/// `out = [out +] alpha · a · b` by the `gemm` crate; the shapes fit each other.
-pub(super) fn gemm_crate(out: MatrixMut, add: bool, alpha: f32, a: Matrix, b: Matrix, threads: Threads) {
+impl Threads {
+    /// Calls `task` with each chunk of `len` values (the last may be shorter) and its number.
+    pub(super) fn for_chunks(self, values: &mut [f32], len: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
+        let states = &mut vec![(); values.len().div_ceil(len)];
+        self.for_chunks_with(values, len, states, |index, chunk, ()| task(index, chunk));
+    }
+
+    /// As [`for_chunks`](Self::for_chunks), with a state for each chunk.
+    pub(super) fn for_chunks_with<S: Send>(
+        self,
+        values: &mut [f32],
+        len: usize,
+        states: &mut [S],
+        task: impl Fn(usize, &mut [f32], &mut S) + Sync,
+    ) {
+        if self == Self::Pool && rayon::current_num_threads() > 1 {
+            let chunks = values.par_chunks_mut(len).zip(states).enumerate();
+            chunks.for_each(|(index, (chunk, state))| task(index, chunk, state));
+        } else {
+            let chunks = values.chunks_mut(len).zip(states).enumerate();
+            chunks.for_each(|(index, (chunk, state))| task(index, chunk, state));
+        }
+    }
+}
+
+/// `out = [out +] a · b` by the `gemm` crate; the shapes fit each other.
+pub(super) fn gemm_crate(out: MatrixMut, add: bool, a: Matrix, b: Matrix, threads: Threads) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     assert!(inner == b.shape().0 && (rows, columns) == (out.rows, out.columns));
     let parallelism = match threads {
@@ -196,7 +222,7 @@ pub(super) fn gemm_crate(out: MatrixMut, add: bool, alpha: f32, a: Matrix, b: Ma
             b_columns,
             b_rows,
             1.0,
-            alpha,
+            1.0,
             false,
             false,
             false,

@@ -1,5 +1,4 @@
-//! The innermost product: a tile of a few rows times a panel of packed columns, its sums held in registers; and what
-//! is done to a tile before it is stored.
+//! The innermost product: a tile of a few rows times a panel of packed columns, its sums held in registers.
 //!
 //! Weights are packed once into panels, each `inner` × `columns` values in the order they are read, zero-padded at the
 //! right edge. The left side is read as it lies, row after row, one value broadcast at a time. Callers block the inner
@@ -7,8 +6,11 @@
 
 #![allow(unsafe_code)]
 
-use super::precision::{Precision, pair};
-use super::simd::{Level, Plain, Vector, has_bf16, level, vectorised};
+use super::bf16;
+use super::matrix::Matrix;
+use super::precision::Precision;
+use super::simd::{Level, Plain, Vector, compiled_for, has_bf16, level};
+use std::ops::Range;
 
 /// The product of a tile, compiled for one kind of machine.
 #[derive(Clone, Copy, Debug)]
@@ -93,8 +95,8 @@ impl Kernel {
             Level::Avx2 if pairs => (16, Tile::new(6, avx2::<6, true>), Tile::new(2, avx2::<2, true>)),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => (16, Tile::new(6, avx2::<6, false>), Tile::new(2, avx2::<2, false>)),
-            _ if pairs => (8, Tile::new(4, plain::<4, true>), Tile::new(2, plain::<2, true>)),
-            _ => (8, Tile::new(4, plain::<4, false>), Tile::new(2, plain::<2, false>)),
+            _ if pairs => (8, Tile::new(4, multiply::<Plain, 4, true>), Tile::new(2, multiply::<Plain, 2, true>)),
+            _ => (8, Tile::new(4, multiply::<Plain, 4, false>), Tile::new(2, multiply::<Plain, 2, false>)),
         };
         Self { level, precision, columns, large, small }
     }
@@ -191,47 +193,23 @@ impl Kernel {
         }
     }
 
-    /// Panels of the matrix whose element (inner, column) is `at(inner, column)`, one after another.
-    pub fn pack(&self, inner: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-        let words = self.words(inner);
-        let at = |k: usize, j: usize| if k < inner && j < columns { at(k, j) } else { 0.0 };
-        let mut packed = Vec::with_capacity(columns.next_multiple_of(self.columns) * words);
-        for first in (0..columns).step_by(self.columns) {
-            for word in 0..words {
-                packed.extend((first..first + self.columns).map(|j| match self.precision {
-                    Precision::F32 => at(word, j),
-                    Precision::Bf16 => pair(at(2 * word, j), at(2 * word + 1, j)),
-                }));
-            }
+    /// Panel `index` of the rows `rows` of `matrix`, in the kernel's precision; 0 right of the last column.
+    pub fn pack(&self, matrix: &Matrix, rows: Range<usize>, index: usize, panel: &mut [f32]) {
+        match self.precision {
+            Precision::F32 => matrix.copy_panel(rows.start, index, self.columns, panel),
+            Precision::Bf16 => bf16::copy_panel(matrix, rows, index, self.columns, panel),
         }
-        packed
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512<const ROWS: usize>(operands: Operands) {
-    // SAFETY: passed on to the caller, which has checked the lengths.
-    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, false>(operands) }
+compiled_for! {
+    "avx512f,avx2,fma": fn avx512<const ROWS: usize>(operands: Operands) = multiply::<__m512, ROWS, false>
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
-unsafe fn avx512_pairs<const ROWS: usize>(operands: Operands) {
-    // SAFETY: passed on to the caller, which has checked the lengths.
-    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, true>(operands) }
+compiled_for! {
+    "avx512f,avx512bf16,avx2,fma": fn avx512_pairs<const ROWS: usize>(operands: Operands) = multiply::<__m512, ROWS, true>
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
-    // SAFETY: as above.
-    unsafe { multiply::<std::arch::x86_64::__m256, ROWS, PAIRS>(operands) }
-}
-
-unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
-    // SAFETY: as above.
-    unsafe { multiply::<Plain, ROWS, PAIRS>(operands) }
+compiled_for! {
+    "avx2,fma": fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) = multiply::<__m256, ROWS, PAIRS>
 }
 
 /// With `PAIRS` a word of either side is two values of bf16.
@@ -281,51 +259,12 @@ pub(crate) fn balanced(count: usize, block: usize, most: usize) -> usize {
     (most.div_ceil(2)..=most).rev().min_by_key(|&per_task| time(per_task)).unwrap_or(1) * block
 }
 
-/// Where a tile's columns go: `width` of them from `start` on in rows `leading` apart.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Columns {
-    pub leading: usize,
-    pub start: usize,
-    pub width: usize,
-}
-
-vectorised! {
-    /// `out = values + bias [+ residual] [then ReLU]` in `columns` of all rows of `out`; `residual` lies like `out`, `values`
-    /// are rows of `panel`, `bias` begins at the columns' start.
-    pub(crate) fn finish(
-        out: &mut [f32], columns: Columns, values: &[f32], panel: usize, bias: &[f32], residual: Option<&[f32]>, relu: bool,
-    ) {
-        let Columns { leading, start, width } = columns;
-        let bias = &bias[..width];
-        let least = if relu { 0.0 } else { f32::NEG_INFINITY };
-        // NaN stays NaN.
-        let activate = |value: f32| if value < least { least } else { value };
-        for (row, (out, values)) in out.chunks_exact_mut(leading).zip(values.chunks_exact(panel)).enumerate() {
-            let (out, values) = (&mut out[start..start + width], &values[..width]);
-            match residual {
-                None => {
-                    for i in 0..width {
-                        out[i] = activate(values[i] + bias[i]);
-                    }
-                }
-                Some(residual) => {
-                    let residual = &residual[row * leading + start..][..width];
-                    for i in 0..width {
-                        out[i] = activate(values[i] + bias[i] + residual[i]);
-                    }
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod bounds;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::bf16;
 
     #[test]
     fn every_kernel_of_this_machine_multiplies() {
@@ -340,7 +279,7 @@ mod tests {
 
     fn check(kernel: &Kernel) {
         let (rows, columns) = (kernel.large.rows + 2 * kernel.small.rows, kernel.columns);
-        for inner in [0, 1, 7, 64] {
+        for inner in [1, 7, 64] {
             let words = kernel.words(inner);
             let stride = words + 3;
             let bf16 = kernel.precision() == Precision::Bf16;
@@ -348,17 +287,17 @@ mod tests {
             let values = crate::procedural::values("a", rows * inner, -1.0, 1.0, 1);
             let b = crate::procedural::values("b", inner * (columns + 5), -1.0, 1.0, 2);
             let mut a = vec![0.0; rows * stride];
-            for (from, to) in values.chunks(inner.max(1)).zip(a.chunks_mut(stride)) {
+            for (from, to) in values.chunks(inner).zip(a.chunks_mut(stride)) {
                 match bf16 {
                     true => bf16::pairs(from, to),
                     false => to[..inner].copy_from_slice(from),
                 }
             }
             let at = |k: usize, j: usize| b[k * (columns + 5) + j];
-            let packed = kernel.pack(inner, columns + 5, at);
-            for (panel, packed) in packed.chunks(words.max(1) * columns).enumerate() {
-                let mut out = vec![f32::NAN; rows * columns];
-                kernel.multiply(rows, words, &a, stride, packed, &mut out);
+            for panel in 0..2 {
+                let (mut packed, mut out) = (vec![0.0; words * columns], vec![f32::NAN; rows * columns]);
+                kernel.pack(&Matrix::new(&b, inner, columns + 5), 0..inner, panel, &mut packed);
+                kernel.multiply(rows, words, &a, stride, &packed, &mut out);
                 for (place, value) in out.iter().enumerate() {
                     let (row, column) = (place / columns, panel * columns + place % columns);
                     let expected: f32 = match column < columns + 5 {

@@ -1,19 +1,72 @@
-//! Large products by the tile kernel: the right side is packed into panels a block of the inner dimension at a time; the
-//! left side is read as it lies where it can be, task by task, each task a run of rows of the output.
+//! Strided f32 matrix products on slices. Large ones go through the tile kernel: the right side is packed into panels a block of the
+//! inner dimension at a time; the left side is read as it lies where it can be, task by task, each task a run of rows of the
+//! output. Small ones go through the `gemm` crate, which candle multiplies with too.
+//!
+//! faer's product is as fast, but in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` mistakes the row stride for the
+//! column stride, and a product written through it corrupts the heap; the microkernel here also serves convolutions.
 
 use super::bf16;
 use super::epilogue::Epilogue;
-use super::matrix::{Matrix, MatrixMut, Threads, gemm_crate};
+use super::matrix::{Matrix, MatrixMut, Threads, Write, gemm_crate};
 use super::microkernel::{Base, Kernel, Left, balanced};
 use super::precision::Precision;
 use super::scratch::with_scratch;
 use super::skinny::{self, Products};
-use rayon::prelude::*;
 
 /// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
 const INNER: usize = 768;
 /// Rows of a task at most.
-const MOST_ROWS: usize = 144;
+pub(super) const MOST_ROWS: usize = 144;
+
+/// `out = [out +] a · b`. The result is the same from run to run for a given number of threads, and for any number where the
+/// product is large enough for this crate's own kernel.
+///
+/// # Panics
+/// When the shapes do not fit each other: the callers are kernels, which have checked their tensors.
+///
+/// ```
+/// use lxmert_core::ops::{Matrix, MatrixMut, Threads, Write, gemm};
+/// let a = [1.0, 2.0, 3.0, 4.0]; // [2, 2]
+/// let mut out = [0.0; 4];
+/// gemm(MatrixMut::new(&mut out, 2, 2), Write::Replace, Matrix::new(&a, 2, 2), Matrix::new(&a, 2, 2).t(), Threads::One);
+/// assert_eq!(out, [5.0, 11.0, 11.0, 25.0]);
+/// ```
+pub fn gemm(out: MatrixMut, write: Write, a: Matrix, b: Matrix, threads: Threads) {
+    let ((rows, inner), (inner_b, columns)) = (a.shape(), b.shape());
+    assert!(
+        inner == inner_b && (rows, columns) == (out.rows, out.columns),
+        "[{rows}, {inner}] · [{inner_b}, {columns}] does not give [{}, {}]",
+        out.rows,
+        out.columns
+    );
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    if inner == 0 {
+        if write == Write::Replace {
+            out.data.chunks_mut(out.leading).take(rows).for_each(|row| row[..columns].fill(0.0));
+        }
+        return;
+    }
+    let base = if write == Write::Add { Base::Out } else { Base::Zero };
+    let out = Output { values: out.data, leading: out.leading, base, epilogue: Epilogue::Nothing };
+    multiply(out, a, b, Precision::F32, threads);
+}
+
+/// Where a product goes: `epilogue(base + a · b)`, in rows of `values` that begin `leading` apart.
+pub(crate) struct Output<'a> {
+    pub values: &'a mut [f32],
+    pub leading: usize,
+    pub base: Base<'a>,
+    pub epilogue: Epilogue<'a>,
+}
+
+impl Output<'_> {
+    /// Without what lies behind the last row.
+    fn trimmed(self, rows: usize, columns: usize) -> Self {
+        Self { values: &mut self.values[..(rows - 1) * self.leading + columns], ..self }
+    }
+}
 
 /// Whether packing pays: every packed value must be used often enough.
 fn applies(a: &Matrix, b: &Matrix) -> bool {
@@ -57,6 +110,11 @@ impl Prepacked {
         Self { kernel, values, inner, columns }
     }
 
+    /// What it was packed for.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
     /// Inner dimension and columns.
     pub fn shape(&self) -> (usize, usize) {
         (self.inner, self.columns)
@@ -81,80 +139,44 @@ fn panel_len(kernel: &Kernel, depth: usize) -> usize {
 
 /// The panels of a block of the inner dimension.
 fn pack(kernel: &Kernel, b: &Matrix, first: usize, depth: usize, packed: &mut [f32], parallel: bool) {
-    let copy = |(index, panel): (usize, &mut [f32])| match kernel.precision() {
-        Precision::F32 => b.copy_panel(first, index, kernel.columns, panel),
-        Precision::Bf16 => bf16::copy_panel(b, first..first + depth, index, kernel.columns, panel),
-    };
-    let panel_len = panel_len(kernel, depth);
-    if parallel {
-        packed.par_chunks_exact_mut(panel_len).enumerate().for_each(copy);
-    } else {
-        packed.chunks_exact_mut(panel_len).enumerate().for_each(copy);
-    }
+    let threads = if parallel { Threads::Pool } else { Threads::One };
+    threads.for_chunks(packed, panel_len(kernel, depth), |index, panel| {
+        kernel.pack(b, first..first + depth, index, panel);
+    });
 }
 
-/// `out = epilogue(base + alpha · a · b)` of matrices that fit each other and are not empty, both rounded to `precision`. Rows of
-/// `out` begin `leading` apart. A small product or one of few rows waits for memory, so it takes the values as they are; so
-/// does one with an `alpha`.
-#[allow(clippy::too_many_arguments)] // a product has these
-pub(crate) fn multiply(
-    out: &mut [f32],
-    leading: usize,
-    base: Base,
-    alpha: f32,
-    a: Matrix,
-    b: Matrix,
-    epilogue: Epilogue,
-    precision: Precision,
-    threads: Threads,
-) {
-    if skinny::applies(&a, &b) && alpha == 1.0 {
-        let out = &mut out[..(a.shape().0 - 1) * leading + b.shape().1];
-        return skinny::multiply(out, leading, base, a, b, epilogue, threads);
+/// The product of matrices that fit each other and are not empty, both rounded to `precision`. A small product or one of few rows
+/// waits for memory, so it takes the values as they are.
+pub(crate) fn multiply(out: Output, a: Matrix, b: Matrix, precision: Precision, threads: Threads) {
+    let out = out.trimmed(a.shape().0, b.shape().1);
+    if skinny::applies(&a, &b) {
+        skinny::multiply(out, a, b, threads);
+    } else if applies(&a, &b) {
+        multiply_right(out, a, Right::Matrix(b, precision), threads);
+    } else {
+        small(out, a, b, threads);
     }
-    if !applies(&a, &b) {
-        return small(out, leading, base, alpha, a, b, epilogue, threads);
-    }
-    let precision = if alpha == 1.0 { precision } else { Precision::F32 };
-    multiply_right(out, leading, base, alpha, a, Right::Matrix(b, precision), epilogue, threads);
 }
 
 /// A product in which packing would not pay, by the `gemm` crate.
-#[allow(clippy::too_many_arguments)] // as above
-fn small(
-    out: &mut [f32],
-    leading: usize,
-    base: Base,
-    alpha: f32,
-    a: Matrix,
-    b: Matrix,
-    mut epilogue: Epilogue,
-    threads: Threads,
-) {
+fn small(out: Output, a: Matrix, b: Matrix, threads: Threads) {
+    let Output { values, leading, base, mut epilogue } = out;
     let ((rows, _), (_, columns)) = (a.shape(), b.shape());
-    let out = &mut out[..(rows - 1) * leading + columns];
     if let Base::Bias(bias) = base {
-        out.chunks_mut(leading).for_each(|row| row[..columns].copy_from_slice(&bias[..columns]));
+        values.chunks_mut(leading).for_each(|row| row[..columns].copy_from_slice(&bias[..columns]));
     }
-    gemm_crate(MatrixMut::strided(out, rows, columns, leading), !matches!(base, Base::Zero), alpha, a, b, threads);
-    epilogue.apply(out, leading, 0, columns);
+    gemm_crate(MatrixMut::strided(values, rows, columns, leading), !matches!(base, Base::Zero), a, b, threads);
+    epilogue.apply(values, leading, 0, columns);
 }
 
 /// As [`multiply`] with weights that were packed before; to the bit as [`multiply_right`], but of few rows the tasks take panels, so
 /// that each value of the weights is read once.
-pub(crate) fn multiply_prepacked(
-    out: &mut [f32],
-    leading: usize,
-    base: Base,
-    a: Matrix,
-    b: &Prepacked,
-    epilogue: Epilogue,
-    threads: Threads,
-) {
+pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads: Threads) {
     let (rows, inner) = a.shape();
     if rows > skinny::MOST_ROWS || a.is_transposed() {
-        return multiply_right(out, leading, base, 1.0, a, Right::Prepacked(b), epilogue, threads);
+        return multiply_right(out, a, Right::Prepacked(b), threads);
     }
+    let out = out.trimmed(rows, b.columns);
     let kernel = &b.kernel;
     let (padded, panels) = (kernel.round_rows(rows), b.columns.div_ceil(kernel.columns));
     // As in a task's block below.
@@ -167,14 +189,14 @@ pub(crate) fn multiply_prepacked(
                 Precision::Bf16 => bf16::pairs(from, to),
             }
         }
-        let written = &*out;
-        let task = |(panel, products): (usize, &mut [f32])| {
+        let written = &*out.values;
+        threads.for_chunks(products, padded * kernel.columns, |panel, products| {
             let columns = panel * kernel.columns..b.columns.min((panel + 1) * kernel.columns);
             for (row, to) in products.chunks_exact_mut(kernel.columns).enumerate() {
-                match base {
+                match out.base {
                     Base::Bias(bias) => to[..columns.len()].copy_from_slice(&bias[columns.clone()]),
                     Base::Out if row < rows => {
-                        to[..columns.len()].copy_from_slice(&written[row * leading..][columns.clone()])
+                        to[..columns.len()].copy_from_slice(&written[row * out.leading..][columns.clone()])
                     }
                     _ => to.fill(0.0),
                 }
@@ -188,35 +210,20 @@ pub(crate) fn multiply_prepacked(
                 kernel.multiply_into(padded, kernel.words(depth), left, weights, Base::Out, products, kernel.columns);
                 rest = after;
             }
-        };
-        match threads {
-            Threads::Pool => products.par_chunks_exact_mut(padded * kernel.columns).enumerate().for_each(task),
-            Threads::One => products.chunks_exact_mut(padded * kernel.columns).enumerate().for_each(task),
-        }
+        });
         let products = Products { values: products, rows: padded, width: kernel.columns };
-        let out = &mut out[..(rows - 1) * leading + b.columns];
-        skinny::complete(out, leading, Base::Zero, products, epilogue, threads);
+        skinny::complete(Output { base: Base::Zero, ..out }, products, threads);
     });
 }
 
-/// As [`multiply`], by the tile kernel alone; `alpha` must be 1 but for f32.
-#[allow(clippy::too_many_arguments)] // as above
-pub(crate) fn multiply_right(
-    out: &mut [f32],
-    leading: usize,
-    base: Base,
-    alpha: f32,
-    a: Matrix,
-    b: Right,
-    epilogue: Epilogue,
-    threads: Threads,
-) {
+/// As [`multiply`], by the tile kernel alone.
+pub(crate) fn multiply_right(out: Output, a: Matrix, b: Right, threads: Threads) {
     let (rows, inner) = a.shape();
     let (kernel, columns) = match b {
         Right::Matrix(b, precision) => (Kernel::new(precision), b.shape().1),
         Right::Prepacked(b) => (b.kernel, b.columns),
     };
-    let out = &mut out[..(rows - 1) * leading + columns];
+    let Output { values, leading, base, epilogue } = out.trimmed(rows, columns);
     let step = step(&kernel, inner);
     let panels = columns.div_ceil(kernel.columns);
     let parallel = threads == Threads::Pool && rayon::current_num_threads() > 1;
@@ -226,25 +233,12 @@ pub(crate) fn multiply_right(
     };
     let mut epilogues = epilogue.split(per_task, leading, rows.div_ceil(per_task));
     let mut run = |packed: &[f32], first: usize, depth: usize| {
-        let block = Block {
-            kernel: &kernel,
-            packed,
-            first,
-            depth,
-            columns,
-            leading,
-            base: if first == 0 { base } else { Base::Out },
-            alpha,
-            last: first + depth == inner,
-        };
-        let task = |(index, (out, epilogue)): (usize, (&mut [f32], &mut Epilogue))| {
-            block.run(a, index * per_task, out, epilogue);
-        };
-        if parallel {
-            out.par_chunks_mut(per_task * leading).zip(&mut epilogues).enumerate().for_each(task);
-        } else {
-            out.chunks_mut(per_task * leading).zip(&mut epilogues).enumerate().for_each(task);
-        }
+        let base = if first == 0 { base } else { Base::Out };
+        let last = first + depth == inner;
+        let block = Block { kernel: &kernel, packed, first, depth, columns, leading, base, last };
+        threads.for_chunks_with(values, per_task * leading, &mut epilogues, |index, values, epilogue| {
+            block.run(a, index * per_task, values, epilogue);
+        });
     };
     let blocks = blocks(&kernel, inner);
     match b {
@@ -275,7 +269,6 @@ struct Block<'a> {
     columns: usize,
     leading: usize,
     base: Base<'a>,
-    alpha: f32,
     /// Whether the sums are complete after it.
     last: bool,
 }
@@ -288,8 +281,7 @@ impl Block<'_> {
         let rows = kernel.round_rows(count);
         // Rows a large power of two apart fall into the same sets of the cache.
         let plain = kernel.precision() == Precision::F32;
-        let in_place =
-            plain && !a.is_transposed() && self.alpha == 1.0 && rows == count && !a.leading().is_multiple_of(512);
+        let in_place = plain && !a.is_transposed() && rows == count && !a.leading().is_multiple_of(512);
         if in_place {
             let left = Left { values: a.from(first_row, self.first), row: a.leading(), inner: 1 };
             return self.panels(left, count, out, epilogue);
@@ -302,10 +294,10 @@ impl Block<'_> {
             let lines = gathered.chunks_exact_mut(stride);
             match (plain, a.is_transposed()) {
                 (true, true) => lines.enumerate().for_each(|(line, to)| {
-                    self.copy(&a.from(self.first + line, first_row)[..count], to);
+                    to[..count].copy_from_slice(&a.from(self.first + line, first_row)[..count]);
                 }),
                 (true, false) => lines.take(count).enumerate().for_each(|(line, to)| {
-                    self.copy(&a.from(first_row + line, self.first)[..self.depth], to);
+                    to[..self.depth].copy_from_slice(&a.from(first_row + line, self.first)[..self.depth]);
                 }),
                 (false, true) => lines.enumerate().for_each(|(line, to)| {
                     let lines = self.first + 2 * line..self.first + self.depth;
@@ -318,14 +310,6 @@ impl Block<'_> {
             let (row, inner) = if a.is_transposed() { (1, stride) } else { (stride, 1) };
             self.panels(Left { values: gathered, row, inner }, count, out, epilogue);
         });
-    }
-
-    fn copy(&self, from: &[f32], to: &mut [f32]) {
-        let to = &mut to[..from.len()];
-        to.copy_from_slice(from);
-        if self.alpha != 1.0 {
-            to.iter_mut().for_each(|value| *value *= self.alpha);
-        }
     }
 
     fn panels(&self, a: Left, count: usize, out: &mut [f32], epilogue: &mut Epilogue) {
@@ -368,18 +352,7 @@ impl Block<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::epilogue::FusedActivation;
-
-    /// The product of rounded operands, in f64.
-    fn expected(a: &[f32], b: &[f32], (rows, inner, columns): (usize, usize, usize)) -> Vec<f64> {
-        let rounded = |x: f32| half::bf16::from_f32(x).to_f64();
-        let term = |i: usize, k: usize| rounded(a[i / columns * inner + k]) * rounded(b[k * columns + i % columns]);
-        (0..rows * columns).map(|i| (0..inner).map(|k| term(i, k)).sum()).collect()
-    }
-
-    fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-        (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect()
-    }
+    use crate::ops::activation::FusedActivation;
 
     #[test]
     fn packed_weights_give_the_same_products_for_any_number_of_rows() {
@@ -394,43 +367,15 @@ mod tests {
             {
                 let a = Matrix::new(&a, rows, inner);
                 for base in [Base::Zero, Base::Out, Base::Bias(&bias)] {
-                    let epilogue =
-                        || Epilogue::Activate { activation: FusedActivation::Relu, dropout: None, derivative: None };
                     let (mut got, mut want) = (vec![2.0; rows * leading], vec![2.0; rows * leading]);
-                    multiply_prepacked(&mut got, leading, base, a, &packed, epilogue(), threads);
-                    let right = Right::Matrix(b, precision);
-                    multiply_right(&mut want, leading, base, 1.0, a, right, epilogue(), threads);
+                    let out = |values| {
+                        let activation = FusedActivation::Relu;
+                        let epilogue = Epilogue::Activate { activation, dropout: None, derivative: None };
+                        Output { values, leading, base, epilogue }
+                    };
+                    multiply_prepacked(out(&mut got), a, &packed, threads);
+                    multiply_right(out(&mut want), a, Right::Matrix(b, precision), threads);
                     assert_eq!(got, want, "{precision:?} {rows} rows, {base:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_in_bf16_are_those_of_rounded_operands() {
-        for sizes in [(8, 32, 32), (97, 33, 71), (150, 1, 40), (30, 1031, 64), (200, 2050, 33)] {
-            let (rows, inner, columns) = sizes;
-            let a = crate::procedural::values("a", rows * inner, -1.0, 1.0, 1);
-            let b = crate::procedural::values("b", inner * columns, -1.0, 1.0, 2);
-            let bias = crate::procedural::values("bias", columns, -1.0, 1.0, 3);
-            let expected = expected(&a, &b, sizes);
-            let (a_columns, b_columns) = (transposed(&a, rows, inner), transposed(&b, inner, columns));
-            for (a, b) in [
-                (Matrix::new(&a, rows, inner), Matrix::new(&b, inner, columns)),
-                (Matrix::new(&a_columns, inner, rows).t(), Matrix::new(&b, inner, columns)),
-                (Matrix::new(&a, rows, inner), Matrix::new(&b_columns, columns, inner).t()),
-            ] {
-                // What is small or has few rows is not rounded.
-                let rounded = applies(&a, &b) && !skinny::applies(&a, &b);
-                for threads in [Threads::One, Threads::Pool] {
-                    let mut out = vec![f32::NAN; rows * columns];
-                    let base = Base::Bias(&bias);
-                    multiply(&mut out, columns, base, 1.0, a, b, Epilogue::Nothing, Precision::Bf16, threads);
-                    for (i, (value, sum)) in out.iter().zip(&expected).enumerate() {
-                        let error = (f64::from(value - bias[i % columns]) - sum).abs();
-                        let bound = if rounded { 2e-6 } else { 2f64.powi(-7) } * (inner as f64).max(8.0);
-                        assert!(error < bound, "{sizes:?} at {i}: {value} {sum}");
-                    }
                 }
             }
         }

@@ -77,6 +77,20 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+/// Defines an unsafe function that calls an `#[inline(always)]` one over [`Vector`], compiled for a machine that has `$features`.
+macro_rules! compiled_for {
+    ($features:literal: fn $name:ident$(<$(const $n:ident: $t:ty),+>)?($($arg:ident: $ty:ty),*) = $kernel:expr) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        unsafe fn $name$(<$(const $n: $t),+>)?($($arg: $ty),*) {
+            use std::arch::x86_64::*;
+            // SAFETY: passed on to the caller, which answers for the instructions and the arguments.
+            unsafe { $kernel($($arg),*) }
+        }
+    };
+}
+pub(crate) use compiled_for;
+
 /// One vector register of f32, and the operations that kernels need.
 ///
 /// # Safety

@@ -3,15 +3,15 @@
 //! | module | what it reads |
 //! | --- | --- |
 //! | [`dataset`] | captioned images with splits, features and tokens |
-//! | [`splits`], [`paths`] | which image of a caption file is in which split, where files lie |
+//! | [`splits`], [`paths`] | which image of a caption file is in which split; where files are |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
-//! | [`questions`], [`vqa_answers`] | VQA, GQA, OK-VQA and VizWiz; answers as VQA's evaluation compares them |
+//! | [`questions`], [`vqa_answers`] | VQA, GQA, OK-VQA and VizWiz; answers normalised as in VQA's evaluation |
 //! | [`statements`] | NLVR2 |
 //! | [`snli_ve`] | SNLI-VE |
 //! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
-//! | [`image_examples`] | sentences about images out of many files, tokenised, with their images found |
-//! | [`predictions`] | prediction files and what the benchmarks count |
-//! | [`names`] | image names of a file in a feature store |
+//! | [`image_examples`] | sentences about images from any number of files, tokenised, with their images found |
+//! | [`predictions`] | prediction files and the benchmarks' measures |
+//! | [`names`] | finds a file's image names in a feature store |
 //! | [`sentences`], [`rows`] | many sentences, and long JSON files, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 

@@ -1,14 +1,14 @@
-//! Questions about images with their answers: VQA v2, GQA, OK-VQA and VizWiz.
+//! Questions about images, with their answers: VQA v2, GQA, OK-VQA and VizWiz.
 //!
 //! | file | form |
 //! | --- | --- |
 //! | LXMERT's VQA JSON (`train.json`, `minival.json`, …) | list of `{"question_id": 1, "img_id", "sent", "label": {"yes": 1.0}, "answer_type", "question_type"}` |
 //! | LXMERT's GQA JSON (`testdev.json`, …) | list of `{"question_id": "201", "img_id", "sent", "label": {"cat": 1.0}}` |
 //! | GQA's own `*_balanced_questions.json` | `{"201": {"imageId", "question", "answer", "types": {"structural"}}, …}` |
-//! | VQA's own `v2_OpenEnded_mscoco_*_questions.json`, and OK-VQA's | `{"questions": [{"question_id", "image_id", "question"}], …}`; the answers are taken from `v2_mscoco_*_annotations.json` beside it, if that is there |
+//! | VQA's own `v2_OpenEnded_mscoco_*_questions.json`, and OK-VQA's | `{"questions": [{"question_id", "image_id", "question"}], …}`; the answers come from `v2_mscoco_*_annotations.json` beside it, if it exists |
 //! | VizWiz's `train.json`, `val.json`, `test.json` | list of `{"image": "VizWiz_train_00000000.jpg", "question", "answers": [{"answer"}], "answer_type"}` |
 //!
-//! Ids may be numbers or texts. A question without answers (a test split) is one to answer, not to learn from.
+//! Ids may be numbers or text. A question without answers (in a test split) is predicted but not trained on.
 
 use super::image_examples::{Collector, ImageExample};
 use super::rows::{Object, Row, first_key, for_each_row, parse};
@@ -21,13 +21,13 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// A question's or an image's id, a number in VQA and a text in GQA.
+/// The id of a question or an image; a number in VQA, text in GQA.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum QuestionId {
-    /// As VQA has it.
+    /// As in VQA.
     Number(u64),
-    /// As GQA has it.
+    /// As in GQA.
     Text(String),
 }
 
@@ -49,23 +49,23 @@ pub struct Question {
     pub image: usize,
     /// The question.
     pub sentence: String,
-    /// Score by answer, 0..1; `None` where the answers are not known.
+    /// Score by answer, 0..1; `None` if the answers are unknown.
     pub scores: Option<Vec<(String, f32)>>,
-    /// Kind of the answer, where the file says it: VQA's `yes/no`, `number` and `other`, GQA's `verify`, `query` and so on.
+    /// Answer type, if the file states it: VQA's `yes/no`, `number` and `other`, GQA's `verify`, `query` and so on.
     pub answer_type: Option<String>,
-    /// How the question begins ("what color is the"), where the file says it.
+    /// How the question begins ("what color is the"), if the file states it.
     pub question_type: Option<String>,
 }
 
 impl Question {
-    /// The score of an answer: 0 unless somebody gave it.
+    /// The score of an answer; 0 unless an annotator gave it.
     pub fn score(&self, answer: &str) -> f32 {
         let scores = self.scores.iter().flatten();
         scores.filter(|(given, _)| given == answer).map(|(_, score)| *score).next().unwrap_or(0.0)
     }
 }
 
-/// A question of a list: LXMERT's, or VizWiz's own, whose id is its photo's name.
+/// A question in a list: LXMERT's, or VizWiz's own, where the id is the photo's name.
 #[derive(Deserialize)]
 struct Listed {
     #[serde(default)]
@@ -88,7 +88,7 @@ impl Row for Listed {
     const FORM: &'static str = r#"{"question_id": 1, "img_id": "…", "sent": "What is it?", "label": {"cat": 1.0}}"#;
 }
 
-/// A question of GQA's own, whose id is its key.
+/// A question in GQA's own file, where the id is the key.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Gqa {
@@ -110,7 +110,7 @@ impl Row for Gqa {
     const IN_OBJECT: Object = Object::HasRows;
 }
 
-/// A question of VQA's own.
+/// A question in VQA's own file.
 #[derive(Deserialize)]
 struct Vqa {
     question_id: u64,
@@ -122,7 +122,7 @@ impl Row for Vqa {
     const FORM: &'static str = r#"{"question_id": 1, "image_id": 2, "question": "What is it?"}"#;
 }
 
-/// The answers to a question of VQA's own.
+/// The answers to a question in VQA's own file.
 #[derive(Deserialize)]
 struct Annotation {
     question_id: u64,
@@ -142,7 +142,7 @@ struct OneAnswer {
     answer: String,
 }
 
-/// What people answered, as scores.
+/// The annotators' answers, as scores.
 fn scores_of(answers: &[OneAnswer]) -> Vec<(String, f32)> {
     soft_scores(answers.iter().map(|answer| answer.answer.as_str()))
 }
@@ -153,11 +153,11 @@ impl ImageExample<1> for Question {
     /// Reads a file in any of the forms above.
     ///
     /// # Errors
-    /// When the file cannot be read, has none of the forms, holds no question, or has a row that cannot be used: an empty
-    /// question, an id that appears twice, a score that is no number from 0 to 1. The error names the row.
+    /// Returns an error if the file cannot be read, has none of the forms, holds no question, or has an invalid row: an
+    /// empty question, a repeated id, a score outside 0 to 1. The error names the row.
     fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
-        // VQA's own file is one object about the whole file; GQA's has a question behind each key.
+        // VQA's own file is one object for the whole file; GQA's has one question per key.
         match first_key(path)?.as_deref() {
             Some("info" | "task_type" | "data_type" | "license" | "data_subtype" | "questions") => {
                 read_official(path, &mut found)?;
@@ -199,7 +199,7 @@ impl ImageExample<1> for Question {
     }
 }
 
-/// Adds a question about the image that `image` names.
+/// Adds a question about the image called `image`.
 fn push(found: &mut Collector<Question, 1>, image: &str, question: Question) -> std::result::Result<(), String> {
     if let Some((answer, score)) = question.scores.iter().flatten().find(|(_, score)| !(0.0..=1.0).contains(score)) {
         return Err(format!("question {}: the score of '{answer}' is {score}, not between 0 and 1", question.id));
@@ -207,7 +207,7 @@ fn push(found: &mut Collector<Question, 1>, image: &str, question: Question) -> 
     found.push(question.id.clone(), [image], |[image]| Question { image, ..question })
 }
 
-/// VQA's own questions, with the annotations beside them.
+/// Reads VQA's own questions, with the annotations beside them.
 fn read_official(path: &Path, found: &mut Collector<Question, 1>) -> Result<()> {
     let (file, questions) = read_list::<Vqa>(path, "questions")?;
     let annotations_path = annotations_beside(path);
@@ -216,9 +216,9 @@ fn read_official(path: &Path, found: &mut Collector<Question, 1>) -> Result<()> 
         let (_, list) = read_list::<Annotation>(path, "annotations")?;
         annotations.extend(list.into_iter().map(|annotation| (annotation.question_id, annotation)));
     }
-    // Images are numbered within COCO's own parts; test-dev2015 is a part of test2015.
+    // Images are numbered within COCO's own parts; test-dev2015 belongs to test2015.
     let part = file.get("data_subtype").and_then(Value::as_str);
-    let part = part.ok_or_else(|| Error::file(path, "lacks data_subtype, which names COCO's part"))?;
+    let part = part.ok_or_else(|| Error::file(path, "data_subtype, which names COCO's part, is missing"))?;
     let part = part.replace("-dev", "");
     for (row, question) in (1..).zip(questions) {
         let error = |reason: String| Error::row(path, row, reason);
@@ -238,18 +238,18 @@ fn read_official(path: &Path, found: &mut Collector<Question, 1>) -> Result<()> 
     Ok(())
 }
 
-/// A file that is one object: its list `name`, row by row, and the rest of it.
+/// A file that is one object: the rows of its list `name`, and the rest of it.
 fn read_list<T: Row>(path: &Path, name: &str) -> Result<(Value, Vec<T>)> {
     let mut file: Value = serde_json::from_reader(open_text(path)?).map_err(Error::json(path))?;
     let Some(Value::Array(rows)) = file.get_mut(name).map(Value::take) else {
-        return Err(Error::file(path, format!("lacks the list \"{name}\", of rows such as {}", T::FORM)));
+        return Err(Error::file(path, format!("the list \"{name}\" is missing; expected rows such as {}", T::FORM)));
     };
     let read = |(row, value)| parse(value).map_err(|reason| Error::row(path, row, reason));
     let rows = (1..).zip(rows).map(read).collect::<Result<_>>()?;
     Ok((file, rows))
 }
 
-/// `v2_mscoco_train2014_annotations.json` for `v2_OpenEnded_mscoco_train2014_questions.json`, where it exists.
+/// `v2_mscoco_train2014_annotations.json` for `v2_OpenEnded_mscoco_train2014_questions.json`, if it exists.
 pub fn annotations_beside(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let beside = name.replace("OpenEnded_", "").replace("questions", "annotations");
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_gqas_and_vizwizs_own_files_and_ids_that_are_numbers() {
+    fn reads_gqas_and_vizwizs_own_files_and_numeric_ids() {
         let (images, q) = read(
             r#"{"201": {"imageId": "n1", "question": "Is it red?", "answer": "yes", "isBalanced": true, "types": {"structural": "verify"}},
                 "202": {"imageId": 2, "question": "Is it blue?"}}"#,
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn official_files_give_the_official_scores_and_none_for_a_test_split() {
+    fn official_files_give_official_scores_and_none_for_a_test_split() {
         let folder = tempfile::tempdir().unwrap();
         let questions = folder.path().join("v2_OpenEnded_mscoco_val2014_questions.json");
         std::fs::write(
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_row_that_cannot_be_used() {
+    fn errors_name_the_invalid_row() {
         let with = |second: &str| {
             let first = r#"{"question_id": 1, "img_id": "a", "sent": "Who?", "label": {"boy": 1.0}}"#;
             read(&format!("[{first}, {second}]")).unwrap_err().to_string()
@@ -371,9 +371,9 @@ mod tests {
             ),
             (
                 r#"{"question_id": 2, "img_id": "a"}"#,
-                "row 2: it lacks sent; its fields are question_id, img_id; wanted: {",
+                "row 2: it lacks sent; its fields are question_id, img_id; expected {",
             ),
-            (r#"{"question_id": 2, "img_id": "a", "sent": 3}"#, "row 2: it has integer `3` where a string belongs"),
+            (r#"{"question_id": 2, "img_id": "a", "sent": 3}"#, "row 2: it has integer `3` instead of a string"),
         ] {
             assert!(with(second).contains(reason), "{}", with(second));
         }

@@ -1,5 +1,5 @@
-//! Reads JSON files of examples row by row: the benchmarks' files have up to 1.4 GB, and memory holds only what the caller
-//! keeps of each row.
+//! Reads JSON files of examples row by row: the benchmarks' files are up to 1.4 GB, and memory holds only what the
+//! caller keeps of each row.
 
 use crate::{Error, Result};
 use lxmert_core::files::open_text;
@@ -10,29 +10,29 @@ use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
-/// What a row of a file is.
+/// The content of a row.
 pub trait Row: DeserializeOwned {
-    /// An example of one, for messages: `{"question_id": 1, …}`.
+    /// An example row for error messages: `{"question_id": 1, …}`.
     const FORM: &'static str;
-    /// Where the rows stand in a file that starts with `{`.
+    /// Where the rows are in a file that starts with `{`.
     const IN_OBJECT: Object = Object::IsRow;
 }
 
 /// What a JSON object at the start of a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
-    /// A row; the next one follows on a line of its own.
+    /// A row; the next one follows on its own line.
     IsRow,
     /// The whole file: each of its values is a row, and the key is the row's id.
     HasRows,
 }
 
-/// Calls `take` with each row: its number from 1, its key where the file has keys, and the row. The file is a list of rows, or
-/// what [`Row::IN_OBJECT`] says.
+/// Calls `take` with each row: its number from 1, its key if the file has keys, and the row. The file is a list of
+/// rows, or an object as in [`Row::IN_OBJECT`].
 ///
 /// # Errors
-/// When the file cannot be read or has another form, and at the first row that is not a `T` or that `take` refuses. Errors of
-/// rows name the row; `take` gives a reason alone.
+/// Returns an error if the file cannot be read or has another form, and at the first row that is not a `T` or that
+/// `take` rejects. The error names the row; `take` returns only the reason.
 pub fn for_each_row<T: Row>(
     path: &Path,
     take: impl FnMut(usize, Option<String>, T) -> std::result::Result<(), String>,
@@ -49,23 +49,23 @@ pub fn for_each_row<T: Row>(
             rows.take(None, row?)
         }),
         (None, _) => return Err(Error::file(path, "the file is empty; write or fetch it again")),
-        _ => return Err(Error::file(path, format!("this is not JSON; wanted: rows such as {}", T::FORM))),
+        _ => return Err(Error::file(path, format!("this is not JSON; expected rows such as {}", T::FORM))),
     };
     if let Some(reason) = rows.failed {
         return Err(Error::row(path, rows.row, reason));
     }
     read.map_err(|error| match rows.row {
         _ if error.is_io() => Error::io(path)(error.into()),
-        row if error.is_eof() => Error::row(path, row, "the file is cut off here; write or fetch it again"),
-        row if error.is_syntax() => Error::row(path, row, format!("no JSON: {error}")),
+        row if error.is_eof() => Error::row(path, row, "the file is truncated here; write or fetch it again"),
+        row if error.is_syntax() => Error::row(path, row, format!("not JSON: {error}")),
         row => Error::row(path, row, error.to_string()),
     })
 }
 
-/// The first character of a file that is no white space: tells a JSON list from an object.
+/// The first character of a file other than white space: distinguishes a JSON list from an object.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// Returns an error if the file cannot be read.
 pub fn first_character(path: &Path) -> Result<Option<char>> {
     for byte in open_text(path)?.bytes() {
         let byte = byte.map_err(Error::io(path))?;
@@ -76,25 +76,25 @@ pub fn first_character(path: &Path) -> Result<Option<char>> {
     Ok(None)
 }
 
-/// A row out of its JSON.
+/// Parses a row.
 ///
 /// # Errors
-/// The reason: what was found, and the form that is wanted.
+/// The reason: what was found, and what was expected.
 pub fn parse<T: Row>(value: Value) -> std::result::Result<T, String> {
     let fields = value.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(", "));
     T::deserialize(value).map_err(|error| {
         let reason = error.to_string();
         let reason = match (reason.strip_prefix("missing field `"), &fields) {
-            (_, None) => "it is no JSON object".into(),
+            (_, None) => "it is not a JSON object".into(),
             (Some(field), Some(fields)) => format!("it lacks {}; its fields are {fields}", field.trim_end_matches('`')),
             (None, _) => {
                 match reason.strip_prefix("invalid type: ").and_then(|reason| reason.split_once(", expected ")) {
-                    Some((found, wanted)) => format!("it has {found} where {wanted} belongs"),
+                    Some((found, wanted)) => format!("it has {found} instead of {wanted}"),
                     None => reason,
                 }
             }
         };
-        format!("{reason}; wanted: {}", T::FORM)
+        format!("{reason}; expected {}", T::FORM)
     })
 }
 
@@ -144,10 +144,10 @@ impl<'de, T: Row, F: FnMut(usize, Option<String>, T) -> std::result::Result<(), 
     }
 }
 
-/// The first key of a file that is a JSON object; a key with an escaped character is cut there.
+/// The first key of a file that is a JSON object; truncated at an escaped character.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// Returns an error if the file cannot be read.
 pub fn first_key(path: &Path) -> Result<Option<String>> {
     let mut start = String::new();
     open_text(path)?.take(4096).read_to_string(&mut start).map_err(Error::io(path))?;
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_lines_and_an_object_give_the_same_rows() {
+    fn a_list_and_lines_and_an_object_give_the_same_rows() {
         let rows = [(1, 7), (2, 8)];
         assert_eq!(read(" [{\"age\": 7}, {\"age\": 8}]\n").unwrap(), rows);
         assert_eq!(read("\u{feff}{\"age\": 7, \"name\": {}}\n\n{\"age\": 8}\n").unwrap(), rows);
@@ -211,29 +211,29 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_row_what_was_found_and_what_is_wanted() {
+    fn errors_name_the_row_what_was_found_and_what_was_expected() {
         for (text, reason) in [
             (
                 r#"[{"age": 1}, {"name": "x", "size": 3}]"#,
-                r#"row 2: it lacks age; its fields are name, size; wanted: {"age": 7}"#,
+                r#"row 2: it lacks age; its fields are name, size; expected {"age": 7}"#,
             ),
-            (r#"[{"age": "1"}]"#, r#"row 1: it has string "1" where u32 belongs; wanted: {"age": 7}"#),
-            ("[1]", "row 1: it is no JSON object"),
+            (r#"[{"age": "1"}]"#, r#"row 1: it has string "1" instead of u32; expected {"age": 7}"#),
+            ("[1]", "row 1: it is not a JSON object"),
             (r#"[{"age": 1}, {"age": 13}]"#, "row 2: 13 brings bad luck"),
             (r#"[{"age": 1}, {"a"#, "row 2: the file is cut off"),
-            ("{\"age\": 1}\n{\"age\": x}", "row 2: no JSON: "),
-            ("[{\"age\": 1}] 2", "no JSON: trailing"),
+            ("{\"age\": 1}\n{\"age\": x}", "row 2: not JSON: "),
+            ("[{\"age\": 1}] 2", "not JSON: trailing"),
             (" \n", "the file is empty"),
-            ("age\n1", r#"this is not JSON; wanted: rows such as {"age": 7}"#),
+            ("age\n1", r#"this is not JSON; expected rows such as {"age": 7}"#),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
-            assert_eq!(error.matches("line").count(), usize::from(reason.contains("no JSON: ")), "{error}");
+            assert_eq!(error.matches("line").count(), usize::from(reason.contains("not JSON: ")), "{error}");
         }
     }
 
     #[test]
-    fn the_first_key_tells_forms_of_objects_apart() {
+    fn the_first_key_distinguishes_kinds_of_objects() {
         for (text, key) in [("{ \"info\": {}}", Some("info")), ("{}", None), ("[1]", None)] {
             assert_eq!(first_key(written(text).path()).unwrap().as_deref(), key);
         }

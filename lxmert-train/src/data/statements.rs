@@ -1,8 +1,9 @@
 //! Statements about a pair of images, true or false: NLVR2 (Suhr et al. 2019).
 //!
-//! A file is a list of `{"uid", "identifier": "dev-850-0-0", "img0", "img1", "sent", "label": 1}`, as LXMERT distributes it, or
-//! NLVR2's own, a line `{"identifier": "dev-850-0-0", "sentence", "label": "True", …}` each, whose images are
-//! `dev-850-0-img0` and `dev-850-0-img1`. A statement without `label` (a hidden test split) is one to judge, not to learn from.
+//! A file is a list of `{"uid", "identifier": "dev-850-0-0", "img0", "img1", "sent", "label": 1}`, as LXMERT
+//! distributes it, or NLVR2's own with one `{"identifier": "dev-850-0-0", "sentence", "label": "True", …}` per line,
+//! whose images are `dev-850-0-img0` and `dev-850-0-img1`. A statement without `label` (in a hidden test split) is
+//! predicted but not trained on.
 
 use super::image_examples::{Collector, ImageExample};
 use super::rows::{Row, for_each_row};
@@ -20,7 +21,7 @@ pub struct Statement {
     pub images: [usize; 2],
     /// The sentence.
     pub sentence: String,
-    /// Whether it is true, where that is known.
+    /// Whether it is true, if known.
     pub label: Option<bool>,
 }
 
@@ -43,7 +44,7 @@ impl Row for Entry {
 }
 
 impl Entry {
-    /// The two images' names. NLVR2's own files do not name them: they are those of `split-set-pair`.
+    /// The two images' names. NLVR2's own files do not state them; they follow from `split-set-pair`.
     fn images(&self) -> [String; 2] {
         let pair = self.identifier.rsplit_once('-').map_or(self.identifier.as_str(), |(pair, _)| pair);
         let name = |given: &Option<String>, side| given.clone().unwrap_or_else(|| format!("{pair}-img{side}"));
@@ -79,7 +80,8 @@ impl ImageExample<2> for Statement {
     /// Reads a file of statements.
     ///
     /// # Errors
-    /// When the file cannot be read, is no such list, is empty, or has a row that cannot be used; the error names it.
+    /// Returns an error if the file cannot be read, is not such a list, is empty, or has an invalid row, which the
+    /// error names.
     fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
         for_each_row(path, |_, _, entry: Entry| {
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_row_that_cannot_be_used() {
+    fn errors_name_the_invalid_row() {
         let error = |text: &str| read(text).unwrap_err().to_string();
         let first = r#"{"identifier": "a", "img0": "x", "img1": "y", "sent": "s", "label": 1}"#;
         assert!(error(&format!("[{first}, {first}]")).contains("row 2: statement a appears twice"));

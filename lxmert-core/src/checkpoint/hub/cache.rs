@@ -8,7 +8,6 @@ use crate::files::sha256;
 use crate::{Error, Result};
 use hf_hub::{Cache, CacheRepo};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 /// One revision of a repository in the cache.
 #[derive(Debug)]
@@ -78,22 +77,6 @@ impl Repository {
         }
         Ok(path)
     }
-
-    /// [`ExpectedFile::check`], but a file that passed before and has the same size and time of change is not hashed again.
-    pub fn check(&self, path: &Path, expected: &ExpectedFile<'_>) -> Result<()> {
-        let memory = self.folder.join(".verified").join(expected.sha256);
-        let now = fingerprint(path);
-        if now.is_some() && now == std::fs::read_to_string(&memory).ok() {
-            return expected.check_size(path);
-        }
-        expected.check(path)?;
-        if let Some(now) = now {
-            // Only saves time: in a cache that cannot be written, the next call hashes the file again.
-            let _ = std::fs::create_dir_all(self.folder.join(".verified"));
-            let _ = std::fs::write(&memory, now);
-        }
-        Ok(())
-    }
 }
 
 /// Removes a file of the cache, and the blob that it is a link to.
@@ -106,31 +89,20 @@ pub(super) fn discard(path: &Path) -> Result<()> {
     }
 }
 
-/// Name, size and time of change of the file that a path leads to, as text.
-fn fingerprint(path: &Path) -> Option<String> {
-    let file = path.canonicalize().ok()?;
-    let metadata = file.metadata().ok()?;
-    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(format!("{} {} {}", metadata.len(), changed.as_nanos(), file.file_name()?.display()))
-}
-
 impl ExpectedFile<'_> {
     /// [`Error::Format`] on another size, [`Error::Hash`] on another hash.
     pub(super) fn check(&self, path: &Path) -> Result<()> {
-        self.check_size(path)?;
+        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+        if size != self.size {
+            let cut =
+                if size < self.size { "the download was cut, or it is another file" } else { "it is another file" };
+            let reason = format!("{size} bytes long, the published file has {}: {cut}", self.size);
+            return Err(Error::format(path, reason));
+        }
         let found = sha256(path)?;
         if found.eq_ignore_ascii_case(self.sha256) {
             return Ok(());
         }
         Err(Error::Hash { path: path.into(), expected: self.sha256.into(), found })
-    }
-
-    fn check_size(&self, path: &Path) -> Result<()> {
-        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-        if size == self.size {
-            return Ok(());
-        }
-        let cut = if size < self.size { "the download was cut, or it is another file" } else { "it is another file" };
-        Err(Error::format(path, format!("{size} bytes long, the published file has {}: {cut}", self.size)))
     }
 }

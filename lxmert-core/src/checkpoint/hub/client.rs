@@ -74,7 +74,7 @@ impl Hub {
         let repository = Repository::of(file, &self.options.cache_dir);
         let mut cached = repository.find(file);
         if let (Some(path), Some(expected)) = (&cached, expected) {
-            match repository.check(path, expected) {
+            match expected.check(path) {
                 Err(error @ (Error::Hash { .. } | Error::Format { .. })) if !self.options.offline => {
                     log::warn!("{error}; downloading it again");
                     discard(path)?;

@@ -60,8 +60,7 @@ pub struct ExpectedFile<'a> {
 
 impl WeightSource {
     /// The path of the file on this machine. A hub file is downloaded into the cache first unless it is there. With
-    /// `expected`, size and sha256 are checked; a hub file that passed is not hashed again until it changes.
-    /// `show_progress` draws a bar.
+    /// `expected`, size and sha256 are checked. `show_progress` draws a bar.
     ///
     /// # Errors
     /// [`Error::Io`] when a local file does not exist; [`Error::Hub`] when the hub refuses or cannot be reached;

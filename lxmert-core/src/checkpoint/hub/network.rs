@@ -138,7 +138,7 @@ impl Hub {
         let resumed = !is_complete(&blob, remote) && self.download(file, remote, &blob, show_progress)?;
         // A large file's ETag is its sha256, 64 digits; a small file's is git's hash.
         let named = (remote.etag.len() == 64).then(|| ExpectedFile { size: length(&blob), sha256: &remote.etag });
-        if let Some(Err(error)) = expected.or(named.as_ref()).map(|expected| repository.check(&blob, expected)) {
+        if let Some(Err(error)) = expected.or(named.as_ref()).map(|expected| expected.check(&blob)) {
             discard(&blob)?;
             if resumed {
                 log::warn!("{error}; downloading it again from the beginning");
@@ -170,7 +170,7 @@ impl Hub {
                 return Err(self.error(file, format!("{reason}, {failures} times. Try again later. {by_hand}")));
             }
             log::warn!("{file}: {reason}; trying again");
-            self.pause(failures)?;
+            wait(self.options.retry_delay.saturating_mul(1 << (failures - 1).min(5)))?;
         }
         std::fs::rename(&part, blob).map_err(Error::io(blob))?;
         Ok(resumed)
@@ -233,27 +233,25 @@ impl Hub {
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let path = folder.join(format!("{etag}.lock"));
         let lock = File::create(&path).map_err(Error::io(&path))?;
-        let mut told = false;
-        while let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            if !told {
-                log::info!("{file}: another process is downloading it; waiting");
-                told = true;
+        let taken = || matches!(lock.try_lock(), Err(TryLockError::WouldBlock)); // not on a file system without locks
+        if taken() {
+            log::info!("{file}: another process is downloading it; waiting");
+            while taken() {
+                wait(Duration::from_millis(100))?;
             }
-            check_interrupt()?;
-            std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(lock) // also on a file system without locks
+        Ok(lock)
     }
+}
 
-    /// Waits before another attempt, twice as long each time; Ctrl-C ends it.
-    fn pause(&self, failures: u32) -> Result<()> {
-        let until = Instant::now() + self.options.retry_delay.saturating_mul(1 << (failures - 1).min(5));
-        while Instant::now() < until {
-            check_interrupt()?;
-            std::thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
-        }
-        check_interrupt()
+/// Waits; Ctrl-C ends it.
+fn wait(time: Duration) -> Result<()> {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        check_interrupt()?;
+        std::thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
     }
+    check_interrupt()
 }
 
 fn header<'a, T>(response: &'a Response<T>, name: &str) -> Option<&'a str> {

@@ -1,5 +1,5 @@
-//! Pre-training (Tan & Bansal 2019, §3.1): masked words, masked objects, cross-modality matching and image question
-//! answering, each switchable and weighted, summed.
+//! Pre-training (Tan & Bansal 2019, §3.1): the weighted sum of masked words, masked objects, cross-modality matching
+//! and image question answering; each can be switched off.
 
 pub mod data;
 pub mod regions;
@@ -47,7 +47,7 @@ pub struct Pretraining {
     device: Device,
 }
 
-/// Mixed into the seed, so that masks, mismatches and dropout are drawn apart.
+/// Mixed into the seed, so that masks, mismatches and dropout are drawn independently.
 const MASKS: u64 = 0x6d61_736b;
 const MISMATCHES: u64 = 0x6d69_736d;
 
@@ -65,8 +65,8 @@ impl Task for Pretraining {
     type Example = Example;
     type Batch = PretrainingBatch;
 
-    /// The paper's (§4.2 and appendix): the published size from random weights, 20 epochs of batches of 256, answers learnt
-    /// in the last ten with twice the weight.
+    /// The paper's recipe (§4.2 and appendix): the published size from random weights, 20 epochs of batches of 256,
+    /// answers learnt in the last ten with twice the weight.
     fn recipe(suits: Suits) -> Recipe {
         let base = match suits {
             Suits::Scenes => Recipe::scenes(),
@@ -99,7 +99,7 @@ impl Task for Pretraining {
         let data = PretrainingData::load(job, &origin.text)?;
         let weights = data.supported(&recipe.task_weights);
         if weights.all_zero() {
-            return Err(Error::Argument("--task-weights: no task is left that this data supports".into()));
+            return Err(Error::Argument("--task-weights: the data supports none of the remaining tasks".into()));
         }
         let info = data.store.info();
         let count = |weight: f64, classes: usize| if weight > 0.0 { classes } else { 0 };
@@ -125,7 +125,7 @@ impl Task for Pretraining {
         lines.push(format!("learns {}", self.weights));
         let left_out = self.weights.left_out(&self.recipe.task_weights);
         if !left_out.is_empty() {
-            lines.push(format!("the data has nothing for {}", left_out.join(", ")));
+            lines.push(format!("the data does not support {}", left_out.join(", ")));
         }
         lines
     }
@@ -206,7 +206,7 @@ impl Pretraining {
         self.recipe.regions_of(self.data.store.info().regions)
     }
 
-    /// Half of the sentences (each by a coin, as the original) get another image, where matching is learnt.
+    /// Half of the sentences (each with probability 1/2, as in the original) get another image, if matching is trained.
     fn draw(&self, split: &PretrainingSentences, order: &[usize], key: u64) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(key);
         let example = |&sentence: &usize| {
@@ -220,7 +220,7 @@ impl Pretraining {
         order.iter().map(example).collect()
     }
 
-    /// Masks `batch` and gives the losses of the tasks that `weights` switches on.
+    /// Masks `batch` and returns the losses of the tasks that `weights` switches on.
     fn terms(
         &self,
         model: &PretrainingModel,
@@ -255,7 +255,7 @@ impl Pretraining {
         Ok(terms)
     }
 
-    /// Every task's loss and accuracy on a split, masks and mismatches being the same each time.
+    /// Every task's loss and accuracy on a split, with the same masks and mismatches each time.
     fn measure(&self, model: &PretrainingModel, split: &PretrainingSentences, bar: &ProgressBar) -> Result<Measures> {
         let all: Vec<usize> = (0..split.len()).collect();
         let examples = self.draw(split, &all, MISMATCHES);
@@ -265,8 +265,8 @@ impl Pretraining {
         let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect());
         let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
         let mut number = 0;
-        let packed = PrepackedWeights::new();
-        let run = how.forward(&packed);
+        let prepacked = PrepackedWeights::new();
+        let run = how.forward(&prepacked);
         batches::for_each(
             planned,
             |examples: Vec<Example>| self.data.read(split, examples, self.regions()),

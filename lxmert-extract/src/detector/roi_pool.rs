@@ -1,10 +1,8 @@
 //! RoI max pooling (Girshick 2015), exactly as torchvision's `roi_pool` and Caffe's `ROIPooling`, for inference.
 
-use super::feature_map::{BufferPool, FeatureMap};
 use super::roi_align::{LevelRegion, to_channels_last};
-use super::simd::vectorised;
-use super::with_f32;
 use candle_core::{Result, Tensor, bail};
+use lxmert_core::ops::{BufferPool, FeatureMap, keep_larger, with_f32};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -75,18 +73,10 @@ fn bins(start: i64, end: i64, count: usize, cells: usize) -> Vec<Range<usize>> {
     (0..count).map(|i| inside((i as f32 * bin).floor())..inside(((i + 1) as f32 * bin).ceil())).collect()
 }
 
-vectorised! {
-    fn keep_larger(best: &mut [f32], values: &[f32]) {
-        for (best, &value) in best.iter_mut().zip(values) {
-            *best = if value > *best { value } else { *best };
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::procedural;
+    use lxmert_core::procedural;
 
     #[test]
     fn edges_are_those_of_f32() {

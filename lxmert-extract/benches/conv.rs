@@ -1,13 +1,15 @@
-//! Convolutions of a ResNet-50 with feature pyramid at 800 × 1088, ours against Candle's and against the product's own rate.
+//! Convolutions of a ResNet-50 with feature pyramid at 800 × 1088: ours against Candle's, and against the speed of the
+//! matrix product itself.
 //!
-//! `cargo bench -p lxmert-core --bench conv`: compare figures of one sitting. Work is counted as the direct
+//! `cargo bench -p lxmert-extract --bench conv`: compare only figures of one sitting. Work is counted as the direct
 //! convolution's multiplications and additions, for Winograd too.
 
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lxmert_core::ops::{
-    BufferPool, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Residual, Threads, Write, conv2d, gemm,
+    BufferPool, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Residual, Threads, Write, gemm,
 };
+use lxmert_extract::detector::ops::conv2d;
 use std::hint::black_box;
 
 /// Name, channels in and out, size of the input, kernel, stride.
@@ -56,14 +58,14 @@ fn product(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("gemm", size), |bench| {
             bench.iter(|| {
                 let view = || Matrix::new(black_box(&a), size, size);
-                gemm(MatrixMut::new(&mut out, size, size), Write::Replace, 1.0, view(), view(), Threads::Pool);
+                gemm(MatrixMut::new(&mut out, size, size), Write::Replace, view(), view(), Threads::Pool);
             });
         });
     }
     group.finish();
 }
 
-/// A training step's worth of one layer: forward and both gradients, a batch of small images.
+/// A training step of one layer: forward and both gradients, on a batch of small images.
 fn training(c: &mut Criterion) {
     let mut group = c.benchmark_group("forward and backward, 8 x 64 x 32 x 32");
     group.sample_size(10);

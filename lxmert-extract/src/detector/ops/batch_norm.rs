@@ -1,8 +1,8 @@
 //! Batch normalisation over the images and places of a channel, in training, with its gradient; with an optional ReLU
 //! after it, which saves two passes over memory.
 
-use super::{contiguous_f32, use_fast, with_f32};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use lxmert_core::ops::{contiguous_f32, use_fast, with_f32};
 use rayon::prelude::*;
 
 /// What [`batch_norm`] gives.
@@ -187,8 +187,8 @@ fn plane_of(shape: &Shape) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::procedural;
     use candle_core::Var;
+    use lxmert_core::procedural;
 
     #[test]
     fn values_moments_and_gradients_are_the_composition_s() -> Result<()> {

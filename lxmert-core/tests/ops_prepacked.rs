@@ -3,9 +3,15 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{random, relative_difference};
-use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, conv, pool};
+use common::kernels::{random, relative_difference};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, Windows};
 use proptest::prelude::*;
+
+/// The same by Candle's own convolution.
+fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>, stride: usize, padding: usize) -> Tensor {
+    let y = x.conv2d(w, padding, stride, 1, 1).unwrap();
+    b.map_or(y.clone(), |b| y.broadcast_add(&b.reshape((1, (), 1, 1)).unwrap()).unwrap())
+}
 
 struct Case {
     batch: usize,
@@ -20,8 +26,8 @@ struct Case {
 /// Relative to the largest output. Winograd's F(4×4, 3×3) loses about a digit against the direct sum's 1e-6.
 const BOUND: f32 = 2e-5;
 
-/// Relative to the largest output of a layer, which may be a small one. Operands of 8 bits are off by up to 2⁻⁸ together, and
-/// the transforms of tiles magnify that some ten times.
+/// Relative to the largest output of a layer, which may be small. Two 8-bit operands are off by up to 2⁻⁸ together, and
+/// the tile transforms magnify that about tenfold.
 const BF16_BOUND: f32 = 6e-2;
 
 fn check(case: &Case, relu: bool, residual: bool) {
@@ -33,7 +39,7 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
     let x = random("x", &[case.batch, case.channels, case.size.0, case.size.1]);
     let w = random("w", &[case.out, case.channels, case.kernel, case.kernel]);
     let b = random("b", &[case.out]);
-    let mut expected = conv::conv2d_reference(&x, &w, Some(&b), case.stride, case.padding).unwrap();
+    let mut expected = composed(&x, &w, Some(&b), case.stride, case.padding);
     let added = random("residual", expected.dims());
     if residual {
         expected = (expected + &added).unwrap();
@@ -41,13 +47,13 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
     if relu {
         expected = expected.relu().unwrap();
     }
-    let packed = PrepackedConv2d::new(&w, Some(&b), case.stride, case.padding, relu, precision).unwrap();
+    let prepacked = PrepackedConv2d::new(&w, Some(&b), case.stride, case.padding, relu, precision).unwrap();
     let map = FeatureMap::from_tensor(&x, &pool).unwrap();
     let added = FeatureMap::from_tensor(&added, &pool).unwrap();
-    // Twice, so that the second run meets the first one's leftovers in the pool.
+    // Twice, so that the second run uses scratch memory that the first has filled.
     for _ in 0..2 {
         let residual = if residual { Residual::Same(&added) } else { Residual::None };
-        let y = packed.forward(&map, residual).unwrap().into_tensor().unwrap();
+        let y = prepacked.forward(&map, residual).unwrap().into_tensor().unwrap();
         assert!(relative_difference(&y, &expected) < bound, "differs by {}", relative_difference(&y, &expected));
     }
 }
@@ -55,7 +61,7 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
 #[test]
 fn layers_of_a_resnet_equal_the_composition() {
     for (channels, out, size, kernel, stride, padding) in [
-        // More tiles than a task takes, in both directions.
+        // More tiles than one task takes, in both directions.
         (16, 33, (9, 301), 3, 1, 1),
         (16, 33, (301, 9), 3, 1, 1),
         (3, 64, (37, 50), 7, 2, 3),
@@ -66,6 +72,8 @@ fn layers_of_a_resnet_equal_the_composition() {
         (256, 256, (13, 17), 3, 1, 1),
         (512, 40, (5, 6), 3, 1, 1),
         (256, 15, (13, 17), 1, 1, 0),
+        // A linear layer on the whole image.
+        (64, 40, (7, 7), 7, 7, 0),
     ] {
         let case = Case { batch: 1, channels, out, size, kernel, stride, padding };
         check(&case, true, true);
@@ -74,37 +82,27 @@ fn layers_of_a_resnet_equal_the_composition() {
 }
 
 #[test]
-fn a_coarser_map_is_enlarged_before_it_is_added() {
+fn a_coarser_map_is_upsampled_before_it_is_added() {
     let pool = BufferPool::new();
     for ((height, width), (coarse_height, coarse_width)) in [((8, 10), (4, 5)), ((5, 7), (3, 4)), ((6, 6), (6, 6))] {
         let x = random("x", &[2, 16, height, width]);
         let coarse = random("coarse", &[2, 24, coarse_height, coarse_width]);
         for kernel in [1, 3] {
             let w = random("w", &[24, 16, kernel, kernel]);
-            let packed = PrepackedConv2d::new(&w, None, 1, kernel / 2, false, Precision::F32).unwrap();
+            let prepacked = PrepackedConv2d::new(&w, None, 1, kernel / 2, false, Precision::F32).unwrap();
             let (x_map, coarse_map) =
                 (FeatureMap::from_tensor(&x, &pool).unwrap(), FeatureMap::from_tensor(&coarse, &pool).unwrap());
-            let y = packed.forward(&x_map, Residual::Upsampled(&coarse_map)).unwrap().into_tensor().unwrap();
+            let y = prepacked.forward(&x_map, Residual::Upsampled(&coarse_map)).unwrap().into_tensor().unwrap();
             // torch's nearest: ⌊i · (from / to)⌋
             let pick = |from: usize, to: usize| {
                 let at: Vec<u32> = (0..to).map(|i| (i as f32 * (from as f32 / to as f32)) as u32).collect();
                 Tensor::from_vec(at, to, &Device::Cpu).unwrap()
             };
             let rows = coarse.index_select(&pick(coarse_height, height), 2).unwrap();
-            let enlarged = rows.index_select(&pick(coarse_width, width), 3).unwrap();
-            let expected = (conv::conv2d_reference(&x, &w, None, 1, kernel / 2).unwrap() + enlarged).unwrap();
+            let upsampled = rows.index_select(&pick(coarse_width, width), 3).unwrap();
+            let expected = (composed(&x, &w, None, 1, kernel / 2) + upsampled).unwrap();
             assert!(relative_difference(&y, &expected) < BOUND);
         }
-    }
-}
-
-#[test]
-fn pooling_of_maps_equals_pooling_of_tensors() {
-    let x = random("x", &[2, 19, 9, 8]);
-    for (kernel, stride, padding) in [(3, 2, 1), (1, 2, 0), (2, 1, 1)] {
-        let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
-        let y = map.max_pool2d(kernel, stride, padding).unwrap().into_tensor().unwrap();
-        assert_eq!(relative_difference(&y, &pool::max_pool2d_reference(&x, kernel, stride, padding).unwrap()), 0.0);
     }
 }
 
@@ -112,7 +110,7 @@ fn pooling_of_maps_equals_pooling_of_tensors() {
 fn the_result_does_not_depend_on_the_number_of_threads() {
     let x = random("x", &[1, 32, 45, 50]);
     for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
-        let packed = PrepackedConv2d::new(
+        let prepacked = PrepackedConv2d::new(
             &random("w", &[40, 32, kernel, kernel]),
             None,
             stride,
@@ -125,7 +123,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
-                packed.forward(&map, Residual::None).unwrap().values().to_vec()
+                prepacked.forward(&map, Residual::None).unwrap().values().to_vec()
             })
         };
         assert_eq!(run(1), run(3));
@@ -133,22 +131,25 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error() {
+fn rejects_inputs_that_do_not_fit() {
     let pool = BufferPool::new();
     let w = random("w", &[8, 16, 3, 3]);
-    let packed = PrepackedConv2d::new(&w, None, 1, 1, false, Precision::F32).unwrap();
+    let prepacked = PrepackedConv2d::new(&w, None, 1, 1, false, Precision::F32).unwrap();
     let map = |shape: &[usize]| FeatureMap::from_tensor(&random("x", shape), &pool).unwrap();
-    assert!(packed.forward(&map(&[1, 15, 5, 5]), Residual::None).is_err(), "channels");
-    assert!(packed.forward(&map(&[1, 16, 5, 5]), Residual::Same(&map(&[1, 8, 5, 4]))).is_err(), "residual");
-    assert!(packed.forward(&map(&[1, 16, 5, 5]), Residual::Upsampled(&map(&[1, 7, 2, 2]))).is_err(), "residual");
+    assert!(prepacked.forward(&map(&[1, 15, 5, 5]), Residual::None).is_err(), "channels");
+    assert!(prepacked.forward(&map(&[1, 16, 5, 5]), Residual::Same(&map(&[1, 8, 5, 4]))).is_err(), "residual");
+    assert!(prepacked.forward(&map(&[1, 16, 5, 5]), Residual::Upsampled(&map(&[1, 7, 2, 2]))).is_err(), "residual");
     assert!(
         PrepackedConv2d::new(&w, None, 1, 0, false, Precision::F32)
             .unwrap()
             .forward(&map(&[1, 16, 2, 2]), Residual::None)
             .is_err()
     );
+    assert!(Windows::new((1, 2, 2), (3, 3), 1, 0).is_err(), "kernel");
+    assert!(Windows::new((1, 2, 2), (1, 1), 0, 0).is_err(), "stride");
+    assert!(Windows::new((1, 0, 0), (1, 1), 1, 0).is_err(), "an image of no pixels");
     assert!(PrepackedConv2d::new(&w, Some(&random("b", &[7])), 1, 1, false, Precision::F32).is_err(), "bias");
-    assert_eq!(packed.forward(&map(&[0, 16, 5, 5]), Residual::None).unwrap().shape(), [0, 5, 5, 8]);
+    assert_eq!(prepacked.forward(&map(&[0, 16, 5, 5]), Residual::None).unwrap().shape(), [0, 5, 5, 8]);
 }
 
 proptest! {
@@ -168,8 +169,8 @@ proptest! {
 }
 
 #[test]
-fn other_machines_kernels_pass() {
+fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["other_machines"]);
+        common::kernels::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

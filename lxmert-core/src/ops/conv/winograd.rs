@@ -11,12 +11,12 @@
 // Matrices are walked along both sides: indices say it better than iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::feature_map::{FeatureMap, ResidualRows};
-use super::geometry::Windows;
-use super::microkernel::{Columns, Kernel, balanced, finish};
-use super::precision::Precision;
-use super::scratch::with_scratch;
-use super::simd::{Level, Plain, Vector};
+use super::super::matrix::Matrix;
+use super::super::microkernel::{Kernel, balanced};
+use super::super::precision::Precision;
+use super::super::scratch::with_scratch;
+use super::super::simd::{Level, Plain, Vector, compiled_for, vectorised};
+use super::{EpilogueFrom, FeatureMap, Windows};
 use rayon::prelude::*;
 
 /// Side of an output tile, and of the input tile that it needs.
@@ -50,31 +50,31 @@ impl Winograd {
 
     /// `weight`: `[out_channels, channels, 3, 3]`.
     pub fn new(weight: &[f32], out_channels: usize, channels: usize, kernel: Kernel) -> Self {
-        let transformed: Vec<[f32; PLACES]> = weight
-            .chunks_exact(9)
-            .map(|filter| transform_filter(std::array::from_fn(|i| f64::from(filter[i]))))
-            .collect();
+        // For each place a matrix [out_channels, channels].
+        let filters = out_channels * channels;
+        let mut transformed = vec![0.0; PLACES * filters];
+        for (i, filter) in weight.chunks_exact(9).enumerate() {
+            let places = transform_filter(std::array::from_fn(|tap| f64::from(filter[tap])));
+            places.into_iter().enumerate().for_each(|(place, value)| transformed[place * filters + i] = value);
+        }
         let transforms = Transforms::of(kernel.level(), kernel.precision());
-        let mut weights = Vec::new();
-        for first in (0..out_channels).step_by(kernel.columns) {
-            for place in 0..PLACES {
-                weights.extend(kernel.pack(channels, kernel.columns, |channel, j| match first + j < out_channels {
-                    true => transformed[(first + j) * channels + channel][place],
-                    false => 0.0,
-                }));
+        let panel_len = kernel.words(channels) * kernel.columns;
+        let mut weights = vec![0.0; out_channels.div_ceil(kernel.columns) * PLACES * panel_len];
+        for (index, panels) in weights.chunks_exact_mut(PLACES * panel_len).enumerate() {
+            for (panel, filters) in panels.chunks_exact_mut(panel_len).zip(transformed.chunks_exact(filters)) {
+                kernel.pack(&Matrix::new(filters, out_channels, channels).t(), 0..channels, index, panel);
             }
         }
         Self { weights, channels, out_channels, kernel, transforms }
     }
 
-    /// Writes the convolution of `x` with its bias, residual and activation to `out`.
-    pub fn forward(
-        &self,
-        x: &FeatureMap,
-        windows: &Windows,
-        bias: &[f32],
-        residual: Option<&ResidualRows>,
-        relu: bool,
+    /// Writes the convolution of `x` with its bias and epilogue to `out`.
+    pub fn forward<'a>(
+        &'a self,
+        x: &'a FeatureMap,
+        windows: &'a Windows,
+        bias: &'a [f32],
+        epilogue: EpilogueFrom<'a>,
         out: &mut [f32],
     ) {
         let tile_columns = windows.out_width.div_ceil(OUT);
@@ -101,7 +101,7 @@ impl Winograd {
         tasks.into_par_iter().for_each(|(image, first, out)| {
             let rows = (out.len() / row_len).min(windows.out_height);
             let tiles = rows.div_ceil(OUT) * tile_columns;
-            let task = Task { layer: self, windows, x, image, first, rows, tiles, tile_columns, bias, residual, relu };
+            let task = Task { layer: self, windows, x, image, first, rows, tiles, tile_columns, bias, epilogue };
             task.run(out);
         });
     }
@@ -124,8 +124,7 @@ struct Task<'a> {
     tiles: usize,
     tile_columns: usize,
     bias: &'a [f32],
-    residual: Option<&'a ResidualRows<'a>>,
-    relu: bool,
+    epilogue: EpilogueFrom<'a>,
 }
 
 impl Task<'_> {
@@ -151,38 +150,29 @@ impl Task<'_> {
                     kernel.multiply(rows, words, input, stride, weights, product);
                 }
                 let start = index * panel;
-                let columns = Columns { leading: out_channels, start, width: panel.min(out_channels - start) };
                 for tile in 0..tiles {
                     layer.transforms.output(&products[tile * panel..], rows * panel, patch, panel);
-                    self.store(tile, columns, patch, out);
+                    self.store(tile, start, patch, out);
                 }
             }
         });
     }
 
-    /// Finishes and stores the 4×4 outputs of a tile, as far as they lie in the image.
-    fn store(&self, tile: usize, columns: Columns, patch: &[f32], out: &mut [f32]) {
-        let (channels, panel) = (columns.leading, self.layer.kernel.columns);
+    /// Finishes and stores the 4×4 outputs of a tile, as far as they lie in the image, in the channels from `start` on.
+    fn store(&self, tile: usize, start: usize, patch: &[f32], out: &mut [f32]) {
+        let (channels, panel) = (self.layer.out_channels, self.layer.kernel.columns);
+        let width = panel.min(channels - start);
         let row_len = self.windows.out_width * channels;
         let (image, tile) = (tile / self.tiles, tile % self.tiles);
         let (tile_y, tile_x) = (tile / self.tile_columns * OUT, tile % self.tile_columns * OUT);
         let count = OUT.min(self.windows.out_width - tile_x);
-        let bias = &self.bias[columns.start..];
         let out = &mut out[image * self.rows * row_len..][..self.rows * row_len];
         let rows = out.chunks_exact_mut(row_len).enumerate().skip(tile_y).zip(patch.chunks_exact(OUT * panel));
         for ((y, row), values) in rows {
             let out = &mut row[tile_x * channels..][..count * channels];
-            let image_y = self.first * OUT + y;
-            match self.residual {
-                None => finish(out, columns, values, panel, bias, None, self.relu),
-                Some(residual) => {
-                    for (x, (out, values)) in out.chunks_exact_mut(channels).zip(values.chunks_exact(panel)).enumerate()
-                    {
-                        let residual = Some(residual.pixel(self.image + image, image_y, tile_x + x));
-                        finish(out, columns, values, panel, bias, residual, self.relu);
-                    }
-                }
-            }
+            add_bias(out, channels, start, width, values, panel, self.bias);
+            let row = (self.image + image) * self.windows.out_height + self.first * OUT + y;
+            (self.epilogue)(row * self.windows.out_width + tile_x).apply(out, channels, start, width);
         }
     }
 
@@ -202,6 +192,19 @@ impl Task<'_> {
             }
         }
         sources
+    }
+}
+
+vectorised! {
+    /// `out = values + bias` in the `width` columns from `start` on of all rows, which begin `leading` apart in `out` and `panel`
+    /// in `values`.
+    fn add_bias(out: &mut [f32], leading: usize, start: usize, width: usize, values: &[f32], panel: usize, bias: &[f32]) {
+        let bias = &bias[start..start + width];
+        for (out, values) in out.chunks_exact_mut(leading).zip(values.chunks_exact(panel)) {
+            for ((out, value), bias) in out[start..start + width].iter_mut().zip(values).zip(bias) {
+                *out = value + bias;
+            }
+        }
     }
 }
 
@@ -231,7 +234,9 @@ struct Transforms {
     output: Output,
 }
 
-type Input = unsafe fn(&[*const f32; PLACES], usize, *mut f32, usize);
+/// The pixels of a tile, their channels.
+type Sources = [*const f32; PLACES];
+type Input = unsafe fn(&Sources, usize, *mut f32, usize);
 type Output = unsafe fn(*const f32, usize, *mut f32, usize);
 
 impl Transforms {
@@ -268,50 +273,30 @@ impl Transforms {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512_input(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
-    // SAFETY: passed on to the caller.
-    unsafe { input::<std::arch::x86_64::__m512, false>(sources, channels, out, stride) }
+compiled_for! {
+    "avx512f,avx2,fma": fn avx512_input(sources: &Sources, channels: usize, out: *mut f32, stride: usize)
+        = input::<__m512, false>
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
-unsafe fn avx512_pairs(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
-    // SAFETY: passed on to the caller.
-    unsafe { input::<std::arch::x86_64::__m512, true>(sources, channels, out, stride) }
+compiled_for! {
+    "avx512f,avx512bf16,avx2,fma": fn avx512_pairs(sources: &Sources, channels: usize, out: *mut f32, stride: usize)
+        = input::<__m512, true>
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2_input<const PAIRS: bool>(sources: &[*const f32; PLACES], channels: usize, out: *mut f32, stride: usize) {
-    // SAFETY: passed on to the caller.
-    unsafe { input::<std::arch::x86_64::__m256, PAIRS>(sources, channels, out, stride) }
+compiled_for! {
+    "avx2,fma": fn avx2_input<const PAIRS: bool>(sources: &Sources, channels: usize, out: *mut f32, stride: usize)
+        = input::<__m256, PAIRS>
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512_output(products: *const f32, stride: usize, patch: *mut f32, count: usize) {
-    // SAFETY: passed on to the caller.
-    unsafe { output::<std::arch::x86_64::__m512>(products, stride, patch, count) }
+compiled_for! {
+    "avx512f,avx2,fma": fn avx512_output(products: *const f32, stride: usize, patch: *mut f32, count: usize)
+        = output::<__m512>
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2_output(products: *const f32, stride: usize, patch: *mut f32, count: usize) {
-    // SAFETY: passed on to the caller.
-    unsafe { output::<std::arch::x86_64::__m256>(products, stride, patch, count) }
+compiled_for! {
+    "avx2,fma": fn avx2_output(products: *const f32, stride: usize, patch: *mut f32, count: usize) = output::<__m256>
 }
 
 /// # Safety
 /// As [`Transforms::input`] checks.
 #[inline(always)]
-unsafe fn input<V: Vector, const PAIRS: bool>(
-    sources: &[*const f32; PLACES],
-    channels: usize,
-    out: *mut f32,
-    stride: usize,
-) {
+unsafe fn input<V: Vector, const PAIRS: bool>(sources: &Sources, channels: usize, out: *mut f32, stride: usize) {
     let mut channel = 0;
     while channel < channels {
         // SAFETY: `channel + LANES <= channels`, which is a multiple of LANES, so all accesses lie in the ranges that

@@ -1,6 +1,6 @@
 //! The transforms with checked bounds, against the matrices of the paper.
 
-use super::super::checked::{Checked, Lent, strays};
+use super::super::super::checked::{Checked, Lent, assert_every_value_is_needed};
 use super::*;
 use crate::procedural;
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ fn sandwich<const N: usize>(m: &[[f64; IN]; N], i: usize, j: usize, d: impl Fn(u
 }
 
 unsafe fn checked_input<const N: usize, const PAIRS: bool>(
-    from: &[*const f32; PLACES],
+    from: &Sources,
     channels: usize,
     out: *mut f32,
     stride: usize,
@@ -123,18 +123,10 @@ fn a_slice_that_is_one_value_short_is_noticed() {
         let mut places = vec![0.0; (PLACES - 1) * stride + words];
         let products = vec![0.0; (PLACES - 1) * channels + channels];
         let mut patch = vec![0.0; OUT * OUT * channels];
-        let all = [pixels.len(), zeros.len(), products.len(), places.len(), patch.len()];
-        for which in 0..all.len() {
-            let mut lens = all;
-            lens[which] -= 1;
-            let inputs = [&pixels[..lens[0]], &zeros[..lens[1]], &products[..lens[2]]];
-            let lent = Lent::new(&inputs, &[&places[..lens[3]], &patch[..lens[4]]]);
-            let strayed = strays(|| {
-                transforms.input(&sources, &mut places, stride);
-                transforms.output(&products, channels, &mut patch, channels);
-            });
-            drop(lent);
-            assert!(strayed, "operand {which}");
-        }
+        let operands = [&pixels, &zeros, &products, &places, &patch].map(|operand| operand.as_ptr_range());
+        assert_every_value_is_needed(&operands, 2, || {
+            transforms.input(&sources, &mut places, stride);
+            transforms.output(&products, channels, &mut patch, channels);
+        });
     }
 }

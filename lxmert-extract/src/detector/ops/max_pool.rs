@@ -1,8 +1,7 @@
-//! Max pooling with padding and its gradient, which Candle lacks.
+//! Max pooling with padding: of tensors with its gradient, which Candle lacks, and of channels-last maps for inference.
 
-use super::geometry::Windows;
-use super::{contiguous_f32, use_fast, with_f32};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use lxmert_core::ops::{FeatureMap, Windows, contiguous_f32, keep_larger, use_fast, with_f32};
 use rayon::prelude::*;
 
 /// The largest value of each `kernel` × `kernel` window of `x` `[batch, channels, height, width]`; the padding never wins.
@@ -13,7 +12,7 @@ use rayon::prelude::*;
 /// When `padding` is more than half of `kernel`, or the kernel is larger than the padded image.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let op = MaxPool2d { kernel, stride, padding };
-    op.windows(x.shape())?;
+    op.windows(x.dims4()?)?;
     if !use_fast(&[x]) || x.elem_count() == 0 {
         return max_pool2d_reference(x, kernel, stride, padding);
     }
@@ -25,8 +24,8 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
 /// # Errors
 /// As [`max_pool2d`].
 pub fn max_pool2d_reference(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-    let windows = MaxPool2d { kernel, stride, padding }.windows(x.shape())?;
-    let (batch, channels, ..) = x.dims4()?;
+    let dims @ (batch, channels, ..) = x.dims4()?;
+    let windows = MaxPool2d { kernel, stride, padding }.windows(dims)?;
     if x.elem_count() == 0 {
         return Tensor::zeros((batch, channels, windows.out_height, windows.out_width), x.dtype(), x.device());
     }
@@ -69,8 +68,8 @@ struct MaxPool2d {
 }
 
 impl MaxPool2d {
-    fn windows(&self, x: &Shape) -> Result<Windows> {
-        let (_, _, height, width) = x.dims4()?;
+    /// Of each channel by itself.
+    fn windows(&self, (_, _, height, width): (usize, usize, usize, usize)) -> Result<Windows> {
         if 2 * self.padding > self.kernel {
             bail!("a padding of {} is more than half of the pooling kernel, {}", self.padding, self.kernel);
         }
@@ -103,8 +102,8 @@ impl CustomOp1 for MaxPool2d {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous_f32(storage, layout)?;
-        let windows = self.windows(layout.shape())?;
-        let (batch, channels, ..) = layout.shape().dims4()?;
+        let dims @ (batch, channels, ..) = layout.shape().dims4()?;
+        let windows = self.windows(dims)?;
         let mut y = vec![0.0f32; batch * channels * windows.out_len()];
         y.par_chunks_exact_mut(windows.out_len()).zip(x.par_chunks_exact(windows.in_len())).for_each(|(y, x)| {
             for (out_y, row) in y.chunks_exact_mut(windows.out_width).enumerate() {
@@ -120,7 +119,7 @@ impl CustomOp1 for MaxPool2d {
         if !x.track_op() {
             return Ok(None);
         }
-        let windows = self.windows(x.shape())?;
+        let windows = self.windows(x.dims4()?)?;
         let dx = with_f32(x, |x| {
             with_f32(grad, |grad| {
                 let mut dx = vec![0.0f32; x.len()];
@@ -139,4 +138,53 @@ impl CustomOp1 for MaxPool2d {
         })??;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
+}
+
+/// As [`max_pool2d`] of a channels-last map.
+///
+/// # Errors
+/// As there.
+pub fn max_pool_map(x: &FeatureMap, kernel: usize, stride: usize, padding: usize) -> Result<FeatureMap> {
+    let [batch, height, width, channels] = x.shape();
+    largest(x, &MaxPool2d { kernel, stride, padding }.windows((batch, channels, height, width))?)
+}
+
+/// Max pooling without padding whose output is rounded up ("ceil mode", as in Caffe): what a window past the border misses
+/// does not count.
+///
+/// # Errors
+/// When `stride` is 0 or larger than `kernel`.
+pub fn max_pool_map_ceil(x: &FeatureMap, kernel: usize, stride: usize) -> Result<FeatureMap> {
+    let [_, height, width, _] = x.shape();
+    if stride > kernel {
+        bail!("a stride of {stride} leaves out cells between windows of {kernel}");
+    }
+    let reached = |side: usize| side.saturating_sub(kernel).next_multiple_of(stride.max(1)) + kernel;
+    let windows = Windows::new((1, reached(height), reached(width)), (kernel, kernel), stride, 0)?;
+    largest(x, &Windows { height, width, ..windows })
+}
+
+/// The largest value of each window in each channel.
+fn largest(x: &FeatureMap, windows: &Windows) -> Result<FeatureMap> {
+    let ([batch, height, width, channels], kernel) = (x.shape(), windows.kernel.0);
+    let mut out = FeatureMap::unwritten([batch, windows.out_height, windows.out_width, channels], x.pool());
+    let row_len = windows.out_width * channels;
+    if row_len == 0 {
+        return Ok(out);
+    }
+    out.values_mut().par_chunks_exact_mut(row_len).enumerate().for_each(|(row, out)| {
+        let (image, out_y) = (row / windows.out_height, row % windows.out_height);
+        let image = &x.values()[image * height * width * channels..][..height * width * channels];
+        for (out_x, out) in out.chunks_exact_mut(channels).enumerate() {
+            let rows = (0..kernel).filter_map(|i| windows.in_row(out_y, i));
+            let columns = || (0..kernel).filter_map(|j| windows.in_column(out_x, j));
+            let mut cells = rows.flat_map(|y| columns().map(move |x| &image[(y * width + x) * channels..][..channels]));
+            // A padding of at most half the kernel leaves no window without a cell.
+            if let Some(first) = cells.next() {
+                out.copy_from_slice(first);
+            }
+            cells.for_each(|cell| keep_larger(out, cell));
+        }
+    });
+    Ok(out)
 }

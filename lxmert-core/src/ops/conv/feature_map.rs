@@ -3,11 +3,9 @@
 //! The first touch of fresh memory costs more than a layer's computation (a Faster R-CNN writes a gigabyte of activations an
 //! image). So a dropped map returns its buffer to the pool, and the next layer takes it from there.
 
-use super::geometry::Windows;
-use super::simd::vectorised;
-use super::with_f32;
+use super::super::simd::vectorised;
+use super::super::with_f32;
 use candle_core::{Device, Result, Tensor};
-use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers of dropped [`FeatureMap`]s, for reuse. Clones share them.
@@ -61,7 +59,7 @@ impl Drop for FeatureMap {
 
 impl FeatureMap {
     /// A map of shape `[batch, height, width, channels]` with arbitrary values, which the caller overwrites.
-    pub(crate) fn unwritten(shape: [usize; 4], pool: &BufferPool) -> Self {
+    pub fn unwritten(shape: [usize; 4], pool: &BufferPool) -> Self {
         Self { data: pool.take(shape.iter().product()), shape, pool: pool.clone() }
     }
 
@@ -72,24 +70,7 @@ impl FeatureMap {
     pub fn from_tensor(tensor: &Tensor, pool: &BufferPool) -> Result<Self> {
         let (batch, channels, height, width) = tensor.dims4()?;
         let mut map = Self::unwritten([batch, height, width, channels], pool);
-        let area = height * width;
-        let channels_last = tensor.permute((0, 2, 3, 1))?;
-        if channels_last.is_contiguous() {
-            with_f32(&channels_last, |from| map.values_mut().copy_from_slice(from))?;
-        } else if batch * channels * area > 0 {
-            with_f32(tensor, |from| {
-                let to = map.values_mut().par_chunks_exact_mut(width * channels).enumerate();
-                to.for_each(|(row, to)| {
-                    let (image, y) = (row / height, row % height);
-                    for channel in 0..channels {
-                        let from = &from[(image * channels + channel) * area + y * width..][..width];
-                        for (x, value) in from.iter().enumerate() {
-                            to[x * channels + channel] = *value;
-                        }
-                    }
-                });
-            })?;
-        }
+        with_f32(&tensor.permute((0, 2, 3, 1))?, |values| map.values_mut().copy_from_slice(values))?;
         Ok(map)
     }
 
@@ -113,75 +94,30 @@ impl FeatureMap {
         &self.data[..self.shape.iter().product()]
     }
 
-    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+    /// The values, for writing.
+    pub fn values_mut(&mut self) -> &mut [f32] {
         let len = self.shape.iter().product();
         &mut self.data[..len]
     }
 
-    pub(crate) fn pool(&self) -> &BufferPool {
+    /// Where its buffer goes back to, and others like it come from.
+    pub fn pool(&self) -> &BufferPool {
         &self.pool
-    }
-
-    /// As [`max_pool2d`](super::max_pool2d).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
-        let [_, height, width, channels] = self.shape;
-        if 2 * padding > kernel {
-            candle_core::bail!("a padding of {padding} is more than half of the pooling kernel, {kernel}");
-        }
-        self.largest(&Windows::new((channels, height, width), (kernel, kernel), stride, padding)?)
-    }
-
-    /// Max pooling without padding whose output is rounded up ("ceil mode", as in Caffe): what a window past the border misses
-    /// does not count.
-    ///
-    /// # Errors
-    /// When `stride` is 0 or larger than `kernel`.
-    pub fn max_pool2d_ceil(&self, kernel: usize, stride: usize) -> Result<Self> {
-        let [_, height, width, channels] = self.shape;
-        if stride > kernel {
-            candle_core::bail!("a stride of {stride} leaves out cells between windows of {kernel}");
-        }
-        let reached = |side: usize| side.saturating_sub(kernel).next_multiple_of(stride.max(1)) + kernel;
-        let windows = Windows::new((channels, reached(height), reached(width)), (kernel, kernel), stride, 0)?;
-        self.largest(&Windows { height, width, ..windows })
-    }
-
-    /// The largest value of each window.
-    fn largest(&self, windows: &Windows) -> Result<Self> {
-        let ([batch, _, width, channels], kernel) = (self.shape, windows.kernel.0);
-        let mut out = Self::unwritten([batch, windows.out_height, windows.out_width, channels], &self.pool);
-        let row_len = windows.out_width * channels;
-        if row_len == 0 {
-            return Ok(out);
-        }
-        out.values_mut().par_chunks_exact_mut(row_len).enumerate().for_each(|(row, out)| {
-            let (image, out_y) = (row / windows.out_height, row % windows.out_height);
-            let image = &self.values()[image * windows.in_len()..][..windows.in_len()];
-            for (out_x, out) in out.chunks_exact_mut(channels).enumerate() {
-                let mut first = true;
-                for y in (0..kernel).filter_map(|i| windows.in_row(out_y, i)) {
-                    for x in (0..kernel).filter_map(|j| windows.in_column(out_x, j)) {
-                        let values = &image[(y * width + x) * channels..][..channels];
-                        if first {
-                            out.copy_from_slice(values);
-                            first = false;
-                        } else {
-                            keep_larger(out, values);
-                        }
-                    }
-                }
-            }
-        });
-        Ok(out)
     }
 }
 
 vectorised! {
-    /// `best = max(best, values)`, NaN winning.
-    fn keep_larger(best: &mut [f32], values: &[f32]) {
+    /// `sum += weight · values`, of the channels of a pixel.
+    pub fn add_weighted(sum: &mut [f32], values: &[f32], weight: f32) {
+        for (sum, value) in sum.iter_mut().zip(values) {
+            *sum += weight * value;
+        }
+    }
+}
+
+vectorised! {
+    /// `best = max(best, values)`, of the channels of a pixel, NaN winning.
+    pub fn keep_larger(best: &mut [f32], values: &[f32]) {
         for (best, &value) in best.iter_mut().zip(values) {
             *best = if value > *best || value.is_nan() { value } else { *best };
         }
@@ -201,9 +137,12 @@ pub enum Residual<'a> {
 }
 
 /// A residual, ready to be read by the output's pixels.
+#[derive(Debug)]
 pub(crate) struct ResidualRows<'a> {
     values: &'a [f32],
-    shape: [usize; 4],
+    height: usize,
+    width: usize,
+    channels: usize,
     /// The sources of rows and columns, for an enlarged map.
     sources: Option<(Vec<usize>, Vec<usize>)>,
 }
@@ -230,26 +169,20 @@ impl<'a> ResidualRows<'a> {
         if !fits {
             candle_core::bail!("a residual {:?} does not fit a convolution's output {shape:?}", map.shape);
         }
-        Ok(Some(Self { values: map.values(), shape: map.shape, sources }))
+        let [_, height, width, channels] = map.shape;
+        Ok(Some(Self { values: map.values(), height, width, channels, sources }))
     }
 
-    /// Whether it lies as the output does, value for value.
-    pub fn is_same(&self) -> bool {
-        self.sources.is_none()
-    }
-
-    /// All values of the map.
-    pub fn values(&self) -> &'a [f32] {
-        self.values
-    }
-
-    /// The channels at a pixel of the output.
-    pub fn pixel(&self, image: usize, y: usize, x: usize) -> &'a [f32] {
-        let [_, height, width, channels] = self.shape;
-        let (y, x) = match &self.sources {
-            None => (y, x),
-            Some((rows, columns)) => (rows[y], columns[x]),
+    /// The channels at a pixel of the output, counted over the batch.
+    pub fn pixel(&self, pixel: usize) -> &'a [f32] {
+        let pixel = match &self.sources {
+            None => pixel,
+            Some((rows, columns)) => {
+                let (row, x) = (pixel / columns.len(), pixel % columns.len());
+                let (image, y) = (row / rows.len(), row % rows.len());
+                (image * self.height + rows[y]) * self.width + columns[x]
+            }
         };
-        &self.values[((image * height + y) * width + x) * channels..][..channels]
+        &self.values[pixel * self.channels..][..self.channels]
     }
 }

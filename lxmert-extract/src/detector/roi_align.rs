@@ -4,10 +4,8 @@
 //! The kernel works on channels-last features, where a sample point's four neighbours are four rows of `channels`
 //! consecutive values: all arithmetic on positions is done once a region, and the inner loops run along channels.
 
-use super::feature_map::{BufferPool, FeatureMap};
-use super::simd::vectorised;
-use super::{contiguous_f32, hold, use_fast, with_f32};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use lxmert_core::ops::{BufferPool, FeatureMap, add_weighted, contiguous_f32, hold, use_fast, with_f32};
 use rayon::prelude::*;
 
 /// How regions are sampled.
@@ -87,7 +85,7 @@ pub fn roi_align_levels(
         let features = values[region.level];
         out.fill(0.0);
         Samples::new(place, *sides, options).for_each(*sides, size, |bin, row, weight| {
-            add_scaled(&mut out[bin * channels..][..channels], &features[row * channels..][..channels], weight);
+            add_weighted(&mut out[bin * channels..][..channels], &features[row * channels..][..channels], weight);
         });
     });
     Ok(out)
@@ -210,15 +208,6 @@ impl Samples {
     }
 }
 
-vectorised! {
-    /// `sum += weight · row`.
-    fn add_scaled(sum: &mut [f32], row: &[f32], weight: f32) {
-        for (sum, value) in sum.iter_mut().zip(row) {
-            *sum += weight * value;
-        }
-    }
-}
-
 struct RoiAlignOp {
     samples: Vec<Samples>,
     options: RoiAlign,
@@ -241,7 +230,7 @@ impl CustomOp1 for RoiAlignOp {
             |sums, (out, samples)| {
                 sums.fill(0.0);
                 samples.for_each((height, width), size, |bin, row, weight| {
-                    add_scaled(
+                    add_weighted(
                         &mut sums[bin * channels..][..channels],
                         &features[row * channels..][..channels],
                         weight,
@@ -281,7 +270,7 @@ impl CustomOp1 for RoiAlignOp {
                             }
                         }
                         samples.for_each((height, width), size, |bin, row, weight| {
-                            add_scaled(&mut sums[row * count..][..count], &rows[bin * count..][..count], weight);
+                            add_weighted(&mut sums[row * count..][..count], &rows[bin * count..][..count], weight);
                         });
                     }
                     sums

@@ -5,10 +5,11 @@
 //! with stride 1 needs no columns: the image is its own. Images of a batch run in parallel, each product on one thread;
 //! a batch smaller than the thread pool uses the pool inside each product instead.
 
-use super::geometry::Windows;
-use super::{Matrix, MatrixMut, Threads, Write, contiguous_f32, gemm, use_fast, with_f32};
+use super::im2col::{col2im, im2col};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use lxmert_core::ops::{Matrix, MatrixMut, Threads, Windows, Write, contiguous_f32, gemm, use_fast, with_f32};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Values of a tile in column form: 1 MiB, what a core's second-level cache holds on current server CPUs.
 const TILE: usize = 1 << 18;
@@ -113,7 +114,7 @@ impl Conv2d {
                 let tile = rows.len() * windows.out_width;
                 let columns = columns_of(&windows, x, rows, columns);
                 let out = MatrixMut::strided(&mut y[first..], out_channels, tile, windows.out_len());
-                gemm(out, write, 1.0, weight, columns, threads);
+                gemm(out, write, weight, columns, threads);
             });
         };
         if batch < rayon::current_num_threads() {
@@ -151,8 +152,9 @@ impl Conv2d {
 }
 
 /// Calls `f(offset of the tile in an output channel, its output rows)` for tiles that fit the cache.
-fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, std::ops::Range<usize>)) {
-    let step = if windows.is_identity() { windows.out_height } else { windows.rows_per_tile(TILE) };
+fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, Range<usize>)) {
+    let row_len = windows.window_len() * windows.out_width;
+    let step = if windows.is_identity() { windows.out_height } else { (TILE / row_len.max(1)).max(1) };
     let mut start = 0;
     while start < windows.out_height {
         let end = (start + step).min(windows.out_height);
@@ -162,19 +164,14 @@ fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, std::ops::Range<usize>)
 }
 
 /// The column form of some output rows, in `scratch` unless the image is its own.
-fn columns_of<'a>(
-    windows: &Windows,
-    x: &'a [f32],
-    rows: std::ops::Range<usize>,
-    scratch: &'a mut Vec<f32>,
-) -> Matrix<'a> {
+fn columns_of<'a>(windows: &Windows, x: &'a [f32], rows: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
     let tile = rows.len() * windows.out_width;
     if windows.is_identity() {
         return Matrix::new(x, windows.channels, tile);
     }
     let len = windows.window_len() * tile;
     scratch.resize(scratch.len().max(len), 0.0);
-    windows.im2col(x, rows, &mut scratch[..len]);
+    im2col(windows, x, rows, &mut scratch[..len]);
     Matrix::new(&scratch[..len], windows.window_len(), tile)
 }
 
@@ -243,25 +240,19 @@ impl BackwardPass<'_> {
                 if self.weight_needed {
                     let columns = columns_of(windows, x, rows.clone(), &mut columns);
                     let out = MatrixMut::new(&mut dweight, out_channels, window_len);
-                    gemm(out, Write::Add, 1.0, grad, columns.t(), threads);
+                    gemm(out, Write::Add, grad, columns.t(), threads);
                 }
                 match &mut dx {
                     None => {}
                     Some(dx) if windows.is_identity() => {
-                        gemm(MatrixMut::new(dx, window_len, tile), Write::Replace, 1.0, weight.t(), grad, threads);
+                        gemm(MatrixMut::new(dx, window_len, tile), Write::Replace, weight.t(), grad, threads);
                     }
                     Some(dx) => {
                         dcolumns.resize(dcolumns.len().max(window_len * tile), 0.0);
                         let dcolumns = &mut dcolumns[..window_len * tile];
-                        gemm(
-                            MatrixMut::new(dcolumns, window_len, tile),
-                            Write::Replace,
-                            1.0,
-                            weight.t(),
-                            grad,
-                            threads,
-                        );
-                        windows.col2im(dcolumns, rows, dx);
+                        let out = MatrixMut::new(dcolumns, window_len, tile);
+                        gemm(out, Write::Replace, weight.t(), grad, threads);
+                        col2im(windows, dcolumns, rows, dx);
                     }
                 }
             });

@@ -1,0 +1,11 @@
+//! The detector's own operations with gradients, beside the plain composition of Candle's that says what each means:
+//! convolution, max pooling, batch normalisation. Inference on the CPU goes through `lxmert_core::ops::PrepackedConv2d` instead.
+
+pub mod batch_norm;
+pub mod conv;
+mod im2col;
+pub mod max_pool;
+
+pub use batch_norm::batch_norm;
+pub use conv::conv2d;
+pub use max_pool::{max_pool_map, max_pool_map_ceil, max_pool2d};
