@@ -93,6 +93,19 @@ impl Finder {
         Ok(finder)
     }
 
+    /// What `--detector` takes, or the name of the detector's folder.
+    pub fn name(&self) -> String {
+        self.choice.name()
+    }
+
+    /// Reads the weights now, not when the first photo needs them.
+    ///
+    /// # Errors
+    /// As [`Finder::find`].
+    pub fn load(&self) -> Result<()> {
+        self.source().map(drop)
+    }
+
     fn options(&self) -> SourceOptions<'_> {
         SourceOptions {
             detector: &self.choice,

@@ -4,6 +4,7 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`explain`] | a checkpoint's attention maps, the methods that say what a score rests on, two measures of the methods |
+//! | [`explorer`] | one page in a browser with the pairs, maps and methods of a checkpoint, and a server for others |
 //! | [`pictures`] | the kinds of pictures, and what they are drawn with |
 //! | [`commands`] | what each subcommand of `lxmert-viz` does, as library calls |
 //! | [`places`], [`dataset`], [`photo`] | where a run's photos, features and captions lie, and reading them |
@@ -62,6 +63,7 @@ pub mod commands;
 pub mod dataset;
 pub mod error;
 pub mod explain;
+pub mod explorer;
 pub mod export;
 pub mod figures;
 pub mod photo;

@@ -3,12 +3,14 @@
 use clap::{Parser, Subcommand};
 use lxmert_core::cli::{self, CommonArgs};
 use lxmert_core::workspace::Workspace;
+use lxmert_viz::commands::explore::ExploreArgs;
 use lxmert_viz::commands::export::ExportArgs;
 use lxmert_viz::commands::grounding::GroundingArgs;
 use lxmert_viz::commands::maps::{HeadsArgs, HeatmapArgs, OverlayArgs};
 use lxmert_viz::commands::pair::PairArgs;
 use lxmert_viz::commands::perturbation::PerturbationArgs;
 use lxmert_viz::commands::relevancy::RelevancyArgs;
+use lxmert_viz::commands::serve::ServeArgs;
 use lxmert_viz::commands::{self, Session, gallery, predictions};
 use lxmert_viz::figures::FigureArgs;
 use lxmert_viz::places::PlacesArgs;
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 /// Pictures of what a trained LXMERT attends to.
 ///
-/// Without a subcommand: the pictures of the run on the generated scenes, into runs/scenes/plots.
+/// Without a subcommand: the explorer and the pictures of the run on the generated scenes, into runs/scenes.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = false)]
 struct Cli {
@@ -35,6 +37,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// One page for the browser: photos, regions, words, and every map by every method, to point at
+    Explore(ExploreArgs),
+    /// The same page from this machine with a live model: drop a photo, write a sentence, hide a region, see the score move
+    Serve(ServeArgs),
     /// From a raw photo and a sentence to pictures: detector, model, plots
     Pair(PairArgs),
     /// One attention map as a table of colours
@@ -77,6 +83,8 @@ fn run(cli: &Cli) -> lxmert_viz::Result<()> {
         progress: cli.common.show_progress(),
     };
     let report = match &cli.command {
+        Some(Command::Explore(args)) => args.run(&session),
+        Some(Command::Serve(args)) => args.run(&session),
         None => gallery::run(&session, cli.pairs),
         Some(Command::Pair(args)) => args.run(&session),
         Some(Command::Heatmap(args)) => args.run(&session),

@@ -1,5 +1,6 @@
 //! The subcommands: each takes a [`Session`] and its own options, writes files, and returns a [`Report`].
 
+pub mod explore;
 pub mod export;
 pub mod gallery;
 pub mod grounding;
@@ -8,6 +9,7 @@ pub mod pair;
 pub mod perturbation;
 pub mod predictions;
 pub mod relevancy;
+pub mod serve;
 
 use crate::dataset::{DataSet, slug};
 use crate::explain::scorer::Scorer;
@@ -72,6 +74,21 @@ impl Session {
     /// The folder of a command that writes several files.
     fn folder(&self) -> Result<PathBuf> {
         self.figures.folder(self.places.plots())
+    }
+
+    /// The file of a command that writes one which is no figure: what `--output` names, or `stem.extension` in its folder or
+    /// in `default`.
+    fn file(&self, default: PathBuf, stem: &str, extension: &str) -> Result<PathBuf> {
+        let name = format!("{stem}.{extension}");
+        let Some(output) = &self.figures.output else { return Ok(default.join(name)) };
+        match output.extension().and_then(|given| given.to_str()) {
+            Some(given) if given == extension => Ok(output.clone()),
+            None => Ok(output.join(name)),
+            Some(_) => {
+                let reason = format!("this is written as .{extension}; pass such a file, or a folder");
+                Err(Error::Argument(format!("--output {}: {reason}", output.display())))
+            }
+        }
     }
 
     /// Writes a figure of the data to `path`, with the extension of each format.
