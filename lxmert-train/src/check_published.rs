@@ -24,7 +24,7 @@ use lxmert_extract::weights;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Numbers of transformers' integration test, and the demo's questions and answers.
 const BASE: &[u8] = include_bytes!("../assets/published/base.safetensors");
@@ -236,11 +236,9 @@ fn answers(args: &CheckArgs, with: &Circumstances, findings: &mut Findings) -> R
         Some(path) => read_json(path)?,
         None => serde_json::from_str(DEMO).map_err(Error::json("demo.json"))?,
     };
-    let of_vqa = |question: &DemoQuestion| question.vqa.clone();
-    let of_gqa = |question: &DemoQuestion| question.gqa.clone();
-    let checkpoints: [(&str, &Path, fn(&DemoQuestion) -> String); 2] =
-        [("vqa", &args.vqa, of_vqa), ("gqa", &args.gqa, of_gqa)];
-    for (name, place, expected) in checkpoints {
+    for (name, place) in [("vqa", &args.vqa), ("gqa", &args.gqa)] {
+        let expected =
+            |question: &DemoQuestion| if name == "vqa" { question.vqa.clone() } else { question.gqa.clone() };
         let Some(image) = &args.demo_image else {
             for question in &demo.questions {
                 findings.lacks(

@@ -34,7 +34,7 @@ enum Command {
     /// Measure a checkpoint on a data set's test split
     Evaluate(EvaluateArgs),
     Ask(AskArgs),
-    CheckPublished(CheckArgs),
+    CheckPublished(Box<CheckArgs>),
 }
 
 fn main() -> ExitCode {

@@ -329,7 +329,7 @@ impl PatchSource {
     pub fn identity(options: &SourceOptions<'_>, show_progress: bool) -> Result<(String, String)> {
         let (_, place) = Self::place(options.detector)?;
         let weights = options.weights.map_or(Ok(place.weights), |source| source.resolve(None, show_progress))?;
-        Ok((read_text(&place.folder.join("config.json"))?, sha256(weights)?))
+        Ok((read_text(place.folder.join("config.json"))?, sha256(weights)?))
     }
 
     /// Reads the DINOv2 checkpoint that `options` name.
