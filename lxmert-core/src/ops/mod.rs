@@ -6,7 +6,7 @@
 //! changes with it beyond rounding is a fault in a kernel. `LXMERT_KERNELS=avx2` and `LXMERT_KERNELS=plain` run the kernels
 //! as a machine with those instructions alone would.
 //!
-//! - [`gemm`]: strided matrix products on slices, which the other kernels are built from;
+//! - [`gemm()`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention_probabilities`]: the transformer's parts;
 //! - [`embedding`]: rows of a table;
 //! - [`backward`]: all gradients, with less copying than candle's;

@@ -1,4 +1,4 @@
-//! `lxmert-train ask`: arguments and what they run.
+//! `lxmert-train ask`: its arguments and the command.
 
 mod picture;
 
@@ -90,7 +90,8 @@ pub struct Support {
 /// Runs the command.
 ///
 /// # Errors
-/// When the checkpoint answers no questions, its features are another detector's, or a photo cannot be read.
+/// Returns an error if the checkpoint does not answer questions, its features are from another detector, or a photo
+/// cannot be read.
 pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
     let questions = args.questions()?;
     let folder = args.checkpoint.clone().unwrap_or_else(|| Workspace::locate().run("scenes-questions"));

@@ -15,7 +15,7 @@ use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Mutex, PoisonError};
 
-/// Is shown the attention map, `[batch, heads, queries, keys]`, before dropout, and gives what is used in its place.
+/// Receives the attention map, `[batch, heads, queries, keys]`, before dropout, and returns what is used instead.
 pub type Watch<'a> = &'a (dyn Fn(Tensor) -> Result<Tensor> + Sync);
 
 /// The sub-layer's weights and constants.
@@ -34,11 +34,11 @@ pub struct AttentionSublayer<'a> {
 }
 
 impl AttentionSublayer<'_> {
-    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`, which may be `x` itself. With `watch` the map
-    /// is formed and shown.
+    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`; it may be `x` itself. With `watch`
+    /// the map is formed and passed to it.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(
         &self,
         (x, queries): (&Tensor, &Ragged),
@@ -113,7 +113,7 @@ const OUTPUT: usize = 6;
 
 struct Attention {
     keep: bool,
-    /// Whether queries and context are one tensor, which then takes one gradient.
+    /// Whether queries and context are one tensor, which then has a single gradient.
     itself: bool,
     mask: Option<Mask>,
     eps: f64,
@@ -123,7 +123,7 @@ struct Attention {
     saved: Mutex<Saved>,
 }
 
-/// For the backward.
+/// Values for the backward pass.
 #[derive(Default)]
 struct Saved {
     q: Vec<f32>,
@@ -138,7 +138,7 @@ impl Attention {
         self.mask.map(|mask| RowDropout { mask, rows: self.layout.queries.rows(), width: self.layout.width })
     }
 
-    /// `out = x wᵀ + b` by projection `part`.
+    /// `out = x wᵀ + b` with projection `part`.
     fn project(&self, part: usize, x: &[f32], out: &mut [f32]) -> Result<()> {
         let (w, b) = (self.parameters.hold(2 * part), self.parameters.hold(2 * part + 1));
         linear_rows(
@@ -152,7 +152,7 @@ impl Attention {
         Ok(())
     }
 
-    /// Adds to `dx` what the projection's `grad` gives, and writes its weights' gradients.
+    /// Adds to `dx` the contribution of the projection's `grad`, and writes its weights' gradients.
     fn project_back(
         &self,
         part: usize,

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct FeedForwardSublayer<'a> {
     /// `[inner, hidden]` and `[inner]`.
     pub first: Weights<'a>,
-    /// What the inner values go through.
+    /// The activation of the inner values.
     pub activation: Activation,
     /// `[hidden, inner]` and `[hidden]`.
     pub second: Weights<'a>,
@@ -35,7 +35,7 @@ impl FeedForwardSublayer<'_> {
     /// `x`: ragged rows, `[rows, hidden]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, x: &Tensor, rows: &Ragged, run: &Run) -> Result<Tensor> {
         let tensors = [self.first.0, self.first.1, self.second.0, self.second.1, self.norm.weight, self.norm.bias];
         let (inner, hidden) = self.first.0.dims2()?;
@@ -88,7 +88,8 @@ struct FeedForward {
     saved: Mutex<Saved>,
 }
 
-/// For the backward: the inner values after activation and dropout, their derivatives, and the normalised output.
+/// Values for the backward pass: the inner values after activation and dropout, their derivatives, and the normalised
+/// output.
 #[derive(Default)]
 struct Saved {
     inner: Vec<f32>,
