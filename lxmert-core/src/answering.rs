@@ -32,6 +32,8 @@ pub struct Answer {
     /// The sigmoid of its logit, that is, its expected score. The probabilities of all answers do not add up to 1. For
     /// a head trained with `--answer-loss one` only their order is meaningful.
     pub probability: f32,
+    /// The answer head's output.
+    pub logit: f32,
 }
 
 impl Answerer {
@@ -51,6 +53,41 @@ impl Answerer {
     /// # Errors
     /// Returns an error if the regions' features have another length than the model needs, or a computation fails.
     pub fn ask(&self, regions: &Regions, question: &str, top: usize, device: &Device) -> Result<Vec<Answer>> {
+        let (ids, most) = self.checked(regions, question)?;
+        let inputs = Batch::of_regions(&[(regions, &ids)], most, self.text.special().pad).inputs(device)?;
+        let logits = self.model.forward(&inputs, &Pass::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
+        Ok(self.best(&logits, top))
+    }
+
+    /// What the first answer rests on: for each region that the model looks at, by how much the answer's logit falls when the
+    /// model may not look at that region. It can rise, so some are negative.
+    ///
+    /// # Errors
+    /// As [`Answerer::ask`], and when the table has no such answer.
+    pub fn rests_on(&self, regions: &Regions, question: &str, answer: &Answer, device: &Device) -> Result<Vec<f32>> {
+        // Rows that are computed at once: as many as an image has regions at most, as published.
+        const ROWS: usize = 36;
+        let label = self.answers.label(&answer.answer);
+        let label = label.ok_or_else(|| Error::Argument(format!("the model has no answer '{}'", answer.answer)))?;
+        let (ids, most) = self.checked(regions, question)?;
+        let count = regions.num_regions().min(most);
+        let hidden: Vec<usize> = (0..count).collect();
+        let mut falls = Vec::with_capacity(count);
+        for hidden in hidden.chunks(ROWS) {
+            let mut batch =
+                Batch::of_regions(&vec![(regions, ids.as_slice()); hidden.len()], most, self.text.special().pad);
+            for (row, region) in hidden.iter().enumerate() {
+                batch.region_mask[row * count + region] = 0.0;
+            }
+            let logits = self.model.forward(&batch.inputs(device)?, &Pass::eval())?.logits; // [rows, answers]
+            let logits = logits.narrow(1, label as usize, 1)?.flatten_all()?.to_vec1::<f32>()?;
+            falls.extend(logits.iter().map(|without| answer.logit - without));
+        }
+        Ok(falls)
+    }
+
+    /// The question's WordPieces, and how many regions the model looks at, after both were checked.
+    fn checked(&self, regions: &Regions, question: &str) -> Result<(Vec<u32>, usize)> {
         if question.trim().is_empty() {
             return Err(Error::Argument("the question is empty".into()));
         }
@@ -59,10 +96,7 @@ impl Answerer {
             return Err(Error::Argument("the detector found no region in the photo".into()));
         }
         let ids = self.text.encode(question, self.preprocessing.max_length)?.ids;
-        let (most, pad) = (self.preprocessing.regions, self.text.special().pad);
-        let inputs = Batch::of_regions(&[(regions, &ids)], most, pad).inputs(device)?;
-        let logits = self.model.forward(&inputs, &Pass::eval())?.logits.squeeze(0)?.to_vec1::<f32>()?;
-        Ok(self.best(&logits, top))
+        Ok((ids, self.preprocessing.regions))
     }
 
     /// The `top` answers with the largest logits, best first. `logits`: one per answer.
@@ -72,6 +106,7 @@ impl Answerer {
         let answer = |label: usize| Answer {
             answer: self.answers.answer(label as u32).unwrap_or_default().to_string(),
             probability: 1.0 / (1.0 + (-logits[label]).exp()),
+            logit: logits[label],
         };
         order.into_iter().take(top).map(answer).collect()
     }

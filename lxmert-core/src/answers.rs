@@ -8,8 +8,8 @@
 //! | `trainval_label2ans.json` | `["zucchini", …]` |
 //! | `trainval_ans2label.json` | `{"zucchini": 3128, …}` |
 //!
-//! `data/answers/` ships LXMERT's three tables as plain lists: 9500 answers of pre-training, 3129 of VQA v2, 1842 of
-//! GQA.
+//! LXMERT's three tables ship with this crate and go by name: `pretraining` (9500 answers), `vqa` (3129 of VQA v2) and
+//! `gqa` (1842).
 
 use crate::files::read_json;
 use crate::{Error, Result};
@@ -17,6 +17,18 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+
+/// The published tables (airsplay/lxmert, MIT), each a JSON list of answers.
+const PUBLISHED: [(&str, &str); 3] = [
+    ("pretraining", include_str!("../assets/answers/pretraining.json")),
+    ("vqa", include_str!("../assets/answers/vqa.json")),
+    ("gqa", include_str!("../assets/answers/gqa.json")),
+];
+
+/// Whether `path` is the name of a published table, and not that of a file.
+pub fn is_published(path: &Path) -> bool {
+    PUBLISHED.iter().any(|(name, _)| path == Path::new(name)) && !path.exists()
+}
 
 /// Distinct answers, by label.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,12 +54,15 @@ struct Entry {
 }
 
 impl AnswerTable {
-    /// Reads a table in any of the forms above.
+    /// Reads a table in any of the forms above; `path` may be the name of a published one.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or has none of the forms, or the table is empty, repeats an answer
     /// or skips a label.
     pub fn read(path: &Path) -> Result<Self> {
+        if let Some((_, text)) = PUBLISHED.iter().find(|(name, _)| path == Path::new(name) && is_published(path)) {
+            return Self::of_list(text, path);
+        }
         let value: Value = read_json(path)?;
         let file: TableFile = serde_json::from_value(value).map_err(|_| {
             Error::format(
@@ -60,6 +75,25 @@ impl AnswerTable {
             TableFile::WithSets(entries) => entries.into_iter().map(|entry| entry.ans).collect(),
             TableFile::ByAnswer(labels) => by_label(labels).map_err(|reason| Error::format(path, reason))?,
         };
+        Self::new(answers).map_err(|reason| Error::format(path, reason))
+    }
+
+    /// The published table with this many answers.
+    ///
+    /// # Errors
+    /// Never for the tables that ship, whose text is checked by a test.
+    pub fn published(len: usize) -> Result<Option<Self>> {
+        for (name, text) in PUBLISHED {
+            let table = Self::of_list(text, Path::new(name))?;
+            if table.len() == len {
+                return Ok(Some(table));
+            }
+        }
+        Ok(None)
+    }
+
+    fn of_list(text: &str, path: &Path) -> Result<Self> {
+        let answers = serde_json::from_str(text).map_err(Error::json(path))?;
         Self::new(answers).map_err(|reason| Error::format(path, reason))
     }
 
@@ -171,7 +205,7 @@ mod tests {
     use super::*;
 
     fn shipped(name: &str) -> AnswerTable {
-        AnswerTable::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/answers").join(name)).unwrap()
+        AnswerTable::read(Path::new(name)).unwrap()
     }
 
     fn read(text: &str) -> Result<AnswerTable> {
@@ -183,13 +217,14 @@ mod tests {
     /// The counts that the original code gives for the original tables.
     #[test]
     fn matches_as_many_pretraining_answers_as_the_original() {
-        let pretraining = shipped("pretraining.json");
+        let pretraining = shipped("pretraining");
         assert_eq!(pretraining.len(), 9500);
         assert_eq!((pretraining.answer(0), pretraining.answer(9499)), (Some("\"stop\""), Some("zucchini")));
-        for (name, answers, matching) in [("vqa.json", 3129, 3124), ("gqa.json", 1842, 1736)] {
+        for (name, answers, matching) in [("vqa", 3129, 3124), ("gqa", 1842, 1736)] {
             let task = shipped(name);
             let rows = task.match_rows(&pretraining);
             assert_eq!((rows.len(), rows.iter().flatten().count()), (answers, matching), "{name}");
+            assert_eq!(AnswerTable::published(answers).unwrap(), Some(task.clone()));
             for (answer, row) in task.answers().iter().zip(rows) {
                 assert_eq!(
                     row.map(|row| pretraining.answers()[row].clone()).unwrap_or(normalise(answer)),

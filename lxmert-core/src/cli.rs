@@ -4,12 +4,14 @@ pub use crate::interrupt::{check_interrupt, interrupted};
 use crate::ops::{Precision, cuda};
 use crate::{Error, Result};
 use candle_core::Device;
-use clap::Parser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, Parser, value_parser};
+use clap_complete::Shell;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -106,14 +108,52 @@ pub struct CommonArgs {
 }
 
 /// Parses the command line. Common options may come before or after a subcommand; an option that only the command
-/// without a subcommand has is refused before one. Exits on `--help` and on an error, as clap does.
+/// without a subcommand has is refused before one. Exits on `--help` and on an error, as clap does, and after the
+/// subcommands that every program has: `completions SHELL` and `man DIR`.
 pub fn parse<T: Parser>() -> T {
     parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
 }
 
+/// The subcommands that every program has.
+fn with_manuals(command: Command) -> Command {
+    let shell = Arg::new("shell").required(true).value_parser(value_parser!(Shell)).help("The shell");
+    let folder = Arg::new("folder").required(true).value_name("DIR").value_parser(value_parser!(PathBuf));
+    command.subcommand(Command::new("completions").about("Print a shell's completion script").arg(shell)).subcommand(
+        Command::new("man")
+            .about("Write the manual pages, one a subcommand")
+            .arg(folder.help("Folder for the pages, such as ~/.local/share/man/man1")),
+    )
+}
+
+/// Runs `completions` or `man` of `command`; gives whether it was one of them.
+fn run_manuals(command: &mut Command, matches: &ArgMatches) -> Result<bool> {
+    match matches.subcommand() {
+        Some(("completions", given)) => {
+            let Some(shell) = given.get_one::<Shell>("shell") else { return Ok(false) };
+            let (name, mut script) = (command.get_name().to_string(), Vec::new());
+            clap_complete::generate(*shell, command, name, &mut script);
+            print(String::from_utf8_lossy(&script))?;
+        }
+        Some(("man", given)) => {
+            let Some(folder) = given.get_one::<PathBuf>("folder") else { return Ok(false) };
+            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            // Every page would repeat the common options of the pages above it.
+            clap_mangen::generate_to(command.clone().disable_help_subcommand(true), folder)
+                .map_err(Error::io(folder))?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
 fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> std::result::Result<T, clap::Error> {
-    let mut command = T::command();
+    let mut command = with_manuals(T::command());
     let matches = command.try_get_matches_from_mut(words)?;
+    match run_manuals(&mut command, &matches) {
+        Ok(true) => std::process::exit(0),
+        Ok(false) => {}
+        Err(error) => return Err(command.error(ErrorKind::Io, error)),
+    }
     if let Some((subcommand, _)) = matches.subcommand() {
         let given = |arg: &&clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
         let misplaced = command.get_arguments().filter(|arg| !arg.is_global_set()).find(given).map(ToString::to_string);

@@ -18,7 +18,6 @@ use crate::config::{self, LxmertConfig};
 use crate::files::{Fields, read_json};
 use crate::model::{AnswerModel, MatchingModel, PairModel, init};
 use crate::text::WordPiece;
-use crate::workspace::Workspace;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -32,9 +31,6 @@ const FIRST_LAYER: &str = "answer_head.logit_fc.0.weight";
 
 /// The last layer of an answer head, one row per answer.
 const LAST_LAYER: &str = "answer_head.logit_fc.3.bias";
-
-/// The published answer tables in `data/answers`, by their number of answers.
-const PUBLISHED: [(usize, &str); 3] = [(9500, "pretraining.json"), (3129, "vqa.json"), (1842, "gqa.json")];
 
 /// An opened checkpoint.
 #[derive(Debug, Clone)]
@@ -70,12 +66,14 @@ pub struct Preprocessing {
     pub regions: usize,
     /// The detector whose features the model was trained on.
     pub detector: String,
+    /// How its regions were chosen, as the feature store said it: `detections`, `grid:8`, `cells:8`, `patches:7x7`.
+    pub select: String,
 }
 
 impl Default for Preprocessing {
     /// The settings of the published checkpoints, which do not state them.
     fn default() -> Self {
-        Self { max_length: 20, regions: 36, detector: "unknown".into() }
+        Self { max_length: 20, regions: 36, detector: "unknown".into(), select: "detections".into() }
     }
 }
 
@@ -243,16 +241,14 @@ impl Pretrained {
     pub fn answers(&self) -> Result<AnswerTable> {
         let count = self.answer_head()?;
         let (folder, own) = (&self.place.folder, self.place.folder.join("answers.json"));
-        let published = PUBLISHED.iter().find(|(answers, _)| *answers == count);
         let (path, table) = if own.is_file() {
             (own.clone(), AnswerTable::read(&own)?)
         } else if self.labels.len() == count {
             let path = folder.join("config.json");
             let table = AnswerTable::new(self.labels.clone());
             (path.clone(), table.map_err(|reason| Error::format(path, format!("id2label: {reason}")))?)
-        } else if let Some((_, name)) = published {
-            let path = Workspace::locate()?.data("answers").join(name);
-            (path.clone(), AnswerTable::read(&path)?)
+        } else if let Some(table) = AnswerTable::published(count)? {
+            return Ok(table);
         } else {
             let reason = format!(
                 "no answers.json here, and no published table has the head's {count} answers; put the list of its answers there"

@@ -11,7 +11,7 @@ use tokenizers::processors::bert::BertProcessing;
 use tokenizers::{Tokenizer, TokenizerBuilder};
 
 /// The vocabulary of `bert-base-uncased` (Apache-2.0), 30,522 entries.
-const BUNDLED: &str = include_str!("../../data/vocab/bert-base-uncased-vocab.txt");
+const BUNDLED: &str = include_str!("../assets/bert-base-uncased-vocab.txt");
 
 /// One sentence as the model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,13 +1,13 @@
-//! Where files lie: one root folder with the shipped `data/` and what jobs write.
+//! Where files lie: one root folder with the data sets in `data/` and what jobs write. What the programs themselves need
+//! (vocabularies, answer tables, the detector of scenes) is part of them.
 //!
 //! | path | what |
 //! | --- | --- |
-//! | `data/` | what ships, and the user's data sets |
+//! | `data/` | data sets, and the photos that ship |
 //! | `data/scenes/` | the generated data set: `images/`, `results.csv`, `splits.json`, `scenes.json`, … |
 //! | `data/features/<name>/` | feature stores |
 //! | `runs/<name>/` | checkpoints, logs and pictures of a training run |
 
-use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// The root folder and the paths in it.
@@ -17,19 +17,11 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The nearest folder at or above the current one that holds `data/README.md`, otherwise the folder this program
-    /// was built in.
-    ///
-    /// # Errors
-    /// Returns an error if neither exists.
-    pub fn locate() -> Result<Self> {
-        let here = std::env::current_dir().map_err(Error::io("."))?;
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-        here.ancestors()
-            .chain(std::iter::once(built))
-            .find(|folder| folder.join("data/README.md").is_file())
-            .map(Self::at)
-            .ok_or_else(|| Error::Argument("no data/ folder here or above; run inside the workspace".into()))
+    /// The nearest folder, from the current one upwards, that holds `data/README.md`, as this project's sources do; elsewhere the
+    /// current folder.
+    pub fn locate() -> Self {
+        let here = std::env::current_dir().unwrap_or_default();
+        Self::at(here.ancestors().find(|folder| folder.join("data/README.md").is_file()).unwrap_or(&here))
     }
 
     /// A workspace with this root.

@@ -381,7 +381,10 @@ fn preprocessing_is_read_and_checked_against_the_models_positions() {
     assert_eq!(preprocessing().unwrap(), Preprocessing { max_length: 10, ..Preprocessing::default() });
     let write = |text: &str| std::fs::write(folder.path().join("preprocessor_config.json"), text).unwrap();
     write(r#"{"max_length": 7, "regions": 5, "detector": "scenes"}"#);
-    assert_eq!(preprocessing().unwrap(), Preprocessing { max_length: 7, regions: 5, detector: "scenes".into() });
+    assert_eq!(
+        preprocessing().unwrap(),
+        Preprocessing { max_length: 7, regions: 5, detector: "scenes".into(), ..Preprocessing::default() }
+    );
     for (text, part) in [
         (r#"{"max_length": 11}"#, "max_length is 11"),
         (r#"{"max_length": 2}"#, "max_length is 2"),

@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     let device = Device::Cpu;
     let detector = choice::load(&DetectorChoice::Scenes, None, Precision::F32, false, &device, false)?.detector;
     let config = detector.config();
-    let first_scene = Workspace::locate()?.data("scenes/images/00000.png");
+    let first_scene = Workspace::locate().data("scenes/images/00000.png");
     let path = std::env::args().nth(1).map(PathBuf::from).or_else(|| first_scene.is_file().then_some(first_scene));
     let picture = match &path {
         Some(path) => decode_file(path)?,

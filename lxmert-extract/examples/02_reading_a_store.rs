@@ -10,7 +10,7 @@ fn main() -> anyhow::Result<()> {
     // %% Open the store: only the names are read
     let folder = match std::env::args().nth(1) {
         Some(folder) => folder.into(),
-        None => Workspace::locate()?.features("scenes"),
+        None => Workspace::locate().features("scenes"),
     };
     let store = FeatureStore::open(folder)?;
     println!("{} images by the detector '{}'", store.len(), store.info().detector);

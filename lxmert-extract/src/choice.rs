@@ -7,16 +7,22 @@ use crate::weights;
 use candle_core::Device;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
-use lxmert_core::files::sha256;
+use lxmert_core::files::{sha256, sha256_of};
 use lxmert_core::nearby;
 use lxmert_core::ops::Precision;
-use lxmert_core::workspace::Workspace;
 use std::path::{Path, PathBuf};
+
+/// The small detector of scenes, which is part of this crate; [`train-detector`](crate::detector::training) makes it.
+const SCENES_CONFIG: &str = include_str!("../assets/scenes-detector/config.json");
+const SCENES_WEIGHTS: &[u8] = include_bytes!("../assets/scenes-detector/model.safetensors");
+
+/// Its name in messages.
+const SHIPPED: &str = "the detector of scenes";
 
 /// The detectors that can be asked for by name, or a folder with one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DetectorChoice {
-    /// The small one in `data/scenes-detector`.
+    /// The small one that ships.
     Scenes,
     /// torchvision's Faster R-CNN R50-FPN for the 91 ids of COCO.
     Coco,
@@ -38,7 +44,8 @@ impl DetectorChoice {
             Self::Coco => DetectorConfig::coco(),
             Self::VisualGenome => visual_genome::hugging_face(),
             Self::VisualGenomeCaffe => visual_genome::caffe(),
-            Self::Scenes | Self::Folder(_) => DetectorConfig::from_json_file(self.folder()?.join("config.json"))?,
+            Self::Scenes => DetectorConfig::from_json(SCENES_CONFIG, Path::new(SHIPPED))?,
+            Self::Folder(folder) => DetectorConfig::from_json_file(folder.join("config.json"))?,
         })
     }
 
@@ -52,14 +59,6 @@ impl DetectorChoice {
             Self::Folder(path) => {
                 path.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy().into_owned())
             }
-        }
-    }
-
-    /// Where a detector that is not published lies.
-    fn folder(&self) -> Result<PathBuf> {
-        match self {
-            Self::Folder(path) => Ok(path.clone()),
-            _ => Ok(Workspace::locate()?.data("scenes-detector")),
         }
     }
 }
@@ -100,9 +99,60 @@ pub struct LoadedDetector {
     pub swap_channels: bool,
 }
 
-/// Reads a detector whose products are of `precision`; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own
-/// weights. `swap_channels` gives it images with red and blue swapped, as Hugging Face's demo gives its detector those that
-/// it reads from files: the features are worse, and for comparison only.
+/// A detector's weights: where they are, and which.
+#[derive(Debug, Clone)]
+pub struct FoundWeights {
+    /// SHA-256 of the weight file, in hexadecimal.
+    pub sha256: String,
+    place: WeightsPlace,
+}
+
+#[derive(Debug, Clone)]
+enum WeightsPlace {
+    Shipped,
+    Coco,
+    VisualGenome,
+    File(PathBuf),
+}
+
+/// Finds a detector's weights without reading them; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own. Those
+/// that are published at a known address are not fetched yet.
+///
+/// # Errors
+/// When the file cannot be read or `source` cannot be downloaded, or no program can fetch the weights.
+pub fn find_weights(
+    choice: &DetectorChoice,
+    source: Option<&WeightSource>,
+    show_progress: bool,
+) -> Result<FoundWeights> {
+    let (sha256, place) = match (source, choice) {
+        (Some(source), _) => {
+            let path = source.resolve(None, show_progress)?;
+            (sha256(&path)?, WeightsPlace::File(path))
+        }
+        (None, DetectorChoice::Scenes) => (sha256_of(SCENES_WEIGHTS), WeightsPlace::Shipped),
+        (None, DetectorChoice::Coco) => (weights::COCO_FILE.sha256.into(), WeightsPlace::Coco),
+        (None, DetectorChoice::VisualGenome) => (weights::VISUAL_GENOME_FILE.sha256.into(), WeightsPlace::VisualGenome),
+        (None, DetectorChoice::VisualGenomeCaffe) => {
+            return Err(Error::Argument(
+                "the weights of visual-genome-caffe cannot be fetched by a program: download \
+                 bua-caffe-frcn-r101-k36.pth by the link in the README of MILVLG/bottom-up-attention.pytorch and add \
+                 --weights FILE"
+                    .into(),
+            )
+            .into());
+        }
+        (None, DetectorChoice::Folder(folder)) => {
+            let path = folder.join("model.safetensors");
+            (sha256(&path)?, WeightsPlace::File(path))
+        }
+    };
+    Ok(FoundWeights { sha256, place })
+}
+
+/// Reads a detector whose products are of `precision`, with weights as [`find_weights`] finds them. `swap_channels` gives it
+/// images with red and blue swapped, as Hugging Face's demo gives its detector those that it reads from files: the features
+/// are worse, and for comparison only.
 ///
 /// # Errors
 /// When a file is missing, cannot be downloaded, or does not fit the configuration; as [`Detector::new`] too.
@@ -121,32 +171,19 @@ pub fn load(
             ChannelOrder::Bgr => ChannelOrder::Rgb,
         };
     }
-    let loaded = |detector: Detector, weights_sha256: String| {
-        Ok(LoadedDetector { detector, name: choice.name(), weights_sha256, precision, swap_channels })
-    };
-    let path = match (source, choice) {
-        (Some(source), _) => source.resolve(None, show_progress)?,
-        (None, DetectorChoice::Coco) => {
-            let detector = weights::load_coco(&config, precision, device, show_progress)?;
-            return loaded(detector, weights::COCO_FILE.sha256.into());
+    let found = find_weights(choice, source, show_progress)?;
+    let detector = match found.place {
+        WeightsPlace::Shipped => {
+            let tensors = candle_core::safetensors::load_buffer(SCENES_WEIGHTS, &Device::Cpu)?;
+            weights::from_tensors(&config, Path::new(SHIPPED), tensors.into_iter().collect(), precision, device)
         }
-        (None, DetectorChoice::VisualGenome) => {
+        WeightsPlace::Coco => weights::load_coco(&config, precision, device, show_progress),
+        WeightsPlace::VisualGenome => {
             let published: WeightSource = weights::VISUAL_GENOME_SOURCE.parse().map_err(Error::Argument)?;
             let path = published.resolve(Some(&weights::VISUAL_GENOME_FILE), show_progress)?;
-            let detector = weights::load(&config, &path, precision, device)?;
-            return loaded(detector, weights::VISUAL_GENOME_FILE.sha256.into());
+            weights::load(&config, &path, precision, device)
         }
-        (None, DetectorChoice::VisualGenomeCaffe) => {
-            return Err(Error::Argument(
-                "the weights of visual-genome-caffe cannot be fetched by a program: download \
-                 bua-caffe-frcn-r101-k36.pth by the link in the README of MILVLG/bottom-up-attention.pytorch and add \
-                 --weights FILE"
-                    .into(),
-            )
-            .into());
-        }
-        (None, DetectorChoice::Scenes | DetectorChoice::Folder(_)) => choice.folder()?.join("model.safetensors"),
-    };
-    let detector = weights::load(&config, &path, precision, device)?;
-    loaded(detector, sha256(&path)?)
+        WeightsPlace::File(path) => weights::load(&config, &path, precision, device),
+    }?;
+    Ok(LoadedDetector { detector, name: choice.name(), weights_sha256: found.sha256, precision, swap_channels })
 }

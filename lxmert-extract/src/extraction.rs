@@ -103,7 +103,7 @@ impl Extraction {
         };
         let output = match &self.output {
             Some(output) => output.clone(),
-            None => Workspace::locate()?.features(&name),
+            None => Workspace::locate().features(&name),
         };
         warn_of_slow(self.precision, device);
         let options = SourceOptions {
@@ -127,7 +127,7 @@ impl Extraction {
 
 /// The images of `data/scenes`, which are drawn now if they do not exist.
 fn scene_images(seed: u64, show_progress: bool) -> Result<PathBuf> {
-    let scenes = Workspace::locate()?.data("scenes");
+    let scenes = Workspace::locate().data("scenes");
     if !scenes.exists() {
         let summary =
             scenes::generate(&scenes, &ScenesConfig { seed, ..ScenesConfig::default() }, false, show_progress)?;

@@ -1,118 +1,207 @@
-//! A photo's regions, by the detector whose features a model was trained on.
+//! A photo's regions, by the source whose features a model was trained on. Regions found once are kept in the user's cache.
 
 use crate::Result;
 use crate::choice::DetectorChoice;
 use crate::detector::DetectorConfig;
 use crate::detector::selection::RegionCount;
 use crate::images::DecodedImage;
-use crate::regions::{self, RegionChoice, RegionSource, Selection, SourceOptions};
+use crate::region_cache::RegionCache;
+use crate::regions::{self, PatchSource, RegionChoice, RegionSource, Selection, SourceOptions};
 use candle_core::Device;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 use lxmert_core::ops::Precision;
-use lxmert_core::workspace::Workspace;
+use lxmert_core::pretrained::Preprocessing;
+use std::sync::OnceLock;
 
-/// A region source together with what it says of its regions.
+/// How a photo's regions are found.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct FinderArgs {
+    /// Which detector finds the photo's regions: scenes, coco, visual-genome, visual-genome-caffe, a folder with a detector or
+    /// DINOv2, or hf:owner/repo [default: the one whose features the checkpoint was trained on]
+    #[arg(long, value_name = "DETECTOR")]
+    pub detector: Option<DetectorChoice>,
+    /// The detector's weights: a safetensors, .pth, .bin or .pkl file, or `hf:owner/repo/file[@revision]` [default: its own]
+    #[arg(long, value_name = "FILE|hf:…")]
+    pub weights: Option<WeightSource>,
+    /// Which regions: N that the detector finds, grid:N, cells (cells:N), or 7x7 of DINOv2's patches [default: those that the
+    /// checkpoint was trained on]
+    #[arg(long, value_name = "N|grid:N|cells|NxN")]
+    pub regions: Option<RegionChoice>,
+    /// Find the regions anew, and do not keep them; else those of a photo seen before come from the user's cache folder
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// A region source for the photos of a user. Its weights are read when the first photo is not in the cache.
 #[derive(Debug)]
 pub struct Finder {
-    info: StoreInfo,
-    source: Box<dyn RegionSource>,
+    args: FinderArgs,
+    choice: DetectorChoice,
+    regions: RegionChoice,
+    cache: Option<RegionCache>,
+    source: OnceLock<Box<dyn RegionSource>>,
+    show_progress: bool,
+    device: Device,
+}
+
+/// The regions of a photo, and what holds for them: the detector, the names of labels and attributes.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The regions, best first where the source ranks them.
+    pub regions: Regions,
+    /// What they are.
+    pub info: StoreInfo,
 }
 
 impl Finder {
-    /// Opens a detector that gives `count` regions a photo; without a `choice`, the one whose features
-    /// have `feature_dim` numbers.
+    /// A finder for a model that takes `feature_dim` numbers a region and was trained as `preprocessing` says.
     ///
     /// # Errors
-    /// When its weights cannot be found or read, or its features are not as long as the model needs.
+    /// When the features of the chosen detector are not as long as the model needs, no known detector's are, or its weights
+    /// cannot be found.
     pub fn open(
-        workspace: &Workspace,
-        choice: Option<DetectorChoice>,
-        weights: Option<&WeightSource>,
-        (feature_dim, count): (usize, usize),
-        progress: bool,
+        args: &FinderArgs,
+        feature_dim: usize,
+        preprocessing: &Preprocessing,
+        show_progress: bool,
         device: &Device,
     ) -> Result<Self> {
-        let width = |config: &DetectorConfig| config.roi_heads.representation_size;
-        let scenes = workspace.data("scenes-detector").join("config.json");
-        let gives_it = |config: &DetectorConfig| width(config) == feature_dim;
-        let fitting = if DetectorConfig::from_json_file(&scenes).is_ok_and(|config| gives_it(&config)) {
-            Ok(DetectorChoice::Scenes)
-        } else {
-            let published = [DetectorChoice::Coco, DetectorChoice::VisualGenome];
-            let fitting = published.into_iter().find(|choice| choice.config().is_ok_and(|config| gives_it(&config)));
-            fitting.ok_or("no detector that is known gives as many; name its own by --detector FOLDER")
+        let regions = args.regions.unwrap_or_else(|| trained_on(preprocessing));
+        let choice = match &args.detector {
+            Some(choice) => choice.clone(),
+            None => fitting(feature_dim, regions, &preprocessing.detector)?,
         };
         // Before any weights are fetched: would they fit at all?
-        let chosen = match &choice {
-            None => None,
-            Some(DetectorChoice::Scenes) => Some(DetectorConfig::from_json_file(&scenes)?),
-            Some(choice) => Some(choice.config()?),
-        };
-        let choice = match (choice, &fitting) {
-            (Some(choice), _) if chosen.as_ref().is_some_and(gives_it) => choice,
-            (None, Ok(fitting)) => fitting.clone(),
-            (given, fitting) => {
-                let gives = chosen.map_or_else(String::new, |config| {
-                    format!("the detector gives {} numbers a region, but ", width(&config))
-                });
-                let advice = match fitting {
-                    Ok(fitting) => format!("that is --detector {}", fitting.name()),
-                    Err(advice) => (*advice).to_string(),
-                };
-                let other = if given.is_some() { ", or choose another --checkpoint" } else { "" };
-                return Err(
-                    Error::Argument(format!("{gives}the checkpoint takes {feature_dim}; {advice}{other}")).into()
-                );
-            }
-        };
-        let options = SourceOptions {
-            detector: &choice,
-            weights,
-            regions: RegionChoice::Detections(RegionCount::exactly(count)),
-            select: Selection::default(),
-            precision: Precision::F32,
-            swap_channels: false,
-        };
-        let source = regions::open(&options, device, progress)?;
-        Ok(Self { info: source.info(StoreDtype::F32), source })
+        let gives = feature_dim_of(&choice, regions)?;
+        if gives != feature_dim {
+            let advice = match fitting(feature_dim, regions, &preprocessing.detector) {
+                Ok(fitting) => format!("that is --detector {}", fitting.name()),
+                Err(_) => "no detector that is known gives as many".into(),
+            };
+            return Err(Error::Argument(format!(
+                "the detector gives {gives} numbers a region, but the checkpoint takes {feature_dim}; {advice}, or choose another --checkpoint"
+            ))
+            .into());
+        }
+        let (args, device) = (args.clone(), device.clone());
+        let mut finder = Self { args, choice, regions, cache: None, source: OnceLock::new(), show_progress, device };
+        if !finder.args.no_cache {
+            finder.cache = RegionCache::of_user(&regions::identity(&finder.options(), show_progress)?);
+        }
+        Ok(finder)
     }
 
     /// What `--detector` takes, or the name of the detector's folder.
-    pub fn name(&self) -> &str {
-        &self.info.detector
+    pub fn name(&self) -> String {
+        self.choice.name()
     }
 
-    /// The names of its classes, by label id.
-    pub fn label_names(&self) -> &[String] {
-        &self.info.label_names
-    }
-
-    /// The names of its attributes, by label id; none where it names none.
-    pub fn attribute_names(&self) -> &[String] {
-        &self.info.attribute_names
-    }
-
-    /// The regions of a photo.
+    /// Reads the weights now, not when the first photo needs them.
     ///
     /// # Errors
-    /// When a computation fails.
-    pub fn regions(&self, photo: &DecodedImage) -> Result<Regions> {
-        self.source.find(photo)
+    /// As [`Finder::find`].
+    pub fn load(&self) -> Result<()> {
+        self.source().map(drop)
+    }
+
+    fn options(&self) -> SourceOptions<'_> {
+        SourceOptions {
+            detector: &self.choice,
+            weights: self.args.weights.as_ref(),
+            regions: self.regions,
+            select: Selection::default(),
+            precision: Precision::F32,
+            swap_channels: false,
+        }
+    }
+
+    /// The regions of a photo; `name` is for messages.
+    ///
+    /// # Errors
+    /// When the weights cannot be fetched or read, or a computation fails.
+    pub fn find(&self, photo: &DecodedImage, name: &str) -> Result<Found> {
+        let key = self.cache.as_ref().map(|cache| cache.key(photo));
+        if let Some((cache, key)) = self.cache.as_ref().zip(key.as_deref())
+            && let Some(found) = cache.get(key)
+        {
+            log::info!("{name}: regions from {}", cache.folder().display());
+            return Ok(found);
+        }
+        let source = self.source()?;
+        log::info!("{name}: finding regions ({})", self.choice.name());
+        let (info, regions) = (source.info(StoreDtype::F32), source.find(photo)?);
+        let found = Found { regions, info };
+        if let Some((cache, key)) = self.cache.as_ref().zip(key.as_deref()) {
+            cache.put(key, &found);
+        }
+        Ok(found)
+    }
+
+    fn source(&self) -> Result<&dyn RegionSource> {
+        if let Some(source) = self.source.get() {
+            return Ok(source.as_ref());
+        }
+        log::info!("reading the weights of {}", self.choice.name());
+        let source = regions::open(&self.options(), &self.device, self.show_progress)?;
+        Ok(self.source.get_or_init(|| source).as_ref())
+    }
+}
+
+/// The regions that a checkpoint was trained on.
+fn trained_on(preprocessing: &Preprocessing) -> RegionChoice {
+    let select = &preprocessing.select;
+    match select.strip_prefix("patches:").unwrap_or(select).parse() {
+        Ok(choice @ (RegionChoice::Grid(_) | RegionChoice::Cells(_) | RegionChoice::Patches(..))) => choice,
+        _ => RegionChoice::Detections(RegionCount::exactly(preprocessing.regions.clamp(1, 1000))),
+    }
+}
+
+/// The detector that a checkpoint was trained on, or else the one whose features are as long.
+fn fitting(feature_dim: usize, regions: RegionChoice, trained_on: &str) -> Result<DetectorChoice> {
+    let published = [DetectorChoice::Scenes, DetectorChoice::Coco, DetectorChoice::VisualGenome];
+    let by_name = match regions {
+        // A store names a transformer of the hub by its repository.
+        RegionChoice::Patches(..) if trained_on.split('/').count() == 2 => format!("hf:{trained_on}").parse().ok(),
+        _ => trained_on.parse().ok().filter(|choice| !matches!(choice, DetectorChoice::Folder(_))),
+    };
+    let candidates = by_name.into_iter().chain(published);
+    for choice in candidates {
+        if feature_dim_of(&choice, regions).is_ok_and(|gives| gives == feature_dim) {
+            return Ok(choice);
+        }
+    }
+    let trained = if trained_on == "unknown" { String::new() } else { format!(" (it was trained on '{trained_on}')") };
+    Err(Error::Argument(format!(
+        "the checkpoint takes {feature_dim} numbers a region{trained}; no detector that is known gives as many; name its own by --detector FOLDER"
+    ))
+    .into())
+}
+
+/// Numbers of a region.
+fn feature_dim_of(choice: &DetectorChoice, regions: RegionChoice) -> Result<usize> {
+    let of = |config: DetectorConfig| match regions {
+        RegionChoice::Cells(_) => config.backbone.stage_widths.last().copied().unwrap_or_default(),
+        _ => config.roi_heads.representation_size,
+    };
+    match (regions, choice) {
+        (RegionChoice::Patches(..), _) => PatchSource::feature_dim(choice),
+        _ => Ok(of(choice.config()?)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn the_detector_that_fits_is_found_and_another_refused_before_its_weights_are_fetched() {
-        let workspace = Workspace::at(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-        let open = |choice, width| Finder::open(&workspace, choice, None, (width, 12), false, &Device::Cpu);
-        assert_eq!(open(None, 256).unwrap().name(), "scenes");
+        let open = |detector, width| {
+            let args = FinderArgs { detector, no_cache: true, ..FinderArgs::default() };
+            Finder::open(&args, width, &Preprocessing::default(), false, &Device::Cpu)
+        };
+        assert_eq!(open(None, 256).unwrap().choice, DetectorChoice::Scenes);
         let error = |choice, width| open(choice, width).unwrap_err().to_string();
         assert_eq!(
             error(Some(DetectorChoice::Coco), 256),
@@ -122,5 +211,24 @@ mod tests {
         assert!(error(Some(DetectorChoice::Coco), 2048).contains("that is --detector visual-genome"));
         assert!(error(Some(DetectorChoice::VisualGenome), 1024).contains("that is --detector coco"));
         assert!(error(None, 77).contains("--detector FOLDER"));
+    }
+
+    #[test]
+    fn regions_are_those_that_the_checkpoint_was_trained_on() {
+        let open = |detector: &str, select: &str, width| {
+            let (detector, select) = (detector.into(), select.into());
+            let preprocessing = Preprocessing { detector, select, regions: 16, ..Preprocessing::default() };
+            let args = FinderArgs { no_cache: true, ..FinderArgs::default() };
+            Finder::open(&args, width, &preprocessing, false, &Device::Cpu).unwrap()
+        };
+        let grid = open("scenes", "grid:4", 256);
+        assert_eq!((grid.choice, grid.regions), (DetectorChoice::Scenes, RegionChoice::Grid(4)));
+        // A map's cells are as wide as the body's last stage, not as the head.
+        let width = DetectorChoice::Scenes.config().unwrap().backbone.stage_widths[3];
+        let cells = open("scenes", "cells:4", width);
+        assert_eq!((cells.choice, cells.regions), (DetectorChoice::Scenes, RegionChoice::Cells(4)));
+        let caffe = open("visual-genome-caffe", "detections", 2048);
+        assert_eq!(caffe.choice, DetectorChoice::VisualGenomeCaffe);
+        assert_eq!(caffe.regions, RegionChoice::Detections(RegionCount::exactly(16)));
     }
 }

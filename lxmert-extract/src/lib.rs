@@ -12,6 +12,7 @@ pub mod import;
 pub mod inputs;
 pub mod inspect;
 pub mod pipeline;
+pub mod region_cache;
 pub mod regions;
 pub mod scenes;
 pub mod weights;

@@ -177,11 +177,10 @@ fn a_decoder_that_panics_fails_one_image_without_a_backtrace() {
     assert!(failures.contains("damaged.png,the decoder failed; the file is damaged"), "{failures}");
 }
 
-/// A workspace for `extract` without arguments: a detector and one scene.
+/// A workspace with one scene, for `extract` without arguments.
 fn bare_workspace(place: &Place) -> Command {
     std::fs::create_dir_all(place.at("data/scenes/images")).unwrap();
     std::fs::write(place.at("data/README.md"), "").unwrap();
-    std::fs::rename(place.at("detector"), place.at("data/scenes-detector")).unwrap();
     std::fs::copy(place.at("photos/sub/000.png"), place.at("data/scenes/images/00000.png")).unwrap();
     let mut command = program();
     command.current_dir(place.folder.path()).args(["--device", "cpu"]);

@@ -11,7 +11,7 @@ use std::path::Path;
 
 #[test]
 fn the_shipped_detector_finds_objects_and_attributes_of_new_scenes() -> anyhow::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/scenes-detector");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/scenes-detector");
     let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
     assert_eq!(config, detector_config(), "config.json is what `train-detector` writes");
     let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
@@ -31,7 +31,7 @@ fn the_shipped_detector_finds_objects_and_attributes_of_new_scenes() -> anyhow::
 
 #[test]
 fn regions_have_their_colour_as_attribute() -> anyhow::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/scenes-detector");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/scenes-detector");
     let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
     assert_eq!(config.attributes[0].classes, Colour::ALL.map(Colour::word));
     let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;

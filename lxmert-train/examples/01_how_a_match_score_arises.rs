@@ -14,7 +14,7 @@ use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::metrics::sigmoid;
 
 fn main() -> anyhow::Result<()> {
-    let workspace = Workspace::locate()?;
+    let workspace = Workspace::locate();
     let device = Device::Cpu;
 
     // %% A trained model and the data it was trained on

@@ -10,7 +10,7 @@ use lxmert_train::data::{Dataset, LoadOptions};
 use std::collections::HashSet;
 
 fn main() -> anyhow::Result<()> {
-    let workspace = Workspace::locate()?;
+    let workspace = Workspace::locate();
 
     // %% Captions, splits and features of the scenes
     let options = LoadOptions {

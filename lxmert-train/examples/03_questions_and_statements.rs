@@ -10,7 +10,7 @@ use lxmert_train::data::statements::Statement;
 use lxmert_train::data::vqa_answers::soft_scores;
 
 fn main() -> anyhow::Result<()> {
-    let workspace = Workspace::locate()?;
+    let workspace = Workspace::locate();
     let scenes = workspace.data("scenes");
 
     // %% The questions about one scene: every object that a question names is the only match for its description.

@@ -15,11 +15,12 @@
 //! | [`tasks`] | the tasks: data, model, losses and measures |
 //! | [`trainer`] | the training loop |
 //! | [`tasks::registry`] | the list of tasks |
-//! | [`arguments`], [`ask`] | from the command line to jobs |
+//! | [`arguments`], [`ask`], [`check_published`] | from the command line to jobs |
 
 pub mod answering;
 pub mod arguments;
 pub mod ask;
+pub mod check_published;
 pub mod compare;
 pub mod data;
 pub mod error;

@@ -1,10 +1,11 @@
 //! `lxmert-train`: arguments in, a run folder or a table of measures out.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lxmert_core::cli::{self, CommonArgs, catch_interrupts, keep_freed_memory, print_line};
 use lxmert_train::arguments::{Circumstances, EvaluateArgs, Evaluated, TrainArgs};
 use lxmert_train::ask::{self, AskArgs};
+use lxmert_train::check_published::{self, CheckArgs};
 use lxmert_train::compare::CompareArgs;
 use lxmert_train::run_folder::Report;
 use lxmert_train::tasks::registry;
@@ -32,6 +33,7 @@ enum Command {
     Evaluate(EvaluateArgs),
     Ask(AskArgs),
     Compare(CompareArgs),
+    CheckPublished(Box<CheckArgs>),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +55,14 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Evaluate(args)) => evaluate(args, &with),
         Some(Command::Ask(args)) => Ok(ask::run(args, &with.device, with.show_progress)?),
         Some(Command::Compare(args)) => Ok(cli::print(args.run()?)?),
+        Some(Command::CheckPublished(args)) => {
+            let findings = check_published::run(args, &with)?;
+            cli::print(&findings)?;
+            match findings.wrong() {
+                0 => Ok(()),
+                wrong => bail!("{wrong} of {} checks are not as published", findings.0.len()),
+            }
+        }
         None => train(&cli.train, with),
     }
 }

@@ -263,7 +263,13 @@ impl Recipe {
     pub fn preprocessing(&self, store: &FeatureStore) -> Preprocessing {
         let info = store.info();
         let regions = self.regions_of(info.regions);
-        Preprocessing { max_length: self.max_length, regions, detector: info.detector.clone() }
+        let select = info.settings.get("select").cloned();
+        Preprocessing {
+            max_length: self.max_length,
+            regions,
+            detector: info.detector.clone(),
+            select: select.unwrap_or_else(|| Preprocessing::default().select),
+        }
     }
 
     /// Examples per batch in evaluation, which keeps no activations for gradients.

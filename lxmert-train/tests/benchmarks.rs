@@ -11,9 +11,12 @@ use lxmert_core::answering::Answerer;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
-use lxmert_core::model::PairModel;
+use lxmert_core::model::{AnswerModel, LxmertInputs, LxmertModel, PairModel, Pass};
 use lxmert_core::pretrained::Pretrained;
 use lxmert_core::procedural;
+use lxmert_extract::finder::{Finder, FinderArgs};
+use lxmert_extract::images::decode_file;
+use lxmert_extract::scenes::{Scene, ScenesConfig, draw::draw};
 use lxmert_train::data::paths::{Data, ExamplePaths};
 use lxmert_train::job::{Job, Start};
 use lxmert_train::recipe::Recipe;
@@ -82,8 +85,20 @@ fn run(job: &Job) -> lxmert_train::run_folder::Report {
     }
 }
 
-/// The checkpoint of `root/run`, named as a repository on the hub: asks it, measures it and starts from it. `printed`:
-/// its answer when it is asked from its folder.
+/// What `ask --json` prints about image 090 of the store.
+fn asked_json(root: &Path) {
+    let mut command = Command::cargo_bin("lxmert-train").unwrap();
+    command.args(["ask", "--json", "--image", "090", "--question", "What color is it?", "--checkpoint"]);
+    command.arg(root.join("run")).arg("--regions-from").arg(root.join("features"));
+    let asked: Value = serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap();
+    assert_eq!(asked.pointer("/0/answers/0/answer"), Some(&json!("blue")), "{asked}");
+    // The colour stands in the features of both regions.
+    let fall = asked.pointer("/0/rests_on/0/logit_falls_by").and_then(Value::as_f64);
+    assert!(fall.is_some_and(|fall| fall > 0.1), "{asked}");
+}
+
+/// The checkpoint of `root/run` named as a repository of the hub: asked, measured and started from. `printed`: what it
+/// answers when it is asked from its folder.
 fn from_the_hub(root: &Path, printed: &str) {
     let endpoint = loopback::serve_folder(&root.join("run/best"));
     let command = |arguments: &[&str]| {
@@ -145,7 +160,13 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
         command.args(["--question", "What color is it?", "--top", "2", "--image", image]).assert()
     };
     let printed = String::from_utf8(asked("090").success().get_output().stdout.clone()).unwrap();
-    assert!(printed.starts_with("blue") && printed.lines().count() == 2, "{printed}");
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!((lines[0], lines[1]), ("090: 2 regions (test)", "What color is it?"));
+    assert!(
+        lines.len() == 5 && lines[2].starts_with("  blue") && lines[4].starts_with("  rests on thing (−"),
+        "{printed}"
+    );
+    asked_json(root);
     asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
     from_the_hub(root, &printed);
 
@@ -444,4 +465,153 @@ fn errors_say_what_a_task_cannot_read() {
     let mut ask = Command::cargo_bin("lxmert-train").unwrap();
     ask.args(["ask", "--image", "x.png", "--question", "Who?", "--checkpoint"]).arg(folder.path());
     ask.assert().code(1).stderr(predicates::str::contains("--task questions"));
+}
+
+/// A question model of random weights whose regions are the detector of scenes' own.
+fn scenes_answerer(folder: &Path) {
+    let config = LxmertConfig { num_qa_labels: 3, visual_feat_dim: 256, ..LxmertConfig::preset("tiny").unwrap() };
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_json("LxmertForQuestionAnswering")).unwrap();
+    std::fs::write(folder.join("answers.json"), r#"["red", "two", "yes"]"#).unwrap();
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let norm =
+            name.contains("LayerNorm.weight") || name.contains("layer_norm.weight") || name.contains("fc.2.weight");
+        let middle = if norm { 1.0 } else { 0.0 };
+        (name.clone(), procedural::tensor(&name, &shape, middle - 0.2, middle + 0.2, 0).unwrap())
+    };
+    let weights: Vec<(String, Tensor)> = AnswerModel::expected(&config).unwrap().into_iter().map(tensor).collect();
+    save_safetensors(folder.join("model.safetensors"), &weights, &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn asks_about_photos_in_an_empty_folder_and_finds_their_regions_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    scenes_answerer(&root.join("model"));
+    std::fs::create_dir_all(root.join("photos")).unwrap();
+    for index in 0..2 {
+        let scene = Scene::generate(&ScenesConfig::default(), index);
+        draw(&scene).save(root.join(format!("photos/{index}.png"))).unwrap();
+    }
+    std::fs::write(root.join("questions.txt"), "What color is the star?\n\nHow many circles are there?\n").unwrap();
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.args(["ask", "--checkpoint", "model"]).args(arguments);
+        command.current_dir(root).env("XDG_CACHE_HOME", root.join("cache")).assert()
+    };
+    let photos = ["--image", "photos", "--questions", "questions.txt", "--question", "Is there a ring?", "--json"];
+    let first = ask(&photos).success().stderr(predicates::str::contains("photos/1.png: finding regions (scenes)"));
+    let first: Value = serde_json::from_slice(&first.get_output().stdout).unwrap();
+    let of = |key: &str| first.as_array().unwrap().iter().map(|asked| asked[key].clone()).collect::<Vec<_>>();
+    assert_eq!(
+        of("image"),
+        ["photos/0.png", "photos/0.png", "photos/0.png", "photos/1.png", "photos/1.png", "photos/1.png"]
+    );
+    assert_eq!(of("question")[..3], ["Is there a ring?", "What color is the star?", "How many circles are there?"]);
+    for asked in first.as_array().unwrap() {
+        let answers = asked["answers"].as_array().unwrap();
+        let value = |answer: &Value, key: &str| answer[key].as_f64().unwrap();
+        assert_eq!(answers.len(), 3);
+        assert!(answers.windows(2).all(|pair| value(&pair[0], "logit") >= value(&pair[1], "logit")));
+        let best = &answers[0];
+        assert!((value(best, "probability") - 1.0 / (1.0 + (-value(best, "logit")).exp())).abs() < 1e-5);
+        let supports = asked["rests_on"].as_array().unwrap();
+        assert!(
+            supports.len() <= 3 && supports.iter().all(|support| value(support, "logit_falls_by") > 0.0),
+            "{asked}"
+        );
+        // Colour and shape.
+        assert!(supports.iter().all(|support| support["name"].as_str().unwrap().split(' ').count() == 2), "{asked}");
+    }
+    let again = ask(&photos).success().stderr(predicates::str::contains("regions from"));
+    let again: Value = serde_json::from_slice(&again.get_output().stdout).unwrap();
+    assert_eq!(again, first);
+
+    // A photo that cannot be read does not keep the others from being answered.
+    std::fs::write(root.join("photos/2.png"), b"no picture").unwrap();
+    let with_a_bad_one = ask(&photos).code(1).stderr(predicates::str::contains("1 of 3 photos could not be read"));
+    let printed: Value = serde_json::from_slice(&with_a_bad_one.get_output().stdout).unwrap();
+    assert_eq!(printed, first);
+
+    let one = ["--image", "photos/0.png", "--question", "Is there a ring?", "--picture", "out.png"];
+    ask(&[one.as_slice(), &["--no-cache", "--regions", "grid:3"]].concat()).success();
+    let picture = image::open(root.join("out.png")).unwrap().to_rgb8();
+    assert!(picture.width() >= 640 && picture.height() > picture.width(), "{:?}", picture.dimensions());
+    assert_eq!(std::fs::read_dir(root.join("cache/lxmert/regions")).unwrap().count(), 2);
+    ask(&[one.as_slice(), &["--question", "And?"]].concat())
+        .code(1)
+        .stderr(predicates::str::contains("one photo and one"));
+    ask(&["--image", "photos/0.png"]).code(2).stderr(predicates::str::contains("--question"));
+}
+
+#[test]
+fn checks_what_is_published_against_what_comes_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    scenes_answerer(&root.join("model"));
+    let endpoint = loopback::serve_folder(&root.join("model"));
+    draw(&Scene::generate(&ScenesConfig::default(), 0)).save(root.join("scene.png")).unwrap();
+    let check = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-train").unwrap();
+        command.arg("check-published").args(arguments).current_dir(root).env("HF_ENDPOINT", &endpoint);
+        command.env("HF_HUB_CACHE", root.join("hub")).env("XDG_CACHE_HOME", root.join("cache")).assert()
+    };
+    // The numbers that this model gives for some inputs.
+    let model = Pretrained::open(root.join("model")).unwrap();
+    let trunk = model.model(&Device::Cpu, |config, vb| LxmertModel::new(config, vb.pp("lxmert"))).unwrap();
+    let tensor = |name: &str, shape: &[usize]| procedural::tensor(name, shape, 0.0, 1.0, 0).unwrap();
+    let (ids, features, boxes) = (
+        Tensor::new(&[[101u32, 345, 232, 102]], &Device::Cpu).unwrap(),
+        tensor("f", &[1, 5, 256]),
+        tensor("b", &[1, 5, 4]),
+    );
+    let inputs = LxmertInputs {
+        input_ids: ids.clone(),
+        attention_mask: None,
+        visual_feats: features.clone(),
+        visual_boxes: boxes.clone(),
+        visual_attention_mask: None,
+    };
+    let language = trunk.forward(&inputs, &Pass::eval()).unwrap().language.get(0).unwrap();
+    let nine = language.narrow(0, 0, 3).unwrap().narrow(1, 0, 3).unwrap();
+    let numbers = |name: &str, nine: Tensor| {
+        let all = [("ids", &ids), ("features", &features), ("boxes", &boxes), ("language_output_first_3x3", &nine)];
+        let all: Vec<(String, Tensor)> = all.map(|(name, tensor)| (name.into(), tensor.clone())).into();
+        save_safetensors(root.join(name), &all, &BTreeMap::new()).unwrap();
+    };
+    numbers("right.safetensors", nine.clone());
+    numbers("wrong.safetensors", (nine + 2e-4).unwrap());
+    let base = ["base", "--base", "hf:owner/repo", "--base-numbers"];
+    check(&[base.as_slice(), &["right.safetensors"]].concat()).success().stdout(predicates::str::starts_with("right"));
+    let wrong = check(&[base.as_slice(), &["wrong.safetensors"]].concat()).code(1);
+    wrong.stdout(predicates::str::starts_with("WRONG")).stderr(predicates::str::contains("1 of 1 checks"));
+
+    let answerer = Answerer::new(model, &Device::Cpu).unwrap();
+    let finder = Finder::open(
+        &FinderArgs { no_cache: true, ..FinderArgs::default() },
+        answerer.config.visual_feat_dim,
+        &answerer.preprocessing,
+        false,
+        &Device::Cpu,
+    );
+    let photo = decode_file(root.join("scene.png")).unwrap();
+    let regions = finder.unwrap().find(&photo, "scene.png").unwrap().regions;
+    let best = answerer.ask(&regions, "Is there a ring?", 1, &Device::Cpu).unwrap()[0].answer.clone();
+    let other = if best == "red" { "two" } else { "red" };
+    let demo = json!({"questions": [{"question": "Is there a ring?", "vqa": best, "gqa": other}]});
+    std::fs::write(root.join("demo.json"), demo.to_string()).unwrap();
+    let answers = ["answers", "--vqa", "hf:owner/repo", "--gqa", "hf:owner/repo", "--demo", "demo.json"];
+    let asked = check(&[answers.as_slice(), &["--demo-image", "scene.png"]].concat()).code(1);
+    let printed = String::from_utf8(asked.get_output().stdout.clone()).unwrap();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0].starts_with("right    vqa: ") && lines[1].starts_with("WRONG    gqa: "),
+        "{printed}"
+    );
+
+    // What lacks a file is said, and is no fault.
+    let lacks = check(&["answers", "features", "scores"]).success();
+    let printed = String::from_utf8(lacks.get_output().stdout.clone()).unwrap();
+    assert_eq!(printed.lines().filter(|line| line.starts_with("not run")).count(), 13, "{printed}");
+    assert!(printed.contains("expected desk") && printed.contains("give --demo-image"), "{printed}");
 }

@@ -76,7 +76,7 @@ fn run(cli: &Cli) -> lxmert_viz::Result<()> {
     let questions = matches!(&cli.command, Some(Command::Relevancy(args)) if args.question.is_some());
     let default_run = if questions { "scenes-questions" } else { "scenes" };
     let session = Session {
-        places: cli.places.resolve(&Workspace::locate()?, default_run)?,
+        places: cli.places.resolve(&Workspace::locate(), default_run)?,
         figures: cli.figures.clone(),
         device,
         seed: cli.common.seed(),

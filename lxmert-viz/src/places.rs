@@ -68,7 +68,7 @@ impl Places {
     /// # Errors
     /// See [`PlacesArgs::resolve`].
     pub fn of_run(run: Option<&Path>) -> Result<Self> {
-        PlacesArgs { run: run.map(Path::to_path_buf), ..PlacesArgs::default() }.resolve(&Workspace::locate()?, "scenes")
+        PlacesArgs { run: run.map(Path::to_path_buf), ..PlacesArgs::default() }.resolve(&Workspace::locate(), "scenes")
     }
 
     /// The folder with the true boxes (`scenes.json`), when the data set is drawn.

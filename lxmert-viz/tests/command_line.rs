@@ -5,7 +5,8 @@ mod common;
 mod loopback;
 
 use assert_cmd::Command;
-use common::{Made, question_checkpoint, workspace};
+use common::{Made, question_checkpoint, scenes_checkpoint, workspace};
+use lxmert_extract::scenes::{Scene, ScenesConfig, draw::draw};
 use lxmert_train::data::paths::{Data, DataPaths};
 use lxmert_train::job::RunSettings;
 use lxmert_train::recipe::Recipe;
@@ -17,6 +18,7 @@ use std::path::Path;
 fn viz(made: &Made) -> Command {
     let mut command = Command::cargo_bin("lxmert-viz").unwrap();
     command.current_dir(made.root()).args(["--quiet", "--threads", "2"]);
+    command.env("XDG_CACHE_HOME", made.root().join("cache"));
     command
 }
 
@@ -418,4 +420,28 @@ fn a_damaged_checkpoint_is_refused() {
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
     viz(&made).arg("heatmap").assert().code(1).stderr(contains("panicked").not().and(contains("error:")));
+}
+
+#[test]
+fn a_photo_and_a_sentence_are_enough_in_an_empty_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let drawn = tempfile::tempdir().unwrap();
+    scenes_checkpoint(&drawn.path().join("model"));
+    let scene = Scene::generate(&ScenesConfig::default(), 0);
+    draw(&scene).save(drawn.path().join("scene.png")).unwrap();
+    let viz = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("lxmert-viz").unwrap();
+        command.args(arguments).arg("--checkpoint").arg(drawn.path().join("model"));
+        command.arg("--image").arg(drawn.path().join("scene.png")).args(["--text", "a red star"]);
+        command.current_dir(root).env("XDG_CACHE_HOME", drawn.path().join("cache")).assert()
+    };
+    viz(&["pair"])
+        .success()
+        .stdout(contains("12 regions by the scenes detector").or(contains("36 regions by the scenes")));
+    let plots = root.join("runs/scenes/plots");
+    picture(&std::fs::read_dir(plots.join("photo-scene")).unwrap().map(|file| file.unwrap().path()).next().unwrap());
+    // --image takes a file here too, and its regions are known by now.
+    viz(&["relevancy", "--method", "relevancy"]).success().stderr(contains("regions from"));
+    assert_eq!(std::fs::read_dir(root).unwrap().count(), 1);
 }

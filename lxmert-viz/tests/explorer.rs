@@ -385,13 +385,9 @@ impl Server {
     fn start() -> Self {
         let made = workspace_of(256);
         question_checkpoint_of(&made.root().join("runs/scenes-questions/best"), 256);
-        let detector = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/scenes-detector");
-        std::fs::create_dir_all(made.root().join("data/scenes-detector")).unwrap();
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(detector.join(file), made.root().join("data/scenes-detector").join(file)).unwrap();
-        }
         let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-viz"))
             .current_dir(made.root())
+            .env("XDG_CACHE_HOME", made.root().join("cache"))
             .args(["--quiet", "--threads", "2", "serve", "--port", "0", "--pairs", "3"])
             .stdout(std::process::Stdio::piped())
             .spawn()

@@ -1,6 +1,6 @@
 //! `index.json`: what a store holds, how it was made, and its shards.
 
-use super::StoreDtype;
+use super::{Regions, StoreDtype};
 use crate::files::atomic_write;
 use crate::{Error, Result, nearby};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,19 @@ impl StoreInfo {
     /// Whether regions carry attributes.
     pub fn has_attributes(&self) -> bool {
         !self.attribute_names.is_empty()
+    }
+
+    /// What a region shows, in words: its label, after its attribute where the detector is at all sure of one (above 0.1, as in
+    /// bottom-up attention's demo): "red shirt".
+    pub fn region_name(&self, regions: &Regions, region: usize) -> String {
+        const SURE: f32 = 0.1;
+        let name = |names: &[String], labels: &[u32]| names.get(*labels.get(region)? as usize).cloned();
+        let label = name(&self.label_names, &regions.labels).unwrap_or_default();
+        let sure = regions.attributes.as_ref().filter(|of| of.scores.get(region).is_some_and(|score| *score > SURE));
+        match sure.and_then(|attributes| name(&self.attribute_names, &attributes.labels)) {
+            Some(attribute) => format!("{attribute} {label}"),
+            None => label,
+        }
     }
 
     /// Every point in which `wanted` differs, with both values, as readable text.

@@ -446,8 +446,15 @@ impl DetectorConfig {
     /// [`DetectorConfig::validate`].
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let config: Self = serde_json::from_str(&text).map_err(Error::json(path))?;
+        Self::from_json(&std::fs::read_to_string(path).map_err(Error::io(path))?, path)
+    }
+
+    /// Checks the text of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it lacks a field or describes a network that cannot be built.
+    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
+        let config: Self = serde_json::from_str(text).map_err(Error::json(path))?;
         config.validate().map_err(|e| Error::format(path, e.to_string()))?;
         Ok(config)
     }

@@ -28,11 +28,11 @@ use lxmert_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The object names, from `data/vocab`: peteanderson80/bottom-up-attention, MIT.
-const OBJECTS: &str = include_str!("../../../data/vocab/vg_objects_vocab.txt");
+/// Names of the objects, from `assets`: peteanderson80/bottom-up-attention, MIT.
+const OBJECTS: &str = include_str!("../../assets/vg_objects_vocab.txt");
 
-/// The attribute names, from the same source.
-const ATTRIBUTES: &str = include_str!("../../../data/vocab/vg_attributes_vocab.txt");
+/// Names of the attributes, likewise.
+const ATTRIBUTES: &str = include_str!("../../assets/vg_attributes_vocab.txt");
 
 /// The names in a vocabulary file, one per line; of comma-separated synonyms, the first.
 pub fn names(vocabulary: &str) -> impl Iterator<Item = String> + '_ {

@@ -144,6 +144,24 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
     })
 }
 
+/// What tells the regions of one source from those of another, without reading weights that are published: the program's
+/// version, the options, the network's configuration and the hash of its weights.
+///
+/// # Errors
+/// When a configuration or weights cannot be found.
+pub fn identity(options: &SourceOptions<'_>, show_progress: bool) -> Result<String> {
+    let SourceOptions { detector, weights, regions, select, precision, swap_channels } = options;
+    let (network, sha256) = match regions {
+        RegionChoice::Patches(..) => PatchSource::identity(options, show_progress)?,
+        _ => {
+            let config = serde_json::to_string(&detector.config()?).map_err(Error::json("config.json"))?;
+            (config, choice::find_weights(detector, *weights, show_progress)?.sha256)
+        }
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(format!("{version} {regions:?} {select:?} {precision} {swap_channels} {network} {sha256}"))
+}
+
 /// What a store says of regions that come from a detector: `select` names the rule that chose them.
 fn detector_info(loaded: &LoadedDetector, select: String, regions: usize, dtype: StoreDtype) -> StoreInfo {
     let config = loaded.detector.config();

@@ -19,7 +19,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::{FitOptions, Place, fit, read_tensors};
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
-use lxmert_core::files::sha256;
+use lxmert_core::files::{read_text, sha256};
 use lxmert_core::model::init;
 use lxmert_core::ops::{Precision, gelu, layer_norm, linear};
 use serde::Deserialize;
@@ -302,6 +302,36 @@ pub struct PatchSource {
 }
 
 impl PatchSource {
+    /// The folder that names a DINOv2 checkpoint, and where its files are.
+    fn place(detector: &DetectorChoice) -> Result<(&Path, Place)> {
+        let DetectorChoice::Folder(named) = detector else { return Err(Error::Argument(FOR_DINOV2.into()).into()) };
+        let place = Place::find(named)?;
+        let path = place.folder.join("config.json");
+        if !Dinov2Config::is_in(&path) {
+            return Err(Error::format(path, format!("not that of DINOv2; {FOR_DINOV2}")).into());
+        }
+        Ok((named, place))
+    }
+
+    /// Numbers of a region.
+    ///
+    /// # Errors
+    /// When `detector` names another network, or its configuration cannot be found.
+    pub fn feature_dim(detector: &DetectorChoice) -> Result<usize> {
+        let (_, place) = Self::place(detector)?;
+        Ok(Dinov2Config::from_json_file(place.folder.join("config.json"))?.hidden_size)
+    }
+
+    /// The text of its configuration, and the hash of its weights.
+    ///
+    /// # Errors
+    /// When a file cannot be found or read.
+    pub fn identity(options: &SourceOptions<'_>, show_progress: bool) -> Result<(String, String)> {
+        let (_, place) = Self::place(options.detector)?;
+        let weights = options.weights.map_or(Ok(place.weights), |source| source.resolve(None, show_progress))?;
+        Ok((read_text(place.folder.join("config.json"))?, sha256(weights)?))
+    }
+
     /// Reads the DINOv2 checkpoint that `options` name.
     ///
     /// # Errors
@@ -312,18 +342,11 @@ impl PatchSource {
         device: &Device,
         show_progress: bool,
     ) -> Result<Self> {
-        let (named, place) = match options.detector {
-            DetectorChoice::Folder(named) => (named, Place::find(named)?),
-            _ => return Err(Error::Argument(FOR_DINOV2.into()).into()),
-        };
-        let path = place.folder.join("config.json");
-        if !Dinov2Config::is_in(&path) {
-            return Err(Error::format(path, format!("not that of DINOv2; {FOR_DINOV2}")).into());
-        }
+        let (named, place) = Self::place(options.detector)?;
         if options.precision != Precision::F32 {
             return Err(Error::Argument("--precision bf16 is for detectors, not for DINOv2".into()).into());
         }
-        let config = Dinov2Config::from_json_file(&path)?;
+        let config = Dinov2Config::from_json_file(place.folder.join("config.json"))?;
         let weights =
             options.weights.map_or(Ok(place.weights.clone()), |source| source.resolve(None, show_progress))?;
         let expected = init::expected(|vb| Dinov2::new(&config, vb).map(drop))?;

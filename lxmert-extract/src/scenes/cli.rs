@@ -29,7 +29,7 @@ pub struct ScenesArgs {
 pub fn run(args: &ScenesArgs, seed: u64, progress: bool) -> Result<()> {
     let output = match &args.output {
         Some(folder) => folder.clone(),
-        None => Workspace::locate()?.data("scenes"),
+        None => Workspace::locate().data("scenes"),
     };
     let config =
         ScenesConfig { count: args.count, seed, width: args.side, height: args.side, ..ScenesConfig::default() };

@@ -70,8 +70,8 @@ pub struct TrainArgs {
     /// File of examples for choosing the best epoch; may be repeated
     #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
     pub valid_file: Vec<PathBuf>,
-    /// Table of the answers to choose from, such as data/answers/vqa.json
-    #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
+    /// Table of the answers to choose from: vqa (3129 answers), gqa (1842), pretraining (9500), or a file
+    #[arg(long, value_name = "NAME|FILE", requires = "train_file", help_heading = "Data")]
     pub answers: Option<PathBuf>,
     /// Single settings of the recipe.
     #[command(flatten)]
@@ -178,10 +178,10 @@ impl DataArgs {
         let paths = if let Some(captions) = &self.captions {
             DataPaths::of_files(captions.clone(), self.splits.clone(), PathBuf::new())
         } else if let Some(folder) = &self.flickr30k {
-            DataPaths::flickr30k(folder, &Workspace::locate()?)?
+            DataPaths::flickr30k(folder, &Workspace::locate())?
         } else {
             match self.data.as_deref() {
-                None | Some("scenes") => DataPaths::scenes(&Workspace::locate()?)?,
+                None | Some("scenes") => DataPaths::scenes(&Workspace::locate())?,
                 Some(folder) => DataPaths::in_folder(Path::new(folder), self.features.as_deref())?,
             }
         };
@@ -203,7 +203,7 @@ impl DataArgs {
 
     /// The scenes' examples for a task, with the single paths that are given put in.
     fn scenes_examples(&self, stem: &str) -> Result<ExamplePaths> {
-        Ok(self.override_examples(ExamplePaths::scenes(&Workspace::locate()?, stem)?))
+        Ok(self.override_examples(ExamplePaths::scenes(&Workspace::locate(), stem)?))
     }
 
     /// The data that a checkpoint is measured on: what is named, else what the run read that wrote the checkpoint, else the
@@ -267,6 +267,13 @@ pub struct Evaluated {
 }
 
 impl EvaluateArgs {
+    /// Measures `task` on one file of examples.
+    pub fn of_examples(checkpoint: PathBuf, task: &'static Entry, features: PathBuf, test_file: PathBuf) -> Self {
+        let data = DataArgs { features: Some(features), test_file: vec![test_file], ..DataArgs::default() };
+        let (predictions, batch_size, precision, recall_images) = (None, 64, Precision::F32, 0);
+        Self { checkpoint, task, data, predictions, batch_size, precision, recall_images, json: false }
+    }
+
     /// Measures the checkpoint.
     ///
     /// # Errors
@@ -349,9 +356,9 @@ impl TrainArgs {
             (Some(output), _) => output.clone(),
             // Files of examples have a task's name; captions serve several tasks, the first of which has the short name.
             (None, Data::Captions(paths)) if recipe.task != TASKS[0].name => {
-                Workspace::locate()?.run(&format!("{}-{}", paths.name, recipe.task))
+                Workspace::locate().run(&format!("{}-{}", paths.name, recipe.task))
             }
-            _ => Workspace::locate()?.run(data.name()),
+            _ => Workspace::locate().run(data.name()),
         };
         if self.resume { self.resumed(output, seed) } else { Ok((recipe, data, output)) }
     }

@@ -4,6 +4,7 @@ use super::questions::annotations_beside;
 use super::refcoco::INSTANCES;
 use super::splits::Split;
 use crate::{Error, Result};
+use lxmert_core::answers::is_published;
 use lxmert_core::captions::CaptionFolder;
 use lxmert_core::nearby;
 use lxmert_core::workspace::Workspace;
@@ -77,7 +78,8 @@ impl Data {
                     let instances = Some(path.with_file_name(INSTANCES)).filter(|path| path.is_file());
                     instances.into_iter().chain(annotations_beside(path))
                 });
-                beside.chain(lists.chain(&paths.answers).cloned()).collect::<Vec<_>>()
+                let answers = paths.answers.iter().filter(|path| !is_published(path));
+                beside.chain(lists.chain(answers).cloned()).collect::<Vec<_>>()
             }
         };
         files.push(self.features().join("index.json"));
@@ -113,7 +115,7 @@ pub struct ExamplePaths {
     pub valid: Vec<PathBuf>,
     /// Files to measure or predict at the end; if a benchmark hides its test labels, the `valid` files again.
     pub test: Vec<PathBuf>,
-    /// The answer table.
+    /// The answer table: a file, or the name of a published one.
     pub answers: Option<PathBuf>,
 }
 
@@ -165,7 +167,8 @@ impl ExamplePaths {
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let lists = [&mut self.train, &mut self.valid, &mut self.test];
-        for path in lists.into_iter().flatten().chain(&mut self.answers).chain([&mut self.features]) {
+        let answers = self.answers.iter_mut().filter(|path| !is_published(path));
+        for path in lists.into_iter().flatten().chain(answers).chain([&mut self.features]) {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
         self

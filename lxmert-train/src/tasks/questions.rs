@@ -67,7 +67,7 @@ impl ExampleTask<1> for Questions {
     fn of_job(job: &Job) -> Result<Self> {
         let Some(path) = &job.data.examples()?.answers else {
             return Err(Error::Argument(
-                "questions need a table of answers to choose from; pass --answers, such as data/answers/vqa.json or data/answers/gqa.json".into(),
+                "questions need a table of answers to choose from; pass --answers vqa, --answers gqa, or a file".into(),
             ));
         };
         Ok(Self { answers: AnswerTable::read(path)?, loss: job.recipe.answer_loss })

@@ -215,7 +215,7 @@ fn question_files(session: &Session, explorers: &[Explorer]) -> Result<Option<Ex
     if session.places.scenes().is_none() {
         return Ok(None);
     }
-    Ok(ExamplePaths::scenes(&Workspace::locate()?, "questions").ok())
+    Ok(ExamplePaths::scenes(&Workspace::locate(), "questions").ok())
 }
 
 /// The pair of an image and a claim, with each checkpoint's view of it; its photo is added to the document once.

@@ -22,11 +22,9 @@ use crate::places::Places;
 use crate::{Error, Result};
 use candle_core::Device;
 use image::RgbImage;
-use lxmert_core::checkpoint::WeightSource;
 use lxmert_core::features::Regions;
-use lxmert_core::workspace::Workspace;
-use lxmert_extract::choice::DetectorChoice;
-use lxmert_extract::finder::Finder;
+use lxmert_core::pretrained::Preprocessing;
+use lxmert_extract::finder::{Finder, FinderArgs, Found};
 use lxmert_extract::images::DecodedImage;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -212,20 +210,6 @@ impl SubjectArgs {
     }
 }
 
-/// The detector that finds the regions of a photo.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct DetectorArgs {
-    /// Detector that finds the regions [default: the one whose features the checkpoint was trained on]
-    #[arg(long, value_name = "scenes|coco|visual-genome|DIR")]
-    pub detector: Option<DetectorChoice>,
-    /// The detector's weights: a file, or `hf:owner/repo/file[@revision]` [default: the detector's own]
-    #[arg(long, value_name = "SOURCE")]
-    pub weights: Option<WeightSource>,
-    /// How many regions to find [default: as many as the checkpoint was trained on]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=400))]
-    pub regions: Option<u16>,
-}
-
 /// A photo, its regions and their names.
 struct Seen {
     name: String,
@@ -244,24 +228,14 @@ impl Seen {
     }
 }
 
-impl DetectorArgs {
-    /// The detector for a model that takes `takes.0` numbers per region and was trained on `takes.1` regions.
-    fn open(&self, session: &Session, takes: (usize, usize)) -> Result<Finder> {
-        let count = self.regions.map_or(takes.1, usize::from);
-        let (choice, weights, device) = (self.detector.clone(), self.weights.as_ref(), &session.device);
-        Ok(Finder::open(&Workspace::locate()?, choice, weights, (takes.0, count), session.progress, device)?)
-    }
-
-    /// A photo with the regions that the detector finds for such a model.
-    fn find(&self, session: &Session, path: &Path, takes: (usize, usize)) -> Result<Seen> {
-        let photo = photo::read(path)?;
-        let finder = self.open(session, takes)?;
-        let (width, height) = photo.dimensions();
-        let regions = finder.regions(&DecodedImage { width, height, rgb: photo.as_raw().clone() })?;
-        let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());
-        let (name, detector) = (name.into_owned(), finder.name().to_string());
-        Ok(Seen { name, photo, regions, label_names: finder.label_names().to_vec(), detector })
-    }
+/// The regions of a photo for a model that takes `takes.0` numbers a region and was trained as `takes.1` says.
+fn find_regions(args: &FinderArgs, session: &Session, path: &Path, takes: (usize, &Preprocessing)) -> Result<Seen> {
+    let photo = photo::read(path)?;
+    let finder = Finder::open(args, takes.0, takes.1, session.progress, &session.device)?;
+    let (width, height) = photo.dimensions();
+    let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy()).into_owned();
+    let Found { regions, info } = finder.find(&DecodedImage { width, height, rgb: photo.as_raw().clone() }, &name)?;
+    Ok(Seen { name, photo, regions, label_names: info.label_names, detector: info.detector })
 }
 
 /// Draws the training curves of the run, only as PNG.

@@ -1,6 +1,6 @@
 //! `pair`: one photo and one sentence, from scratch: detector, model, pictures.
 
-use super::{DetectorArgs, Report, Seen, Session, verdict_line};
+use super::{Report, Seen, Session, find_regions, verdict_line};
 use crate::dataset::slug;
 use crate::explain::maps::Direction;
 use crate::explain::methods::Method;
@@ -11,6 +11,7 @@ use crate::{Error, Result};
 use image::RgbImage;
 use lxmert_core::boxes::to_pixels;
 use lxmert_core::model::Capture;
+use lxmert_extract::finder::FinderArgs;
 use std::path::PathBuf;
 
 /// `pair`.
@@ -25,9 +26,9 @@ pub struct PairArgs {
     /// The word of the overlay; "red:2" is the second "red" [default: the one with the strongest link]
     #[arg(long)]
     pub word: Option<String>,
-    /// The detector.
+    /// How its regions are found.
     #[command(flatten)]
-    pub detector: DetectorArgs,
+    pub finder: FinderArgs,
 }
 
 /// How many links to list.
@@ -43,8 +44,9 @@ impl PairArgs {
             return Err(Error::Argument("--text is empty: there is nothing to match the photo with".into()));
         }
         let scorer = session.scorer()?;
-        let takes = (scorer.config().visual_feat_dim, scorer.regions());
-        let Seen { name, photo, regions, label_names, detector } = self.detector.find(session, &self.image, takes)?;
+        let takes = (scorer.config().visual_feat_dim, scorer.preprocessing());
+        let Seen { name, photo, regions, label_names, detector } =
+            find_regions(&self.finder, session, &self.image, takes)?;
         let folder = session.figures.folder(session.places.plots().join(format!("photo-{}", slug(&name))))?;
         let scored = scorer.score(&[PairInput { regions: &regions, text: &self.text }], Capture::Probes)?;
         let scored = scored.first().ok_or_else(|| Error::Shape("the pair has no score".into()))?;

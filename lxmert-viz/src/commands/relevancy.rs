@@ -1,6 +1,6 @@
 //! `relevancy`: the methods side by side, for a match or for an answer.
 
-use super::{DetectorArgs, Report, Seen, Session, SubjectArgs, stem, verdict_line};
+use super::{Report, Seen, Session, SubjectArgs, find_regions, stem, verdict_line};
 use crate::dataset::slug;
 use crate::explain::asker::Asker;
 use crate::explain::methods::Method;
@@ -8,7 +8,8 @@ use crate::explain::scorer::PairInput;
 use crate::pictures::explained::Explained;
 use crate::{Error, Result};
 use lxmert_core::model::Capture;
-use std::path::PathBuf;
+use lxmert_extract::finder::FinderArgs;
+use std::path::{Path, PathBuf};
 
 /// `relevancy`.
 #[derive(Debug, Clone, clap::Args)]
@@ -16,7 +17,7 @@ pub struct RelevancyArgs {
     /// Image and sentence.
     #[command(flatten)]
     pub subject: SubjectArgs,
-    /// A photo from a file instead of an image of the feature store; a detector finds its regions
+    /// A photo from a file instead of an image of the feature store (--image takes one too); a detector finds its regions
     #[arg(long, value_name = "PHOTO", conflicts_with = "image")]
     pub photo: Option<PathBuf>,
     /// Explain the answer to this question, with a checkpoint trained on questions [default: runs/scenes-questions]
@@ -28,9 +29,9 @@ pub struct RelevancyArgs {
     /// Only this method [default: attention, rollout, Grad-CAM and relevancy side by side]
     #[arg(long, value_enum, value_name = "METHOD")]
     pub method: Option<Method>,
-    /// The detector of --photo.
+    /// How the photo's regions are found.
     #[command(flatten)]
-    pub detector: DetectorArgs,
+    pub finder: FinderArgs,
 }
 
 impl RelevancyArgs {
@@ -46,16 +47,24 @@ impl RelevancyArgs {
         }
     }
 
+    /// The photo's file: `--photo`, or an `--image` that is the path of a file.
+    fn photo(&self) -> Option<&Path> {
+        let image = self.subject.image.as_deref().map(Path::new).filter(|image| image.is_file());
+        self.photo.as_deref().or(image)
+    }
+
     fn matching(&self, session: &Session) -> Result<Report> {
         let scorer = session.scorer()?;
-        let takes = (scorer.config().visual_feat_dim, scorer.regions());
-        let (seen, text) = match &self.photo {
+        let takes = (scorer.config().visual_feat_dim, scorer.preprocessing());
+        let (seen, text) = match self.photo() {
             Some(photo) => {
                 let text = self.subject.text.clone().unwrap_or_default();
                 if text.trim().is_empty() {
-                    return Err(Error::Argument("--photo needs a sentence: give one with --text".into()));
+                    return Err(Error::Argument(
+                        "a photo needs a sentence: give one with --text, or a --question".into(),
+                    ));
                 }
-                (self.detector.find(session, photo, takes)?, text)
+                (find_regions(&self.finder, session, photo, takes)?, text)
             }
             None => {
                 let data = session.data(scorer.regions())?;
@@ -81,10 +90,10 @@ impl RelevancyArgs {
             return Err(Error::Missing { what, path, advice: advice.into() });
         }
         let asker = Asker::open(checkpoint, &session.device)?;
-        let seen = match &self.photo {
-            Some(photo) => self.detector.find(session, photo, asker.takes())?,
+        let seen = match self.photo() {
+            Some(photo) => find_regions(&self.finder, session, photo, asker.takes())?,
             None => {
-                let data = session.data(asker.takes().1)?;
+                let data = session.data(asker.takes().1.regions)?;
                 let image = self.subject.image(&data)?;
                 Seen::stored(&data, image)?
             }
@@ -115,7 +124,7 @@ impl RelevancyArgs {
         let stem = stem("relevancy", &seen.name, &format!("{of}{which}"));
         let path = session.figures.file(session.places.plots(), &stem)?;
         let sheet = explained.with_look(session.figures.look()).methods(seen.photo.clone(), &methods)?.draw()?;
-        match self.photo {
+        match self.photo() {
             Some(_) => session.save_photo(&sheet, &path, "", &mut report)?,
             None => session.save(sheet, &path, "", &mut report)?,
         }

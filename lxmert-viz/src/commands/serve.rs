@@ -1,11 +1,13 @@
 //! `serve`: the explorer's page with a live model behind it ([`crate::explorer`]).
 
 use super::explore::{ExploreArgs, document};
-use super::{DetectorArgs, Report, Session};
+use super::{Report, Session};
 use crate::explorer::document::Live;
 use crate::explorer::live::{LiveModels, MOST_BYTES, MOST_CHARACTERS};
+use crate::explorer::views::Explorer;
 use crate::explorer::{page, server};
 use crate::{Error, Result};
+use lxmert_extract::finder::{Finder, FinderArgs};
 use std::collections::VecDeque;
 use std::net::{IpAddr, TcpListener, ToSocketAddrs as _};
 
@@ -15,9 +17,9 @@ pub struct ServeArgs {
     /// The content of the page.
     #[command(flatten)]
     pub explore: ExploreArgs,
-    /// The detector for dropped photos.
+    /// How to find the regions of dropped photos.
     #[command(flatten)]
-    pub detector: DetectorArgs,
+    pub finder: FinderArgs,
     /// Address to listen on; any but this machine's own address lets others use the model
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub host: String,
@@ -51,13 +53,15 @@ impl ServeArgs {
             );
         }
         let explorers = self.explore.open(session)?;
-        let takes = (explorers[0].takes().0, explorers.iter().map(|one| one.takes().1).max().unwrap_or(0));
-        let finder = self.detector.open(session, takes)?;
+        let trained = explorers.iter().filter_map(Explorer::preprocessing).max_by_key(|trained| trained.regions);
+        let (width, trained) = (explorers[0].takes().0, trained.cloned().unwrap_or_default());
+        let finder = Finder::open(&self.finder, width, &trained, session.progress, &session.device)?;
+        finder.load()?;
         let (mut document, shown) = document(session, &explorers, self.explore.pairs, None)?;
         for (id, photo) in document.photos.iter_mut().enumerate() {
             photo.id = Some(id.to_string());
         }
-        let detector = finder.name().to_string();
+        let detector = finder.name();
         document.live = Some(Live { detector, most_bytes: MOST_BYTES, most_characters: MOST_CHARACTERS });
         let page = page::html(&document)?;
         lxmert_core::cli::print_line(format!("http://{address}/  (Ctrl-C stops it)"))?;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Pass};
-use lxmert_core::pretrained::Pretrained;
+use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use lxmert_core::text::Encoding;
 use std::path::Path;
 
@@ -51,9 +51,9 @@ impl Asker {
         Ok(Self { answerer: Answerer::new(pretrained, device)?, device: device.clone() })
     }
 
-    /// The length of a region's feature and the number of regions that the model was trained on.
-    pub fn takes(&self) -> (usize, usize) {
-        (self.answerer.config.visual_feat_dim, self.answerer.preprocessing.regions)
+    /// Length of a region's feature, and what regions the model was trained on.
+    pub fn takes(&self) -> (usize, &Preprocessing) {
+        (self.answerer.config.visual_feat_dim, &self.answerer.preprocessing)
     }
 
     /// The best answers to `question`, the best first, without maps.

@@ -8,7 +8,7 @@ use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::{Attributes, Regions};
 use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass};
 use lxmert_core::ops::PrepackedWeights;
-use lxmert_core::pretrained::Pretrained;
+use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct Scorer {
     model: MatchingModel,
     vocabulary: WordPiece,
     device: Device,
-    regions: usize,
+    preprocessing: Preprocessing,
     packed: PrepackedWeights,
 }
 
@@ -81,7 +81,7 @@ impl Scorer {
             config: pretrained.config.clone(),
             model,
             vocabulary: pretrained.text.clone(),
-            regions: pretrained.preprocessing.regions,
+            preprocessing: pretrained.preprocessing.clone(),
             device: device.clone(),
             packed: PrepackedWeights::new(),
         })
@@ -89,7 +89,12 @@ impl Scorer {
 
     /// How many regions per image the model was trained on.
     pub fn regions(&self) -> usize {
-        self.regions
+        self.preprocessing.regions
+    }
+
+    /// How data is put before the model.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
     }
 
     /// The model's configuration.

@@ -6,7 +6,7 @@ use crate::explain::perturbation;
 use crate::{Error, Result};
 use image::RgbImage;
 use lxmert_core::features::Regions;
-use lxmert_extract::finder::Finder;
+use lxmert_extract::finder::{Finder, Found};
 use lxmert_extract::images::{self, DecodedImage};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -76,11 +76,11 @@ impl LiveModels {
     /// [`Error::Argument`] if it is not a picture, damaged or too large; [`Error::Extract`] if the detector fails.
     pub fn drop_photo(&mut self, name: &str, bytes: &[u8]) -> Result<Photo> {
         let decoded = decode(bytes)?;
-        let regions = self.finder.regions(&decoded)?;
+        let Found { regions, info } = self.finder.find(&decoded, name)?;
         if regions.num_regions() == 0 {
             return Err(Error::Argument("the detector found no region in the photo".into()));
         }
-        let names = Names { labels: self.finder.label_names(), attributes: self.finder.attribute_names() };
+        let names = Names { labels: &info.label_names, attributes: &info.attribute_names };
         let DecodedImage { width, height, rgb } = decoded;
         let photo = RgbImage::from_raw(width, height, rgb)
             .ok_or_else(|| Error::Argument("the photo has fewer pixels than its size implies".into()))?;

@@ -138,7 +138,7 @@ mod tests {
                 answer_type: None,
                 question_type: Some(kind.into()),
             },
-            best: vec![Answer { answer: "yes".into(), probability }],
+            best: vec![Answer { answer: "yes".into(), probability, logit: 0.0 }],
         };
         let all = [
             one("a", "how many", 0.9, true),

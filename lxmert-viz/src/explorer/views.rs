@@ -11,7 +11,7 @@ use candle_core::Device;
 use lxmert_core::answering::Answer;
 use lxmert_core::features::Regions;
 use lxmert_core::model::Capture;
-use lxmert_core::pretrained::Pretrained;
+use lxmert_core::pretrained::{Preprocessing, Pretrained};
 use serde::Serialize;
 use std::path::{Component, Path, PathBuf};
 
@@ -69,7 +69,14 @@ impl Explorer {
     /// The length of a region's feature, and the number of regions that the model was trained on.
     pub fn takes(&self) -> (usize, usize) {
         let scorer = self.scorer.as_ref().map(|scorer| (scorer.config().visual_feat_dim, scorer.regions()));
-        scorer.or(self.asker.as_ref().map(Asker::takes)).unwrap_or_default()
+        let asker = self.asker.as_ref().map(|asker| (asker.takes().0, asker.takes().1.regions));
+        scorer.or(asker).unwrap_or_default()
+    }
+
+    /// How the model was trained on its data.
+    pub fn preprocessing(&self) -> Option<&Preprocessing> {
+        let scorer = self.scorer.as_ref().map(Scorer::preprocessing);
+        scorer.or(self.asker.as_ref().map(|asker| asker.takes().1))
     }
 
     /// Whether it has the head that `claim` needs.

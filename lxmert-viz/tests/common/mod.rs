@@ -117,6 +117,12 @@ pub fn checkpoint_of(folder: &Path, width: usize) {
     write(folder, &config, "LxmertForPreTraining", MatchingModel::expected(&config).unwrap());
 }
 
+/// An untrained model that takes the regions of the detector of scenes.
+pub fn scenes_checkpoint(folder: &Path) {
+    let config = LxmertConfig { visual_feat_dim: 256, ..config() };
+    write(folder, &config, "LxmertForPreTraining", MatchingModel::expected(&config).unwrap());
+}
+
 /// An untrained question model with the answers "red", "two" and "yes".
 pub fn question_checkpoint(folder: &Path) {
     question_checkpoint_of(folder, FEATURE_DIM);

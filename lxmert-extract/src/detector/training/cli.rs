@@ -1,4 +1,4 @@
-//! `lxmert-extract train-detector`: trains the detector that ships in `data/scenes-detector`.
+//! `lxmert-extract train-detector`: trains the detector that ships in this crate (`assets/scenes-detector`).
 
 use super::scenes::{Evaluation, TRAINING_SCENES_SEED, build, detector_config, evaluate, train};
 use super::{StepLosses, TrainingConfig};
@@ -40,7 +40,7 @@ pub struct TrainDetectorArgs {
 pub fn run(args: &TrainDetectorArgs, seed: u64, device: &Device, progress: bool) -> Result<()> {
     let output = match &args.output {
         Some(folder) => folder.clone(),
-        None => Workspace::locate()?.data("scenes-detector"),
+        None => Workspace::locate().data("scenes-detector"),
     };
     fs::create_dir_all(&output).map_err(Error::io(&output))?;
     let training = TrainingConfig {
