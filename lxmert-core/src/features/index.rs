@@ -1,6 +1,6 @@
 //! `index.json`: what a store holds, how it was made, and its shards.
 
-use super::StoreDtype;
+use super::{StoreDtype, parts};
 use crate::files::atomic_write;
 use crate::{Error, Result, nearby};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ pub(super) const MOST: usize = 1 << 20;
 
 /// What is the same for every image of a store. Two extractions can share a folder only when all of it
 /// is equal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StoreInfo {
     /// The detector's name.
     pub detector: String,
@@ -81,6 +81,13 @@ pub struct ShardEntry {
     pub images: usize,
 }
 
+impl ShardEntry {
+    /// The name of a store's shard `number`, from 0.
+    pub(super) fn file_name(number: usize) -> String {
+        format!("shard-{number:05}.safetensors")
+    }
+}
+
 /// The content of `index.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Index {
@@ -103,6 +110,9 @@ impl Index {
     }
 
     pub fn read(folder: &Path) -> Result<Self> {
+        if let Some(reason) = parts::unmerged(folder) {
+            return Err(Error::format(folder, reason));
+        }
         let path = folder.join(INDEX_FILE);
         let text = std::fs::read(&path).map_err(|source| {
             if source.kind() == std::io::ErrorKind::NotFound {

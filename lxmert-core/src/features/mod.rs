@@ -13,6 +13,8 @@
 //! | `index.json` | what the store holds and how it was made; names its shards |
 //! | `shard-00000.safetensors`, … | the regions of some images, one row an image |
 //! | `pending.journal` | images not yet in a shard; only while a writer is at work, or after it was killed |
+//! | `pending.writer` | which process that is or was |
+//! | `part-00001-of-00004/`, … | parts that are not merged yet; there is no `index.json` then |
 //!
 //! `index.json` is one object: `format` (`"lxmert-regions"`), `version` (1), `detector` (a name),
 //! `settings` (an object of strings: everything that shaped the regions), `regions` (the most an
@@ -62,16 +64,25 @@
 //! records that a shard already holds, and continues. So a killed writer loses only the image it was
 //! appending, and no image is stored twice.
 //!
-//! A writer locks the journal: two at a time in one folder are refused. It also refuses a folder
+//! A writer locks the journal: two at a time in one folder are refused, and the second says who the first is. It also refuses a folder
 //! whose `index.json` differs in the detector, a setting, a size or the names, and says in which.
+//!
+//! # Parts
+//!
+//! Several processes, on any machines that share the folder, extract one set of images in parts ([`Part`]), each into a store
+//! of its own within the folder; [`Merge`] makes one store of them by renaming their shards.
 
+mod folders;
 mod index;
 mod journal;
+mod parts;
 mod reader;
 mod shard;
 mod writer;
 
+pub use folders::StoreFolders;
 pub use index::{ShardEntry, StoreInfo};
+pub use parts::{Merge, Part, unmerged};
 pub use reader::FeatureStore;
 pub use writer::{StoreSummary, StoreWriter};
 

@@ -13,12 +13,12 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Copies `records` (an image's name and what its regions are read from), of which there are `asked`, into the store at
-/// `output`, but for those that it has. Records that cannot be read, or that give an image whose name another has given,
+/// `output`, but for those that it has. `seen`: names that records before these have given. Records that cannot be read, or that give an image whose name another has given,
 /// are listed in `failures.csv`, skipped, and tried again by the next run.
 fn copy<R>(
     output: &Path,
     info: StoreInfo,
-    (asked, records): (usize, impl IntoIterator<Item = Result<(String, R)>>),
+    (asked, mut seen, records): (usize, HashSet<String>, impl IntoIterator<Item = Result<(String, R)>>),
     read: impl Fn(R) -> std::result::Result<Regions, String>,
     show_progress: bool,
 ) -> Result<ExtractSummary> {
@@ -26,7 +26,7 @@ fn copy<R>(
     let mut store = StoreWriter::open(output, info)?;
     let bar = progress_bar(asked, show_progress);
     let (mut already, mut extracted, mut interrupted) = (0, 0, false);
-    let (mut failures, mut seen) = (Vec::new(), HashSet::new());
+    let mut failures = Vec::new();
     for record in records {
         let (name, record) = record?;
         if cli::interrupted() {

@@ -4,7 +4,7 @@
 //! three yes-or-no scores by binary cross entropy; exactly one class is right here, which cross entropy says.) Examples whose
 //! annotators did not agree have no label: they are not learnt from and not counted.
 
-use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
+use super::examples::{ExampleBatch, ExampleSplits, judge_all};
 use super::losses::cross_entropy;
 use super::{Exam, Reads, Step, Task};
 use crate::answering;
@@ -15,6 +15,7 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::world;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
@@ -196,15 +197,16 @@ fn measure_and_predict(
     let mut judged = vec![(0, 0.0); set.len()];
     let prepacked = PrepackedWeights::new();
     let run = how.forward(&prepacked).pooled_only();
-    for_each_batch(set, place, how, bar, |hypotheses, inputs| {
+    let found = judge_all(set, place, how, bar, |hypotheses, inputs| {
         let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
         let losses = losses(&logits, &labels(set, hypotheses))?.to_vec1::<f32>()?;
-        for ((&index, judgement), loss) in hypotheses.iter().zip(logits.argmax(1)?.to_vec1::<u32>()?).zip(losses) {
-            judged[index] = (judgement, loss);
-        }
-        Ok(())
+        let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
+        Ok(judgements.into_iter().zip(losses).flat_map(|(judgement, loss)| [judgement.into(), loss.into()]).collect())
     })?;
-    if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
+    for (index, made) in found {
+        judged[index] = (made[0] as u32, made[1] as f32);
+    }
+    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
         write_predictions(folder, set, judged.iter().map(|(judgement, _)| *judgement))?;
     }
     Ok(measures(set.examples().iter().zip(&judged).map(|(example, &(judgement, loss))| (example, judgement, loss))))

@@ -4,12 +4,11 @@ use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
 use crate::data::paths::Data;
 use crate::data::splits::Split;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, share_out};
 use crate::job::Job;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 use indicatif::ProgressBar;
-use lxmert_core::cli::check_interrupt;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::pretrained::Preprocessing;
 use lxmert_core::text::WordPiece;
@@ -132,28 +131,33 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
     }
 }
 
-/// Calls `work` with batches of `set` of about equally long sentences: the examples' numbers, and their inputs. `place`: the
-/// store, and regions per image.
+/// Numbers that `work` makes of each example of `set`: it is called with batches of about equally long sentences, the examples'
+/// numbers and their inputs, and gives as many numbers for each of them. The batches are shared out among the ranks. Gives, in the
+/// batches' order, each example's number and what was made of it. `place`: the store, and regions per image.
 ///
 /// # Errors
 /// The first error of reading or of `work`, or when Ctrl-C was pressed.
-pub fn for_each_batch<E: Sync, const IMAGES: usize>(
+pub fn judge_all<E: Sync, const IMAGES: usize>(
     set: &ImageExamples<E, IMAGES>,
     (store, regions): (&FeatureStore, usize),
     how: Evaluation,
     bar: &ProgressBar,
-    mut work: impl FnMut(&[usize], &Batch) -> Result<()>,
-) -> Result<()> {
+    mut work: impl FnMut(&[usize], &Batch) -> Result<Vec<f64>>,
+) -> Result<Vec<(usize, Vec<f64>)>> {
     let all: Vec<usize> = (0..set.len()).collect();
     let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
-    batches::for_each(
-        order.into_iter(),
-        |examples| Ok((set.batch(store, regions, &examples)?, examples)),
-        |(inputs, examples)| {
-            check_interrupt()?;
-            work(&examples, &inputs)?;
+    let found = share_out(
+        order.clone(),
+        |examples: Vec<usize>| Ok((set.batch(store, regions, &examples)?, examples)),
+        |_, (inputs, examples)| {
+            let made = work(&examples, &inputs)?;
             bar.inc(examples.len() as u64);
-            Ok(true)
+            Ok(made)
         },
-    )
+    )?;
+    let each = |(examples, numbers): (&Vec<usize>, &Vec<f64>)| {
+        let width = (numbers.len() / examples.len().max(1)).max(1);
+        examples.iter().copied().zip(numbers.chunks(width).map(<[f64]>::to_vec)).collect::<Vec<_>>()
+    };
+    Ok(order.iter().zip(&found).flat_map(each).collect())
 }

@@ -5,7 +5,7 @@
 //! one`, which suits GQA's single answers, it is the cross entropy with the best answer, times the number of answers (the
 //! original's `--mceLoss`). The model's answer is the one of the largest logit.
 
-use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
+use super::examples::{ExampleBatch, ExampleSplits, judge_all};
 use super::losses::{binary_cross_entropy, cross_entropy};
 use super::{Exam, Reads, Step, Task};
 use crate::answering;
@@ -18,6 +18,7 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::world;
 use crate::recipe::{AnswerLoss, NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
@@ -215,21 +216,19 @@ fn measure_and_predict(
     let (mut loss, mut counted) = (0.0, 0usize);
     let packed = PrepackedWeights::new();
     let run = how.forward(&packed);
-    for_each_batch(set, place, how, bar, |questions, inputs| {
+    let found = judge_all(set, place, how, bar, |questions, inputs| {
         let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
-        for (&question, label) in questions.iter().zip(largest(&logits)?) {
-            labels[question] = label;
-        }
         let targets: Vec<SoftLabel> = questions.iter().map(|&i| target(answers, &set.examples()[i])).collect();
         let losses = answer_losses(&logits, &targets, AnswerLoss::Scores, how.device)?.to_vec1::<f32>()?;
-        for (&question, value) in questions.iter().zip(losses) {
-            if set.examples()[question].scores.is_some() {
-                loss += f64::from(value);
-                counted += 1;
-            }
-        }
-        Ok(())
+        Ok(largest(&logits)?.into_iter().zip(losses).flat_map(|(label, loss)| [label.into(), loss.into()]).collect())
     })?;
+    for (question, made) in found {
+        labels[question] = made[0] as u32;
+        if set.examples()[question].scores.is_some() {
+            loss += made[1];
+            counted += 1;
+        }
+    }
     let words: Vec<&str> = labels.iter().map(|&label| answers.answer(label).unwrap_or("")).collect();
     let accuracy = answer_accuracy(set.examples(), words.iter().copied());
     let mut measures = Measures::default();
@@ -243,7 +242,7 @@ fn measure_and_predict(
         let name = if kind == AnswerType::YesNo { "yes-no" } else { kind.name() };
         measures.extend(name, [("questions", score.count as f64), ("accuracy", score.mean())]);
     }
-    if let Some(folder) = predictions {
+    if let Some(folder) = predictions.filter(|_| world().is_first()) {
         write_predictions(folder, set, &words)?;
     }
     Ok(measures)

@@ -6,7 +6,7 @@
 //! number, which is the sum over the image's real regions. The region of the largest logit is right when its IoU is above
 //! 0.5. The IoU is the original's, in pixels with the last pixel inside the box.
 
-use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
+use super::examples::{ExampleBatch, ExampleSplits, judge_all};
 use super::losses::binary_cross_entropy;
 use super::{Exam, Reads, Step, Task};
 use crate::data::batches::Batch;
@@ -17,6 +17,7 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::world;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
@@ -215,15 +216,20 @@ fn measure_and_predict(
     let mut chosen = vec![(Choice::default(), 0.0); set.len()];
     let prepacked = PrepackedWeights::new();
     let run = how.forward(&prepacked);
-    for_each_batch(set, place, how, bar, |expressions, inputs| {
+    let found = judge_all(set, place, how, bar, |expressions, inputs| {
         let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
         let (losses, choices) = judge(&logits, set, expressions, inputs)?;
-        for ((&index, choice), loss) in expressions.iter().zip(choices).zip(losses.to_vec1::<f32>()?) {
-            chosen[index] = (choice, loss);
-        }
-        Ok(())
+        let losses = losses.to_vec1::<f32>()?;
+        Ok(choices
+            .iter()
+            .zip(losses)
+            .flat_map(|(choice, loss)| choice.numbers().into_iter().chain([loss.into()]))
+            .collect())
     })?;
-    if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
+    for (index, made) in found {
+        chosen[index] = (Choice::of_numbers(&made), made[Choice::NUMBERS] as f32);
+    }
+    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
         write_predictions(folder, set, &chosen)?;
     }
     Ok(measures(set.examples().iter().zip(&chosen).map(|(expression, (choice, loss))| (expression, choice, *loss))))
@@ -281,6 +287,23 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// How many numbers [`Choice::numbers`] gives.
+    const NUMBERS: usize = 8;
+
+    /// The choice as numbers: whether there is a box, the box, and the rest.
+    fn numbers(&self) -> [f64; Self::NUMBERS] {
+        let [x0, y0, x1, y1] = self.box_xyxy_px.unwrap_or_default();
+        let there = if self.box_xyxy_px.is_some() { 1.0 } else { 0.0 };
+        [there, x0, y0, x1, y1, self.iou, self.best_iou, self.chance].map(f64::from)
+    }
+
+    /// What [`Choice::numbers`] gave, with or without more after it.
+    fn of_numbers(numbers: &[f64]) -> Self {
+        let at = |i: usize| numbers.get(i).map_or(0.0, |number| *number as f32);
+        let box_xyxy_px = (at(0) > 0.0).then(|| [at(1), at(2), at(3), at(4)]);
+        Self { box_xyxy_px, iou: at(5), best_iou: at(6), chance: at(7) }
+    }
+
     /// The region of the largest of `logits` (those of row `row`).
     fn of(expression: &Expression, batch: &Batch, row: usize, logits: &[f32]) -> Self {
         let [width, height] = expression.image_size_px;

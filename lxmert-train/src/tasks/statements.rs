@@ -3,7 +3,7 @@
 //! The sentence is read with each image by the same trunk, the two pooled outputs are laid side by side, and a head of its
 //! own says "false" or "true"; the loss is the cross entropy of that. The head starts at random, whatever the checkpoint.
 
-use super::examples::{ExampleBatch, ExampleSplits, for_each_batch};
+use super::examples::{ExampleBatch, ExampleSplits, judge_all};
 use super::losses::cross_entropy;
 use super::{Exam, Reads, Step, Task};
 use crate::data::image_examples::ImageExamples;
@@ -14,6 +14,7 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::world;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
@@ -179,18 +180,19 @@ fn measure_and_predict(
     let mut loss = 0.0;
     let packed = PrepackedWeights::new();
     let run = how.forward(&packed);
-    for_each_batch(set, place, how, bar, |statements, inputs| {
+    let found = judge_all(set, place, how, bar, |statements, inputs| {
         let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
         let labels: Vec<u32> = statements.iter().map(|&index| label(set, index)).collect();
         let losses = cross_entropy(&logits, &labels)?.to_vec1::<f32>()?;
-        for ((&index, judgement), value) in statements.iter().zip(logits.argmax(1)?.to_vec1::<u32>()?).zip(losses) {
-            judged[index] = judgement == 1;
-            if set.examples()[index].label.is_some() {
-                loss += f64::from(value);
-            }
-        }
-        Ok(())
+        let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
+        Ok(judgements.into_iter().zip(losses).flat_map(|(judgement, loss)| [judgement.into(), loss.into()]).collect())
     })?;
+    for (index, made) in found {
+        judged[index] = made[0] == 1.0;
+        if set.examples()[index].label.is_some() {
+            loss += made[1];
+        }
+    }
     let found = statement_accuracy(set.examples(), judged.iter().copied());
     let mut measures = Measures::default();
     measures.set("all", "statements", set.len() as f64);
@@ -199,7 +201,7 @@ fn measure_and_predict(
         let loss = loss / found.accuracy.count as f64;
         measures.extend("all", [("accuracy", accuracy), ("consistency", consistency), ("loss", loss)]);
     }
-    if let Some(folder) = predictions {
+    if let Some(folder) = predictions.filter(|_| world().is_first()) {
         write_predictions(folder, set, &judged)?;
     }
     Ok(measures)
