@@ -1,6 +1,7 @@
-//! Convolutions of a ResNet-50 with feature pyramid at 800 × 1088, ours against Candle's and against the product's own rate.
+//! Convolutions of a ResNet-50 with feature pyramid at 800 × 1088: ours against Candle's, and against the speed of the
+//! matrix product itself.
 //!
-//! `cargo bench -p lxmert-core --bench conv`: compare figures of one sitting. Work is counted as the direct
+//! `cargo bench -p lxmert-core --bench conv`: compare only figures of one sitting. Work is counted as the direct
 //! convolution's multiplications and additions, for Winograd too.
 
 use candle_core::{Device, Tensor};
@@ -63,7 +64,7 @@ fn product(c: &mut Criterion) {
     group.finish();
 }
 
-/// A training step's worth of one layer: forward and both gradients, a batch of small images.
+/// A training step of one layer: forward and both gradients, on a batch of small images.
 fn training(c: &mut Criterion) {
     let mut group = c.benchmark_group("forward and backward, 8 x 64 x 32 x 32");
     group.sample_size(10);

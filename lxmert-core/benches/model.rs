@@ -1,4 +1,4 @@
-//! LXMERT's forward and its forward with backward, at the sizes that the peers' scripts time.
+//! LXMERT's forward pass, and forward with backward, at the sizes that the peers' scripts time.
 //!
 //! `cargo bench -p lxmert-core --bench model`
 

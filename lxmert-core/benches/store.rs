@@ -1,10 +1,10 @@
-//! A feature store as training uses it: time to open it, time of its first batch, and the resident memory that reading
-//! random batches takes, as JSON lines.
+//! A feature store as training uses it: the time to open it, the time of its first batch, and the resident memory that
+//! reading random batches takes, as JSON lines.
 //!
-//! `cargo bench -p lxmert-core --bench store -- [--images N] [--dtype f32|f16|bf16] [--batches N] [--folder DIR]` writes a
-//! store of so many images (Flickr30k's 31,783 unless said) of 36 regions of 2048 numbers into a temporary folder in DIR, reads
-//! it in a process of its own and removes it: 9.4 GB in f32. `--write DIR` only
-//! writes a store, and keeps it; `--read DIR` only reads.
+//! `cargo bench -p lxmert-core --bench store -- [--images N] [--dtype f32|f16|bf16] [--batches N] [--folder DIR]`
+//! writes a store of N images (default: Flickr30k's 31,783) with 36 regions of 2048 numbers into a temporary folder in
+//! DIR, reads it in a separate process and removes it: 9.4 GB in f32. `--write DIR` only writes a store and keeps it;
+//! `--read DIR` only reads.
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -17,30 +17,30 @@ const REGIONS: usize = 36;
 const WIDTH: usize = 2048;
 const BATCH: usize = 32;
 
-/// Measures reading a feature store; one JSON line.
+/// Measures reading a feature store; prints one JSON line.
 #[derive(Parser)]
 struct Arguments {
-    /// Images of the store: Flickr30k's unless said
+    /// Images in the store
     #[arg(long, value_name = "N", default_value_t = 31_783)]
     images: usize,
-    /// Random batches that are read
+    /// Random batches to read
     #[arg(long, value_name = "N", default_value_t = 200)]
     batches: usize,
     #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     dtype: StoreDtype,
-    /// Where the store is written and removed [default: the system's folder for temporary files]
+    /// Where to write and remove the store [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
     /// Images of one region of one number, in as many shards as real ones take: what opening costs at 10⁵ and 10⁶ images
     #[arg(long)]
     index_only: bool,
-    /// Only write a store, and keep it
+    /// Only write a store and keep it
     #[arg(long, value_name = "DIR", conflicts_with = "read")]
     write: Option<PathBuf>,
     /// Only read
     #[arg(long, value_name = "DIR")]
     read: Option<PathBuf>,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -77,7 +77,7 @@ fn write(folder: &Path, images: usize, dtype: StoreDtype, (regions, width): (usi
     Ok(())
 }
 
-/// Most memory that this process has had resident, in MB; only Linux says.
+/// The peak resident memory of this process, in MB; known only on Linux.
 fn peak_resident() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -98,7 +98,7 @@ fn read(folder: &Path, batches: usize) -> Result<()> {
         store.read_batch(&images, &mut features, &mut boxes, &mut mask)?;
         ensure!(
             features.len() == BATCH * store.info().regions * store.info().feature_dim && mask.iter().all(|m| *m == 1.0),
-            "a batch is not whole"
+            "a batch is incomplete"
         );
         first.get_or_insert(start.elapsed().as_secs_f64());
     }

@@ -1,7 +1,7 @@
-//! A sentence meets an image: what goes through LXMERT, stage by stage, with its shapes.
+//! A sentence meets an image: what passes through LXMERT, stage by stage, with its shapes.
 //!
-//! `cargo run -p lxmert-core --example 01_a_sentence_meets_an_image`: random weights, made-up regions;
-//! what to look at is what each stage takes and gives.
+//! `cargo run -p lxmert-core --example 01_a_sentence_meets_an_image`: random weights, made-up regions; look at what
+//! each stage takes and returns.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -13,7 +13,7 @@ use lxmert_core::text::WordPiece;
 fn main() -> anyhow::Result<()> {
     let device = Device::Cpu;
 
-    // %% A model of the student project's size, its weights from a seed
+    // %% A model of the student project's size, with weights from a seed
     let config = LxmertConfig::preset("small")?;
     let varmap = VarMap::new();
     let model = MatchingModel::new(&config, VarBuilder::from_varmap(&varmap, DType::F32, &device))?;
@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
         parameters as f64 / 1e6
     );
 
-    // %% The sentence: WordPieces between [CLS] and [SEP]; a rare word falls into pieces
+    // %% The sentence: WordPieces between [CLS] and [SEP]; a rare word is split into pieces
     let encoding = WordPiece::bundled()?.encode("A tabby cat snoozes beside a terracotta pot.", 20)?;
     println!("{} WordPieces: {}", encoding.ids.len(), encoding.tokens.join(" "));
 
@@ -41,13 +41,13 @@ fn main() -> anyhow::Result<()> {
         visual_attention_mask: None,
     };
 
-    // %% Each stream through its own encoder: they have not met yet
+    // %% Each stream passes its own encoder; they have not met yet
     let run = Pass::capture(Capture::Maps);
     let language = model.trunk.encode_language(&inputs.input_ids, None, &run)?;
     let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, None, &run)?;
     println!("language {:?}, vision {:?}", language.states.dims(), vision.states.dims());
 
-    // %% The cross-modality encoder: words look at regions and regions at words
+    // %% The cross-modality encoder: words attend to regions and regions to words
     let output = model.match_encoded(&language, &vision, &run)?;
     let Some(maps) = &output.trunk.attentions else { anyhow::bail!("maps were asked for") };
     for (i, layer) in maps.cross.iter().enumerate() {
@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
         );
     }
 
-    // %% One number in the end: does the sentence describe the image? (Random weights do not know.)
+    // %% The result is one number: does the sentence describe the image? (Random weights cannot know.)
     let logit = output.logits.to_vec1::<f32>()?[0];
     println!("match logit {logit:.3}, probability {:.3}", 1.0 / (1.0 + (-logit).exp()));
     Ok(())

@@ -1,8 +1,7 @@
-//! What is in a checkpoint: the names and shapes of a model's weights, and what happens to a file that
-//! does not fit.
+//! What is in a checkpoint: the names and shapes of a model's weights, and what happens to a file that does not fit.
 //!
-//! `cargo run -p lxmert-core --example 02_what_is_in_a_checkpoint [-- FILE]`: FILE may be safetensors or a
-//! `.pth` of any age.
+//! `cargo run -p lxmert-core --example 02_what_is_in_a_checkpoint [-- FILE]`: FILE may be safetensors or a `.pth` of
+//! any age.
 
 use candle_core::{DType, Device, Tensor};
 use lxmert_core::checkpoint::{FitOptions, fit, read_tensors, save_safetensors};
@@ -12,19 +11,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 fn main() -> anyhow::Result<()> {
-    // %% The names a matching model asks for are the hub's
+    // %% A matching model expects the hub's names
     let expected = MatchingModel::expected(&LxmertConfig::preset("tiny")?)?;
-    println!("a tiny matching model asks for {} tensors, among them:", expected.len());
+    println!("a tiny matching model expects {} tensors, among them:", expected.len());
     for (name, shape) in expected.iter().step_by(expected.len() / 8) {
         println!("  {name} {shape:?}");
     }
 
-    // %% Any weight file, by its content
+    // %% Any weights file, recognised by its content
     let folder = tempfile::tempdir()?;
     let path = match std::env::args_os().nth(1) {
         Some(path) => PathBuf::from(path),
         None => {
-            // A file with one key missing, one too many, and one of another shape.
+            // A file with one key missing, one too many, and one with another shape.
             let path = folder.path().join("wrong.safetensors");
             let mut tensors = Vec::new();
             for (i, (name, shape)) in expected.iter().enumerate() {
@@ -41,7 +40,7 @@ fn main() -> anyhow::Result<()> {
     let tensors = read_tensors(&path)?;
     println!("{} holds {} tensors", path.display(), tensors.len());
 
-    // %% A file that does not fit is refused with everything that is wrong, not half loaded
+    // %% A file that does not fit is refused with a list of everything that is wrong; nothing is half loaded
     match fit(&path, &expected, tensors, &FitOptions::default()) {
         Ok(_) => println!("it fits"),
         Err(error) => println!("it does not fit:\n{error}"),

@@ -1,9 +1,10 @@
-//! What a checkpoint says of given inputs: the way to compare this code with another's.
+//! What a checkpoint computes for given inputs, to compare this code with another's.
 //!
-//! `cargo run -p lxmert-core --example 03_outputs_of_a_checkpoint -- PLACE INPUTS OUTPUTS [FOLDER]`: PLACE is a checkpoint
-//! folder, a weights file with a config.json beside it, or `hf:owner/repo`; INPUTS a safetensors file of `input_ids`,
-//! `attention_mask`, `visual_feats` and `visual_pos`, OUTPUTS the one to write; FOLDER is where to save the checkpoint in
-//! the hub's layout. `scripts/transformers_roundtrip.py` runs it. Without arguments it makes a small model.
+//! `cargo run -p lxmert-core --example 03_outputs_of_a_checkpoint -- PLACE INPUTS OUTPUTS [FOLDER]`. PLACE is a
+//! checkpoint folder, a weights file with a config.json beside it, or `hf:owner/repo`; INPUTS is a safetensors file of
+//! `input_ids`, `attention_mask`, `visual_feats` and `visual_pos`; OUTPUTS is the file to write; FOLDER is where to
+//! save the checkpoint in the hub's layout. `scripts/transformers_roundtrip.py` runs it. Without arguments it makes a
+//! small model.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -33,7 +34,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyhow::Result<()> {
-    // %% Which heads it has says which model it is
+    // %% The heads in the file show which model it is
     let Place { weights, folder } = Place::find(place)?;
     let config = LxmertConfig::from_file(folder.join("config.json"))?;
     let held = names::lxmert(&weights, read_tensors(&weights)?)?;
@@ -116,7 +117,7 @@ fn over_two_images(held: &BTreeMap<String, Tensor>, config: &LxmertConfig) -> bo
     first.is_some_and(|layer| layer.dims().last() == Some(&(2 * config.hidden_size)))
 }
 
-/// A small model of random weights, and a sentence of four words with three regions.
+/// A small model with random weights, and a sentence of four words with three regions.
 fn example(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let config = LxmertConfig { vocab_size: 50, num_qa_labels: 4, num_attr_labels: 0, ..LxmertConfig::preset("tiny")? };
     let variables = VarMap::new();

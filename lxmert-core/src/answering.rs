@@ -10,11 +10,11 @@ use crate::text::WordPiece;
 use crate::{Error, Result};
 use candle_core::Device;
 
-/// A model that answers questions, with everything that asking it takes.
+/// A model that answers questions, with everything needed to ask it.
 pub struct Answerer {
     /// The model's configuration.
     pub config: LxmertConfig,
-    /// How to put data before it.
+    /// How to prepare data for it.
     pub preprocessing: Preprocessing,
     /// Its tokeniser.
     pub text: WordPiece,
@@ -29,27 +29,27 @@ pub struct Answerer {
 pub struct Answer {
     /// The answer.
     pub answer: String,
-    /// The sigmoid of its logit: the score that the answer is expected to get. The scores of all answers do not add up to 1.
-    /// For a head trained with `--answer-loss one` only their order is meaningful.
+    /// The sigmoid of its logit, that is, its expected score. The probabilities of all answers do not add up to 1. For
+    /// a head trained with `--answer-loss one` only their order is meaningful.
     pub probability: f32,
 }
 
 impl Answerer {
-    /// The model of a checkpoint, on `device`.
+    /// Builds the checkpoint's model on `device`.
     ///
     /// # Errors
-    /// When the checkpoint answers no questions, its weights do not fit its configuration, or nothing says what its answers
-    /// are.
+    /// Returns an error if the checkpoint does not answer questions, its weights do not fit its configuration, or its
+    /// answers are unknown.
     pub fn new(pretrained: Pretrained, device: &Device) -> Result<Self> {
         let (model, answers) = (pretrained.answering(device)?, pretrained.answers()?);
         let Pretrained { config, preprocessing, text, .. } = pretrained;
         Ok(Self { config, preprocessing, text, answers, model })
     }
 
-    /// The `top` best answers to a question about an image's regions, the best first.
+    /// The `top` best answers to a question about an image's regions, best first.
     ///
     /// # Errors
-    /// When the regions' features are not as long as the model takes, or a computation fails.
+    /// Returns an error if the regions' features have another length than the model needs, or a computation fails.
     pub fn ask(&self, regions: &Regions, question: &str, top: usize, device: &Device) -> Result<Vec<Answer>> {
         if question.trim().is_empty() {
             return Err(Error::Argument("the question is empty".into()));
@@ -65,7 +65,7 @@ impl Answerer {
         Ok(self.best(&logits, top))
     }
 
-    /// The `top` answers of the largest logits, the best first. `logits`: one per answer.
+    /// The `top` answers with the largest logits, best first. `logits`: one per answer.
     pub fn best(&self, logits: &[f32], top: usize) -> Vec<Answer> {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));

@@ -1,6 +1,6 @@
-//! Answer tables: which output of an answer head means which answer.
+//! Answer tables: which output of an answer head stands for which answer.
 //!
-//! The original code (airsplay/lxmert) keeps a table in one of three forms, all read here:
+//! The original code (airsplay/lxmert) stores a table in one of three forms; all are read here:
 //!
 //! | file | form |
 //! | --- | --- |
@@ -8,7 +8,8 @@
 //! | `trainval_label2ans.json` | `["zucchini", …]` |
 //! | `trainval_ans2label.json` | `{"zucchini": 3128, …}` |
 //!
-//! `data/answers/` ships the three of LXMERT as plain lists: 9500 answers of pre-training, 3129 of VQA v2, 1842 of GQA.
+//! `data/answers/` ships LXMERT's three tables as plain lists: 9500 answers of pre-training, 3129 of VQA v2, 1842 of
+//! GQA.
 
 use crate::files::read_json;
 use crate::{Error, Result};
@@ -17,14 +18,14 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Answers by label, without repetition.
+/// Distinct answers, by label.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AnswerTable {
     answers: Vec<String>,
     labels: HashMap<String, u32>,
 }
 
-/// What annotators said: labels with scores above 0, by label.
+/// The annotators' answers: labels with scores above 0, sorted by label.
 pub type SoftLabel = Vec<(u32, f32)>;
 
 #[derive(Deserialize)]
@@ -44,7 +45,8 @@ impl AnswerTable {
     /// Reads a table in any of the forms above.
     ///
     /// # Errors
-    /// When the file cannot be read or has none of the forms, or the table is empty, repeats an answer or leaves a label out.
+    /// Returns an error if the file cannot be read or has none of the forms, or the table is empty, repeats an answer
+    /// or skips a label.
     pub fn read(path: &Path) -> Result<Self> {
         let value: Value = read_json(path)?;
         let file: TableFile = serde_json::from_value(value).map_err(|_| {
@@ -61,7 +63,8 @@ impl AnswerTable {
         Self::new(answers).map_err(|reason| Error::format(path, reason))
     }
 
-    /// A table of these answers, the first with label 0. The error is a reason: there is no answer, or one is repeated.
+    /// A table of these answers, the first with label 0. The error is only the reason: there is no answer, or one is
+    /// repeated.
     pub fn new(answers: Vec<String>) -> std::result::Result<Self, String> {
         if answers.is_empty() {
             return Err("no answer in the table".into());
@@ -90,24 +93,24 @@ impl AnswerTable {
         &self.answers
     }
 
-    /// The answer of a label.
+    /// The answer with this label.
     pub fn answer(&self, label: u32) -> Option<&str> {
         self.answers.get(label as usize).map(String::as_str)
     }
 
-    /// The label of an answer, as written.
+    /// The label of an answer, exactly as written.
     pub fn label(&self, answer: &str) -> Option<u32> {
         self.labels.get(answer).copied()
     }
 
-    /// Per answer of this table, of a fine-tuning task, its row in the table of pre-training, found by the normalised
-    /// answer (the original's `load_lxmert_qa`). Rows without one start at zero.
+    /// For each answer of this (fine-tuning) table, its row in the pre-training table, matched by normalised answer
+    /// (the original's `load_lxmert_qa`). Rows without a match start at zero.
     pub fn match_rows(&self, pretraining: &Self) -> Vec<Option<usize>> {
         self.answers.iter().map(|answer| pretraining.label(&normalise(answer)).map(|row| row as usize)).collect()
     }
 
-    /// Scores by label from scores by answer. Answers are looked up as written or, as pre-training does, `normalised`; those
-    /// that the table lacks are dropped. An answer written in two ways gets the better of the two scores.
+    /// Turns scores by answer into scores by label. Answers are looked up as written or, as pre-training does,
+    /// `normalised`; unknown answers are dropped. If two spellings give one label, it gets the higher score.
     pub fn soft_label<'a>(&self, scores: impl IntoIterator<Item = (&'a str, f32)>, normalised: bool) -> SoftLabel {
         let mut found: BTreeMap<u32, f32> = BTreeMap::new();
         for (answer, score) in scores {
@@ -131,12 +134,12 @@ fn by_label(labels: BTreeMap<String, usize>) -> std::result::Result<Vec<String>,
             None => return Err(format!("answer '{answer}' has label {label}, but there are {count} answers")),
         }
     }
-    // As many labels as places, each below `count` and none twice: no place is empty.
+    // There are as many labels as places, each below `count` and none twice, so no place is empty.
     Ok(answers.into_iter().flatten().collect())
 }
 
-/// An answer as the table of pre-training writes it (`AnswerTable.convert_ans` of airsplay/lxmert): lower case, without
-/// the last full stop and the first article, numbers up to ten as digits, "gray" for "grey".
+/// An answer as the pre-training table writes it (`AnswerTable.convert_ans` of airsplay/lxmert): lower case, without
+/// the final full stop and the first article, numbers up to ten as digits, "gray" for "grey".
 pub fn normalise(answer: &str) -> String {
     let lower = answer.to_lowercase();
     let mut text = lower.strip_suffix('.').map_or(lower.as_str(), str::trim);
@@ -146,7 +149,7 @@ pub fn normalise(answer: &str) -> String {
     if text == "grey" { "gray" } else { digits(text).unwrap_or(text) }.to_string()
 }
 
-/// The digits of a number from one to ten that is written out.
+/// The digits of a spelt-out number from one to ten.
 pub fn digits(word: &str) -> Option<&'static str> {
     Some(match word {
         "one" => "1",
@@ -177,7 +180,7 @@ mod tests {
         AnswerTable::read(file.path())
     }
 
-    /// The counts that the original's code gives on the original's tables.
+    /// The counts that the original code gives for the original tables.
     #[test]
     fn matches_as_many_pretraining_answers_as_the_original() {
         let pretraining = shipped("pretraining.json");

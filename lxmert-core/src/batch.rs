@@ -1,4 +1,4 @@
-//! Images and sentences of different sizes, padded to the batch that a model takes.
+//! Images and sentences of different sizes, padded into one batch for the model.
 
 use crate::Result;
 use crate::features::{FeatureStore, Regions};
@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 pub struct Batch {
     /// Number of rows.
     pub rows: usize,
-    /// Sentences' padded length.
+    /// Padded sentence length.
     pub length: usize,
     /// Regions per image, padding included.
     pub regions: usize,
@@ -24,7 +24,7 @@ pub struct Batch {
     pub features: Vec<f32>,
     /// `[rows, regions, 4]`, normalised x0 y0 x1 y1.
     pub boxes: Vec<f32>,
-    /// `[rows, regions]`, 1 for regions.
+    /// `[rows, regions]`, 1 for real regions.
     pub region_mask: Vec<f32>,
 }
 
@@ -33,7 +33,7 @@ impl Batch {
     /// WordPiece ids with `pad`.
     ///
     /// # Errors
-    /// When the store is damaged or lacks an image.
+    /// Returns an error if the store is damaged or lacks an image.
     pub fn read(store: &FeatureStore, regions: usize, rows: &[(usize, &[u32])], pad: u32) -> Result<Self> {
         let images: Vec<usize> = rows.iter().map(|(image, _)| *image).collect();
         let info = store.info();
@@ -48,8 +48,8 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Pads the regions of images, at most the first `most` of each, and their sentences' WordPiece ids with `pad`. All features
-    /// must have one length.
+    /// Pads the regions of images, at most the first `most` of each, and their sentences' WordPiece ids with `pad`. All
+    /// features must have the same length.
     pub fn of_regions(rows: &[(&Regions, &[u32])], most: usize, pad: u32) -> Self {
         let count = |image: &Regions| image.num_regions().min(most);
         let regions = rows.iter().map(|(image, _)| count(image)).max().unwrap_or(0);
@@ -82,10 +82,10 @@ impl Batch {
         batch
     }
 
-    /// What the model takes, on `device`.
+    /// The model's inputs, on `device`.
     ///
     /// # Errors
-    /// When a tensor cannot be made there.
+    /// Returns an error if a tensor cannot be allocated there.
     pub fn inputs(&self, device: &Device) -> Result<LxmertInputs> {
         let (b, t, n, width) = (self.rows, self.length, self.regions, self.feature_dim);
         Ok(LxmertInputs {
@@ -98,7 +98,7 @@ impl Batch {
     }
 }
 
-/// Of each group of `stored` rows of `width` values, keeps the first `used`.
+/// Keeps the first `used` of each group of `stored` rows of `width` values.
 pub fn keep_first<T: Copy>(values: &mut Vec<T>, stored: usize, used: usize, width: usize) {
     let groups = values.len() / (stored * width).max(1);
     for group in 0..groups {

@@ -16,19 +16,19 @@ pub fn iou(a: &BoxXyxy, b: &BoxXyxy) -> f32 {
     if union > 0.0 { intersection / union } else { 0.0 }
 }
 
-/// Intersection over union of two boxes in pixels whose right and bottom edges are the last pixels inside: the `+ 1` on widths
-/// and heights of the original Faster R-CNN code, kept by the scores of RefCOCO.
+/// Intersection over union of two boxes in pixels whose right and bottom edges are the last pixels inside. The original
+/// Faster R-CNN code adds 1 to widths and heights; RefCOCO's scores keep that.
 pub fn iou_inclusive(a: &BoxXyxy, b: &BoxXyxy) -> f32 {
     let grown = |b: &BoxXyxy| [b[0], b[1], b[2] + 1.0, b[3] + 1.0];
     iou(&grown(a), &grown(b))
 }
 
-/// Pixels to 0..1 of an image `width` × `height`.
+/// Converts pixels to 0..1 of an image of `width` × `height`.
 pub fn normalise(b: &BoxXyxy, width: f32, height: f32) -> BoxXyxy {
     [b[0] / width, b[1] / height, b[2] / width, b[3] / height]
 }
 
-/// 0..1 to pixels of an image `width` × `height`.
+/// Converts 0..1 to pixels of an image of `width` × `height`.
 pub fn to_pixels(b: &BoxXyxy, width: f32, height: f32) -> BoxXyxy {
     [b[0] * width, b[1] * height, b[2] * width, b[3] * height]
 }

@@ -1,4 +1,4 @@
-//! What every command shares: common options, parsing, signals, printing, exit codes.
+//! What all commands share: common options, parsing, signals, printing, exit codes.
 
 pub use crate::interrupt::{check_interrupt, interrupted};
 use crate::ops::Precision;
@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 /// Where tensors live and products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// CUDA or Metal when this build has it and the machine too, else the CPU.
+    /// CUDA or Metal if both the build and the machine have it, otherwise the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device with this number.
+    /// The CUDA device of this number.
     Cuda(usize),
     /// The Metal device.
     Metal,
@@ -50,7 +50,7 @@ impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// When a device asked for by name cannot be opened, or this build lacks its feature.
+    /// Returns an error if a device named explicitly cannot be opened, or this build lacks its feature.
     pub fn open(self) -> Result<Device> {
         let absent = |name: &str, source: candle_core::Error| {
             Error::Argument(format!(
@@ -69,7 +69,7 @@ impl DeviceChoice {
     }
 }
 
-/// The accelerator that `--device auto` tried to open, else the CPU; either is logged.
+/// The accelerator that `--device auto` tried to open, otherwise the CPU; logs which.
 fn or_cpu(name: &str, opened: candle_core::Result<Device>) -> Device {
     match opened {
         Ok(device) => {
@@ -78,7 +78,7 @@ fn or_cpu(name: &str, opened: candle_core::Result<Device>) -> Device {
         }
         Err(error) => {
             log::warn!(
-                "computing on the CPU: --device auto could not open {name}: {error}; --device cpu chooses it without this warning"
+                "computing on the CPU: --device auto could not open {name}: {error}; pass --device cpu to silence this warning"
             );
             Device::Cpu
         }
@@ -91,7 +91,7 @@ pub struct CommonArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help_heading = "Common options")]
     pub device: DeviceChoice,
-    /// Seed of everything drawn at random [default: 0]
+    /// Seed of all random draws [default: 0]
     #[arg(long, global = true, value_name = "N", help_heading = "Common options")]
     pub seed: Option<u64>,
     /// Threads to compute with [default: one per core]
@@ -105,8 +105,8 @@ pub struct CommonArgs {
     pub quiet: bool,
 }
 
-/// Parses the command line. Common options may stand before or after a subcommand; an option that only the command without a
-/// subcommand has is refused before one. Ends the process on `--help` and on an error, as clap does.
+/// Parses the command line. Common options may come before or after a subcommand; an option that only the command
+/// without a subcommand has is refused before one. Exits on `--help` and on an error, as clap does.
 pub fn parse<T: Parser>() -> T {
     parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
 }
@@ -125,18 +125,18 @@ fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> std::resu
     T::from_arg_matches(&matches)
 }
 
-/// [`print()`] with a line break after it.
+/// [`print()`] with a final line break.
 ///
 /// # Errors
-/// As [`print()`].
+/// See [`print()`].
 pub fn print_line(results: impl Display) -> Result<()> {
     print(format_args!("{results}\n"))
 }
 
-/// Prints a command's results on standard output. A reader that closed the pipe (`| head`) wants no more, so that is no error.
+/// Prints a command's results on standard output. If the reader has closed the pipe (`| head`), that is not an error.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be written, as on a full disk.
+/// [`Error::Io`] if the output cannot be written, as on a full disk.
 pub fn print(results: impl Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
     write!(out, "{results}").and_then(|()| out.flush()).or_else(|error| match error.kind() {
@@ -145,14 +145,14 @@ pub fn print(results: impl Display) -> Result<()> {
     })
 }
 
-/// Reports a failed job on standard error and gives its exit code: 130 where the user stopped it, else 1.
+/// Reports a failed job on standard error and returns its exit code: 130 if the user stopped it, otherwise 1.
 pub fn report_failure(error: &dyn Display, stopped: bool) -> ExitCode {
-    // Standard error may be closed, as after a hang-up; there is nobody to tell then.
+    // Standard error may be closed, as after a hang-up; then nobody is reading.
     let _ = writeln!(std::io::stderr(), "error: {error}");
     ExitCode::from(if stopped { 130 } else { 1 })
 }
 
-/// Warns where products of `precision` are slower than f32 on `device`.
+/// Warns if products in `precision` are slower than f32 on `device`.
 pub fn warn_of_slow(precision: Precision, device: &Device) {
     if !precision.is_fast_on(device) {
         log::warn!("--precision {precision}: this CPU has no instruction for it (AVX512-BF16), so f32 is faster");
@@ -160,10 +160,10 @@ pub fn warn_of_slow(precision: Precision, device: &Device) {
 }
 
 impl CommonArgs {
-    /// Starts logging and the thread pool and opens the device. Call once, first thing in `main`.
+    /// Starts logging and the thread pool, and opens the device. Call this once, first in `main`.
     ///
     /// # Errors
-    /// When the device cannot be opened.
+    /// Returns an error if the device cannot be opened.
     pub fn start(&self) -> Result<Device> {
         let level = match (self.quiet, self.verbose) {
             (true, _) => log::LevelFilter::Error,
@@ -188,23 +188,23 @@ impl CommonArgs {
         self.device.open()
     }
 
-    /// The seed that was given, else 0.
+    /// The given seed, or 0.
     pub fn seed(&self) -> u64 {
         self.seed.unwrap_or(0)
     }
 
-    /// Whether a progress bar should be drawn.
+    /// Whether to draw progress bars.
     pub fn show_progress(&self) -> bool {
         !self.quiet
     }
 }
 
-/// candle reads its thread counts from the environment. Its own pool serves only its elementwise operations and spins while it
-/// waits, which takes the cores from our kernels (a quarter of a training step's time on two cores). So it has one thread unless
-/// the user sets another number.
+/// candle reads its thread counts from the environment. Only its elementwise operations use its pool, and the pool
+/// spins while it waits, which takes the cores from our kernels (a quarter of a training step's time on two cores). So
+/// the pool gets one thread unless the user sets another number.
 #[allow(unsafe_code)]
 fn set_thread_variables(threads: Option<u16>) {
-    // SAFETY: called from `CommonArgs::start`, first thing in `main`, while this is the only thread.
+    // SAFETY: called from `CommonArgs::start`, first in `main`, while this is the only thread.
     unsafe {
         if let Some(threads) = threads {
             std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
@@ -215,12 +215,13 @@ fn set_thread_variables(threads: Option<u16>) {
     }
 }
 
-/// Makes glibc keep freed memory, up to 2 GiB, for training: every step allocates and frees as much as the step before. By its own
-/// rule glibc returns it to the system, and clearing fresh pages then takes a tenth of the base model's step. No effect elsewhere.
+/// Makes glibc keep up to 2 GiB of freed memory for training: every step allocates and frees as much as the step
+/// before. By default glibc returns it to the system, and clearing fresh pages then takes a tenth of the base model's
+/// step. No effect on other systems.
 #[allow(unsafe_code)]
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` takes two numbers, and the allocator's lock while it sets them.
+    // SAFETY: `mallopt` takes two numbers and holds the allocator's lock while it sets them.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
@@ -244,13 +245,13 @@ fn raise_open_files() {
 
 static HANDLER: OnceLock<()> = OnceLock::new();
 
-/// Signals this close together count as one: a wrapper such as `timeout` passes on a signal that the terminal, or its own process
-/// group, has sent to the program already.
+/// Signals this close together count as one: a wrapper such as `timeout` forwards a signal that the program has already
+/// received from the terminal or its process group.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
-/// Installs the handler of Ctrl-C, and of SIGTERM and SIGHUP, which schedulers and closed terminals send: the first asks the job to
-/// stop at the next safe point, the second ends the process at once (files are written whole or not at all, so nothing is lost).
-/// A SIGHUP that the parent has set to be ignored, as `nohup` does, stays ignored.
+/// Installs the handler of Ctrl-C, and of SIGTERM and SIGHUP, which schedulers and closed terminals send. The first
+/// signal asks the job to stop at the next safe point; the second ends the process at once (files are written whole or
+/// not at all, so nothing is lost). If the parent ignores SIGHUP, as `nohup` does, it stays ignored.
 pub fn catch_interrupts() {
     HANDLER.get_or_init(|| {
         let mut first: Option<Instant> = None;
@@ -277,7 +278,7 @@ pub fn catch_interrupts() {
     });
 }
 
-/// Sets SIGHUP to be ignored; says whether it was so before.
+/// Ignores SIGHUP and returns whether it was already ignored.
 #[cfg(unix)]
 #[allow(unsafe_code)]
 fn ignore_hang_up() -> bool {
@@ -290,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_cpu_with_a_warning_when_the_accelerator_fails_to_open() {
+    fn auto_falls_back_to_the_cpu_with_a_warning() {
         static WARNINGS: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
         struct Recorder;
         impl log::Log for Recorder {
@@ -324,7 +325,7 @@ mod tests {
     struct Job {
         #[command(subcommand)]
         command: Option<Task>,
-        /// An option of the bare command.
+        /// An option of the command without a subcommand.
         #[arg(long)]
         output: Option<String>,
         #[command(flatten)]
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn common_options_stand_before_or_after_a_subcommand() {
+    fn common_options_may_come_before_or_after_a_subcommand() {
         for words in ["job -q --seed 3 inspect a", "job inspect -q --seed 3 a", "job -q inspect a --seed 3"] {
             let job = parse_words(words).unwrap();
             assert!(matches!(job.command, Some(Task::Inspect { name }) if name == "a"), "{words}");
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_option_of_the_bare_command_before_a_subcommand() {
+    fn refuses_a_main_option_before_a_subcommand() {
         let error = parse_words("job --output x inspect a").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ArgumentConflict);
         assert!(error.to_string().contains("--output") && error.to_string().contains("inspect"), "{error}");

@@ -7,41 +7,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// How the two streams meet.
+/// How the two streams attend to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CrossLayer {
-    /// Tan & Bansal (2019), §3.2: one shared cross attention for both directions from the
-    /// pre-layer inputs, then self-attention, then feed-forward.
+    /// Tan & Bansal (2019), §3.2: one cross-attention, shared by both directions and applied to the layer's inputs,
+    /// then self-attention, then feed-forward.
     #[default]
     Lxmert,
-    /// The student project's: separate cross attentions, text first, the image attends to the
-    /// updated text, no self-attention.
+    /// The student project's: separate cross-attentions, text first; the image attends to the updated text; no
+    /// self-attention.
     Student,
 }
 
-/// Field names and defaults are the hub's (`transformers` `LxmertConfig`); fields this crate adds
-/// (`cross_layer`, `layer_norm_eps`) have defaults that describe the published model.
+/// The model's configuration. Field names and defaults are the hub's (`transformers` `LxmertConfig`); the fields that
+/// this crate adds (`cross_layer`, `layer_norm_eps`) default to the published model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LxmertConfig {
     /// Always `lxmert`.
     pub model_type: String,
-    /// WordPiece entries.
+    /// Number of WordPiece entries.
     pub vocab_size: usize,
-    /// Width of every stream.
+    /// Width of both streams.
     pub hidden_size: usize,
-    /// Heads of every attention; divides `hidden_size`.
+    /// Heads of every attention; must divide `hidden_size`.
     pub num_attention_heads: usize,
-    /// Answers of the question-answering head.
+    /// Number of answers of the question-answering head.
     pub num_qa_labels: usize,
-    /// Object classes of the masked-object head.
+    /// Number of object classes of the masked-object head.
     pub num_object_labels: usize,
-    /// Attribute classes of the masked-object head.
+    /// Number of attribute classes of the masked-object head.
     pub num_attr_labels: usize,
-    /// Inner width of the feed-forwards.
+    /// Inner width of the feed-forward layers.
     pub intermediate_size: usize,
-    /// Activation of the feed-forwards and head transforms: `gelu` is the exact (erf) one.
+    /// Activation of the feed-forward layers and head transforms; `gelu` is the exact (erf) one.
     pub hidden_act: Activation,
     /// Dropout after embeddings, attention outputs and feed-forwards.
     pub hidden_dropout_prob: f32,
@@ -49,34 +49,34 @@ pub struct LxmertConfig {
     pub attention_probs_dropout_prob: f32,
     /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
     pub max_position_embeddings: usize,
-    /// Segment ids.
+    /// Number of segment ids.
     pub type_vocab_size: usize,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of newly initialised weights.
     pub initializer_range: f64,
-    /// Language layers.
+    /// Number of language layers.
     pub l_layers: usize,
-    /// Cross-modality layers.
+    /// Number of cross-modality layers.
     pub x_layers: usize,
-    /// Object-relationship (vision) layers.
+    /// Number of object-relationship (vision) layers.
     pub r_layers: usize,
     /// Width of a region's feature vector.
     pub visual_feat_dim: usize,
-    /// Numbers of a region's box.
+    /// Numbers that describe a region's box.
     pub visual_pos_dim: usize,
-    /// Factor of the masked-object losses.
+    /// Weight of the masked-object losses.
     pub visual_loss_normalizer: f64,
-    /// Epsilon of every layer norm; the hub's code has 1e-12 in place, without a field.
+    /// Epsilon of every layer norm; the hub's code hard-codes 1e-12.
     pub layer_norm_eps: f64,
-    /// How the two streams meet.
+    /// How the two streams attend to each other.
     pub cross_layer: CrossLayer,
 }
 
-/// The largest width, vocabulary or number of classes, and the most layers of an encoder: far beyond any model, so that a
-/// slip of the pen is an error and not an allocation.
+/// Limits of the widths, vocabulary and classes, and of an encoder's layers: far beyond any model, so that a typo is an
+/// error and not a huge allocation.
 const MOST_ROWS: usize = 1 << 24;
 const MOST_LAYERS: usize = 1000;
 
-/// What LXMERT's language encoder takes from BERT's `config.json`, under the same key in both.
+/// What LXMERT's language encoder takes from BERT's `config.json`; the keys are the same in both.
 const BERT_KEYS: [&str; 8] = [
     "vocab_size",
     "hidden_size",
@@ -88,7 +88,7 @@ const BERT_KEYS: [&str; 8] = [
     "layer_norm_eps",
 ];
 
-/// Whether a `config.json` describes BERT: by name, or, in the first ones, by a single number of layers.
+/// Whether a `config.json` describes BERT: by `model_type`, or, in old files, by a single number of layers.
 pub(crate) fn is_bert(fields: &Fields) -> bool {
     match fields.get("model_type") {
         Some(name) => name == "bert",
@@ -126,7 +126,7 @@ impl Default for LxmertConfig {
 }
 
 impl LxmertConfig {
-    /// The names [`LxmertConfig::preset`] knows.
+    /// The names that [`LxmertConfig::preset`] knows.
     pub const PRESETS: [&str; 3] = ["tiny", "small", "base"];
 
     /// A configuration by name: `base` is the published one (768 wide, 9/5/5 layers, 2048-d
@@ -134,7 +134,7 @@ impl LxmertConfig {
     /// `tiny` (128 wide, 4 heads, 1/1/2) fits the generated scenes in minutes.
     ///
     /// # Errors
-    /// When no preset has that name.
+    /// Returns an error if no preset has that name.
     pub fn preset(name: &str) -> Result<Self> {
         let sized = |hidden_size, l_layers, r_layers, x_layers, visual_feat_dim| Self {
             hidden_size,
@@ -157,27 +157,28 @@ impl LxmertConfig {
     /// Reads and checks an LXMERT `config.json`.
     ///
     /// # Errors
-    /// When the file cannot be read, is not JSON, describes another model, or its numbers do not fit together.
+    /// Returns an error if the file cannot be read, is not JSON, describes another model, or its numbers do not fit
+    /// together.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let fields = read_json(path)?;
         if is_bert(&fields) {
             return Err(Error::format(
                 path,
-                "describes BERT, not LXMERT; name BERT's weights as --init to start from them",
+                "describes BERT, not LXMERT; to start from BERT's weights, pass them to --init",
             ));
         }
         Self::from_fields(fields, path)
     }
 
-    /// The configuration with these values of an LXMERT `config.json`; `path` is for messages.
+    /// The configuration with these values from an LXMERT `config.json`; `path` is for error messages.
     ///
     /// # Errors
-    /// When a value has another type than its key needs, or the values do not fit together.
+    /// Returns an error if a value has the wrong type or the values do not fit together.
     pub(crate) fn from_fields(fields: Fields, path: &Path) -> Result<Self> {
         let parse = |fields: Fields| serde_json::from_value::<Self>(Value::Object(fields));
         let config = parse(fields.clone()).map_err(|error| {
-            // Every key has a default, so the wrong one is found by parsing each alone.
+            // Every key has a default, so parsing each key alone finds the wrong one.
             let alone = |(key, value): (&String, &Value)| {
                 let error = parse(Fields::from_iter([(key.clone(), value.clone())])).err()?;
                 Some(format!("{key}: {error}"))
@@ -191,11 +192,12 @@ impl LxmertConfig {
         Ok(config)
     }
 
-    /// The LXMERT that BERT with this `config.json` starts: BERT's sizes, activation and epsilon. Of its layers at most 9
-    /// are taken, as the original takes 9 of 12, and the other two encoders keep the paper's proportion to them, 9 : 5 : 5.
+    /// The LXMERT configuration to start from a BERT with this `config.json`: BERT's sizes, activation and epsilon. It
+    /// takes at most 9 of BERT's layers, as the original takes 9 of 12; the other two encoders keep the paper's
+    /// proportion, 9 : 5 : 5.
     ///
     /// # Errors
-    /// As [`LxmertConfig::from_fields`].
+    /// See [`LxmertConfig::from_fields`].
     pub(crate) fn from_bert_fields(bert: &Fields, path: &Path) -> Result<Self> {
         let published = Self::default();
         let wrong = || Error::format(path, "num_hidden_layers is not a number of layers");
@@ -216,7 +218,8 @@ impl LxmertConfig {
     /// Checks that the numbers fit together.
     ///
     /// # Errors
-    /// When the heads do not divide the width, a size is zero or beyond any model's, or a dropout is not in 0..1.
+    /// Returns an error if the heads do not divide the width, a size is zero or implausibly large, or a dropout is not
+    /// in 0..1.
     pub fn check(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -242,7 +245,10 @@ impl LxmertConfig {
             }
         }
         if self.visual_pos_dim != 4 {
-            return Err(Error::Argument(format!("visual_pos_dim is {}, boxes have 4 numbers", self.visual_pos_dim)));
+            return Err(Error::Argument(format!(
+                "visual_pos_dim is {}, but boxes have 4 numbers",
+                self.visual_pos_dim
+            )));
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(Error::Argument(format!(
@@ -261,7 +267,7 @@ impl LxmertConfig {
         Ok(())
     }
 
-    /// The text of a `config.json` that `transformers` opens. Heads of 0 classes are switched off under its own keys
+    /// The text of a `config.json` that `transformers` opens. Heads with 0 classes are switched off with its own keys
     /// (`visual_attr_loss`, …); otherwise it would build them.
     pub fn to_json(&self, architecture: &str) -> String {
         let mut value = json!({
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_hub_s_keys_and_ignores_unknown_ones() {
+    fn reads_the_hubs_keys_and_ignores_unknown_ones() {
         let json = r#"{"architectures":["LxmertForPreTraining"],"model_type":"lxmert","hidden_size":24,"num_attention_heads":3,"hidden_act":"gelu","num_hidden_layers":{"vision":5,"cross_encoder":5,"language":9},"task_qa":true}"#;
         let config = read(json).unwrap();
         assert_eq!((config.hidden_size, config.num_attention_heads, config.l_layers), (24, 3, 9));
@@ -325,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn bert_s_layers_are_taken_in_the_paper_s_proportion() {
+    fn berts_layers_keep_the_papers_proportion() {
         let layers = |count: usize| {
             let bert = Fields::from_iter([("num_hidden_layers".to_string(), json!(count))]);
             let config = LxmertConfig::from_bert_fields(&bert, Path::new("config.json")).unwrap();

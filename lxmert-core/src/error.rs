@@ -1,11 +1,11 @@
-//! What can go wrong in this crate, one variant per way to fail.
+//! The errors of this crate.
 
 use std::path::{Path, PathBuf};
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// One variant per way to fail; each says where, and what to do next where that is known.
+/// One variant per way to fail. Each says where and, if known, what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,7 +14,7 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A JSON file does not parse or lacks a field.
@@ -22,13 +22,13 @@ pub enum Error {
     Json {
         /// The file.
         path: PathBuf,
-        /// What the parser says, with line and column.
+        /// The parser's message, with line and column.
         source: serde_json::Error,
     },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A file is not in the format that its place or name promises.
+    /// A file does not have the format that its place or name implies.
     #[error("{path}: {reason}", path = path.display())]
     Format {
         /// The file.
@@ -36,7 +36,7 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// A row, line or entry of a file cannot be understood.
+    /// A row, line or entry of a file cannot be parsed.
     #[error("{path}, row {row}: {reason}", path = path.display())]
     Row {
         /// The file.
@@ -46,48 +46,48 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// An argument or a configuration value that cannot be used.
+    /// An argument or configuration value is unusable.
     #[error("{0}")]
     Argument(String),
-    /// A feature store was made with other settings than it is to be continued with.
-    #[error("{path} was made otherwise: {differences}; write to another folder, or delete this one", path = path.display())]
+    /// The feature store to continue was made with other settings.
+    #[error("{path} was made with other settings: {differences}; write to another folder, or delete this one", path = path.display())]
     StoreDiffers {
         /// The store's folder.
         path: PathBuf,
         /// Every difference, with both values.
         differences: String,
     },
-    /// A checkpoint's tensors are not the ones that a network needs.
+    /// A checkpoint's tensors are not those that the network needs.
     #[error("{path}: {what}", path = path.display(), what = crate::checkpoint::fit::describe(missing, unexpected, misshapen))]
     Checkpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// Names that the network needs and the file lacks.
+        /// Names that the network needs but the file lacks.
         missing: Vec<String>,
-        /// Names in the file that the network has no place for.
+        /// Names in the file that the network does not have.
         unexpected: Vec<String>,
-        /// Names that both have, with different shapes.
+        /// Names with different shapes in the two.
         misshapen: Vec<crate::checkpoint::Misshapen>,
     },
-    /// A pickle names a class or function that is no part of a tensor. Nothing was run.
+    /// A pickle names a class or function that tensors do not need. Nothing was run.
     #[error(
-        "{path}: byte {offset} of its pickle asks for {class}, which is no tensor, dict, list or number; nothing was run. \
-         If you trust the file, load it in Python and save its state dict alone"
+        "{path}: byte {offset} of its pickle asks for {class}, which is not a tensor, dict, list or number; nothing was run. \
+         If you trust the file, load it in Python and save only its state dict"
     , path = path.display())]
     PickleClass {
         /// The file.
         path: PathBuf,
-        /// `module.name`, or what the pickle wants done to an object.
+        /// `module.name`, or the operation that the pickle requests on an object.
         class: String,
-        /// Where in the pickle stream the operation stands, in bytes from its start.
+        /// Offset of the operation in the pickle stream, in bytes.
         offset: usize,
     },
-    /// A pickle that is damaged, or holds something that cannot become a tensor here.
+    /// A pickle is damaged, or holds something that cannot become a tensor here.
     #[error("{path}: byte {offset} of its pickle: {reason}", path = path.display())]
     Pickle {
         /// The file.
         path: PathBuf,
-        /// Where in the pickle stream, in bytes from its start.
+        /// Offset in the pickle stream, in bytes.
         offset: usize,
         /// What is wrong.
         reason: String,
@@ -100,18 +100,18 @@ pub enum Error {
         /// What the hub answered, and what to do.
         reason: String,
     },
-    /// A file is not the published one.
-    #[error("{path}: its sha256 is {found}, the published file's is {expected}; it is damaged or another file", path = path.display())]
+    /// A file differs from the published one.
+    #[error("{path}: its sha256 is {found}, the published file's is {expected}; the file is damaged or a different one", path = path.display())]
     Hash {
         /// The file.
         path: PathBuf,
         /// The published hash, lower-case hexadecimal.
         expected: String,
-        /// The hash of the file at hand.
+        /// The hash of the file on disk.
         found: String,
     },
-    /// The job was stopped by Ctrl-C; what was finished is kept.
-    #[error("stopped; run the same command again to go on")]
+    /// The user stopped the job with Ctrl-C; finished work is kept.
+    #[error("stopped; run the same command again to continue")]
     Interrupted,
 }
 
@@ -137,8 +137,8 @@ impl Error {
         move |source| Self::Json { path, source }
     }
 
-    /// This error, or an [`Error::Format`] with `reason` where a checkpoint lacks nothing but the head whose weights start with
-    /// `head`.
+    /// Replaces an [`Error::Checkpoint`] by an [`Error::Format`] with `reason` if the checkpoint lacks only the head
+    /// whose weights start with `head`.
     #[must_use]
     pub fn for_lacking_head(self, head: &str, reason: &str) -> Self {
         match self {

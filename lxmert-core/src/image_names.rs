@@ -1,7 +1,7 @@
-//! Names of image files: which endings there are, and how a name in one file finds the same image in another.
+//! Names of image files: which extensions exist, and how to match an image's name in one file with its name in another.
 //!
-//! Data sets disagree on names: with and without folders and endings, `.jpg` and `.JPG`, and, on a Mac, an `é` of two
-//! code points (NFD) where others write one (NFC). [`NameFinder`] looks names up in a list, [`ImageFolder`] on the disk.
+//! Data sets disagree on names: with or without folders and extensions, `.jpg` or `.JPG`, and, on a Mac, an `é` of two
+//! code points (NFD) where others write one (NFC). [`NameFinder`] looks names up in a list, [`ImageFolder`] on disk.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use tokenizers::normalizers::NFC;
 use tokenizers::{NormalizedString, Normalizer};
 
-/// Endings of the image files that are read, in any case.
+/// Extensions of the image files that can be read, in any case.
 pub const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif"];
 
-/// Endings of image files that are not read.
+/// Extensions of image files that cannot be read.
 pub const OTHER_IMAGE_ENDINGS: [&str; 12] =
     ["tif", "tiff", "heic", "heif", "avif", "jxl", "jp2", "svg", "psd", "dng", "cr2", "nef"];
 
-/// Whether a name ends like an image file that is read.
+/// Whether a name has the extension of a readable image.
 pub fn is_image_name(name: &str) -> bool {
     ending(name).is_some_and(|ending| IMAGE_ENDINGS.contains(&ending.as_str()))
 }
 
-/// What follows the last dot of a file's name, in lower case.
+/// The extension of a file name, in lower case.
 pub fn ending(name: &str) -> Option<String> {
     let (stem, ending) = file_name(name).rsplit_once('.')?;
     (!stem.is_empty()).then(|| ending.to_ascii_lowercase())
@@ -44,7 +44,7 @@ fn file_name(name: &str) -> &str {
     name.rsplit(['/', '\\']).next().unwrap_or(name)
 }
 
-/// The file's name without an image's ending.
+/// The file name without an image extension.
 fn stem(name: &str) -> &str {
     let name = file_name(name);
     match name.rsplit_once('.') {
@@ -53,22 +53,22 @@ fn stem(name: &str) -> &str {
     }
 }
 
-/// Finds image names in a list: by the whole name, else by the file's name where that is unique, else by the file's name
-/// without its ending where that is unique. So `1000092795.jpg` finds `flickr30k_images/1000092795.jpg`, and
-/// `COCO_train2014_000000458752` finds `COCO_train2014_000000458752.jpg`, and the other way round. A name that is not
-/// there as it is written is looked up in its composed form.
+/// Finds image names in a list: by the whole name, otherwise by the file name if that is unique, otherwise by the file
+/// name without its extension if that is unique. So `1000092795.jpg` finds `flickr30k_images/1000092795.jpg`,
+/// `COCO_train2014_000000458752` finds `COCO_train2014_000000458752.jpg`, and vice versa. If the exact spelling is not
+/// in the list, the composed form is looked up.
 #[derive(Debug)]
 pub struct NameFinder<'a> {
     whole: HashMap<Cow<'a, str>, usize>,
-    /// Composed whole names, file names and stems, with the image's number where it is the only one.
+    /// Composed whole names, file names and stems, with the image's number if only one image has it.
     loose: [HashMap<Cow<'a, str>, Option<usize>>; 3],
 }
 
-/// What a name is looked up by when it is not there as it is written.
+/// The keys to try, in order, if the exact spelling is not in the list.
 const LOOSE: [fn(&str) -> &str; 3] = [|name| name, file_name, stem];
 
 impl<'a> NameFinder<'a> {
-    /// A finder over `names`, of a feature store or a caption file.
+    /// A finder over `names`, from a feature store or a caption file.
     pub fn new(names: &'a [String]) -> Self {
         Self::of(names.iter().map(|name| Cow::Borrowed(name.as_str())))
     }
@@ -88,7 +88,7 @@ impl<'a> NameFinder<'a> {
         finder
     }
 
-    /// The number in the list of the image that `name` means.
+    /// The index of the image that `name` refers to.
     pub fn find(&self, name: &str) -> Option<usize> {
         let loose = || {
             let name = composed(name);
@@ -98,11 +98,11 @@ impl<'a> NameFinder<'a> {
     }
 }
 
-/// Image files below a folder, found by names that may be spelt otherwise than the files are.
+/// Image files below a folder, found by names that may be spelt differently on disk.
 #[derive(Debug)]
 pub struct ImageFolder {
     folder: PathBuf,
-    /// Per folder that a name was not found in as it is written: its files.
+    /// The files of each folder in which an exact name was not found.
     listed: HashMap<PathBuf, (Vec<String>, NameFinder<'static>)>,
 }
 
@@ -117,9 +117,9 @@ impl ImageFolder {
         &self.folder
     }
 
-    /// The file that `name` means: the one of this name, else the only one in its folder whose name differs in its
-    /// ending or in Unicode's form alone, else the same without the folders in the name. The path as written where there
-    /// is none.
+    /// The file that `name` refers to: the one with this name, otherwise the only one in its folder whose name differs
+    /// only in extension or Unicode form, otherwise the same search without the folders in the name. Returns the path
+    /// as written if there is none.
     pub fn locate(&mut self, name: &str) -> PathBuf {
         let path = self.folder.join(name);
         let alone = self.folder.join(file_name(name));
@@ -129,7 +129,7 @@ impl ImageFolder {
         self.similar(&path).or_else(|| (alone != path).then(|| self.similar(&alone))?).unwrap_or(path)
     }
 
-    /// The file in `path`'s folder that its name finds.
+    /// The file in `path`'s folder that matches its name.
     fn similar(&mut self, path: &Path) -> Option<PathBuf> {
         let (names, finder) = self.listed.entry(path.parent()?.to_path_buf()).or_insert_with_key(|folder| {
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -141,7 +141,7 @@ impl ImageFolder {
         finder.find(&path.file_name()?.to_string_lossy()).map(|i| path.with_file_name(&names[i]))
     }
 
-    /// Whether there is a file that `name` means.
+    /// Whether there is a file that `name` refers to.
     pub fn contains(&mut self, name: &str) -> bool {
         self.locate(name).is_file()
     }
@@ -152,13 +152,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endings_are_told_in_any_case() {
+    fn extensions_are_recognised_in_any_case() {
         assert!(is_image_name("a.JPG") && is_image_name("x/b.jfif") && is_image_name("c.v2.png"));
         assert!(!is_image_name("a.tif") && !is_image_name(".jpg") && !is_image_name("jpg"));
     }
 
     #[test]
-    fn names_are_found_with_and_without_folder_and_ending() {
+    fn names_are_found_with_and_without_folder_and_extension() {
         let names = ["photos/a.jpg", "COCO_train2014_000000458752", "x/same.jpg", "y/same.jpg", "b.v2.png"];
         let names = names.map(String::from);
         let finder = NameFinder::new(&names);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_located_whatever_their_ending_and_unicode_form() {
+    fn files_are_located_in_any_extension_and_unicode_form() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a.JPG", "cafe\u{301}.png", "b.jpg", "b.png"] {
             std::fs::write(folder.path().join(name), b"x").unwrap();

@@ -1,4 +1,4 @@
-//! Whether the user asked the process to stop. [`crate::cli::catch_interrupts`] installs the handler that sets it.
+//! Whether the user asked the process to stop. The handler that [`crate::cli::catch_interrupts`] installs sets it.
 
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +15,10 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Call at every safe point of a long job.
+/// Call this at every safe point of a long job.
 ///
 /// # Errors
-/// [`Error::Interrupted`] once the job was asked to stop.
+/// [`Error::Interrupted`] if the job was asked to stop.
 pub fn check_interrupt() -> Result<()> {
     if interrupted() { Err(Error::Interrupted) } else { Ok(()) }
 }

@@ -1,7 +1,8 @@
-//! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels it
-//! runs on, checkpoints, the feature store, and text. Nothing here knows a crate above it.
+//! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels under it, checkpoints, the
+//! feature store, and text. Nothing here depends on the other crates of the workspace.
 //!
-//! Two features, off by default: `cli`, what the workspace's programs share on the command line, and `hub`, downloads from the hub.
+//! Two features are off by default: `cli`, the command-line code that the workspace's programs share, and `hub`,
+//! downloads from the hub.
 
 pub mod answering;
 pub mod answers;

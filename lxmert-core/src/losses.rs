@@ -1,12 +1,12 @@
-//! The losses that training is made of, composed of Candle's operations, so that they have gradients on every device.
+//! Training losses, composed of Candle operations so that they have gradients on every device.
 
 use crate::{Error, Result};
 use candle_core::{D, Device, Tensor};
 
-/// Cross entropy of each row, in nats. `logits`: `[rows, classes]`; `targets`: a class for each row; gives `[rows]`.
+/// Cross entropy of each row, in nats. `logits`: `[rows, classes]`; `targets`: one class per row. Returns `[rows]`.
 ///
 /// # Errors
-/// When a target is not a class, or the shapes do not fit.
+/// Returns an error if a target is not a class, or the shapes do not match.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (rows, classes) = logits.dims2()?;
     if targets.len() != rows || targets.iter().any(|&class| class as usize >= classes) {
@@ -17,26 +17,26 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
         )));
     }
     let targets = Tensor::from_slice(targets, (rows, 1), logits.device())?;
-    // Shifted by the largest logit, so that the exponential cannot overflow.
+    // Subtract the largest logit so that the exponential cannot overflow.
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     let normaliser = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     Ok((normaliser - shifted.gather(&targets, 1)?)?.squeeze(1)?)
 }
 
-/// Binary cross entropy with logits of each element: `max(x, 0) - x·y + ln(1 + e^-|x|)`, with `targets` in 0..1.
+/// Elementwise binary cross entropy with logits: `max(x, 0) - x·y + ln(1 + e^-|x|)`, with `targets` in 0..1.
 ///
 /// # Errors
-/// When the shapes differ.
+/// Returns an error if the shapes differ.
 pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    // The exponential is of a number at most 0, so nothing overflows.
+    // The exponent is at most 0, so nothing overflows.
     let softplus = ((logits.abs()?.neg()?.exp()? + 1.0)?.log()? + logits.relu()?)?;
     Ok((softplus - logits.mul(targets)?)?)
 }
 
-/// Smooth L1 (Girshick 2015, §2.3) of each element: a square where the distance is below `beta`, a line beyond.
+/// Elementwise smooth L1 (Girshick 2015, §2.3): quadratic for distances below `beta`, linear beyond.
 ///
 /// # Errors
-/// When the shapes differ.
+/// Returns an error if the shapes differ.
 pub fn smooth_l1(values: &Tensor, targets: &Tensor, beta: f64) -> Result<Tensor> {
     let distance = (values - targets)?.abs()?;
     // With c = min(d, beta): c²/(2 beta) + (d - c) is d²/(2 beta) within beta and d - beta/2 beyond.
@@ -47,7 +47,7 @@ pub fn smooth_l1(values: &Tensor, targets: &Tensor, beta: f64) -> Result<Tensor>
 /// Sum of `values` (`[rows]`) times `weights`.
 ///
 /// # Errors
-/// When there is not one weight for each row.
+/// Returns an error if there is not one weight per row.
 pub fn weighted_sum(values: &Tensor, weights: &[f32], device: &Device) -> Result<Tensor> {
     Ok((values * Tensor::from_slice(weights, weights.len(), device)?)?.sum_all()?)
 }
@@ -71,7 +71,7 @@ mod tests {
         let loss = cross_entropy(&logits, &[0, 2]).unwrap();
         let z: f64 = (1..=3).map(|x| f64::from(x).exp()).sum();
         close(&loss, &[z.ln() - 1.0, 2f64.ln()]);
-        // The gradient is softmax less one-hot.
+        // The gradient is the softmax minus the one-hot target.
         let gradients = loss.sum_all().unwrap().backward().unwrap();
         let e = |x: f64| x.exp() / z;
         close(gradients.get(&logits).unwrap(), &[e(1.0) - 1.0, e(2.0), e(3.0), 0.5, 0.0, -0.5]);

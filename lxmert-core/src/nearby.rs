@@ -1,13 +1,13 @@
-//! What a path that leads nowhere may have meant.
+//! Suggestions for a path that does not exist.
 
 use std::io;
 use std::path::Path;
 
-/// How many names a message gives.
+/// How many names an error message suggests.
 const NAMES_SHOWN: usize = 3;
 
-/// The operating system's answer about `path` in our words: which part of it is missing and which names in its folder are
-/// like that, or what stands where something else is needed. Other answers stay as they are.
+/// Rewords the operating system's error about `path`: which part of it is missing, with similar names in its folder, or
+/// that a file stands where a folder is needed. Other errors are returned unchanged.
 pub fn explain(path: &Path, error: io::Error) -> io::Error {
     let what = match error.kind() {
         io::ErrorKind::NotFound => missing(path),
@@ -25,8 +25,7 @@ pub fn explain(path: &Path, error: io::Error) -> io::Error {
     }
 }
 
-/// In words, what is missing of a path that leads nowhere, with names like it where there are any; nothing for one that
-/// is there.
+/// Which part of a path is missing, with similar names if there are any; `None` if the path exists.
 pub fn missing(path: &Path) -> Option<String> {
     if path.exists() {
         return None;
@@ -45,7 +44,7 @@ pub fn missing(path: &Path) -> Option<String> {
     Some(text)
 }
 
-/// Names in `folder` that a few slips of the keyboard away are `name`, the nearest first.
+/// Names in `folder` that are a few typos away from `name`, the nearest first.
 fn names_like(folder: &Path, name: &str) -> Vec<String> {
     let wanted = name.to_lowercase();
     let most = (wanted.chars().count() / 3).max(1);
@@ -61,7 +60,7 @@ fn names_like(folder: &Path, name: &str) -> Vec<String> {
     near.into_iter().take(NAMES_SHOWN).map(|(_, name)| name).collect()
 }
 
-/// Levenshtein's distance: insertions, deletions and substitutions from `a` to `b`.
+/// The Levenshtein distance: insertions, deletions and substitutions that turn `a` into `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_missing_part_is_named_with_names_like_it() {
+    fn names_the_missing_part_and_suggests_similar_names() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("runs/pretrain")).unwrap();
         std::fs::create_dir(folder.path().join("runs/scenes")).unwrap();
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_the_way_is_said() {
+    fn names_the_file_or_folder_in_the_way() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
@@ -110,7 +109,7 @@ mod tests {
         assert_eq!(said(folder.path(), read), "a folder, where a file is needed");
         let made = std::fs::create_dir_all(&file).unwrap_err();
         assert_eq!(said(&file, made), "a file, where a folder is needed");
-        // Other answers stay as they are.
+        // Other errors stay as they are.
         let denied = explain(folder.path(), io::Error::from(io::ErrorKind::PermissionDenied));
         assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
     }

@@ -1,16 +1,16 @@
-//! A checkpoint of any origin, opened: its configuration, vocabulary, preprocessing, answers and weights.
+//! Opens a checkpoint of any origin: its configuration, vocabulary, preprocessing, answers and weights.
 //!
-//! [`Pretrained::open`] takes a checkpoint's place in any form that [`Place::find`] takes. To run the checkpoint, ask it for
-//! a model: [`matching`](Pretrained::matching), [`answering`](Pretrained::answering), [`judging`](Pretrained::judging), or
-//! [`model`](Pretrained::model) for any other. To train another model from it, take [`start`](Pretrained::start),
+//! [`Pretrained::open`] accepts every form of a place that [`Place::find`] does. To run the checkpoint, ask it for a
+//! model: [`matching`](Pretrained::matching), [`answering`](Pretrained::answering), [`judging`](Pretrained::judging),
+//! or [`model`](Pretrained::model) for any other. To train another model from it, use [`start`](Pretrained::start),
 //! [`text`](Pretrained::text) and [`weights`](Pretrained::weights).
 //!
-//! | file beside the weights | what it gives | without it |
+//! | file beside the weights | provides | if it is missing |
 //! | --- | --- | --- |
-//! | `config.json` | the configuration, of LXMERT or BERT | sizes from the weights' shapes, to start from; a model cannot be run |
-//! | `vocab.txt`, `tokenizer.json` | the tokeniser | the bundled vocabulary, where the sizes agree |
-//! | `preprocessor_config.json` | lengths, regions, detector | what the published checkpoints were trained with |
-//! | `answers.json` | the answers | `id2label` of `config.json`, else the published table of that size |
+//! | `config.json` | the configuration, of LXMERT or BERT | sizes come from the weights' shapes: enough to train from, not to run |
+//! | `vocab.txt`, `tokenizer.json` | the tokeniser | the bundled vocabulary, if its size fits |
+//! | `preprocessor_config.json` | lengths, regions, detector | the settings of the published checkpoints |
+//! | `answers.json` | the answers | `id2label` of `config.json`, otherwise the published table of that size |
 
 use crate::answers::AnswerTable;
 use crate::checkpoint::{Place, is_bert, names, read_tensors, sizes, take_weights};
@@ -27,40 +27,40 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// The first layer of an answer head, `[2·hidden, width of the pooled output]`: NLVR2's is over two of them.
+/// The first layer of an answer head, `[2·hidden, width of its input]`; NLVR2's takes two pooled outputs.
 const FIRST_LAYER: &str = "answer_head.logit_fc.0.weight";
 
-/// The last layer of an answer head: a row for each answer.
+/// The last layer of an answer head, one row per answer.
 const LAST_LAYER: &str = "answer_head.logit_fc.3.bias";
 
 /// The published answer tables in `data/answers`, by their number of answers.
 const PUBLISHED: [(usize, &str); 3] = [(9500, "pretraining.json"), (3129, "vqa.json"), (1842, "gqa.json")];
 
-/// A checkpoint, opened.
+/// An opened checkpoint.
 #[derive(Debug, Clone)]
 pub struct Pretrained {
-    /// Where its files lie.
+    /// Where its files are.
     pub place: Place,
-    /// The configuration of the model: the checkpoint's own, or the one that BERT starts. The numbers of answers, objects
-    /// and attributes are those of the weights; 0 for a head that they lack.
+    /// The model's configuration: the checkpoint's own, or the one derived from BERT's. The numbers of answers, objects
+    /// and attributes come from the weights; 0 for a missing head.
     pub config: LxmertConfig,
     /// The tokeniser.
     pub text: WordPiece,
-    /// How to put data before the model.
+    /// How to prepare data for the model.
     pub preprocessing: Preprocessing,
-    /// Whether the weights are BERT's: a language encoder alone.
+    /// Whether the weights are BERT's, that is, only a language encoder.
     pub is_bert: bool,
-    /// Whether a `config.json` lies beside the weights.
+    /// Whether there is a `config.json` beside the weights.
     described: bool,
-    /// Whether word embeddings are missing, which tell the sizes: `config` then means nothing.
+    /// Whether word embeddings, which show the sizes, are missing; `config` is then meaningless.
     partial: bool,
     labels: Vec<String>,
     tensors: BTreeMap<String, Tensor>,
 }
 
-const NO_WORDS: &str = "holds no word embeddings of LXMERT or BERT; is this another network's?";
+const NO_WORDS: &str = "no word embeddings of LXMERT or BERT in it; is this another network?";
 
-/// How sentences and regions are to be put before a model; `preprocessor_config.json`.
+/// How to prepare sentences and regions for a model: `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Preprocessing {
@@ -73,26 +73,26 @@ pub struct Preprocessing {
 }
 
 impl Default for Preprocessing {
-    /// What the published checkpoints, which do not say, were trained with.
+    /// The settings of the published checkpoints, which do not state them.
     fn default() -> Self {
         Self { max_length: 20, regions: 36, detector: "unknown".into() }
     }
 }
 
 impl Pretrained {
-    /// Opens the checkpoint at `place`, in any form that [`Place::find`] takes.
+    /// Opens the checkpoint at `place`, in any form that [`Place::find`] accepts.
     ///
     /// # Errors
-    /// When there is none, a file is damaged, or its files contradict each other: a size in `config.json` that the weights
-    /// do not have, or a vocabulary larger than their embeddings.
+    /// Returns an error if there is none, a file is damaged, or its files contradict each other: a size in
+    /// `config.json` differs from the weights', or the vocabulary is larger than their embeddings.
     pub fn open(place: impl AsRef<Path>) -> Result<Self> {
         Self::at(Place::find(place)?)
     }
 
-    /// [`Pretrained::open`] for a place that was found already.
+    /// [`Pretrained::open`] for a place that is already found.
     ///
     /// # Errors
-    /// As [`Pretrained::open`].
+    /// See [`Pretrained::open`].
     pub fn at(place: Place) -> Result<Self> {
         let tensors = names::lxmert(&place.weights, read_tensors(&place.weights)?)?;
         let is_bert = is_bert(&tensors);
@@ -100,7 +100,7 @@ impl Pretrained {
         let described = path.is_file();
         let found = match sizes(&tensors) {
             Some(found) => found,
-            // Other parts of LXMERT, such as a pooler, are a start for a model of a size that is asked for.
+            // Other parts of LXMERT, such as a pooler, can start a model if the caller gives its size.
             None if !described && tensors.keys().any(|name| name.starts_with("lxmert.")) => {
                 return Self::partial(place, tensors);
             }
@@ -113,7 +113,7 @@ impl Pretrained {
             }
             false => (shaped_by(&found, is_bert, &place.weights)?, Vec::new()),
         };
-        // The heads are those that are there: a task takes some and leaves others.
+        // The heads are those in the file; a task uses some and ignores others.
         let rows = |key: &str| found.get(key).and_then(Value::as_u64).map_or(0, |rows| rows as usize);
         config.num_qa_labels = rows("num_qa_labels");
         config.num_object_labels = rows("num_object_labels");
@@ -123,7 +123,7 @@ impl Pretrained {
         Ok(Self { place, config, text, preprocessing, is_bert, described, partial: false, labels, tensors })
     }
 
-    /// Some weights of a model whose sizes nothing tells: enough to start from, for a model of a size that is asked for.
+    /// Some weights of a model of unknown size: enough to start a model if the caller gives its size.
     fn partial(place: Place, tensors: BTreeMap<String, Tensor>) -> Result<Self> {
         let config = LxmertConfig::default();
         let (text, preprocessing) = (WordPiece::bundled()?, Preprocessing::beside(&place.folder, &config)?);
@@ -131,7 +131,7 @@ impl Pretrained {
         Ok(Self { place, config, text, preprocessing, is_bert, described, partial: true, labels, tensors })
     }
 
-    /// The tensors by the hub's names, in the file's element types.
+    /// The tensors under the hub's names, in the file's element types.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
     }
@@ -139,7 +139,7 @@ impl Pretrained {
     /// The weights named in `expected`; see [`take_weights`].
     ///
     /// # Errors
-    /// As [`take_weights`].
+    /// See [`take_weights`].
     pub fn weights(
         &self,
         expected: &[(String, Vec<usize>)],
@@ -148,12 +148,12 @@ impl Pretrained {
         take_weights(&self.place.weights, self.tensors.clone(), expected, allow_missing)
     }
 
-    /// The configuration of a model that starts from this checkpoint: `asked`, or the checkpoint's own. They must agree in
-    /// everything that the weights were trained with; the number of layers may differ for BERT, and the length of a region's
-    /// features and the heads are the task's.
+    /// The configuration of a model that starts from this checkpoint: `asked`, or the checkpoint's own. They must agree
+    /// in everything that the weights were trained with. BERT may differ in the number of layers; the task decides the
+    /// length of a region's features and the heads.
     ///
     /// # Errors
-    /// When they do not agree, with the key and both values.
+    /// Returns an error with the key and both values if they do not agree.
     pub fn start(&self, asked: Option<LxmertConfig>) -> Result<LxmertConfig> {
         let Some(asked) = asked else {
             return match self.partial {
@@ -179,21 +179,21 @@ impl Pretrained {
         Ok(asked)
     }
 
-    /// The model that `new` makes of this configuration, with these weights on `device`.
+    /// The model that `new` builds from this configuration, with these weights, on `device`.
     ///
     /// # Errors
-    /// When no `config.json` describes the model, or the weights do not fit it.
+    /// Returns an error if there is no `config.json`, or the weights do not fit the model.
     pub fn model<M>(
         &self,
         device: &Device,
         new: impl Fn(&LxmertConfig, VarBuilder) -> candle_core::Result<M>,
     ) -> Result<M> {
         if !self.described {
-            let reason = "no config.json beside it, which says what model it is; put the checkpoint's own there";
+            let reason = "no config.json beside it, so the model is unknown; put the checkpoint's own there";
             return Err(Error::format(&self.place.weights, reason));
         }
         if self.is_bert {
-            let reason = "these are BERT's weights; train a model from them (--init), and name that";
+            let reason = "these are BERT's weights; train a model from them (--init) and name that model instead";
             return Err(Error::format(&self.place.weights, reason));
         }
         let expected = init::expected(|vb| new(&self.config, vb).map(drop))?;
@@ -206,7 +206,7 @@ impl Pretrained {
     /// The model that matches sentences with images.
     ///
     /// # Errors
-    /// As [`Pretrained::model`].
+    /// See [`Pretrained::model`].
     pub fn matching(&self, device: &Device) -> Result<MatchingModel> {
         self.model(device, MatchingModel::new).map_err(|error| {
             error.for_lacking_head(
@@ -219,7 +219,7 @@ impl Pretrained {
     /// The model that answers questions; [`Pretrained::answers`] are its answers.
     ///
     /// # Errors
-    /// When it has no answer head; as [`Pretrained::model`].
+    /// Returns an error if the checkpoint has no answer head; otherwise as [`Pretrained::model`].
     pub fn answering(&self, device: &Device) -> Result<AnswerModel> {
         self.answer_head()?;
         self.model(device, AnswerModel::new)
@@ -228,18 +228,18 @@ impl Pretrained {
     /// The model that judges statements about two images.
     ///
     /// # Errors
-    /// As [`Pretrained::model`].
+    /// See [`Pretrained::model`].
     pub fn judging(&self, device: &Device) -> Result<PairModel> {
         self.model(device, PairModel::new).map_err(|error| {
             error.for_lacking_head("answer_head.", "no head over two images; name a checkpoint of --task statements")
         })
     }
 
-    /// The answers of its answer head: those of `answers.json`, else of `id2label` in `config.json`, else the published table
-    /// of as many answers.
+    /// The answers of the answer head: from `answers.json`, otherwise from `id2label` in `config.json`, otherwise the
+    /// published table of the same size.
     ///
     /// # Errors
-    /// When it has no answer head, or nothing says what its answers are.
+    /// Returns an error if there is no answer head, or its answers are unknown.
     pub fn answers(&self) -> Result<AnswerTable> {
         let count = self.answer_head()?;
         let (folder, own) = (&self.place.folder, self.place.folder.join("answers.json"));
@@ -255,7 +255,7 @@ impl Pretrained {
             (path.clone(), AnswerTable::read(&path)?)
         } else {
             let reason = format!(
-                "no answers.json here, and no published table has {count} answers, as the head does; put the list of its answers there"
+                "no answers.json here, and no published table has the head's {count} answers; put the list of its answers there"
             );
             return Err(Error::format(folder, reason));
         };
@@ -266,35 +266,35 @@ impl Pretrained {
         Ok(table)
     }
 
-    /// How many answers its answer head has.
+    /// How many answers the answer head has.
     fn answer_head(&self) -> Result<usize> {
         let reason = match self.tensors.get(LAST_LAYER).map(|rows| rows.elem_count()) {
             None => "has no answer head; name a checkpoint that was trained on questions (--task questions)",
-            // NLVR2's head has the names of an answer head.
+            // NLVR2's head uses the names of an answer head.
             Some(_)
                 if self.tensors.get(FIRST_LAYER).is_some_and(|w| w.dims().last() != Some(&self.config.hidden_size)) =>
             {
-                "judges statements about two images and answers no questions; name a checkpoint of --task questions"
+                "judges statements about two images and cannot answer questions; name a checkpoint of --task questions"
             }
             Some(rows) => return Ok(rows),
         };
         Err(Error::format(&self.place.weights, reason))
     }
 
-    /// Checks that regions with this many features fit the model.
+    /// Checks that regions with features of this length fit the model.
     ///
     /// # Errors
-    /// When they do not, with both numbers and the detector that fits.
+    /// Returns an error with both lengths and the right detector if they do not.
     pub fn check_features(&self, feature_dim: usize) -> Result<()> {
         self.preprocessing.check_features(&self.config, feature_dim)
     }
 }
 
-/// The configuration that `name` names, to train a model from fresh weights, with the tokeniser beside it: a preset, a
-/// `config.json`, or a checkpoint with one, in any form that [`Place::find`] takes.
+/// The configuration called `name`, to train a model from fresh weights, with the tokeniser beside it. `name` is a
+/// preset, a `config.json`, or a checkpoint with one in any form that [`Place::find`] accepts.
 ///
 /// # Errors
-/// When there is none, it is not LXMERT's, or its numbers or its vocabulary do not fit together.
+/// Returns an error if there is none, it is not LXMERT's, or its numbers or its vocabulary do not fit together.
 pub fn configuration(name: &str) -> Result<(LxmertConfig, WordPiece)> {
     if LxmertConfig::PRESETS.contains(&name) {
         return Ok((LxmertConfig::preset(name)?, WordPiece::bundled()?));
@@ -309,7 +309,7 @@ pub fn configuration(name: &str) -> Result<(LxmertConfig, WordPiece)> {
 }
 
 impl Preprocessing {
-    /// What the checkpoint in `folder` says, within what a model of this configuration can take.
+    /// Reads the preprocessing of the checkpoint in `folder` and checks it against the model's limits.
     fn beside(folder: &Path, config: &LxmertConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         let longest = config.max_position_embeddings;
@@ -319,8 +319,10 @@ impl Preprocessing {
         }
         let read: Self = read_json(&path)?;
         if !(3..=longest).contains(&read.max_length) {
-            let reason =
-                format!("max_length is {}, but must be 3 to {longest}, the model's positions", read.max_length);
+            let reason = format!(
+                "max_length is {}, but must be 3 to {longest}, the model's number of positions",
+                read.max_length
+            );
             return Err(Error::format(path, reason));
         }
         if read.regions == 0 {
@@ -329,41 +331,45 @@ impl Preprocessing {
         Ok(read)
     }
 
-    /// Checks that regions with this many features fit a model of this configuration.
+    /// Checks that regions with features of this length fit a model of this configuration.
     ///
     /// # Errors
-    /// When they do not, with both numbers and the detector that fits.
+    /// Returns an error with both lengths and the right detector if they do not.
     pub fn check_features(&self, config: &LxmertConfig, feature_dim: usize) -> Result<()> {
         let wanted = config.visual_feat_dim;
         if feature_dim == wanted {
             return Ok(());
         }
         Err(Error::Argument(format!(
-            "the regions have {feature_dim} numbers each, but the checkpoint takes {wanted}; {}",
+            "each region has {feature_dim} numbers, but the checkpoint needs {wanted}; {}",
             detector_for(wanted, &self.detector)
         )))
     }
 }
 
-/// In words, which detector gives features of this length.
+/// Says which detector gives features of this length.
 fn detector_for(feature_dim: usize, trained_on: &str) -> String {
     match (feature_dim, trained_on) {
-        (2048, _) => "that is bottom-up attention's: give its features by --features STORE (see `lxmert-extract import bottom-up`)".into(),
-        (1024, "unknown" | "coco") => "that is the coco detector's".into(),
-        (256, "unknown" | "scenes") => "that is the scenes detector's".into(),
+        (2048, _) => {
+            "use bottom-up attention's features: --features STORE (see `lxmert-extract import bottom-up`)".into()
+        }
+        (1024, "unknown" | "coco") => "use the coco detector".into(),
+        (256, "unknown" | "scenes") => "use the scenes detector".into(),
         (_, name) => format!("use the detector that it was trained on, '{name}'"),
     }
 }
 
-/// The configuration of a `config.json`, after its numbers were compared with what the weights hold: nothing is allocated by
-/// a number that only the text file claims. `files`: the `config.json` and the weights, for messages.
+/// The configuration of a `config.json`, after comparing its numbers with the weights: no allocation depends on a
+/// number that only the text file claims. `files`: the `config.json` and the weights, for error messages.
 fn described_by(fields: &Fields, found: &Fields, is_bert: bool, files: (&Path, &Path)) -> Result<LxmertConfig> {
     let (path, weights) = files;
     if config::is_bert(fields) != is_bert {
         let name = |bert: bool| if bert { "BERT" } else { "LXMERT" };
         let (says, are) = (name(!is_bert), name(is_bert));
-        let reason =
-            format!("describes {says}, but {} holds {are}'s weights; is it another checkpoint's?", weights.display());
+        let reason = format!(
+            "describes {says}, but {} holds {are}'s weights; does it belong to another checkpoint?",
+            weights.display()
+        );
         return Err(Error::format(path, reason));
     }
     let config = match is_bert {
@@ -371,7 +377,7 @@ fn described_by(fields: &Fields, found: &Fields, is_bert: bool, files: (&Path, &
         false => LxmertConfig::from_fields(fields.clone(), path)?,
     };
     let mut says = fields_of(&config)?;
-    // Heads are taken from the weights. BERT has other layers than the LXMERT that it starts.
+    // Heads follow the weights. BERT has other layers than the LXMERT that starts from it.
     let mut unchecked = vec!["num_qa_labels", "num_object_labels", "num_attr_labels"];
     let mut layers_key = "l_layers";
     if is_bert {
@@ -383,8 +389,10 @@ fn described_by(fields: &Fields, found: &Fields, is_bert: bool, files: (&Path, &
         let said = says.get(key).unwrap_or(&Value::Null);
         if said != held {
             let key = if key == "l_layers" { layers_key } else { key };
-            let reason =
-                format!("{key} is {said}, but {} holds {held}; is it another checkpoint's?", weights.display());
+            let reason = format!(
+                "{key} is {said}, but {} holds {held}; does it belong to another checkpoint?",
+                weights.display()
+            );
             return Err(Error::format(path, reason));
         }
     }
@@ -399,8 +407,9 @@ fn fields_of(config: &LxmertConfig) -> Result<Fields> {
     }
 }
 
-/// The configuration that the shapes of the weights show. They do not show the heads: a preset of the same width says how
-/// many there are, else each is 64 wide, as BERT's are; nor the activation and the epsilon, which are the published ones.
+/// The configuration that the weights' shapes show. They do not show the number of heads: a preset of the same width
+/// gives it, otherwise each head is 64 wide, as BERT's. Nor do they show the activation and the epsilon, which default
+/// to the published ones.
 fn shaped_by(found: &Fields, is_bert: bool, weights: &Path) -> Result<LxmertConfig> {
     let hidden = found.get("hidden_size").and_then(Value::as_u64).unwrap_or(0) as usize;
     let preset = |name: &&str| LxmertConfig::preset(name).ok().filter(|preset| preset.hidden_size == hidden);
@@ -416,7 +425,7 @@ fn shaped_by(found: &Fields, is_bert: bool, weights: &Path) -> Result<LxmertConf
     LxmertConfig::from_fields(fields, weights)
 }
 
-/// The answers in `id2label` of a `config.json`, by label; none where there are no words but transformers' `LABEL_0`, ….
+/// The answers in `id2label` of a `config.json`, by label; empty if it holds only transformers' `LABEL_0`, ….
 fn labels(config: &Fields) -> Vec<String> {
     let Some(words) = config.get("id2label").and_then(Value::as_object) else { return Vec::new() };
     let word = |label: usize| words.get(&label.to_string())?.as_str().map(String::from);
@@ -424,7 +433,7 @@ fn labels(config: &Fields) -> Vec<String> {
     if words.iter().enumerate().all(|(label, word)| *word == format!("LABEL_{label}")) { Vec::new() } else { words }
 }
 
-/// The tokeniser in `folder`, else the bundled one, if a model of this configuration can read it.
+/// The tokeniser in `folder`, otherwise the bundled one, if it fits this configuration.
 fn vocabulary(folder: &Path, config: &LxmertConfig) -> Result<WordPiece> {
     let (vocab, tokenizer) = (folder.join("vocab.txt"), folder.join("tokenizer.json"));
     let rows = config.vocab_size;
@@ -439,15 +448,17 @@ fn vocabulary(folder: &Path, config: &LxmertConfig) -> Result<WordPiece> {
             return Ok(bundled);
         }
         let reason = format!(
-            "no vocab.txt or tokenizer.json here; the model's vocabulary has {rows} entries, so it is not the bundled one of {entries}; put its own here"
+            "no vocab.txt or tokenizer.json here; the model's vocabulary has {rows} entries and the bundled one {entries}; put the model's own here"
         );
         return Err(Error::format(folder, reason));
     };
-    // A table of embeddings may have more rows than the vocabulary has entries: some are padded to a round number.
+    // Some embedding tables are padded to a round number of rows, so they may have more rows than the vocabulary has
+    // entries.
     let entries = text.vocabulary().len();
     if entries > rows {
-        let reason =
-            format!("{entries} entries, but the model has embeddings for {rows} (vocab_size); is it another model's?");
+        let reason = format!(
+            "{entries} entries, but the model has embeddings for {rows} (vocab_size); does it belong to another model?"
+        );
         return Err(Error::format(path, reason));
     }
     Ok(text)

@@ -1,5 +1,4 @@
-//! Weights from a formula, so that a full-size network can be compared with the reference runs
-//! without a large file.
+//! Weights from a formula, so that a full-size network can be compared with the reference runs without a large file.
 //!
 //! Element `i` (row-major) of a tensor called `name` is
 //!
@@ -20,7 +19,7 @@ fn fnv1a64(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
-/// The finaliser of splitmix64: a bijection of 64-bit words whose output looks random.
+/// The finaliser of splitmix64: a bijection on 64-bit words with random-looking output.
 pub fn splitmix64(mut x: u64) -> u64 {
     x ^= x >> 30;
     x = x.wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -41,10 +40,10 @@ pub fn values(name: &str, count: usize, low: f64, high: f64, seed: u64) -> Vec<f
         .collect()
 }
 
-/// The formula tensor `name` of the given shape, f32 on the CPU.
+/// The tensor that the formula gives for `name` and this shape; f32 on the CPU.
 ///
 /// # Errors
-/// When the shape cannot be allocated.
+/// Returns an error if the shape cannot be allocated.
 pub fn tensor(name: &str, shape: &[usize], low: f64, high: f64, seed: u64) -> candle_core::Result<Tensor> {
     let count = shape.iter().product();
     Tensor::from_vec(values(name, count, low, high, seed), shape, &Device::Cpu)
@@ -55,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_formula_gives_the_reference_script_s_bits() {
+    fn the_formula_gives_the_bits_of_the_reference_script() {
         // python: procedural.tensor("input.features", (4,), 0.0, 2.0, 0)
         let got: Vec<u32> = values("input.features", 4, 0.0, 2.0, 0).iter().map(|v| v.to_bits()).collect();
         assert_eq!(got, EXPECTED_BITS);

@@ -1,4 +1,4 @@
-//! Sentences to WordPieces, as BERT's tokeniser cuts them (Wu et al. 2016; Devlin et al. 2019).
+//! Splits sentences into WordPieces as BERT's tokeniser does (Wu et al. 2016; Devlin et al. 2019).
 
 use crate::files::{Fields, read_json};
 use crate::{Error, Result};
@@ -18,26 +18,26 @@ const BUNDLED: &str = include_str!("../../data/vocab/bert-base-uncased-vocab.txt
 pub struct Encoding {
     /// WordPiece ids, `[CLS]` first and `[SEP]` last.
     pub ids: Vec<u32>,
-    /// The WordPieces themselves, one per id; a word's continuations begin with `##`.
+    /// The WordPieces, one per id; continuations of a word begin with `##`.
     pub tokens: Vec<String>,
     /// Byte range of each WordPiece in the sentence; empty for `[CLS]` and `[SEP]`.
     pub offsets: Vec<(usize, usize)>,
-    /// WordPieces dropped because the sentence was too long.
+    /// How many WordPieces were dropped because the sentence was too long.
     pub truncated: usize,
 }
 
-/// The ids of the entries that every BERT vocabulary has and that stand for no word.
+/// The ids of the special entries that every BERT vocabulary has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// `[PAD]`: fills the shorter sentences of a batch.
+    /// `[PAD]`: pads the shorter sentences of a batch.
     pub pad: u32,
-    /// `[UNK]`: a word that cannot be cut into entries.
+    /// `[UNK]`: a word that the vocabulary cannot represent.
     pub unk: u32,
     /// `[CLS]`: before every sentence.
     pub cls: u32,
     /// `[SEP]`: after every sentence.
     pub sep: u32,
-    /// `[MASK]`: a word to be guessed.
+    /// `[MASK]`: a word to predict.
     pub mask: u32,
 }
 
@@ -54,16 +54,16 @@ impl WordPiece {
     /// The tokeniser of `bert-base-uncased`, which ships with this crate.
     ///
     /// # Errors
-    /// Never for the bundled vocabulary; the signature is [`WordPiece::from_vocab`]'s.
+    /// Never for the bundled vocabulary; the signature matches [`WordPiece::from_vocab`].
     pub fn bundled() -> Result<Self> {
         Self::new(lines(BUNDLED), true, Path::new("the bundled vocabulary"))
     }
 
-    /// The tokeniser of a `vocab.txt`, one entry a line. It is uncased unless a `tokenizer_config.json` beside it sets
-    /// `do_lower_case` to false.
+    /// The tokeniser of a `vocab.txt`, one entry per line. It is uncased unless a `tokenizer_config.json` beside it
+    /// sets `do_lower_case` to false.
     ///
     /// # Errors
-    /// When a file cannot be read, or the vocabulary repeats an entry or lacks a special one.
+    /// Returns an error if a file cannot be read, or the vocabulary repeats an entry or lacks a special one.
     pub fn from_vocab(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
@@ -75,11 +75,10 @@ impl WordPiece {
         Self::new(lines(text.strip_prefix('\u{feff}').unwrap_or(&text)), lower_case.unwrap_or(true), path)
     }
 
-    /// The tokeniser of a `tokenizer.json` of Hugging Face's tokenizers that holds a WordPiece model: its vocabulary, cased
-    /// or uncased as its normaliser says.
+    /// The tokeniser of a WordPiece model in a Hugging Face `tokenizer.json`, cased or uncased as its normaliser says.
     ///
     /// # Errors
-    /// When the file cannot be read or holds another model; as [`WordPiece::from_vocab`] on its vocabulary.
+    /// Returns an error if the file cannot be read or holds another model; otherwise as [`WordPiece::from_vocab`].
     pub fn from_tokenizer_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let json: Value = read_json(path)?;
@@ -94,7 +93,7 @@ impl WordPiece {
         {
             return Err(Error::format(
                 path,
-                format!("'{entry}' has id {id}, but ids go from 0 without a gap ({place} is next)"),
+                format!("'{entry}' has id {id}, but ids must count from 0 without a gap (expected {place})"),
             ));
         }
         let lower_case = json.pointer("/normalizer/lowercase").and_then(Value::as_bool).unwrap_or(true);
@@ -134,15 +133,15 @@ impl WordPiece {
         Ok(Self { tokenizer: tokenizer.into(), vocabulary, special, lower_case })
     }
 
-    /// `[CLS] … [SEP]`, at most `max_length` WordPieces in all; what does not fit is dropped from
-    /// the end and counted in [`Encoding::truncated`].
+    /// Encodes `[CLS] … [SEP]` in at most `max_length` WordPieces. WordPieces that do not fit are dropped from the end
+    /// of the sentence and counted in [`Encoding::truncated`].
     ///
     /// # Errors
-    /// When `max_length` is below 2 or the tokeniser fails.
+    /// Returns an error if `max_length` is below 2 or the tokeniser fails.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Encoding> {
         if max_length < 2 {
             return Err(Error::Argument(format!(
-                "a sentence of at most {max_length} WordPieces has no room for [CLS] and [SEP]"
+                "a maximum length of {max_length} WordPieces leaves no room for [CLS] and [SEP]"
             )));
         }
         let encoded = self.tokenizer.encode(text, true).map_err(|e| Error::Argument(format!("'{text}': {e}")))?;
@@ -170,22 +169,22 @@ impl WordPiece {
         self.special
     }
 
-    /// Whether sentences become lower case and lose their accents first.
+    /// Whether sentences are lower-cased and stripped of accents first.
     pub fn lower_case(&self) -> bool {
         self.lower_case
     }
 
-    /// The `vocab.txt` text.
+    /// The vocabulary as the text of a `vocab.txt`.
     pub fn vocab_text(&self) -> String {
         let mut text = self.vocabulary.join("\n");
         text.push('\n');
         text
     }
 
-    /// The `tokenizer.json` text of Hugging Face's tokenizers.
+    /// The tokeniser as the text of a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
-    /// When it cannot be written as JSON.
+    /// Returns an error if it cannot be written as JSON.
     pub fn tokenizer_json(&self) -> Result<String> {
         self.tokenizer.to_string(false).map_err(|e| Error::Argument(format!("tokenizer.json: {e}")))
     }
@@ -200,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cuts_a_sentence_into_bert_s_word_pieces() {
+    fn splits_a_sentence_into_berts_word_pieces() {
         let text = WordPiece::bundled().unwrap();
         let encoding = text.encode("A café's Unaffable dog, sitting.", 32).unwrap();
         let want = ["[CLS]", "a", "cafe", "'", "s", "una", "##ffa", "##ble", "dog", ",", "sitting", ".", "[SEP]"];
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_a_vocabulary_that_lacks_a_special_entry_or_repeats_one() {
+    fn rejects_a_vocabulary_with_missing_or_repeated_entries() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vocab.txt");
         for (text, part) in [
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn special_ids_and_case_are_the_vocabulary_s_own() {
+    fn special_ids_and_case_come_from_the_vocabulary() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vocab.txt");
         std::fs::write(&path, "A\na\n[MASK]\n[SEP]\n[CLS]\n[UNK]\n[PAD]\n").unwrap();
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn tokenizer_json_gives_the_same_tokeniser_as_its_vocabulary() {
+    fn tokenizer_json_equals_its_vocabulary() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndog\n##s\nDog\n").unwrap();
         let path = dir.path().join("tokenizer.json");

@@ -1,8 +1,8 @@
-//! Where things lie: one root folder with what ships in `data/` and what jobs write.
+//! Where files lie: one root folder with the shipped `data/` and what jobs write.
 //!
 //! | path | what |
 //! | --- | --- |
-//! | `data/` | what ships, and data sets a user adds |
+//! | `data/` | what ships, and the user's data sets |
 //! | `data/scenes/` | the generated data set: `images/`, `results.csv`, `splits.json`, `scenes.json`, … |
 //! | `data/features/<name>/` | feature stores |
 //! | `runs/<name>/` | checkpoints, logs and pictures of a training run |
@@ -17,11 +17,11 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The nearest folder, from the current one upwards, that holds `data/README.md`; else the
-    /// folder this program was built in.
+    /// The nearest folder at or above the current one that holds `data/README.md`, otherwise the folder this program
+    /// was built in.
     ///
     /// # Errors
-    /// When neither exists.
+    /// Returns an error if neither exists.
     pub fn locate() -> Result<Self> {
         let here = std::env::current_dir().map_err(Error::io("."))?;
         let built = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
@@ -32,7 +32,7 @@ impl Workspace {
             .ok_or_else(|| Error::Argument("no data/ folder here or above; run inside the workspace".into()))
     }
 
-    /// The workspace at a known root.
+    /// A workspace with this root.
     pub fn at(root: impl AsRef<Path>) -> Self {
         Self { root: root.as_ref().to_path_buf() }
     }

@@ -1,5 +1,5 @@
-//! Names, fit and saving: old keys are renamed, an error lists what does not fit, and a file is written whole, with the same
-//! bytes each time, or not at all.
+//! Names, fit and saving: old keys are renamed, an error lists everything that does not fit, and a file is written
+//! either whole, with the same bytes each time, or not at all.
 
 use candle_core::{DType, Device, Tensor};
 use lxmert_core::Error;
@@ -83,7 +83,7 @@ fn allows_only_the_named_missing_and_unexpected_tensors() {
             "{error}"
         );
     }
-    // An allowed name must still have its shape when it is there.
+    // An allowed name must still have its shape if it is there.
     let wrong = tensors(&[("a", &[1]), ("answer_head.0.weight", &[3])]);
     let error = fit("f", &network, wrong, &both).unwrap_err();
     assert!(matches!(&error, Error::Checkpoint { misshapen, .. } if misshapen.len() == 1), "{error}");
@@ -109,7 +109,7 @@ fn patterns_match_whole_names() {
 }
 
 #[test]
-fn renames_lxmert_s_keys_to_the_hub_s() {
+fn renames_lxmerts_keys_to_the_hubs() {
     for (old, new) in [
         ("lxmert.encoder.layer.0.output.dense.weight", "lxmert.encoder.layer.0.output.dense.weight"),
         ("bert.encoder.layer.0.output.dense.weight", "lxmert.encoder.layer.0.output.dense.weight"),
@@ -145,13 +145,13 @@ fn drops_a_decoder_that_equals_the_word_embeddings() {
     assert!(message.contains("w.pth") && message.contains(decoder), "{message}");
     let reshaped = Tensors::from([(words.into(), filled(1.0)), (decoder.into(), tensor(&[6]))]);
     assert!(matches!(names::lxmert("f", reshaped), Err(Error::Format { .. })));
-    // Without the word embeddings it repeats nothing, and stays.
+    // Without the word embeddings it repeats nothing, so it stays.
     let alone = names::lxmert("f", Tensors::from([(decoder.into(), filled(1.0))])).unwrap();
     assert!(alone.contains_key(decoder));
 }
 
 #[test]
-fn renames_the_detector_s_old_keys() {
+fn renames_the_detectors_old_keys() {
     for (old, new) in [
         ("backbone.fpn.inner_blocks.0.weight", "backbone.fpn.inner_blocks.0.0.weight"),
         ("backbone.fpn.layer_blocks.3.bias", "backbone.fpn.layer_blocks.3.0.bias"),
@@ -167,7 +167,7 @@ fn renames_the_detector_s_old_keys() {
 }
 
 #[test]
-fn rejects_two_keys_that_become_one() {
+fn rejects_two_keys_that_get_one_name() {
     let check = |result: lxmert_core::Result<Tensors>, parts: [&str; 3]| {
         let error = result.unwrap_err();
         assert!(matches!(error, Error::Format { .. }), "{error:?}");
@@ -198,7 +198,7 @@ fn same_tensors_give_the_same_bytes() {
     let bytes = std::fs::read(&first).unwrap();
     assert_eq!(bytes, std::fs::read(&second).unwrap());
 
-    // The format's own reader takes it, and every tensor lies aligned.
+    // The format's own reader accepts it, and every tensor is aligned.
     let (header_length, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header_length % 8, 0);
     assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
@@ -236,7 +236,7 @@ fn failed_write_leaves_the_old_file_and_nothing_else() {
     let path = folder.path().join("file");
     let fail = || {
         atomic_write(&path, |file| {
-            file.write_all(&vec![1; 3 << 20])?; // more than is buffered
+            file.write_all(&vec![1; 3 << 20])?; // more than the buffer holds
             Err::<(), _>(std::io::Error::other("the disk is full"))
         })
     };

@@ -1,5 +1,5 @@
-//! The hub's client against a server on the loopback interface: what is fetched, where it is stored, and the errors. No test
-//! asks a real host.
+//! The hub's client against a server on the loopback interface: what it fetches, where it stores it, and its errors. No
+//! test contacts a real host.
 
 #[path = "checkpoint_hub/server.rs"]
 mod server;
@@ -23,13 +23,13 @@ fn bytes(seed: u32) -> Vec<u8> {
     (0..200_000u32).map(|i| ((i ^ seed).wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-/// A large file: the hub names it by its sha256.
+/// A large file: the hub names it by its SHA-256.
 fn weights() -> Published {
     let content = bytes(1);
     Published { etag: sha256(&content), content, commit: COMMIT.into(), large: true }
 }
 
-/// The same bytes as a small file: named by git's hash, which is not one of the content alone.
+/// The same bytes as a small file: named by git's hash, which covers more than the content.
 fn small() -> Published {
     Published { etag: GIT_HASH.into(), large: false, ..weights() }
 }
@@ -80,15 +80,15 @@ impl Cache {
         self.folder().join("snapshots").join(commit).join("folder/weights.pth")
     }
 
-    /// Neither a finished blob nor a name that leads to one.
+    /// Asserts that there is neither a finished blob nor a name that points to one.
     fn assert_no_file(&self) {
         assert!(self.blobs().iter().all(|name| name.ends_with(".incomplete")), "{:?}", self.blobs());
-        assert!(self.pointer(COMMIT).symlink_metadata().is_err(), "a file stands in the snapshot");
+        assert!(self.pointer(COMMIT).symlink_metadata().is_err(), "there is a file in the snapshot");
         assert!(self.offline(None).is_err());
     }
 }
 
-/// Checks that the result is an error of the hub whose message has each of `parts`.
+/// Checks that the result is an error of the hub with each of `parts` in its message.
 fn assert_error(result: Result<PathBuf>, parts: &[&str]) {
     let error = result.expect_err("the fetch succeeded");
     assert!(matches!(error, Error::Hub { .. }), "{error:?}");
@@ -99,7 +99,7 @@ fn assert_error(result: Result<PathBuf>, parts: &[&str]) {
 }
 
 #[test]
-fn a_space_is_a_repository_with_a_prefix() {
+fn fetches_from_a_space() {
     let (published, cache) = (weights(), Cache::new());
     let server = Server::good(&published);
     let hub = Hub::new(options(cache.0.path(), &server.endpoint())).unwrap();
@@ -133,7 +133,7 @@ fn stores_a_download_where_python_looks_for_it() {
 }
 
 #[test]
-fn asks_for_the_revision_and_notes_its_commit() {
+fn asks_for_the_revision_and_stores_its_commit() {
     let (server, cache) = (Server::good(&weights()), Cache::new());
     let hub = Hub::new(options(cache.0.path(), &server.endpoint())).unwrap();
     let path = hub.fetch(&"owner/repo/folder/weights.pth@v1".parse().unwrap(), None, false).unwrap();
@@ -150,9 +150,9 @@ fn a_second_call_downloads_nothing() {
     let first = cache.fetch(&server, Some(&expected)).unwrap();
     let asked = server.log().len();
     assert_eq!(cache.fetch(&server, Some(&expected)).unwrap(), first);
-    assert_eq!(server.log().len(), asked, "a file that is known to be right is used without asking");
+    assert_eq!(server.log().len(), asked, "a file with the expected hash is used without asking");
     assert_eq!(cache.fetch(&server, None).unwrap(), first);
-    assert!(server.log().len() > asked, "without an expectation the hub is asked whether there is a newer one");
+    assert!(server.log().len() > asked, "without an expected hash the hub is asked for a newer version");
     assert_eq!(server.content_requests(), ["whole"]);
 }
 
@@ -167,7 +167,7 @@ fn fetches_a_newer_version() {
 }
 
 #[test]
-fn resumes_a_cut_download() {
+fn resumes_a_broken_download() {
     for published in [weights(), small()] {
         let faults = |n: usize| [Reply::Cut(70_000), Reply::Cut(50_000), Reply::Good][n.min(2)];
         let (server, cache) = (Server::start(&published, Head::Good, faults), Cache::new());
@@ -198,7 +198,7 @@ fn resumes_after_a_silent_connection() {
 }
 
 #[test]
-fn gives_up_on_a_connection_that_always_breaks_and_stores_no_file() {
+fn gives_up_on_a_connection_that_always_breaks_and_stores_nothing() {
     for published in [weights(), small()] {
         let (server, cache) = (Server::start(&published, Head::Good, |_| Reply::Cut(1_000)), Cache::new());
         let by_hand = format!("{}/owner/repo/resolve/main/folder/weights.pth", server.endpoint());
@@ -208,7 +208,7 @@ fn gives_up_on_a_connection_that_always_breaks_and_stores_no_file() {
 }
 
 #[test]
-fn a_later_run_resumes_what_an_earlier_one_downloaded() {
+fn a_later_run_resumes_the_download_of_an_earlier_one() {
     let published = weights();
     let cache = Cache::new();
     let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
@@ -217,11 +217,11 @@ fn a_later_run_resumes_what_an_earlier_one_downloaded() {
     cache.assert_no_file();
     let good = Server::good(&published);
     assert_eq!(std::fs::read(cache.fetch(&good, Some(&expected)).unwrap()).unwrap(), published.content);
-    assert_eq!(good.content_requests(), ["bytes=3000-199999"], "three attempts brought 1,000 bytes each");
+    assert_eq!(good.content_requests(), ["bytes=3000-199999"], "three attempts fetched 1,000 bytes each");
 }
 
 #[test]
-fn starts_over_when_what_an_earlier_run_left_is_damaged() {
+fn starts_over_if_the_partial_download_is_damaged() {
     let published = weights();
     let (server, cache) = (Server::good(&published), Cache::new());
     std::fs::create_dir_all(cache.folder().join("blobs")).unwrap();
@@ -232,7 +232,7 @@ fn starts_over_when_what_an_earlier_run_left_is_damaged() {
 }
 
 #[test]
-fn two_fetches_at_once_download_once() {
+fn two_simultaneous_fetches_download_once() {
     let published = weights();
     let (server, cache) = (Server::good(&published), Cache::new());
     std::thread::scope(|scope| {
@@ -263,7 +263,7 @@ fn rejects_and_removes_a_file_with_another_hash_or_size() {
 }
 
 #[test]
-fn rejects_bytes_that_do_not_match_the_hub_s_own_hash() {
+fn rejects_bytes_that_do_not_match_the_hubs_hash() {
     let damaged = Published { content: bytes(3), ..weights() };
     let (server, cache) = (Server::good(&damaged), Cache::new());
     let error = cache.fetch(&server, None).unwrap_err();
@@ -280,12 +280,15 @@ fn downloads_a_damaged_cached_file_again() {
     let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
     let path = cache.fetch(&server, Some(&expected)).unwrap();
     std::fs::write(&path, &published.content[..1_000]).unwrap();
-    assert!(matches!(cache.offline(Some(&expected)), Err(Error::Format { .. })), "offline it can only be told");
+    assert!(
+        matches!(cache.offline(Some(&expected)), Err(Error::Format { .. })),
+        "offline the damage can only be reported"
+    );
     assert_eq!(std::fs::read(cache.fetch(&server, Some(&expected)).unwrap()).unwrap(), published.content);
 }
 
 #[test]
-fn a_refusal_names_the_remedy() {
+fn an_http_refusal_says_what_to_do() {
     let published = weights();
     for (status, parts) in [
         (401, &["401", "so it is", "/owner/repo", "HF_TOKEN", "hf auth login"][..]),
@@ -325,7 +328,7 @@ fn retries_after_an_error_page() {
 }
 
 #[test]
-fn offline_uses_the_cache_or_names_the_file_s_address() {
+fn offline_uses_the_cache_or_names_the_files_address() {
     let published = weights();
     let (server, cache) = (Server::good(&published), Cache::new());
     let expected = ExpectedFile { size: published.content.len() as u64, sha256: &published.etag };
@@ -369,7 +372,7 @@ fn optional(server: &Server, cache: &Cache, name: &str) -> Result<Option<PathBuf
 }
 
 #[test]
-fn a_mirror_that_serves_resolve_alone_is_enough() {
+fn works_with_a_mirror_that_serves_only_resolve() {
     let (server, cache) = (Server::good(&weights()), Cache::new());
     assert_eq!(optional(&server, &cache, FILE).unwrap(), Some(cache.pointer(COMMIT)));
     assert_eq!(optional(&server, &cache, "answers.json").unwrap(), None, "an optional file that is not there");
@@ -381,7 +384,7 @@ fn a_mirror_that_serves_resolve_alone_is_enough() {
 }
 
 #[test]
-fn a_missing_repository_or_revision_is_an_error_for_an_optional_file_too() {
+fn a_missing_repository_is_an_error_even_for_an_optional_file() {
     for code in ["RepoNotFound", "RevisionNotFound"] {
         let server = Server::start(&weights(), Head::Absent(code), |_| Reply::Good);
         assert_error(optional(&server, &Cache::new(), FILE).map(Option::unwrap), &["404", "/owner/repo/tree/main"]);
@@ -389,7 +392,7 @@ fn a_missing_repository_or_revision_is_an_error_for_an_optional_file_too() {
 }
 
 #[test]
-fn follows_a_redirect_to_another_host_and_sends_it_no_token() {
+fn follows_a_redirect_to_another_host_without_the_token() {
     for published in [weights(), small()] {
         let (server, cache) = (Server::start(&published, Head::Moved, |_| Reply::Good), Cache::new());
         assert_eq!(std::fs::read(cache.fetch(&server, None).unwrap()).unwrap(), published.content);
@@ -403,7 +406,7 @@ fn follows_a_redirect_to_another_host_and_sends_it_no_token() {
 }
 
 #[test]
-fn an_etag_or_commit_that_is_a_path_is_refused() {
+fn rejects_an_etag_or_commit_that_is_a_path() {
     for published in [
         Published { etag: "../../../x".into(), ..weights() },
         Published { commit: "../x".into(), ..weights() },
@@ -411,12 +414,12 @@ fn an_etag_or_commit_that_is_a_path_is_refused() {
     ] {
         let (server, cache) = (Server::good(&published), Cache::new());
         assert_error(cache.fetch(&server, None), &["is not a hash"]);
-        assert!(std::fs::read_dir(cache.0.path()).unwrap().next().is_none(), "something was written");
+        assert!(std::fs::read_dir(cache.0.path()).unwrap().next().is_none(), "a file was written");
     }
 }
 
 #[test]
-fn finds_the_newest_snapshot_where_no_commit_is_noted_for_main() {
+fn finds_the_newest_snapshot_if_main_has_no_commit() {
     let cache = Cache::new();
     cache.fetch(&Server::good(&weights()), None).unwrap();
     std::fs::remove_file(cache.folder().join("refs/main")).unwrap();
@@ -429,7 +432,7 @@ fn finds_the_newest_snapshot_where_no_commit_is_noted_for_main() {
     assert_eq!(cache.offline(None).unwrap(), cache.pointer(NEXT_COMMIT));
 }
 
-/// Every path in a folder with its time of change.
+/// Every path in a folder with its modification time.
 fn tree(folder: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -465,16 +468,16 @@ fn a_complete_cache_needs_no_write_permission() {
     for fetched in fetched {
         assert_eq!(fetched.unwrap(), path);
     }
-    assert_eq!(tree(cache.0.path()), before, "root may write anywhere, so what counts is that nothing was written");
+    assert_eq!(tree(cache.0.path()), before, "root may write anywhere, so check that nothing was written");
 }
 
 #[test]
-fn uses_the_cached_copy_when_a_newer_one_cannot_be_written() {
+fn uses_the_cached_copy_if_a_newer_one_cannot_be_written() {
     let cache = Cache::new();
     let path = cache.fetch(&Server::good(&weights()), None).unwrap();
     let content = bytes(2);
     let newer = Server::good(&Published { etag: sha256(&content), content, commit: NEXT_COMMIT.into(), large: true });
-    // A file in the place of a folder stops root too.
+    // A file in place of the folder stops root too.
     let block = |cache: &Cache| {
         let _ = std::fs::remove_dir_all(cache.0.path().join(".locks"));
         std::fs::write(cache.0.path().join(".locks"), "").unwrap();

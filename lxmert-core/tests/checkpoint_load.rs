@@ -1,4 +1,4 @@
-//! Weights of every origin into a network: the hub's, the original's snapshots, BERT's, a bare trunk.
+//! Loads weights of every origin into a network: the hub's, the original's snapshots, BERT's, a bare trunk.
 
 use candle_core::{DType, Device, Tensor};
 use lxmert_core::Error;
@@ -27,7 +27,7 @@ fn config() -> LxmertConfig {
     }
 }
 
-/// The error or the names of what was loaded, from a file of these names and shapes.
+/// The error, or the names of the loaded weights, for a file with these names and shapes.
 fn load(file: &Shapes, expected: &Shapes, allow: &[&str]) -> Result<BTreeMap<String, Tensor>, Error> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
@@ -42,7 +42,7 @@ fn renamed(shapes: &Shapes, name: impl Fn(&str) -> Option<String>) -> Shapes {
 }
 
 #[test]
-fn heads_of_no_classes_have_no_weights() {
+fn heads_with_no_classes_have_no_weights() {
     let names = PretrainingModel::expected(&config()).unwrap();
     let has = |part: &str| names.iter().any(|(name, _)| name.contains(part));
     assert!(has("decoder_dict.obj") && has("decoder_dict.feat") && has("answer_head"));
@@ -79,7 +79,7 @@ fn matching_model_takes_its_weights_from_every_kind_of_snapshot() {
 }
 
 #[test]
-fn bert_starts_the_language_encoder() {
+fn bert_initialises_the_language_encoder() {
     let expected = PretrainingModel::expected(&config()).unwrap();
     let deep = PretrainingModel::expected(&LxmertConfig { l_layers: 3, ..config() }).unwrap();
     let bert = |name: &str| {
@@ -107,5 +107,5 @@ fn bert_starts_the_language_encoder() {
     assert!(error.contains("16 missing (lxmert.encoder.layer.3."), "{error}");
     let wide = PretrainingModel::expected(&LxmertConfig { hidden_size: 16, ..config() }).unwrap();
     let error = load(&file, &wide, &[]).unwrap_err().to_string();
-    assert!(error.contains("of another shape") && error.contains("needs [16]"), "{error}");
+    assert!(error.contains("with another shape") && error.contains("needs [16]"), "{error}");
 }

@@ -15,7 +15,7 @@ fn read_bytes(bytes: &[u8]) -> lxmert_core::Result<serde_json::Value> {
 }
 
 #[test]
-fn pickles_of_python_2_and_3_hold_the_values_of_the_json() {
+fn pickles_of_python_2_and_3_equal_the_json() {
     let text = std::fs::read_to_string(fixture("pickle/refs.json")).unwrap();
     let want: serde_json::Value = serde_json::from_str(&text).unwrap();
     for name in ["refs_protocol0.p", "refs_protocol2.p", "refs_protocol4.p"] {
@@ -31,23 +31,23 @@ fn floats_and_latin_1_bytes_are_read() {
 }
 
 #[test]
-fn a_pickle_that_calls_a_function_is_refused_by_its_name() {
+fn rejects_a_pickle_that_calls_a_function_by_name() {
     let error = read_pickle(fixture("pth/evil.pkl")).unwrap_err();
     assert!(matches!(&error, Error::PickleClass { class, .. } if class == "posix.system"), "{error}");
 }
 
 #[test]
-fn refuses_cut_pickles_sets_tensors_and_lists_that_double_without_end() {
+fn rejects_truncated_pickles_sets_tensors_and_exploding_lists() {
     let whole = std::fs::read(fixture("pickle/refs_protocol2.p")).unwrap();
     assert!(matches!(read_bytes(&whole[..whole.len() / 2]).unwrap_err(), Error::Pickle { .. }));
-    assert!(read_bytes(b"\x80\x04\x8f.").unwrap_err().to_string().contains("more than lists, dicts, text"));
-    // Forty lists, each of which holds the one before it twice.
+    assert!(read_bytes(b"\x80\x04\x8f.").unwrap_err().to_string().contains("other than lists, dicts, text"));
+    // Forty lists, each of which contains the previous one twice.
     let mut laughs = b"]q\0".to_vec();
     for level in 1..40 {
         laughs.extend([b'(', b'h', level - 1, b'h', level - 1, b'l', b'q', level]);
     }
     laughs.push(b'.');
-    assert!(read_bytes(&laughs).unwrap_err().to_string().contains("repeat each other without end"));
-    // A list that holds itself.
+    assert!(read_bytes(&laughs).unwrap_err().to_string().contains("repeat one another too often"));
+    // A list that contains itself.
     assert!(read_bytes(b"]q\0h\0a.").unwrap_err().to_string().contains("nested more than"));
 }

@@ -1,5 +1,5 @@
-//! Where a checkpoint lies: folders, files, and repositories of the hub (a server of its protocol on the loopback
-//! interface; nothing here asks a real host).
+//! Where a checkpoint is: folders, files, and repositories on the hub (a server of its protocol on the loopback
+//! interface; nothing here contacts a real host).
 
 mod loopback;
 
@@ -25,7 +25,7 @@ fn name(path: &Path) -> &str {
 }
 
 #[test]
-fn fetches_a_repository_s_weights_with_the_files_beside_them() {
+fn fetches_a_repositorys_weights_with_the_files_beside_them() {
     let cache = tempfile::tempdir().unwrap();
     let both = serve(&[
         ("config.json", "{}"),
@@ -37,9 +37,9 @@ fn fetches_a_repository_s_weights_with_the_files_beside_them() {
     assert_eq!(std::fs::read_to_string(&place.weights).unwrap(), "safe");
     assert_eq!(std::fs::read_to_string(place.folder.join("config.json")).unwrap(), "{}");
     assert!(place.folder.join("vocab.txt").is_file() && !place.folder.join("answers.json").exists());
-    assert!(!place.folder.join("pytorch_model.bin").exists(), "not fetched where there is safetensors");
+    assert!(!place.folder.join("pytorch_model.bin").exists(), "not fetched if there is safetensors");
 
-    // The hub is gone: what was fetched is used, in Python's own cache.
+    // The hub is gone, but the fetched files are in Python's own cache.
     let gone = hub(cache.path(), "http://127.0.0.1:9");
     assert_eq!(Place::on_hub("hf:owner/repo", &gone, false).unwrap(), place);
 
@@ -50,7 +50,7 @@ fn fetches_a_repository_s_weights_with_the_files_beside_them() {
 }
 
 #[test]
-fn fetches_the_bin_file_of_the_revision_where_there_is_no_safetensors() {
+fn fetches_the_bin_file_if_the_revision_has_no_safetensors() {
     let cache = tempfile::tempdir().unwrap();
     let old = serve(&[("pytorch_model.bin", "a pickle"), ("Epoch20_LXRT.pth", "a snapshot")]);
     let place = Place::on_hub("hf:owner/repo@v1", &hub(cache.path(), &old), false).unwrap();
@@ -72,7 +72,7 @@ fn fetches_the_bin_file_of_the_revision_where_there_is_no_safetensors() {
 }
 
 #[test]
-fn finds_the_weights_of_a_folder_and_of_a_run_and_takes_a_file_as_it_is() {
+fn finds_the_weights_of_a_folder_a_run_and_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let error = Place::find(folder.path()).unwrap_err().to_string();
     assert!(error.contains("model.safetensors") && error.contains("pytorch_model.bin"), "{error}");

@@ -1,4 +1,4 @@
-//! A checkpoint as a whole: configuration, vocabulary, preprocessing, answers and weights agree, or the error names the file
+//! A whole checkpoint: configuration, vocabulary, preprocessing, answers and weights agree, or the error names the file
 //! and the key.
 
 mod loopback;
@@ -17,7 +17,7 @@ use std::path::Path;
 
 type Shapes = Vec<(String, Vec<usize>)>;
 
-/// `[PAD]` to `[MASK]`, then "red", "dog", …: not in BERT's order.
+/// `[PAD]` to `[MASK]`, then "red", "dog", …, in another order than BERT's.
 const WORDS: [&str; 12] = ["[MASK]", "red", "dog", "##s", "[PAD]", "a", "[UNK]", "[CLS]", "?", "[SEP]", "is", "what"];
 
 fn config() -> LxmertConfig {
@@ -38,7 +38,7 @@ fn config() -> LxmertConfig {
     }
 }
 
-/// Weights that depend on their names alone, norms about 1.
+/// Weights that depend only on their names, with norms about 1.
 fn weights(shapes: &Shapes) -> Vec<(String, Tensor)> {
     let tensor = |(name, shape): &(String, Vec<usize>)| {
         let centre = if name.contains("LayerNorm.weight") { 1.0 } else { 0.0 };
@@ -51,7 +51,7 @@ fn save(folder: &Path, weights: &[(String, Tensor)]) {
     save_safetensors(folder.join("model.safetensors"), weights, &BTreeMap::new()).unwrap();
 }
 
-/// A checkpoint of these weights with `config`'s `config.json` and [`WORDS`] for its vocabulary.
+/// A checkpoint with these weights, `config`'s `config.json`, and [`WORDS`] as its vocabulary.
 fn checkpoint(config: &LxmertConfig, shapes: &Shapes) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     save(folder.path(), &weights(shapes));
@@ -89,13 +89,13 @@ fn assert_names(error: &str, parts: &[&str]) {
 }
 
 #[test]
-fn reads_the_checkpoint_s_own_vocabulary() {
+fn reads_the_checkpoints_own_vocabulary() {
     let folder = pretraining();
     let opened = Pretrained::open(folder.path()).unwrap();
     assert_eq!(opened.text.encode("Red dogs", 8).unwrap().ids, [7, 1, 2, 3, 9]);
     assert_eq!((opened.text.special().cls, opened.text.special().mask), (7, 0));
 
-    // tokenizer.json alone says the same.
+    // tokenizer.json alone gives the same.
     std::fs::write(folder.path().join("tokenizer.json"), opened.text.tokenizer_json().unwrap()).unwrap();
     std::fs::remove_file(folder.path().join("vocab.txt")).unwrap();
     assert_eq!(Pretrained::open(folder.path()).unwrap().text.vocabulary(), WORDS);
@@ -110,7 +110,7 @@ fn reads_the_checkpoint_s_own_vocabulary() {
 }
 
 #[test]
-fn computes_with_the_checkpoint_s_own_activation_and_epsilon() {
+fn uses_the_checkpoints_own_activation_and_epsilon() {
     let shapes = MatchingModel::expected(&config()).unwrap();
     let run = |config: &LxmertConfig| {
         let folder = checkpoint(config, &shapes);
@@ -129,7 +129,7 @@ fn computes_with_the_checkpoint_s_own_activation_and_epsilon() {
 }
 
 #[test]
-fn heads_are_those_of_the_weights_whatever_config_json_says() {
+fn heads_follow_the_weights_and_not_config_json() {
     let folder =
         checkpoint(&LxmertConfig { num_qa_labels: 9500, ..config() }, &MatchingModel::expected(&config()).unwrap());
     let opened = Pretrained::open(folder.path()).unwrap();
@@ -139,7 +139,7 @@ fn heads_are_those_of_the_weights_whatever_config_json_says() {
     assert!(opened.model(&Device::Cpu, PretrainingModel::new).is_ok());
 }
 
-/// BERT's weights under BERT's names, four layers of them.
+/// BERT's weights with BERT's names, four layers.
 fn bert(folder: &Path) {
     let sizes = LxmertConfig { l_layers: 4, ..config() };
     let shapes = PretrainingModel::expected(&sizes).unwrap().into_iter().filter_map(|(name, shape)| {
@@ -151,10 +151,10 @@ fn bert(folder: &Path) {
 }
 
 #[test]
-fn bert_of_any_size_gives_the_configuration_that_it_starts() {
+fn bert_of_any_size_gives_a_matching_configuration() {
     let folder = tempfile::tempdir().unwrap();
     bert(folder.path());
-    // Without config.json the shapes tell; a head is 64 wide, or the only one.
+    // Without config.json the shapes show the sizes; a head is 64 wide, or there is only one.
     let opened = Pretrained::open(folder.path()).unwrap();
     let sizes = |config: &LxmertConfig| {
         [config.vocab_size, config.hidden_size, config.intermediate_size, config.max_position_embeddings]
@@ -190,7 +190,7 @@ fn bert_of_any_size_gives_the_configuration_that_it_starts() {
 }
 
 #[test]
-fn a_model_starts_with_the_checkpoint_s_configuration_or_one_that_agrees() {
+fn a_model_starts_with_the_checkpoints_configuration_or_one_that_agrees() {
     let relu = LxmertConfig { hidden_act: Activation::Relu, ..config() };
     let folder = checkpoint(&relu, &PretrainingModel::expected(&config()).unwrap());
     let opened = Pretrained::open(folder.path()).unwrap();
@@ -206,10 +206,10 @@ fn a_model_starts_with_the_checkpoint_s_configuration_or_one_that_agrees() {
     ] {
         assert_names(&opened.start(Some(asked)).unwrap_err().to_string(), &["model.safetensors", part]);
     }
-    // Without config.json nothing says the activation and the number of heads.
+    // Without config.json the activation and the number of heads are unknown.
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
     assert_eq!(Pretrained::open(folder.path()).unwrap().start(Some(agrees.clone())).unwrap(), agrees);
-    // BERT says nothing of the other encoders.
+    // BERT does not describe the other encoders.
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     bert(folder.path());
     let deep = LxmertConfig { l_layers: 3, r_layers: 2, x_layers: 4, ..config() };
@@ -217,7 +217,7 @@ fn a_model_starts_with_the_checkpoint_s_configuration_or_one_that_agrees() {
 }
 
 #[test]
-fn a_configuration_is_named_by_preset_file_or_checkpoint() {
+fn a_configuration_comes_from_a_preset_file_or_checkpoint() {
     let folder = pretraining();
     let file = folder.path().join("config.json");
     for name in [file.to_str().unwrap(), folder.path().to_str().unwrap()] {
@@ -234,7 +234,7 @@ fn a_configuration_is_named_by_preset_file_or_checkpoint() {
 }
 
 #[test]
-fn weights_without_config_json_can_be_started_from_but_not_run() {
+fn weights_without_config_json_can_start_a_model_but_not_run() {
     let folder = pretraining();
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
     let opened = Pretrained::open(folder.path()).unwrap();
@@ -255,7 +255,7 @@ fn weights_without_config_json_can_be_started_from_but_not_run() {
     assert_names(&error(folder.path()), &["model.safetensors", "no word embeddings of LXMERT or BERT"]);
 }
 
-/// A size that only `config.json` claims is an error before anything is allocated by it.
+/// A size that only `config.json` claims is an error before anything of that size is allocated.
 #[test]
 fn rejects_sizes_that_the_weights_do_not_have() {
     let folder = pretraining();
@@ -299,7 +299,7 @@ fn rejects_weights_that_are_not_finite() {
         let error = opened.matching(&Device::Cpu).unwrap_err().to_string();
         assert_names(&error, &["model.safetensors", "2 of the 384 numbers", name]);
         let expected = MatchingModel::expected(&config()).unwrap();
-        assert!(opened.weights(&expected, &[]).is_err(), "nor is a model started from them");
+        assert!(opened.weights(&expected, &[]).is_err(), "a model must not start from them either");
     }
 }
 
@@ -350,11 +350,11 @@ fn answers_come_from_answers_json_then_id2label_then_the_published_table() {
     assert!(best.len() == 2 && best[0].probability >= best[1].probability, "{best:?}");
     let wide = Regions { feature_dim: 2048, ..regions() };
     let error = answerer.ask(&wide, "What is red?", 2, &Device::Cpu).unwrap_err().to_string();
-    assert_names(&error, &["2048 numbers", "takes 6", "'unknown'"]);
+    assert_names(&error, &["2048 numbers", "needs 6", "'unknown'"]);
 }
 
 #[test]
-fn a_checkpoint_without_the_head_says_which_one_to_name() {
+fn a_missing_head_is_an_error_that_names_the_task_to_use() {
     let device = Device::Cpu;
     let folder = checkpoint(&config(), &PairModel::expected(&config()).unwrap());
     let statements = Pretrained::open(folder.path()).unwrap();
@@ -374,7 +374,7 @@ fn a_checkpoint_without_the_head_says_which_one_to_name() {
 }
 
 #[test]
-fn preprocessing_is_read_and_held_to_the_model_s_positions() {
+fn preprocessing_is_read_and_checked_against_the_models_positions() {
     let folder = pretraining();
     let preprocessing = || Pretrained::open(folder.path()).map(|opened| opened.preprocessing);
     assert_eq!(preprocessing().unwrap(), Preprocessing { max_length: 10, ..Preprocessing::default() });
@@ -419,7 +419,7 @@ fn opens_a_repository_of_the_hub_with_everything_beside_its_weights() {
 }
 
 #[test]
-fn weights_of_another_element_type_are_computed_with_in_f32() {
+fn weights_of_another_element_type_are_used_in_f32() {
     let folder = pretraining();
     let rounded = weights(&PretrainingModel::expected(&config()).unwrap());
     let rounded: Vec<_> = rounded.into_iter().map(|(name, w)| (name, w.to_dtype(DType::BF16).unwrap())).collect();

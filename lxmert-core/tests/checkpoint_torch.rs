@@ -1,5 +1,5 @@
-//! torch's files: what the real torch wrote (`fixtures/make_pth.py`) comes back to the value, and what
-//! could run code, is damaged or cannot be represented is refused.
+//! torch's files: values that the real torch wrote (`fixtures/make_pth.py`) are read back exactly; files that could run
+//! code, are damaged or hold something unrepresentable are refused.
 
 use candle_core::{DType, Tensor};
 use lxmert_core::Error;
@@ -62,7 +62,7 @@ fn finds_the_state_dict_beside_epoch_and_optimizer() {
 }
 
 #[test]
-fn rejects_a_pickle_that_would_run_a_command_and_runs_nothing() {
+fn rejects_a_pickle_that_would_run_a_command_without_running_it() {
     for name in ["evil_zip.pth", "evil_legacy.pth", "evil.pkl"] {
         match read_tensors(fixture(name)).unwrap_err() {
             Error::PickleClass { class, offset, .. } => {
@@ -76,13 +76,13 @@ fn rejects_a_pickle_that_would_run_a_command_and_runs_nothing() {
 }
 
 #[test]
-fn rejects_a_pickled_module_by_its_class() {
+fn rejects_a_pickled_module_and_names_its_class() {
     let error = read_tensors(fixture("whole_module.pth")).unwrap_err().to_string();
     assert!(error.contains("torch.nn.modules.linear.Linear") && error.contains("state dict"), "{error}");
 }
 
 #[test]
-fn error_says_why_a_value_is_no_tensor() {
+fn error_says_why_a_value_is_not_a_tensor() {
     for (name, says) in [
         ("no_tensors.pth", "the keys epoch, note"),
         ("complex.pth", "complex64"),
@@ -99,7 +99,7 @@ fn reads_numpy_arrays_of_every_pickle_protocol() {
         let tensors = read_tensors(fixture("../numpy").join(name)).unwrap();
         let get = |name: &str| &tensors[name];
         assert_eq!(tensors.len(), 7, "{name}: {:?}", tensors.keys());
-        // Bytes from 0 to 255, so that every way to write them shows.
+        // Bytes from 0 to 255, to cover every way of writing them.
         let all: Vec<u8> = (0..=255).collect();
         assert_eq!((get("u1").dims(), get("u1").flatten_all().unwrap().to_vec1::<u8>().unwrap()), (&[16, 16][..], all));
         assert_eq!((get("f4").dims(), f32s(get("f4"))), (&[2, 3][..], vec![0.5, -1.0, 2.0, 3.25, -4.0, 1e30]));
@@ -126,7 +126,7 @@ fn error_says_why_a_numpy_array_cannot_be_read() {
 }
 
 #[test]
-fn error_names_the_kind_of_a_file_that_is_no_checkpoint() {
+fn error_names_the_kind_of_a_file_that_is_not_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.pth");
     for (content, says) in [
@@ -136,9 +136,9 @@ fn error_names_the_kind_of_a_file_that_is_no_checkpoint() {
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs pointer"),
         (b"{\"error\": 1}", "JSON"),
         (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "no data.pkl"),
-        (b"PK\x03\x04 and then nothing", "cannot be read"),
+        (b"PK\x03\x04 and then nothing", "unreadable zip archive"),
         (b"\x1f\x8b\x08", "gzip"),
-        (b"some text that is no format", "no known format of weights"),
+        (b"some text without a format", "unknown format of weights"),
         (b"\x28\0\0\0\0\0\0\0{\"a\":", "safetensors"),
     ] {
         std::fs::write(&path, content).unwrap();
@@ -154,20 +154,20 @@ fn deep_nesting_and_doubling_are_errors() {
     let path = folder.path().join("deep.pth");
     let legacy_start = {
         let whole = std::fs::read(fixture("legacy.pth")).unwrap();
-        // Magic, protocol and machine facts: three pickles, each of which ends in a stop.
+        // Magic, protocol and machine description: three pickles, each ending in a stop.
         let facts = whole.windows(10).position(|w| w == b"type_sizes").unwrap();
         let end = facts + whole[facts..].windows(2).position(|w| w == b"u.").unwrap() + 2;
         whole[..end].to_vec()
     };
-    // A million lists, one in another.
+    // A million nested lists.
     let mut deep = legacy_start.clone();
     deep.extend([0x80, 2]);
     deep.extend(std::iter::repeat_n(b']', 1_000_000));
     deep.extend(std::iter::repeat_n(b'a', 999_999));
     deep.extend(b".\x80\x02]q\0.");
     std::fs::write(&path, &deep).unwrap();
-    assert!(read_tensors(&path).unwrap_err().to_string().contains("no tensors"));
-    // A list made into an OrderedDict over and over: a few bytes for a copy of all of it.
+    assert!(read_tensors(&path).unwrap_err().to_string().contains("no named tensors"));
+    // A list made into an OrderedDict again and again: a few bytes copy all of it.
     let mut doubling = legacy_start;
     doubling.extend(b"\x80\x02](");
     doubling.extend(b"NN\x86".repeat(10_000));
@@ -178,7 +178,7 @@ fn deep_nesting_and_doubling_are_errors() {
     assert!(read_tensors(&path).unwrap_err().to_string().contains("copies more values"));
 }
 
-/// A file with bytes changed and its end cut, or not.
+/// A file with some bytes changed and perhaps its end cut off.
 fn damaged(name: &'static str) -> impl Strategy<Value = Vec<u8>> {
     let whole = std::fs::read(fixture(name)).unwrap();
     let length = whole.len();
@@ -198,7 +198,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
-    fn a_damaged_file_is_read_or_refused_but_never_panics(
+    fn a_damaged_file_never_panics(
         bytes in prop_oneof![damaged("zip.pth"), damaged("legacy.pth"), damaged("nested.pth"), damaged("zip_protocol4.pth")]
     ) {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -208,7 +208,7 @@ proptest! {
 }
 
 #[test]
-fn legacy_file_cut_at_any_byte_is_an_error() {
+fn a_legacy_file_truncated_at_any_byte_is_an_error() {
     let whole = std::fs::read(fixture("legacy.pth")).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     for length in (0..whole.len()).step_by(7) {

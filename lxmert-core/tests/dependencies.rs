@@ -1,4 +1,4 @@
-//! Licences and names of all dependencies against `deny.toml`, without a network.
+//! Checks licences and names of all dependencies against `deny.toml`, without a network.
 
 use serde_json::Value;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ fn listed(key: &str) -> Vec<String> {
     list.split('"').skip(1).step_by(2).map(ToString::to_string).collect()
 }
 
-/// The crates of `exceptions` in `deny.toml`, each with the one more licence that it may have.
+/// The crates in `exceptions` of `deny.toml`, each with the extra licence that it may have.
 fn exceptions() -> Vec<(String, String)> {
     let text = std::fs::read_to_string(root().join("deny.toml")).unwrap();
     let lines = text.lines().filter(|line| line.trim_start().starts_with("{ crate = "));
@@ -24,7 +24,7 @@ fn exceptions() -> Vec<(String, String)> {
     quoted.map(|words| (words[0].clone(), words[1].clone())).collect()
 }
 
-/// Name and licence of every package that this platform's builds and tests take, but for the workspace's own.
+/// Name and licence of every package in this platform's builds and tests, without the workspace's own.
 fn dependencies() -> Vec<(String, Option<String>)> {
     let rustc = Command::new("rustc").arg("-vV").output().unwrap();
     let rustc = String::from_utf8(rustc.stdout).unwrap();
@@ -40,7 +40,7 @@ fn dependencies() -> Vec<(String, Option<String>)> {
     packages.map(|p| (p["name"].as_str().unwrap().into(), p["license"].as_str().map(Into::into))).collect()
 }
 
-/// The parts of an expression between `word`s that stand outside parentheses.
+/// Splits an expression at each `word` outside parentheses.
 fn split<'a>(expression: &'a str, word: &str) -> Vec<&'a str> {
     let (mut parts, mut begin, mut depth) = (Vec::new(), 0, 0);
     for (at, character) in expression.char_indices() {
@@ -58,7 +58,7 @@ fn split<'a>(expression: &'a str, word: &str) -> Vec<&'a str> {
     parts.into_iter().map(str::trim).collect()
 }
 
-/// Whether a licence expression can be met by the allowed licences alone.
+/// Whether the allowed licences alone satisfy a licence expression.
 fn is_met(expression: &str, allowed: &[String]) -> bool {
     let (alternatives, parts) = (split(expression, " OR "), split(expression, " AND "));
     if alternatives.len() > 1 {
@@ -73,7 +73,7 @@ fn is_met(expression: &str, allowed: &[String]) -> bool {
 }
 
 #[test]
-fn licence_expressions_are_read() {
+fn licence_expressions_are_evaluated() {
     let allowed = ["MIT".to_string(), "BSD-3-Clause".into()];
     for (expression, met) in [
         ("MIT", true),

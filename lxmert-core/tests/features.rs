@@ -1,4 +1,4 @@
-//! The feature store: what goes in comes out, and a killed writer loses nothing.
+//! The feature store: what is written can be read back, and a killed writer loses nothing.
 
 use lxmert_core::Error;
 use lxmert_core::features::{
@@ -19,7 +19,7 @@ fn info(regions: usize, feature_dim: usize, dtype: StoreDtype, attributes: bool)
     }
 }
 
-/// Regions whose numbers all three dtypes hold exactly.
+/// Regions with numbers that all three dtypes represent exactly.
 fn regions(seed: u32, n: usize, dim: usize, attributes: bool) -> Regions {
     let number = |i: usize| ((seed as usize * 31 + i * 7) % 200) as f32 / 2.0;
     Regions {
@@ -59,7 +59,7 @@ proptest! {
         let mut writer = open();
         for (i, &n) in counts.iter().enumerate() {
             if i == reopen_after {
-                drop(writer); // as a kill does: no finish
+                drop(writer); // like a kill: no finish
                 writer = open();
                 prop_assert_eq!(writer.len(), i);
             }
@@ -97,7 +97,7 @@ proptest! {
 
 /// Rows are read 16 KiB at a time.
 #[test]
-fn a_row_of_several_blocks_is_read_whole() {
+fn reads_a_row_of_several_blocks() {
     for dtype in [StoreDtype::F32, StoreDtype::F16, StoreDtype::Bf16] {
         let folder = tempfile::tempdir().unwrap();
         let (n, dim) = (4, 5000);
@@ -117,7 +117,7 @@ fn a_row_of_several_blocks_is_read_whole() {
     }
 }
 
-/// Three images a shard: one takes 236 bytes.
+/// Three images per shard: one image takes 236 bytes.
 fn push_all(folder: &Path, images: std::ops::Range<u32>) -> StoreWriter {
     let mut writer = StoreWriter::open_with(folder, info(4, 8, StoreDtype::F32, false), 720).unwrap();
     for i in images {
@@ -137,11 +137,11 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_journal_cut_anywhere_loses_the_last_image_only_and_going_on_gives_the_same_bytes() {
+fn a_truncated_journal_loses_only_its_last_image_and_continues_to_the_same_bytes() {
     let whole = tempfile::tempdir().unwrap();
     push_all(whole.path(), 0..5).finish().unwrap();
     let torn = tempfile::tempdir().unwrap();
-    // Three images a shard: two are in the journal.
+    // Three images per shard, so two are in the journal.
     drop(push_all(torn.path(), 0..5));
     let before = files(torn.path());
     let journal = torn.path().join("pending.journal");
@@ -162,14 +162,14 @@ fn a_journal_cut_anywhere_loses_the_last_image_only_and_going_on_gives_the_same_
 }
 
 #[test]
-fn a_shard_that_the_index_does_not_name_yet_is_adopted() {
+fn adopts_a_shard_that_the_index_does_not_list_yet() {
     let folder = tempfile::tempdir().unwrap();
     drop(push_all(folder.path(), 0..2));
     let journal = std::fs::read(folder.path().join("pending.journal")).unwrap();
     let index = std::fs::read(folder.path().join("index.json")).unwrap();
     drop(push_all(folder.path(), 2..3));
     assert!(folder.path().join("shard-00000.safetensors").exists());
-    // The shard is there; index and journal are still as before, and a half-written file lies about.
+    // The shard exists; index and journal are still as before, and there is a half-written file.
     std::fs::write(folder.path().join("index.json"), index).unwrap();
     std::fs::write(folder.path().join("pending.journal"), journal).unwrap();
     std::fs::write(folder.path().join("shard-00001.safetensors.unfinished"), b"half").unwrap();
@@ -181,7 +181,7 @@ fn a_shard_that_the_index_does_not_name_yet_is_adopted() {
 }
 
 #[test]
-fn other_settings_are_refused_with_both_named() {
+fn rejects_other_settings_and_names_both() {
     let folder = tempfile::tempdir().unwrap();
     push_all(folder.path(), 0..1).finish().unwrap();
     let mut other = info(4, 8, StoreDtype::F16, false);
@@ -195,7 +195,7 @@ fn other_settings_are_refused_with_both_named() {
 }
 
 #[test]
-fn a_folder_that_is_no_store_and_a_second_writer_are_refused() {
+fn rejects_a_folder_that_is_not_a_store_and_a_second_writer() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("photo.jpg"), b"x").unwrap();
     let refused = message(StoreWriter::open(folder.path(), info(4, 8, StoreDtype::F32, false)).map(|_| ()));
@@ -212,7 +212,7 @@ fn a_folder_that_is_no_store_and_a_second_writer_are_refused() {
 }
 
 #[test]
-fn numbers_in_an_index_are_bounded_by_what_the_shards_hold() {
+fn numbers_in_an_index_are_checked_against_the_shards() {
     let folder = tempfile::tempdir().unwrap();
     push_all(folder.path(), 0..3).finish().unwrap();
     let index = folder.path().join("index.json");
@@ -237,7 +237,7 @@ fn numbers_in_an_index_are_bounded_by_what_the_shards_hold() {
 }
 
 #[test]
-fn damaged_files_are_named() {
+fn errors_name_the_damaged_file() {
     let folder = tempfile::tempdir().unwrap();
     push_all(folder.path(), 0..4).finish().unwrap();
     let shard = folder.path().join("shard-00001.safetensors");
@@ -250,7 +250,7 @@ fn damaged_files_are_named() {
     longer.push(0);
     std::fs::write(&shard, longer).unwrap();
     assert!(FeatureStore::open(folder.path()).is_err());
-    // The advice in the message works: delete the shard, extract again.
+    // The message's advice works: delete the shard, extract again.
     std::fs::remove_file(&shard).unwrap();
     assert!(message(FeatureStore::open(folder.path())).contains("shard-00001"));
     let mut writer = push_all(folder.path(), 0..0);
@@ -263,7 +263,7 @@ fn damaged_files_are_named() {
 }
 
 #[test]
-fn regions_that_contradict_themselves_are_refused() {
+fn rejects_regions_that_contradict_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = push_all(folder.path(), 0..1);
     let mut refused = |change: fn(&mut Regions)| {

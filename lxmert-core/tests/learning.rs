@@ -1,5 +1,5 @@
-//! Every parameter learns, with the fast kernels and with dropout; candle's own fused layer norm
-//! and softmax would silently cut the gradient.
+//! Every parameter learns, with the fast kernels and with dropout; candle's own fused layer norm and softmax would
+//! silently cut the gradient.
 
 mod common;
 
@@ -41,7 +41,7 @@ fn inputs() -> LxmertInputs {
     }
 }
 
-/// Names whose gradient is absent or zero.
+/// Names of parameters with no gradient or a zero gradient.
 fn idle(varmap: &VarMap, loss: &Tensor) -> Vec<String> {
     let gradients = loss.backward().unwrap();
     let variables = varmap.data().lock().unwrap();
@@ -56,13 +56,13 @@ fn idle(varmap: &VarMap, loss: &Tensor) -> Vec<String> {
     idle
 }
 
-/// A sum in which every element has its own weight.
+/// A sum in which every element has a different weight.
 fn weigh(x: &Tensor) -> Tensor {
     (x * procedural::tensor("weights", x.dims(), -1.0, 1.0, 2).unwrap()).unwrap().sum_all().unwrap()
 }
 
 #[test]
-fn matching_teaches_every_parameter_but_the_last_image_branch() {
+fn matching_trains_every_parameter_but_the_last_image_branch() {
     for (cross_layer, exempt) in [
         (
             CrossLayer::Lxmert,
@@ -85,14 +85,14 @@ fn matching_teaches_every_parameter_but_the_last_image_branch() {
             let unexpected: Vec<&String> =
                 idle.iter().filter(|n| !exempt.iter().any(|e| n.contains(e)) && !n.ends_with("key.bias")).collect();
             assert!(unexpected.is_empty(), "{cross_layer:?}: no gradient for {unexpected:?}");
-            // The matching loss reads [CLS] alone, so the last layer's image branch cannot learn from it.
+            // The matching loss depends only on [CLS], so the last layer's image branch cannot learn from it.
             assert!(idle.iter().any(|n| n.contains(exempt[0])), "{idle:?}");
         }
     }
 }
 
 #[test]
-fn all_the_pre_training_heads_together_teach_every_parameter() {
+fn the_pretraining_heads_together_train_every_parameter() {
     let varmap = VarMap::new();
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
     let config = config(CrossLayer::Lxmert);
@@ -110,7 +110,7 @@ fn all_the_pre_training_heads_together_teach_every_parameter() {
 }
 
 #[test]
-fn probes_carry_the_gradient_of_every_map() {
+fn probes_receive_the_gradient_of_every_map() {
     let varmap = VarMap::new();
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
     let model = MatchingModel::new(&config(CrossLayer::Lxmert), vb).unwrap();

@@ -1,5 +1,5 @@
-//! Products of bf16 in the encoders: how far they are from f32, forward and backward, and that they are what rounding the
-//! operands gives.
+//! bf16 products in the encoders: how far they are from f32, forward and backward, and that they equal products of
+//! rounded operands.
 
 mod common;
 
@@ -12,7 +12,7 @@ use lxmert_core::model::{Capture, LxmertInputs, LxmertModel, MatchingModel, Pass
 use lxmert_core::ops::{self, DropoutRng, Precision};
 use lxmert_core::procedural;
 
-/// Norm of the difference over norm.
+/// Norm of the difference divided by the norm.
 fn relative(got: &Tensor, want: &Tensor) -> f32 {
     let square = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
     (square(&(got - want).unwrap()) / square(want)).sqrt()
@@ -25,7 +25,7 @@ fn a_base_sized_pass_stays_within_two_hundredths_of_the_reference() {
     let config: LxmertConfig = serde_json::from_value(manifest.config.clone()).unwrap();
     let boxes = &want["boxes"];
     let shape = [boxes.dims()[0], boxes.dims()[1], config.visual_feat_dim];
-    // The pairs several times, so that no product is left to the kernel for few rows, which rounds nothing.
+    // Repeat the pairs, so that no product goes to the skinny kernel, which rounds nothing.
     let repeat = |x: &Tensor| Tensor::cat(&[x; 8], 0).unwrap();
     let inputs = LxmertInputs {
         input_ids: repeat(&want["ids"].to_dtype(DType::U32).unwrap()),
@@ -35,7 +35,7 @@ fn a_base_sized_pass_stays_within_two_hundredths_of_the_reference() {
         visual_attention_mask: None,
     };
     let model = LxmertModel::new(&config, weights(&manifest, None).pp("lxmert")).unwrap();
-    // The fused sub-layers and their composition.
+    // The fused sub-layers, and the composition.
     for capture in [Capture::None, Capture::Maps] {
         let run = Pass::capture(capture).with_precision(Precision::Bf16);
         let output = model.forward(&inputs, &run).unwrap();
@@ -48,7 +48,7 @@ fn a_base_sized_pass_stays_within_two_hundredths_of_the_reference() {
 }
 
 #[test]
-fn a_linear_layer_is_that_of_rounded_operands() {
+fn a_linear_layer_equals_one_of_rounded_operands() {
     let (rows, inner, out) = (70, 96, 64);
     let (x, w, b) = (variable("x", &[rows, inner]), variable("w", &[out, inner]), variable("b", &[out]));
     let weigh = procedural::tensor("weigh", &[rows, out], -1.0, 1.0, 2).unwrap();
@@ -69,7 +69,7 @@ fn a_linear_layer_is_that_of_rounded_operands() {
 }
 
 #[test]
-fn gradients_of_the_fused_sub_layers_are_close_to_those_in_f32() {
+fn gradients_of_the_fused_sub_layers_are_close_to_f32() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         let config = LxmertConfig {
             vocab_size: 60,
@@ -109,13 +109,13 @@ fn gradients_of_the_fused_sub_layers_are_close_to_those_in_f32() {
         for (name, var) in varmap.data().lock().unwrap().iter() {
             let (got, want) = (rounded.get(var).unwrap(), exact.get(var).unwrap());
             let size = want.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-            // A key's bias has no gradient but rounding.
+            // A key's bias has no gradient except rounding.
             if size > 1e-2 {
                 let error = relative(got, want);
                 differing += usize::from(error > 1e-4);
                 assert!(error < 5e-2, "{cross_layer:?} {name}: {error:.1e}");
             }
         }
-        assert!(differing > 10, "rounded in {differing} gradients alone");
+        assert!(differing > 10, "only {differing} gradients are rounded");
     }
 }

@@ -19,7 +19,7 @@ fn with_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) ->
     Ok((y.detach(), grads.collect::<Result<_>>()?))
 }
 
-/// The same value and gradients from the kernel and from the composition.
+/// Checks that the kernel and the composition give the same value and gradients.
 fn agree(
     inputs: &[Tensor],
     fast: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -37,7 +37,7 @@ fn agree(
     }
 }
 
-/// Central differences along a random direction, summed in f64: the loss is smooth in every input.
+/// Checks central differences along a random direction, summed in f64; the loss is smooth in every input.
 fn matches_finite_differences(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let (y, grads) = with_gradients(inputs, &f).unwrap();
     let cotangent = random("cotangent", y.dims());
@@ -69,7 +69,7 @@ fn conv_inputs(batch: usize, channels: usize, out: usize, size: (usize, usize), 
 }
 
 #[test]
-fn convolution_of_the_layers_of_a_resnet_equals_the_composition() {
+fn convolutions_of_a_resnets_layers_equal_the_composition() {
     for (batch, channels, out, size, kernel, stride, padding) in [
         (2, 3, 16, (33, 40), (7, 7), 2, 3),
         (3, 16, 24, (12, 9), (3, 3), 1, 1),
@@ -111,7 +111,7 @@ fn convolution_matches_finite_differences() {
 }
 
 #[test]
-fn views_are_taken_as_what_they_show() {
+fn strided_views_are_convolved_correctly() {
     let x = random("x", &[2, 9, 11, 4]).permute((0, 3, 1, 2)).unwrap();
     let w = random("w", &[4, 6, 3, 3]).transpose(0, 1).unwrap();
     let y = conv::conv2d(&x, &w, None, 1, 1).unwrap();
@@ -120,7 +120,7 @@ fn views_are_taken_as_what_they_show() {
 }
 
 #[test]
-fn what_cannot_be_convolved_is_an_error() {
+fn rejects_inputs_that_do_not_fit() {
     let (x, w) = (random("x", &[1, 4, 5, 5]), random("w", &[2, 4, 3, 3]));
     assert!(conv::conv2d(&x, &random("w", &[2, 3, 3, 3]), None, 1, 1).is_err(), "channels");
     assert!(conv::conv2d(&x, &random("w", &[2, 4, 7, 7]), None, 1, 0).is_err(), "kernel");
@@ -141,7 +141,7 @@ fn pooling_equals_the_composition_and_finite_differences() {
             |t| pool::max_pool2d(&t[0], kernel, stride, padding),
             |t| pool::max_pool2d_reference(&t[0], kernel, stride, padding),
         );
-        // Values 0.05 apart in random order: a step of 0.01 changes no winner.
+        // Values 0.05 apart in random order: a step of 0.01 changes no maximum.
         let mut order =
             random("order", &[2 * 3 * 9 * 7]).to_vec1::<f32>().unwrap().into_iter().enumerate().collect::<Vec<_>>();
         order.sort_by(|a, b| a.1.total_cmp(&b.1));
@@ -162,7 +162,7 @@ fn pooling_keeps_nan_in_the_kernel_and_in_the_composition() {
 }
 
 #[test]
-fn ties_give_their_gradient_to_the_first_value() {
+fn in_a_tie_the_first_value_gets_the_gradient() {
     let zeros = [Tensor::zeros((1, 1, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap()];
     agree(&zeros, |t| pool::max_pool2d(&t[0], 3, 2, 1), |t| pool::max_pool2d_reference(&t[0], 3, 2, 1));
 }
@@ -173,7 +173,7 @@ fn roi_options(spatial_scale: f32, sampling_ratio: usize) -> RoiAlign {
 
 #[test]
 fn roi_align_equals_the_composition_and_finite_differences() {
-    // Inside, across the border, wholly outside, degenerate, larger than the image.
+    // Inside, across the border, fully outside, degenerate, larger than the image.
     let rois = [
         [0.0f32, 3.2, 1.7, 14.9, 11.3],
         [1.0, -5.0, -2.5, 6.0, 4.0],
@@ -208,7 +208,7 @@ fn roi_align_of_a_ramp_gives_the_bin_centres() {
 }
 
 #[test]
-fn nothing_in_nothing_out() {
+fn empty_inputs_give_empty_outputs() {
     let empty = Tensor::zeros((0, 4, 5, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
     assert_eq!(conv::conv2d(&empty, &random("w", &[2, 4, 3, 3]), None, 2, 1).unwrap().dims(), [0, 2, 3, 3]);
     assert_eq!(pool::max_pool2d(&empty, 3, 2, 1).unwrap().dims(), [0, 4, 3, 3]);

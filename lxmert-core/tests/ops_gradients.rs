@@ -1,4 +1,4 @@
-//! Every hand-written op: against the plain composition, and its gradient against finite differences.
+//! Every hand-written op against the plain composition, and its gradient against finite differences.
 
 mod common;
 
@@ -67,7 +67,7 @@ fn dropout_keeps_the_mean_and_its_gradient_uses_the_same_mask() {
     assert!(y.iter().all(|v| *v == 0.0 || (*v - 1.0 / 0.7).abs() < 1e-6));
     let gradients = drop().unwrap().sum_all().unwrap().backward().unwrap();
     assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>().unwrap(), y);
-    // Another step, another call: other masks. The same step again: the same.
+    // Another step and another call give other masks; the same step gives the same mask.
     let rng = DropoutRng::new(1, 2);
     let first: Vec<f32> = ops::dropout(&x, 0.3, Some(&rng)).unwrap().to_vec1().unwrap();
     let second: Vec<f32> = ops::dropout(&x, 0.3, Some(&rng)).unwrap().to_vec1().unwrap();
@@ -86,7 +86,7 @@ fn dropout_matches_finite_differences() {
 fn batch_norm_matches_finite_differences() {
     let (x, w, b) = (variable("x", &[2, 3, 3, 2]), variable("w", &[3]), variable("b", &[3]));
     check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, false)?.y));
-    // All of a channel passes the ReLU or nothing: at its corner there is no derivative.
+    // The ReLU passes all of a channel or nothing: it has no derivative at 0.
     let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
     check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, true)?.y));
 }
@@ -102,7 +102,7 @@ fn gathering_and_scattering_rows_match_finite_differences() {
 }
 
 #[test]
-fn a_mask_of_other_values_or_without_a_first_row_is_refused() {
+fn rejects_a_mask_with_other_values_or_without_a_first_row() {
     let error = Ragged::of_mask(&Tensor::new(&[[1f32, 0.5]], &Device::Cpu).unwrap()).unwrap_err().to_string();
     assert!(error.contains("not 0.5"), "{error}");
     let rows = Ragged::of_mask(&Tensor::new(&[[0f32, 1.0]], &Device::Cpu).unwrap()).unwrap();

@@ -1,6 +1,6 @@
-//! The kernels at sizes around the edges of their tiles, blocks and registers, and at sizes of 0 and 1: products against
-//! the plain loop, the other operations with their gradients against the plain composition in f64 (the same call: kernels
-//! take f32 alone).
+//! The kernels at sizes around the edges of their tiles, blocks and registers, and at sizes 0 and 1: products against
+//! the plain loop; the other operations with their gradients against the plain composition in f64 (the same call, since
+//! kernels take only f32).
 
 mod common;
 
@@ -14,7 +14,7 @@ use lxmert_core::ops::{
 use lxmert_core::procedural;
 use proptest::prelude::*;
 
-/// Rows: tiles of 12 and 4, tasks of 144, few rows up to 72.
+/// Rows: tiles of 12 and 4, tasks of 144, skinny products up to 72.
 fn rows() -> impl Strategy<Value = usize> {
     prop_oneof![0usize..6, 7usize..14, 23usize..26, 71usize..74, 143usize..147]
 }
@@ -74,7 +74,7 @@ proptest! {
         for (place, value) in out.iter().enumerate() {
             let (i, j) = (place / leading, place % leading);
             if j >= columns {
-                prop_assert_eq!(*value, 7.0, "written between the rows");
+                prop_assert_eq!(*value, 7.0, "the gap between rows was overwritten");
                 continue;
             }
             let (mut sum, mut size) = (0.0, 0.0);
@@ -90,7 +90,7 @@ proptest! {
     }
 }
 
-/// The largest difference to an f64 tensor, and 0 of nothing.
+/// The largest difference from an f64 tensor; 0 if empty.
 fn distance(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.dims(), want.dims());
     if want.elem_count() == 0 {
@@ -100,7 +100,7 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
     d.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Whether values and gradients of `f` at f32 inputs, where the kernels run, are those at f64 ones.
+/// Checks that values and gradients of `f` for f32 inputs, where the kernels run, equal those for f64 inputs.
 fn agree(inputs: &[Tensor], bound: f64, f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let run = |dtype| {
         let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
@@ -126,13 +126,13 @@ proptest! {
     #[test]
     fn linear_layers_equal_the_composition(batch in 0usize..3, rows in rows(), inner in inner(), out in columns()) {
         let inputs = [random("x", &[batch, rows, inner]), random("w", &[out, inner]), random("b", &[out])];
-        // Sums of as many terms as the largest side, of which each is a quarter on average.
+        // Sums of as many terms as the largest side; each term is a quarter on average.
         let terms = inner.max(out).max(batch * rows) as f64;
         agree(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
     }
 
     #[test]
-    fn packed_linear_layers_equal_the_composition(
+    fn prepacked_linear_layers_equal_the_composition(
         rows in rows(), inner in inner(), out in columns(), relu: bool, bf16: bool,
     ) {
         prop_assume!(inner > 0 && out > 0);
@@ -147,9 +147,9 @@ proptest! {
         prop_assert!(distance(&y, &want) < 1e-6 * (1.0 + inner as f64 / 4.0), "{:e}", distance(&y, &want));
     }
 
-    /// Of exact ones, where a product is too small or has too few rows for rounding to be faster.
+    /// Operands stay exact if a product is too small, or has too few rows, for rounding to be faster.
     #[test]
-    fn linear_layers_in_bf16_are_those_of_rounded_operands(rows in rows(), inner in inner(), out in columns()) {
+    fn linear_layers_in_bf16_equal_those_of_rounded_operands(rows in rows(), inner in inner(), out in columns()) {
         let inputs = [random("x", &[rows, inner]), random("w", &[out, inner]), random("b", &[out])];
         let [x, w, b] = inputs.each_ref().map(|t| Var::from_tensor(t).unwrap());
         let y = ops::linear_with(&x, &w, &b, Precision::Bf16).unwrap();
@@ -172,7 +172,7 @@ proptest! {
     fn layer_norms_equal_the_composition(rows in prop_oneof![0usize..3, 63usize..66, 127usize..130], width in columns()) {
         prop_assume!(width > 0);
         let inputs = [random("x", &[rows, width]), random("w", &[width]), random("b", &[width])];
-        // A variance of next to nothing would magnify the rounding that is compared.
+        // A variance near zero would magnify the rounding differences.
         agree(&inputs, 2e-5, |t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-2));
     }
 
@@ -180,7 +180,7 @@ proptest! {
     fn batch_norm_equals_the_composition(
         batch in 1usize..4, channels in 1usize..19, height in 1usize..6, width in 1usize..6, relu: bool,
     ) {
-        // The ReLU passes all of a channel or nothing: at its corner rounding would choose the gradient.
+        // The ReLU passes all of a channel or nothing: near 0, rounding would decide the gradient.
         let bias: Vec<f32> = (0..channels).map(|channel| if channel % 2 == 0 { 20.0 } else { -20.0 }).collect();
         let bias = Tensor::from_vec(bias, channels, &Device::Cpu).unwrap();
         let inputs = [random("x", &[batch, channels, height, width]), random("w", &[channels]), bias];
@@ -188,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn gathering_takes_the_real_rows_and_puts_them_back(
+    fn gathering_takes_the_real_rows_and_scattering_restores_them(
         lengths in proptest::collection::vec(0usize..6, 0..6), width in 0usize..4, spare in 0usize..2,
     ) {
         let (batch, length) = (lengths.len(), lengths.iter().max().map_or(0, |most| most + spare));
@@ -213,12 +213,13 @@ proptest! {
     }
 }
 
-/// One region by torchvision's `roi_align_kernel.cpp`, point by point: positions in f32 as there, since a point a hair outside
-/// counts as zero, and a bilinear sample as the sum over all pixels under two hats. `[output_size, output_size, channels]`.
+/// One region by torchvision's `roi_align_kernel.cpp`, point by point: positions in f32 as there, since a point just
+/// outside counts as zero, and a bilinear sample as the sum over all pixels, each weighted by two hat functions.
+/// `[output_size, output_size, channels]`.
 fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> Vec<f64> {
     let channels = level.get(region.image).unwrap().to_vec3::<f32>().unwrap();
     let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale);
-    // The hats' weights of each point of each bin of an axis.
+    // The hat functions' weights for each point of each bin of an axis.
     let axis = |start: f32, length: f32, size: usize| -> Vec<Vec<Vec<f64>>> {
         let bin = length.max(1.0) / options.output_size as f32;
         let count = if options.sampling_ratio > 0 { options.sampling_ratio } else { bin.ceil() as usize };
@@ -246,12 +247,12 @@ fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> 
     out
 }
 
-/// Where a region starts: inside the maps or out, on halves of a pixel too, where points meet pixels and borders.
+/// A region's start: inside the maps or outside, also at half pixels, where points meet pixels and borders.
 fn corner() -> impl Strategy<Value = f32> {
     prop_oneof![-12f32..28.0, (-24i8..56).prop_map(|halves| f32::from(halves) / 2.0)]
 }
 
-/// A region's side: none, turned around, and up to larger than the maps.
+/// A region's side: zero, negative, and up to larger than the maps.
 fn side() -> impl Strategy<Value = f32> {
     prop_oneof![Just(0f32), -4f32..0.0, 0f32..3.0, (0u8..40).prop_map(f32::from)]
 }
@@ -260,7 +261,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn regions_of_a_pyramid_equal_samples_point_by_point(
+    fn pyramid_regions_equal_pointwise_samples(
         sides in proptest::collection::vec((prop_oneof![Just(1usize), 1usize..9], prop_oneof![Just(1usize), 1usize..9]), 1..4),
         batch in 1usize..3, channels in prop_oneof![1usize..4, 7usize..10, 15usize..18, 31usize..34],
         boxes in proptest::collection::vec((corner(), corner(), side(), side()), 0..6),
@@ -275,7 +276,7 @@ proptest! {
         }).collect();
         let borrowed: Vec<_> = levels.iter().map(|(level, options)| (level, *options)).collect();
         let pool = BufferPool::new();
-        // The second time in the first one's memory, which is not empty.
+        // The second run reuses the first one's memory, which is not empty.
         for _ in 0..2 {
             let map = roi_align_levels(&borrowed, &regions, &pool).unwrap();
             prop_assert_eq!(map.shape(), [regions.len(), output_size, output_size, channels]);
@@ -292,7 +293,7 @@ proptest! {
 }
 
 #[test]
-fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
+fn a_region_far_larger_than_its_map_takes_no_more_points() {
     let level = random("level", &[1, 2, 1, 1]);
     let options = RoiAlign { spatial_scale: 1.0, output_size: 1, sampling_ratio: 0 };
     let region = LevelRegion { level: 0, image: 0, xyxy: [0.0, 0.0, 0.0, 21.0] };
@@ -304,7 +305,7 @@ fn a_region_far_larger_than_its_map_takes_as_many_points_as_any() {
 }
 
 #[test]
-fn regions_without_a_place_are_zero() {
+fn regions_outside_the_map_are_zero() {
     let level = random("level", &[1, 3, 4, 5]);
     for sampling_ratio in [0, 2] {
         let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio };
@@ -317,7 +318,7 @@ fn regions_without_a_place_are_zero() {
 }
 
 #[test]
-fn regions_of_levels_or_images_that_are_not_there_are_errors() {
+fn rejects_regions_of_unknown_levels_or_images() {
     let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio: 2 };
     let (level, empty, other) =
         (random("level", &[2, 3, 4, 5]), random("empty", &[2, 3, 0, 5]), random("other", &[2, 4, 4, 5]));
@@ -335,16 +336,16 @@ fn regions_of_levels_or_images_that_are_not_there_are_errors() {
     assert!(pooled(&[(&level, options), (&level, RoiAlign { output_size: 3, ..options })], 0, 0).is_err(), "sizes");
 }
 
-/// Elementwise operations cut their work into tasks of 16,384 values.
+/// Elementwise operations divide their work into tasks of 16,384 values.
 #[test]
-fn elementwise_operations_are_whole_at_the_edges_of_tasks() {
+fn elementwise_operations_are_right_at_task_boundaries() {
     for count in [0, 1, 15, 16, 17, 16_383, 16_384, 16_385, 32_769] {
         let x = [random("x", &[count])];
         agree(&x, 1e-6, |t| ops::gelu(&t[0]));
         for probability in [0.0, 0.1, 0.999] {
             agree(&x, 1e-4, |t| ops::dropout(&t[0], probability, Some(&DropoutRng::new(3, 4))));
         }
-        // A mask is a function of the element's number alone.
+        // A mask depends only on the element's number.
         let drop = |x: &Tensor| ops::dropout(x, 0.5, Some(&DropoutRng::new(3, 4))).unwrap();
         let longer = drop(&random("x", &[count + 3])).narrow(0, 0, count).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(drop(&x[0]).to_vec1::<f32>().unwrap(), longer);
@@ -354,8 +355,8 @@ fn elementwise_operations_are_whole_at_the_edges_of_tasks() {
 }
 
 #[test]
-fn other_machines_kernels_pass() {
+fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["other_machines"]);
+        common::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

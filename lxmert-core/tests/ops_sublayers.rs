@@ -1,5 +1,5 @@
-//! The fused sub-layers: against their composition in f64 at any size, their gradients against finite differences, with and
-//! without padding, dropout and a context of their own.
+//! The fused sub-layers against their composition in f64 at any size, and their gradients against finite differences,
+//! with and without padding, dropout and a separate context.
 
 mod common;
 
@@ -27,7 +27,7 @@ impl Rows {
         Self { ragged, batch, length }
     }
 
-    /// Random rows, padding and all.
+    /// Random rows, padding included.
     fn states(&self, name: &str, width: usize) -> Tensor {
         procedural::tensor(name, &[self.batch, self.length, width], -1.0, 1.0, 21).unwrap()
     }
@@ -37,7 +37,7 @@ fn variable(name: &str, shape: &[usize], low: f64, high: f64) -> Var {
     Var::from_tensor(&procedural::tensor(name, shape, low, high, 22).unwrap()).unwrap()
 }
 
-/// A weight as it learns, and as the sub-layer sees it: the same, or a constant.
+/// A weight as it is trained, and as the sub-layer sees it: the same variable, or a constant.
 #[derive(Clone)]
 struct Weight {
     name: &'static str,
@@ -74,7 +74,7 @@ impl Weights {
         Self::new(self.0.iter().map(|weight| (weight.name, wide(weight))).collect())
     }
 
-    /// All but one are constants.
+    /// The same weights, all constant except one.
     fn frozen_but(&self, learning: &str) -> Self {
         let frozen = |weight: &Weight| match weight.name == learning {
             true => weight.clone(),
@@ -84,7 +84,7 @@ impl Weights {
     }
 }
 
-/// A row whose values hardly differ would magnify the rounding that is compared.
+/// Rows with little variance would magnify the rounding differences.
 const EPS: f64 = 1e-2;
 
 fn attention_weights(hidden: usize) -> Weights {
@@ -148,7 +148,7 @@ impl Attention {
 
 fn feed_forward_weights(hidden: usize, inner: usize, activation: Activation) -> Weights {
     let first = 1.0 / hidden as f64;
-    // The ReLU's corner is kept away from: every inner value is within 1 of 2 or −2.
+    // Stay away from the ReLU's corner: every inner value is within 1 of 2 or −2.
     let bias: Vec<f32> = match activation {
         Activation::Relu => (0..inner).map(|i| if i % 3 == 0 { -2.0 } else { 2.0 }).collect(),
         _ => procedural::values("first.bias", inner, -1.0, 1.0, 22),
@@ -184,14 +184,15 @@ fn composed_feed_forward(w: &Weights, x: &Tensor, activation: Activation, dropou
     ops::layer_norm(&out, w.get("norm.weight"), w.get("norm.bias"), EPS)
 }
 
-/// The gradients by these variables of a sum that weighs every value differently.
+/// The gradients with respect to these variables of a sum that weights every value differently.
 fn gradients(y: &Tensor, weights: &Tensor, variables: &[&Var]) -> Vec<Tensor> {
     let found = (y * weights).unwrap().sum_all().unwrap().backward().unwrap();
     let zeros = |var: &Var| var.zeros_like().unwrap();
     variables.iter().map(|var| found.get(var).cloned().unwrap_or_else(|| zeros(var))).collect()
 }
 
-/// Values and gradients of packed rows in f32 against those of padded rows in f64. `states`: what comes in, and its rows.
+/// Compares values and gradients of ragged rows in f32 with those of padded rows in f64. `states`: the inputs and their
+/// rows.
 fn agree(
     states: &[(&str, &Rows)],
     hidden: usize,
@@ -199,14 +200,14 @@ fn agree(
     fused: impl Fn(&Weights, &[&Var]) -> Result<Tensor>,
     composed: impl Fn(&Weights, &[&Var]) -> Result<Tensor>,
 ) {
-    let pack = |rows: &Rows, x: &Tensor| rows.ragged.gather(&x.to_dtype(DType::F32).unwrap()).unwrap();
+    let gather = |rows: &Rows, x: &Tensor| rows.ragged.gather(&x.to_dtype(DType::F32).unwrap()).unwrap();
     let padded: Vec<Tensor> = states.iter().map(|(name, rows)| rows.states(name, hidden)).collect();
-    let packed: Vec<Var> =
-        states.iter().zip(&padded).map(|((_, rows), x)| Var::from_tensor(&pack(rows, x)).unwrap()).collect();
+    let ragged: Vec<Var> =
+        states.iter().zip(&padded).map(|((_, rows), x)| Var::from_tensor(&gather(rows, x)).unwrap()).collect();
     let padded: Vec<Var> = padded.iter().map(|x| Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap()).collect();
-    let (packed, padded): (Vec<&Var>, Vec<&Var>) = (packed.iter().collect(), padded.iter().collect());
+    let (ragged, padded): (Vec<&Var>, Vec<&Var>) = (ragged.iter().collect(), padded.iter().collect());
     let wide = weights.in_f64();
-    let (got, want) = (fused(weights, &packed).unwrap(), composed(&wide, &padded).unwrap());
+    let (got, want) = (fused(weights, &ragged).unwrap(), composed(&wide, &padded).unwrap());
     let rows = states[0].1;
     let pull = procedural::tensor("pull", got.dims(), -1.0, 1.0, 23).unwrap();
     let padded_pull = rows.ragged.scatter(&pull).unwrap().to_dtype(DType::F64).unwrap();
@@ -217,10 +218,10 @@ fn agree(
             assert!(far <= 2e-5 * (1.0 + size), "{what}: {far:e} of {size}");
         }
     };
-    close("values", &got, &pack(rows, &want));
-    let by_inputs = gradients(&got, &pull, &packed).into_iter().zip(gradients(&want, &padded_pull, &padded));
+    close("values", &got, &gather(rows, &want));
+    let by_inputs = gradients(&got, &pull, &ragged).into_iter().zip(gradients(&want, &padded_pull, &padded));
     for ((name, rows), (got, want)) in states.iter().zip(by_inputs) {
-        close(name, &got, &pack(rows, &want));
+        close(name, &got, &gather(rows, &want));
     }
     let by_weights =
         gradients(&got, &pull, &weights.vars()).into_iter().zip(gradients(&want, &padded_pull, &wide.vars()));
@@ -305,7 +306,7 @@ fn attention_matches_finite_differences_in_every_input_and_weight() {
             for dropout in [[0.0, 0.0], [0.25, 0.25]] {
                 let weights = attention_weights(hidden);
                 let block = Attention { heads: 3, dropout };
-                // The keys' bias adds the same to all scores of a query, which its softmax does not see.
+                // The keys' bias adds the same number to all scores of a query, and its softmax cancels that.
                 let (none, some): (Vec<_>, Vec<_>) = weights.0.iter().partition(|weight| weight.name == "k.bias");
                 let some: Vec<&Var> = some.iter().map(|weight| &weight.var).collect();
                 let of_itself = || block.fused(&weights, (&x, &queries), (&x, &queries));
@@ -338,7 +339,7 @@ fn feed_forward_matches_finite_differences_in_every_input_and_weight() {
 }
 
 #[test]
-fn a_weight_learns_the_same_while_the_others_are_frozen() {
+fn a_weight_gets_the_same_gradient_if_the_others_are_frozen() {
     let rows = Rows::new(PADDED);
     let x = ragged(&rows, "x", 12);
     let still = x.as_tensor().detach();
@@ -359,8 +360,8 @@ fn a_weight_learns_the_same_while_the_others_are_frozen() {
 }
 
 #[test]
-fn other_machines_kernels_pass() {
+fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["other_machines"]);
+        common::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

@@ -1,5 +1,5 @@
-//! How far results depend on the number of threads: not at all, but for the sums over a batch in the gradient of a
-//! convolution's weights and bias, whose order is that of the threads.
+//! Results do not depend on the number of threads, except for the sums over a batch in the gradients of a convolution's
+//! weights and bias, where the threads decide the order.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
     x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// Values and gradients of `f` in so many threads.
+/// Values and gradients of `f` with this many threads.
 fn run(threads: usize, inputs: &[Tensor], f: impl Fn(&[Var]) -> Result<Tensor> + Sync) -> Vec<Tensor> {
     in_threads(threads, || {
         let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
@@ -36,8 +36,8 @@ fn independent(what: &str, inputs: &[Tensor], f: impl Fn(&[Var]) -> Result<Tenso
 }
 
 #[test]
-fn products_are_the_same_to_the_bit() {
-    // Tiles and panels, few rows, several blocks of the inner dimension, and what fills none of them.
+fn products_have_the_same_bits() {
+    // Tiles and panels, skinny products, several blocks of the inner dimension, and sizes that fill none of them.
     for (rows, inner, columns) in [(300, 64, 100), (40, 512, 400), (150, 1100, 65), (33, 37, 41)] {
         for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
             let (a, b) = (random("a", &[rows * inner]), random("b", &[inner * columns]));
@@ -58,7 +58,7 @@ fn products_are_the_same_to_the_bit() {
 }
 
 #[test]
-fn layers_and_their_gradients_are_the_same_to_the_bit() {
+fn layers_and_their_gradients_have_the_same_bits() {
     let (rows, width) = (700, 48);
     let x = random("x", &[rows, width]);
     let (w, b) = (random("w", &[64, width]), random("b", &[64]));
@@ -80,7 +80,7 @@ fn layers_and_their_gradients_are_the_same_to_the_bit() {
 }
 
 #[test]
-fn a_convolution_s_sums_over_the_batch_differ_by_rounding_alone() {
+fn a_convolutions_sums_over_the_batch_differ_only_by_rounding() {
     let inputs = [random("x", &[7, 16, 20, 19]), random("w", &[33, 16, 3, 3]), random("b", &[33])];
     let f = |v: &[Var]| ops::conv2d(&v[0], &v[1], Some(&v[2]), 1, 1);
     let one = run(1, &inputs, f);
@@ -95,6 +95,6 @@ fn a_convolution_s_sums_over_the_batch_differ_by_rounding_alone() {
             assert!(far < 2e-6 * size, "gradient {which}: {far:e} of {size}");
         }
         let again = run(threads, &inputs, f);
-        assert!(more.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "from run to run");
+        assert!(more.iter().zip(&again).all(|(a, b)| bits(a) == bits(b)), "differs between runs");
     }
 }

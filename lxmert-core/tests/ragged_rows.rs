@@ -1,5 +1,5 @@
-//! The whole model over ragged rows, sub-layers fused, against its composition (the path that returns maps), with padding and
-//! dropout: logits, states of real positions, and the gradient of every weight.
+//! The whole model over ragged rows with fused sub-layers against its composition (the path that returns maps), with
+//! padding and dropout: logits, states of real positions, and the gradient of every weight.
 
 mod common;
 
@@ -12,7 +12,7 @@ use lxmert_core::ops::{DropoutRng, Precision, PrepackedWeights, backward};
 use lxmert_core::procedural;
 use std::collections::BTreeMap;
 
-/// Width 36 in 3 heads: no multiple of a register anywhere.
+/// Width 36 in 3 heads: not a multiple of any register.
 fn config(cross_layer: CrossLayer, dropout: f32) -> LxmertConfig {
     LxmertConfig {
         vocab_size: 50,
@@ -31,7 +31,7 @@ fn config(cross_layer: CrossLayer, dropout: f32) -> LxmertConfig {
     }
 }
 
-/// Sentences of these lengths and images of these numbers of regions, padded.
+/// Padded sentences of these lengths and images with these numbers of regions.
 fn inputs(words: &[usize], regions: &[usize]) -> LxmertInputs {
     let (batch, device) = (words.len(), &Device::Cpu);
     let padded = |lengths: &[usize]| lengths.iter().max().copied().unwrap_or(0).max(1);
@@ -62,7 +62,7 @@ fn real(states: &Tensor, mask: &Option<Tensor>) -> Tensor {
     states.broadcast_mul(&mask.as_ref().unwrap().unsqueeze(2).unwrap()).unwrap()
 }
 
-/// Every real position and logit weighs differently.
+/// A loss that weights every real position and logit differently.
 fn loss(output: &MatchingOutput, inputs: &LxmertInputs) -> Tensor {
     let weigh = |x: &Tensor| (x * procedural::tensor("w", x.dims(), -1.0, 1.0, 2).unwrap()).unwrap().sum_all().unwrap();
     let language = weigh(&real(&output.trunk.language, &inputs.attention_mask));
@@ -78,7 +78,7 @@ fn bits(x: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn fused_sub_layers_give_the_composition_s_values_and_gradients() {
+fn fused_sub_layers_equal_the_composition() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         for dropout in [0.0, 0.2] {
             let (model, varmap) = model(&config(cross_layer, dropout));
@@ -89,16 +89,16 @@ fn fused_sub_layers_give_the_composition_s_values_and_gradients() {
                     let run = Pass { capture, rng: Some(&rng), ..Pass::default() };
                     model.forward(&inputs, &run).unwrap()
                 };
-                let (packed, composed) = (run(Capture::None), run(Capture::Maps));
-                assert!(packed.trunk.attentions.is_none() && composed.trunk.attentions.is_some());
-                assert!(difference(&packed.logits, &composed.logits) < 2e-5);
+                let (fused, composed) = (run(Capture::None), run(Capture::Maps));
+                assert!(fused.trunk.attentions.is_none() && composed.trunk.attentions.is_some());
+                assert!(difference(&fused.logits, &composed.logits) < 2e-5);
                 for (a, b, mask) in [
-                    (&packed.trunk.language, &composed.trunk.language, &inputs.attention_mask),
-                    (&packed.trunk.vision, &composed.trunk.vision, &inputs.visual_attention_mask),
+                    (&fused.trunk.language, &composed.trunk.language, &inputs.attention_mask),
+                    (&fused.trunk.vision, &composed.trunk.vision, &inputs.visual_attention_mask),
                 ] {
                     assert!(difference(&real(a, mask), &real(b, mask)) < 2e-5);
                 }
-                let gradients = loss(&packed, &inputs).backward().unwrap();
+                let gradients = loss(&fused, &inputs).backward().unwrap();
                 let expected = loss(&composed, &inputs).backward().unwrap();
                 for (name, var) in varmap.data().lock().unwrap().iter() {
                     let (got, want) = (gradients.get(var).unwrap(), expected.get(var).unwrap());
@@ -111,12 +111,13 @@ fn fused_sub_layers_give_the_composition_s_values_and_gradients() {
     }
 }
 
-/// Kernels cut their work where the sizes say, or where it changes no sum, so that forward and backward give the same bits.
+/// Kernels divide their work by the sizes alone, or where that changes no sum, so forward and backward give the same
+/// bits.
 #[test]
 fn the_bits_do_not_depend_on_the_number_of_threads() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         let (model, varmap) = model(&config(cross_layer, 0.2));
-        // Some 200 rows of words and 100 of regions: several tasks of each kernel.
+        // About 200 rows of words and 100 of regions: several tasks per kernel.
         let lengths = |most: usize| (0..32).map(|i| 1 + i * 7 % most).collect::<Vec<usize>>();
         let inputs = inputs(&lengths(12), &lengths(6));
         let run = |precision: Precision, threads: usize| {
@@ -148,18 +149,18 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn weights_prepacked_give_the_same_outputs() {
+fn prepacked_weights_give_the_same_outputs() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         let (model, _) = model(&config(cross_layer, 0.0));
-        // Both precisions in one, and passes of few rows and of many.
-        let packed = PrepackedWeights::new();
+        // Both precisions in one set of weights, and passes with few rows and with many.
+        let prepacked = PrepackedWeights::new();
         for precision in [Precision::F32, Precision::Bf16] {
             for (words, regions) in BATCHES {
                 let inputs = inputs(words, regions);
                 let run = Pass::eval().with_precision(precision);
                 let want = model.forward(&inputs, &run).unwrap();
                 for _ in 0..2 {
-                    let got = model.forward(&inputs, &run.with_prepacked(&packed)).unwrap();
+                    let got = model.forward(&inputs, &run.with_prepacked(&prepacked)).unwrap();
                     assert_eq!(bits(&got.logits), bits(&want.logits), "{cross_layer:?} {precision:?} {words:?}");
                     assert_eq!(bits(&got.trunk.vision), bits(&want.trunk.vision));
                 }
@@ -169,7 +170,7 @@ fn weights_prepacked_give_the_same_outputs() {
 }
 
 #[test]
-fn the_pooled_output_alone_is_the_same() {
+fn pooled_only_gives_the_same_output() {
     for cross_layer in [CrossLayer::Lxmert, CrossLayer::Student] {
         let (model, varmap) = model(&config(cross_layer, 0.0));
         for (words, regions) in BATCHES {
@@ -183,7 +184,7 @@ fn the_pooled_output_alone_is_the_same() {
             let by = |output: MatchingOutput| output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             let (all, less) = (by(whole), by(pooled));
             for (name, var) in varmap.data().lock().unwrap().iter() {
-                // What the logits do not depend on gets no gradient, or zeros.
+                // Parameters that the logits do not depend on get no gradient, or zeros.
                 let want = all.get(var).cloned().unwrap_or_else(|| var.zeros_like().unwrap());
                 let got = less.get(var).cloned().unwrap_or_else(|| var.zeros_like().unwrap());
                 assert!(difference(&got, &want) < 1e-4, "{cross_layer:?} {words:?} {name}");
@@ -193,9 +194,9 @@ fn the_pooled_output_alone_is_the_same() {
 }
 
 #[test]
-fn an_image_without_regions_and_an_empty_batch_are_no_accident() {
+fn handles_an_image_without_regions_and_an_empty_batch() {
     let (model, _) = model(&config(CrossLayer::Lxmert, 0.0));
-    // An all-masked row adds the same to every score: as if nothing were masked.
+    // In an all-masked row every score gets the same number, as if nothing were masked.
     let with_none = inputs(&[3, 4], &[2, 0]);
     let fused = model.forward(&with_none, &Pass::eval()).unwrap().logits;
     let composed = model.forward(&with_none, &Pass::capture(Capture::Maps)).unwrap().logits;

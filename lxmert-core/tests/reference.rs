@@ -1,5 +1,5 @@
-//! The model against transformers 5.23 on formula weights, in f32: states, attention maps and every head within 3e-5, some five
-//! times the 6.2e-6 that is measured (base size, prepacked weights).
+//! The model against transformers 5.23 on formula weights, in f32: states, attention maps and every head within 3e-5,
+//! about five times the measured 6.2e-6 (base size, prepacked weights).
 
 mod common;
 
@@ -24,7 +24,7 @@ fn inputs(config: &LxmertConfig, want: &HashMap<String, Tensor>) -> LxmertInputs
     }
 }
 
-/// The same batch `times` times.
+/// The same batch, repeated `times` times.
 fn repeated(inputs: &LxmertInputs, times: usize) -> LxmertInputs {
     let repeat = |x: &Tensor| Tensor::cat(&vec![x; times], 0).unwrap();
     LxmertInputs {
@@ -54,7 +54,7 @@ fn check(name: &str) {
     let fused = model.forward(&inputs, &Pass::eval()).unwrap();
     assert!(fused.attentions.is_none());
     let mapped = model.forward(&inputs, &Pass::capture(Capture::Maps)).unwrap();
-    // Nothing is computed for padding, whose rows nothing downstream reads.
+    // Nothing is computed for padding rows, since nothing downstream reads them.
     let mask = want["mask"].to_dtype(DType::F32).unwrap().unsqueeze(2).unwrap();
     let real = |x: &Tensor| x.broadcast_mul(&mask).unwrap();
     for (path, output) in [("fused", &fused), ("with maps", &mapped)] {
@@ -62,18 +62,18 @@ fn check(name: &str) {
         close(&format!("{path} vision"), &output.vision, &want["vision_output"]);
         close(&format!("{path} pooled"), &output.pooled, &want["pooled_output"]);
     }
-    // With weights packed once a batch large enough takes other products; each of its parts is this one.
+    // With prepacked weights a large batch takes other products; compare each repetition.
     let prepacked = PrepackedWeights::new();
     let times = 4;
     let repeated = model.forward(&repeated(&inputs, times), &Pass::eval().with_prepacked(&prepacked)).unwrap();
     for part in 0..times {
         let part = |x: &Tensor| x.narrow(0, part * mask.dim(0).unwrap(), mask.dim(0).unwrap()).unwrap();
-        close("packed language", &real(&part(&repeated.language)), &real(&want["language_output"]));
-        close("packed vision", &part(&repeated.vision), &want["vision_output"]);
-        close("packed pooled", &part(&repeated.pooled), &want["pooled_output"]);
+        close("prepacked language", &real(&part(&repeated.language)), &real(&want["language_output"]));
+        close("prepacked vision", &part(&repeated.vision), &want["vision_output"]);
+        close("prepacked pooled", &part(&repeated.pooled), &want["pooled_output"]);
     }
     let maps = mapped.attentions.unwrap();
-    // [batch, heads, words, keys]: queries of padding are nobody's either.
+    // [batch, heads, words, keys]: nothing reads the queries of padding either.
     let of_words = |map: &Tensor| map.broadcast_mul(&mask.unsqueeze(1).unwrap()).unwrap();
     assert_eq!(
         (maps.language.len(), maps.vision.len(), maps.cross.len()),
@@ -111,7 +111,7 @@ fn the_base_model_matches_transformers() {
     check("base");
 }
 
-/// The language encoder is BERT's: candle-transformers' own model, on the very same keys.
+/// The language encoder against BERT: candle-transformers' own model with the same keys.
 #[test]
 fn the_language_encoder_equals_candle_transformers_bert() {
     let manifest = manifest("lxmert/small.json");
@@ -132,16 +132,16 @@ fn the_language_encoder_equals_candle_transformers_bert() {
     let mask = inputs.attention_mask.clone().unwrap();
     let theirs = bert.forward(&inputs.input_ids, &inputs.input_ids.zeros_like().unwrap(), Some(&mask)).unwrap();
     let ours = model.encode_language(&inputs.input_ids, Some(&mask), &Pass::eval()).unwrap();
-    // Padding rows are nobody's: each code masks keys its own way.
+    // Nothing reads padding rows, and each code masks keys in its own way.
     let real = mask.unsqueeze(2).unwrap();
     let d = difference(&ours.padded().unwrap().broadcast_mul(&real).unwrap(), &theirs.broadcast_mul(&real).unwrap());
     assert!(d <= 1e-5, "{d:.1e}");
 }
 
 #[test]
-fn other_machines_kernels_and_the_plain_compositions_match_too() {
-    common::passes_with("reference", &["other_machines"]);
+fn kernels_of_other_cpus_and_the_compositions_match_too() {
+    common::passes_with("reference", &["kernels_of_other_cpus"]);
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["other_machines", "base"]);
+        common::passes_with(kernels, &["kernels_of_other_cpus", "base"]);
     }
 }

@@ -11,14 +11,14 @@ fn config(x_layers: usize) -> LxmertConfig {
     LxmertConfig { cross_layer: CrossLayer::Student, x_layers, ..LxmertConfig::preset("small").unwrap() }
 }
 
-/// Rows of padding words are not compared: torch zeroes them or not depending on its fast path,
-/// and nothing downstream reads them.
+/// Keeps the rows of real words: torch zeroes padding rows or not depending on its fast path, and nothing downstream
+/// reads them.
 fn words_only(x: &Tensor, mask: &Tensor) -> Tensor {
     x.broadcast_mul(&mask.unsqueeze(2).unwrap()).unwrap()
 }
 
 #[test]
-fn the_variant_matches_the_student_s_own_code() {
+fn the_variant_matches_the_students_own_code() {
     let manifest = manifest("student/model.json");
     let want = outputs("student/model.safetensors");
     let mask = want["mask"].to_dtype(DType::F32).unwrap();
@@ -49,7 +49,7 @@ fn the_variant_matches_the_student_s_own_code() {
 }
 
 #[test]
-fn the_student_s_key_names_are_expected() {
+fn expects_the_students_key_names() {
     let mut want: Vec<(String, Vec<usize>)> =
         manifest("student/model.json").tensors.into_iter().map(|e| (e.name, e.shape)).collect();
     want.sort();

@@ -1,5 +1,5 @@
-//! Faster R-CNN R50-FPN with the reference run's formula weights, at the sizes that the peers' scripts time, as JSON lines that
-//! `lxmert-core/benches/peers/compare.py` reads.
+//! Faster R-CNN R50-FPN with the reference run's formula weights, at the sizes that the peers' scripts time. Prints
+//! JSON lines for `lxmert-core/benches/peers/compare.py`.
 //!
 //! `cargo bench -p lxmert-extract --bench detector -- [--runs N] [--height N --width N] [case …]`
 
@@ -19,10 +19,10 @@ mod common;
 #[path = "../../lxmert-core/benches/peers/timing.rs"]
 mod timing;
 
-/// Times the detector; one JSON line a case.
+/// Times the detector; prints one JSON line per case.
 #[derive(Parser)]
 struct Arguments {
-    /// Timed runs of each case
+    /// Timed runs per case
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
     /// Height of the network's input
@@ -31,11 +31,11 @@ struct Arguments {
     /// Width of the network's input
     #[arg(long, value_name = "N", default_value_t = 1088)]
     width: usize,
-    /// The cases, by the names that are printed [default: all]
+    /// The cases to run, by their printed names [default: all]
     cases: Vec<String>,
     #[command(flatten)]
     common: CommonArgs,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
             let images = procedural::tensor("images", &[1, 3, height, width], -2.0, 2.0, 1)?;
             let detector = common::reference_detector(0, precision)?;
             let network = PrepackedNetwork::new(detector.network(), precision)?;
-            let network = network.context("LXMERT_KERNELS=reference packs nothing")?;
+            let network = network.context("LXMERT_KERNELS=reference has no prepacked network")?;
             report(&name, time(runs, || Ok(network.forward(&images, true).map(drop)?))?);
         }
         let name = format!("whole image{suffix}");
@@ -70,7 +70,7 @@ fn main() -> Result<()> {
         }
         let name = format!("visual genome image{suffix}");
         if wanted(&name) {
-            // 800 × 1200, 300 proposals: 2,054 GFLOP done directly, 85 % of them in the stage on regions.
+            // 800 × 1200, 300 proposals: 2,054 GFLOP if computed directly, 85 % of them in the stage on regions.
             let detector = common::visual_genome_detector(false, precision)?;
             let image = common::photo("coffee.png")?;
             let run = || {

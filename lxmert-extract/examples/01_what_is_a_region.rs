@@ -1,8 +1,8 @@
-//! What a region is: one picture through the scenes detector, from boxes that might hold something to
-//! a dozen regions with a label, a score, attributes, a box, and the feature that the transformer reads.
+//! What a region is: one picture goes through the scenes detector, from boxes that might contain something to a dozen
+//! regions with a label, a score, attributes, a box, and the feature that the transformer reads.
 //!
-//! `cargo run -p lxmert-extract --example 01_what_is_a_region [IMAGE]`; without an image it takes the
-//! first of data/scenes, or draws it in memory where data/scenes is not there yet.
+//! `cargo run -p lxmert-extract --example 01_what_is_a_region [IMAGE]`; without an image it uses the first of
+//! data/scenes, or draws it in memory if data/scenes does not exist yet.
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage, imageops};
@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 const REGIONS: usize = 12;
 
-/// Colours that the colour-blind tell apart too (Okabe & Ito 2008); region i's box has colour i.
+/// Colours that colour-blind people can distinguish too (Okabe & Ito 2008); region i's box has colour i.
 const COLOURS: [(&str, [u8; 3]); 6] = [
     ("orange", [230, 159, 0]),
     ("sky", [86, 180, 233]),
@@ -30,7 +30,7 @@ const COLOURS: [(&str, [u8; 3]); 6] = [
 
 fn main() -> anyhow::Result<()> {
     // %% A detector and a picture
-    // The detector is a Faster R-CNN of 1.3 million parameters that ships with the project.
+    // The detector is a Faster R-CNN with 1.3 million parameters that ships with the project.
     let device = Device::Cpu;
     let detector = choice::load(&DetectorChoice::Scenes, None, Precision::F32, false, &device, false)?.detector;
     let config = detector.config();
@@ -43,18 +43,18 @@ fn main() -> anyhow::Result<()> {
     let shown = path.map_or_else(|| "a scene drawn in memory".into(), |path| path.display().to_string());
     println!("{shown}: {} × {} pixels", picture.width, picture.height);
 
-    // %% First the network proposes
-    // A proposal is a box that might hold something, and nothing more. Look at how many there are:
-    // most are the same object again, or background.
+    // %% First the network proposes boxes
+    // A proposal is only a box that might contain something. Look at how many there are: most show the same object
+    // again, or background.
     let analysis = detector.analyse(detector.input(&picture)?)?;
     let proposals = analysis.proposals.boxes.len();
     let background = (0..proposals).filter(|&i| analysis.probabilities(i)[0] > 0.5).count();
     println!("\n{proposals} proposals, {background} of them more likely background than anything else");
 
     // %% Then the best become regions
-    // Scores fall off after the real objects: the regions below are second guesses and background,
-    // kept because the transformer takes a fixed number and learns itself which to look at. The
-    // attributes are read off the feature alone, so the feature knows how the object looks.
+    // Scores drop after the real objects: the regions below are second guesses and background. They are kept because
+    // the transformer takes a fixed number of regions and learns which ones to look at. The attributes are predicted
+    // from the feature alone, so the feature encodes how the object looks.
     let regions = select(&detector, &analysis, REGIONS, Selection::Detections)?;
     let count = regions.boxes.len();
     let features = Tensor::from_slice(&regions.features, (count, regions.feature_dim), &device)?;
@@ -77,11 +77,11 @@ fn main() -> anyhow::Result<()> {
     }
 
     // %% A region is a vector
-    // The cosine between features. Look for pairs near 1: boxes on the same object, or objects alike.
+    // The cosine between features. Look for pairs near 1: boxes on the same object, or similar objects.
     let lengths = features.sqr()?.sum_keepdim(1)?.sqrt()?; // [regions, 1]
     let unit = features.broadcast_div(&lengths)?;
     let cosines = unit.matmul(&unit.t()?)?.to_vec2::<f32>()?; // [regions, regions]
-    println!("\n{} numbers a region; cosines between the first six:", regions.feature_dim);
+    println!("\n{} numbers per region; cosines between the first six:", regions.feature_dim);
     for (i, row) in cosines.iter().enumerate().take(6) {
         print!(" {:<9}", config.label_names[regions.labels[i] as usize]);
         row.iter().take(6).for_each(|cosine| print!(" {cosine:>5.2}"));
@@ -89,7 +89,7 @@ fn main() -> anyhow::Result<()> {
     }
 
     // %% The picture with its six best regions
-    // Enlarged, because a scene is as small as a stamp.
+    // Enlarged, because a scene is tiny.
     let scale = (640 / picture.width.max(1)).max(1);
     let Some(plain) = RgbImage::from_raw(picture.width, picture.height, picture.rgb) else { return Ok(()) };
     let (w, h) = (plain.width() * scale, plain.height() * scale);
@@ -103,10 +103,10 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Draws a box's outline, three pixels thick, inwards.
+/// Draws the outline of a box, three pixels thick, inwards.
 fn frame(canvas: &mut RgbImage, [x0, y0, x1, y1]: BoxXyxy, colour: Rgb<u8>) {
     const THICKNESS: u32 = 3;
-    // A float becomes the nearest value that u32 has, so nothing outside the canvas is asked for.
+    // A cast from float saturates at u32's range, so no pixel outside the canvas is accessed.
     let (x0, y0) = (x0 as u32, y0 as u32);
     let (x1, y1) = ((x1 as u32).min(canvas.width()), (y1 as u32).min(canvas.height()));
     for y in y0..y1 {

@@ -1,4 +1,4 @@
-//! What a store holds: reads the one that the bare `lxmert-extract` leaves, or one given as argument.
+//! What a store contains: reads the one that `lxmert-extract` without arguments writes, or one given as argument.
 //!
 //! `cargo run -p lxmert-extract --example 02_reading_a_store [STORE]`
 
@@ -7,7 +7,7 @@ use lxmert_core::features::FeatureStore;
 use lxmert_core::workspace::Workspace;
 
 fn main() -> anyhow::Result<()> {
-    // %% Open the store: the shards are mapped, only the names are read
+    // %% Open the store: only the names are read
     let folder = match std::env::args().nth(1) {
         Some(folder) => folder.into(),
         None => Workspace::locate()?.features("scenes"),
@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
     let store = FeatureStore::open(folder)?;
     println!("{} images by the detector '{}'", store.len(), store.info().detector);
 
-    // %% One image: look at how a region is a label, a score, a box, and a vector of numbers
+    // %% One image: each region has a label, a score, a box, and a feature vector
     let Some(name) = store.names().first() else { return Ok(()) };
     let regions = store.regions(0)?;
     println!("\n{name}, {} × {} pixels", regions.image_width, regions.image_height);
@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<()> {
         println!("  {label} {:.2} at {px:?}: {feature:.2?} … ({} numbers)", regions.scores[i], regions.feature_dim);
     }
 
-    // %% A batch, as the transformer takes it: look at how the mask counts the real regions
+    // %% A batch as the transformer takes it: the mask marks the real regions
     let (mut features, mut boxes, mut mask) = (Vec::new(), Vec::new(), Vec::new());
     let images: Vec<usize> = (0..store.len().min(4)).collect();
     store.read_batch(&images, &mut features, &mut boxes, &mut mask)?;

@@ -282,7 +282,7 @@ mod tests {
         for (text, reason) in [
             ("image_name| comment_number| comment\nq.jpg| 0| x\n", "--images"),
             ("id,number\n1,2\n", "the first line is 'id,number'"),
-            ("{\"a\": 1}", "wanted is"),
+            ("{\"a\": 1}", "expected"),
         ] {
             std::fs::write(&file, text).unwrap();
             let error = find_images(&file, None).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! `lxmert-extract` as a user runs it, with a tiny detector of random weights.
+//! Runs `lxmert-extract` as a user does, with a tiny detector of random weights.
 
 use assert_cmd::Command;
 use base64::Engine;
@@ -61,7 +61,7 @@ impl Place {
         command
     }
 
-    /// An extraction into `store` that has written something and goes on.
+    /// Starts an extraction into `store` and waits until it has written something.
     fn extracting(&self) -> std::process::Child {
         let child = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"))
             .args(self.arguments("photos", "store"))
@@ -109,7 +109,7 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
 }
 
 #[test]
-fn bad_images_are_listed_skipped_and_tried_again() {
+fn bad_images_are_listed_skipped_and_retried() {
     let place = Place::new(3);
     std::fs::write(place.at("photos/bad.jpg"), b"no picture").unwrap();
     place.extract("photos", "store").assert().code(1).stdout(contains("3 of 4 images extracted"));
@@ -123,7 +123,7 @@ fn bad_images_are_listed_skipped_and_tried_again() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn links_and_names_that_cannot_be_taken_fail_alone_and_in_every_run() {
+fn bad_links_and_names_fail_individually_in_every_run() {
     use std::os::unix::ffi::OsStrExt;
     let place = Place::new(1);
     for name in [&b"\xfe.png"[..], b"\xff.png"] {
@@ -144,7 +144,7 @@ fn links_and_names_that_cannot_be_taken_fail_alone_and_in_every_run() {
 }
 
 #[test]
-fn of_two_runs_that_draw_the_same_scenes_one_is_refused_in_plain_words() {
+fn of_two_runs_that_draw_the_same_scenes_one_gets_a_clear_error() {
     let place = Place::new(0);
     let draw = || {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"));
@@ -156,7 +156,7 @@ fn of_two_runs_that_draw_the_same_scenes_one_is_refused_in_plain_words() {
         .map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
         .collect();
     assert_eq!(refused.len(), 1, "{refused:?}");
-    // The second one started before the first had finished, or after.
+    // The second run started either before or after the first had finished.
     let plain = ["another process made this folder", "--overwrite replaces it"];
     assert!(plain.iter().any(|words| refused[0].contains(words)), "{refused:?}");
     assert_eq!(std::fs::read_dir(place.at("scenes/images")).unwrap().count(), 40);
@@ -174,7 +174,7 @@ fn a_decoder_that_panics_fails_one_image_without_a_backtrace() {
     assert!(failures.contains("damaged.png,the decoder failed; the file is damaged"), "{failures}");
 }
 
-/// A workspace that `extract` without arguments takes: a detector and one scene.
+/// A workspace for `extract` without arguments: a detector and one scene.
 fn bare_workspace(place: &Place) -> Command {
     std::fs::create_dir_all(place.at("data/scenes/images")).unwrap();
     std::fs::write(place.at("data/README.md"), "").unwrap();
@@ -192,7 +192,7 @@ fn the_bare_command_deletes_nothing() {
     bare.assert().success().stdout(contains("1 of 1 images extracted"));
     let store = place.at("data/features/scenes");
     std::fs::write(store.join("notes.txt"), "mine").unwrap();
-    // As an extraction with another detector leaves it.
+    // As if another detector had made the store.
     let index = std::fs::read_to_string(store.join("index.json")).unwrap();
     std::fs::write(store.join("index.json"), index.replace("\"scenes\"", "\"other\"")).unwrap();
     let before = files(&store);
@@ -201,11 +201,11 @@ fn the_bare_command_deletes_nothing() {
 }
 
 #[test]
-fn a_killed_extraction_goes_on_and_ends_with_the_same_bytes() {
+fn a_killed_extraction_resumes_to_the_same_bytes() {
     let place = Place::new(120);
     let mut child = place.extracting();
     child.kill().unwrap();
-    assert!(!child.wait().unwrap().success(), "it ended before it was killed");
+    assert!(!child.wait().unwrap().success(), "the extraction finished before the kill");
     place.extract("photos", "store").assert().success();
     place.extract("photos", "whole").assert().success().stdout(contains("120 of 120 images extracted"));
     assert_eq!(files(&place.at("store")), files(&place.at("whole")));
@@ -214,10 +214,10 @@ fn a_killed_extraction_goes_on_and_ends_with_the_same_bytes() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_with_130_and_a_whole_store_that_the_next_run_continues() {
+fn ctrl_c_exits_130_with_a_complete_store_that_the_next_run_continues() {
     let place = Place::new(400);
     let mut child = place.extracting();
-    // Twice at once, as a wrapper does that passes on what the terminal sent to both.
+    // Two signals at once, as from a wrapper that forwards what the terminal sent to both.
     for _ in 0..2 {
         assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     }
@@ -232,7 +232,7 @@ fn ctrl_c_ends_with_130_and_a_whole_store_that_the_next_run_continues() {
 }
 
 #[test]
-fn other_settings_in_the_same_folder_are_refused() {
+fn rejects_other_settings_for_the_same_folder() {
     let place = Place::new(1);
     place.extract("photos", "store").assert().success();
     let refused = place.extract("photos", "store").args(["--dtype", "f16"]).assert();
@@ -254,7 +254,7 @@ fn grid_and_cells_are_other_sources_of_regions() {
     extract("grid", "grid:3").code(1).stderr(contains("select: grid:2 there, grid:3 now"));
     extract("cells", "cells").success();
     let store = FeatureStore::open(place.at("cells")).unwrap();
-    // The last map of a 64 × 85 input has 2 × 3 cells of the last stage's width.
+    // The last map of a 64 × 85 input has 2 × 3 cells with the last stage's width.
     assert_eq!((store.regions(0).unwrap().num_regions(), store.info().feature_dim), (6, 4));
     for wrong in ["grid:0", "grid:x", "cells:99", "1001", "7x", "0x7"] {
         extract("none", wrong).code(2).stderr(contains("grid:N"));
@@ -266,7 +266,7 @@ fn grid_and_cells_are_other_sources_of_regions() {
 }
 
 #[test]
-fn bf16_is_a_setting_of_the_store() {
+fn bf16_is_recorded_in_the_stores_settings() {
     let place = Place::new(2);
     place.extract("photos", "store").args(["--precision", "bf16"]).assert().success();
     let store = FeatureStore::open(place.at("store")).unwrap();
@@ -277,7 +277,7 @@ fn bf16_is_a_setting_of_the_store() {
 }
 
 #[test]
-fn wrong_paths_and_arguments_say_so() {
+fn wrong_paths_and_arguments_are_explained() {
     let place = Place::new(0);
     place.extract("photos", "store").assert().code(1).stderr(contains("no images here"));
     place.extract("nowhere", "store").assert().code(1).stderr(contains("nowhere"));
@@ -379,7 +379,7 @@ fn tsv_line(name: &str, seed: u8, n: usize) -> String {
 }
 
 #[test]
-fn bottom_up_features_of_any_number_of_boxes_are_imported() {
+fn imports_bottom_up_features_with_any_number_of_boxes() {
     let place = Place::new(0);
     let import = || {
         let mut command = program();
@@ -397,7 +397,7 @@ fn bottom_up_features_of_any_number_of_boxes_are_imported() {
     assert_eq!(regions.boxes, [[0.0, 0.0, 0.5, 0.5], [0.25, 0.05, 1.0, 1.0]]);
     assert_eq!((regions.features[0], regions.labels[1], regions.scores[0]), (2.0, 1599, 0.9));
     assert_eq!(regions.attributes.unwrap().labels, [0, 399]);
-    // A second file of images with fewer boxes goes into the same store.
+    // A second file, of images with fewer boxes, is added to the same store.
     std::fs::write(place.at("a.tsv"), tsv_line("six", 6, 1)).unwrap();
     import().assert().success().stdout(contains("4 images"));
 
@@ -415,7 +415,7 @@ fn bottom_up_features_of_any_number_of_boxes_are_imported() {
 }
 
 #[test]
-fn bad_rows_of_a_tsv_are_listed_and_the_others_are_usable_after_one_run() {
+fn bad_rows_of_a_tsv_are_listed_and_the_others_imported() {
     let place = Place::new(0);
     let import = |file: &str, store: &str| {
         let mut command = program();
@@ -429,7 +429,7 @@ fn bad_rows_of_a_tsv_are_listed_and_the_others_are_usable_after_one_run() {
     let failed = [
         "two,\"row 2: 3 columns",
         "damaged,\"row 3: boxes has 32 bytes",
-        "good,another one gives an image of this name",
+        "good,another record has an image of this name",
         "cut,\"row 6: ",
     ];
     for extracted in ["2 of 6", "0 of 6"] {
@@ -465,7 +465,7 @@ fn bottom_up_features_are_imported_in_parts() {
 }
 
 #[test]
-fn andersons_columns_and_python_3s_bytes_are_read() {
+fn reads_andersons_columns_and_python_3s_bytes() {
     let place = Place::new(0);
     let line = tsv_line("x", 2, 2);
     let columns: Vec<&str> = line.trim_end().split('\t').collect();
@@ -493,7 +493,7 @@ fn andersons_columns_and_python_3s_bytes_are_read() {
 }
 
 #[test]
-fn the_student_projects_files_are_imported_without_their_padding() {
+fn imports_the_student_projects_files_without_padding() {
     let place = Place::new(0);
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/student_pt");
     for (name, bytes) in files(&fixtures) {
@@ -520,13 +520,13 @@ fn the_student_projects_files_are_imported_without_their_padding() {
     let inspect = program().arg("inspect").arg(place.at("store")).args(["--image", "10002456.jpg"]).assert();
     inspect.success().stdout(contains("size unknown, 2 regions")).stdout(contains("0.2500  0.1250  0.7500  0.5000"));
 
-    // A file cut short is listed and skipped, and taken once it is whole; what is there stays.
+    // A truncated file is listed and skipped, and imported once it is complete; existing images stay.
     let whole = std::fs::read(place.at("photos/1000092795.pt")).unwrap();
     std::fs::write(place.at("photos/late.pt"), &whole[..whole.len() / 2]).unwrap();
     std::fs::write(place.at("photos/1000092795.jpg.pt"), &whole).unwrap();
     import().assert().code(1).stdout(contains("0 of 5 images imported")).stdout(contains("3 there before, 2 failed"));
     let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
-    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another one"), "{failures}");
+    assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another record"), "{failures}");
     std::fs::write(place.at("photos/late.pt"), &whole).unwrap();
     std::fs::remove_file(place.at("photos/1000092795.jpg.pt")).unwrap();
     import().assert().success().stdout(contains("1 of 4 images imported"));

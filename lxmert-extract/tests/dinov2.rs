@@ -40,7 +40,7 @@ fn patch_states_match_transformers() -> Result<()> {
     let vb = VarBuilder::from_tensors(weights(&config)?, DType::F32, &Device::Cpu);
     let transformer = Dinov2::new(&config, vb)?;
     let reference = tensors("dinov2/reference.safetensors")?;
-    // As many patches as position embeddings, and a grid that they are resized to.
+    // As many patches as position embeddings, and a grid to which they are resized.
     for (height, width) in [(70, 70), (56, 98)] {
         let name = format!("{height}x{width}");
         let pixels = procedural::tensor(&format!("pixels {name}"), &[1, 3, height, width], -2.0, 2.0, SEED)?;
@@ -55,7 +55,7 @@ fn patch_states_match_transformers() -> Result<()> {
 }
 
 #[test]
-fn patches_of_a_folder_become_a_store() -> Result<()> {
+fn patches_of_a_folder_are_stored() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     std::fs::create_dir(at("dino"))?;

@@ -1,4 +1,4 @@
-//! Decoding: orientation, colour spaces, transparency, and files that are refused.
+//! Decoding: orientation, colour spaces, transparency, and rejected files.
 
 use image::{DynamicImage, ImageFormat};
 use lxmert_extract::images::{decode, decode_file};
@@ -16,13 +16,13 @@ fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 }
 
 #[test]
-fn rotated_cmyk_and_ycck_jpegs_are_as_pillow_sees_them() {
+fn rotated_cmyk_and_ycck_jpegs_equal_pillows() {
     for (name, size) in [("rotated", (48, 32)), ("cmyk", (32, 48)), ("ycck", (32, 48))] {
         let image = decode_file(fixture(&format!("{name}.jpg"))).unwrap();
         assert_eq!((image.width, image.height), size, "{name}");
         let expected = std::fs::read(fixture(&format!("{name}.rgb"))).unwrap();
         assert_eq!(image.rgb.len(), expected.len());
-        // Two decoders, two roundings of the colour conversion and the upsampling.
+        // The two decoders round the colour conversion and the upsampling differently.
         let worst = image.rgb.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(worst <= Some(4), "{name}: {worst:?}");
     }
@@ -72,7 +72,7 @@ fn rejects_decompression_bombs_before_decoding() {
     assert!(decode(&bmp).unwrap_err().contains("60000 × 60000"));
 }
 
-/// A PNG that claims another size, its header's checksum set right.
+/// A PNG that claims another size, with a correct header checksum.
 fn png_of_size(image: &DynamicImage, width: u32, height: u32) -> Vec<u8> {
     let mut png = encoded(image, ImageFormat::Png);
     png[16..20].copy_from_slice(&width.to_be_bytes());
@@ -85,11 +85,11 @@ fn png_of_size(image: &DynamicImage, width: u32, height: u32) -> Vec<u8> {
 }
 
 #[test]
-fn rejects_pixels_that_take_too_much_memory_before_decoding() {
+fn rejects_images_that_need_too_much_memory_before_decoding() {
     let deep: DynamicImage = image::ImageBuffer::<image::Rgba<u16>, _>::new(1, 1).into();
     let reason = decode(&png_of_size(&deep, 10_000, 10_000)).unwrap_err();
     assert!(reason.contains("10000 × 10000 pixels of 8 bytes take more than 400 MB"), "{reason}");
-    // Half of the pixels are within the limit; here their data is missing.
+    // Half as many pixels are within the limit; here their data is missing.
     assert!(decode(&png_of_size(&deep, 5_000, 10_000)).unwrap_err().contains("cannot be decoded"));
     let shallow = image::GrayImage::new(1, 1).into();
     assert!(decode(&png_of_size(&shallow, 10_000, 10_001)).unwrap_err().contains("1 to 100000000"));

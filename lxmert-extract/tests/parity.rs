@@ -1,6 +1,5 @@
-//! Every stage against torchvision 0.29's own numbers (f32 on the CPU, formula weights). The
-//! tolerances are a hundred times what a correct f32 port measures against f64; what this port
-//! measures is printed (`--nocapture`).
+//! Every stage against torchvision 0.29's own numbers (f32 on the CPU, formula weights). The tolerances are a hundred
+//! times the error that a correct f32 port measures against f64; this port's own errors are printed (`--nocapture`).
 
 mod common;
 
@@ -38,7 +37,7 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
     }
     assert_eq!(analysis.levels.len(), 5);
 
-    // %% Proposals, as a set: near ties may swap places
+    // %% Proposals, as a set: near ties may swap ranks
     let expected = boxes(get("proposals")?)?;
     assert_eq!(analysis.proposals.boxes.len(), expected.len());
     let near = |b: &[f32; 4]| analysis.proposals.boxes.iter().any(|p| box_error(p, b) < 0.05);
@@ -64,7 +63,7 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
     let box_px = largest(&found.boxes_xyxy_px, "boxes")?;
     let resized_px = largest(&found.boxes_resized_px, "boxes_resized")?;
     let feature_error = relative_error(&found.features.narrow(0, 0, 36)?, get("features36_resized")?)?;
-    // The same boxes read in the other frame; see the fixtures' README.
+    // The same boxes, read in the other frame; see the fixtures' README.
     let elsewhere = detector.features_at(&analysis, &boxes(get("boxes")?)?[..36])?;
     let elsewhere_error = relative_error(&elsewhere, get("features36")?)?;
 
@@ -87,7 +86,7 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
     Ok(analysis)
 }
 
-/// The student project's own code, run on the same weights.
+/// The student project's own code, run with the same weights.
 fn compare_student(detector: &Detector, analysis: &Analysis, stem: &str) -> Result<()> {
     let reference = tensors(&format!("student/{stem}.safetensors"))?;
     let regions = select(detector, analysis, 36, Selection::Student)?;
@@ -115,7 +114,7 @@ fn both_photos_agree_with_torchvision_and_the_student_project() -> Result<()> {
     Ok(())
 }
 
-/// Another seed, and a portrait image whose long side sets the scale.
+/// Another seed, and a portrait image, whose long side sets the scale.
 #[test]
 fn another_network_and_photo_agree_with_torchvision() -> Result<()> {
     compare(&reference_detector(7, Precision::F32)?, "astronaut")?;

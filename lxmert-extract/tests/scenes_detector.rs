@@ -1,4 +1,4 @@
-//! The detector that ships, on scenes that it was not trained on.
+//! The shipped detector, on scenes that it was not trained on.
 
 use candle_core::Device;
 use lxmert_core::boxes::{iou, normalise};
@@ -30,7 +30,7 @@ fn the_shipped_detector_finds_objects_and_attributes_of_new_scenes() -> anyhow::
 }
 
 #[test]
-fn regions_carry_the_colour_as_their_attribute() -> anyhow::Result<()> {
+fn regions_have_their_colour_as_attribute() -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/scenes-detector");
     let config = DetectorConfig::from_json_file(folder.join("config.json"))?;
     assert_eq!(config.attributes[0].classes, Colour::ALL.map(Colour::word));
@@ -47,7 +47,7 @@ fn regions_carry_the_colour_as_their_attribute() -> anyhow::Result<()> {
         assert!(attributes.scores.iter().all(|score| (1.0 / 8.0..=1.0).contains(score)));
         for object in &scene.objects {
             let truth = normalise(&object.box_xyxy_px, width as f32, height as f32);
-            // Regions come best first.
+            // Regions are sorted, best first.
             if let Some(region) = (0..12).find(|&region| iou(&regions.boxes[region], &truth) >= 0.5) {
                 objects += 1;
                 right += usize::from(attributes.labels[region] as usize == object.colour.index());

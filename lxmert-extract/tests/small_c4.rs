@@ -1,5 +1,5 @@
-//! A small detector of bottom-up attention's kind: one level, RoI max pooling, a dilated residual stage as box head, an
-//! attribute head that knows the object; and what must not go wrong where its ports did.
+//! A small detector of bottom-up attention's kind (one level, RoI max pooling, a dilated residual stage as box head, an
+//! attribute head that depends on the object class), and checks against known faults of its ports.
 
 mod common;
 
@@ -19,7 +19,7 @@ use lxmert_extract::regions::{self, RegionSource, Selection, SourceOptions};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// `big`, narrow: 5 classes, 4 attributes, 20 numbers a region.
+/// A narrow version of `big`: 5 classes, 4 attributes, 20 numbers per region.
 fn small(mut config: DetectorConfig) -> DetectorConfig {
     config.transform.min_size = 64;
     config.transform.max_size = 96;
@@ -68,7 +68,7 @@ fn image(name: &str, width: u32, height: u32) -> DecodedImage {
 }
 
 #[test]
-fn packed_and_plain_network_agree_and_images_of_any_shape_pass() -> Result<()> {
+fn prepacked_and_plain_network_agree_on_images_of_any_shape() -> Result<()> {
     for config in [small(visual_genome::hugging_face()), small(visual_genome::caffe())] {
         let detector = detector(&config)?;
         let network = Network::new(&config, NormMode::Folded, builder(&config)?)?;
@@ -95,9 +95,9 @@ fn packed_and_plain_network_agree_and_images_of_any_shape_pass() -> Result<()> {
     Ok(())
 }
 
-/// The box head by candle's own dilated convolution.
+/// The box head, computed with candle's own dilated convolution.
 #[test]
-fn a_residual_stage_on_regions_is_the_dilated_one() -> Result<()> {
+fn the_residual_stage_on_regions_equals_a_dilated_one() -> Result<()> {
     let config = small(visual_genome::hugging_face());
     let weights = weights(&config)?;
     let network = Network::new(&config, NormMode::Folded, builder(&config)?)?;
@@ -123,9 +123,9 @@ fn a_residual_stage_on_regions_is_the_dilated_one() -> Result<()> {
     Ok(())
 }
 
-/// Hugging Face's code gives an image with too few regions those of the image before it, or fails.
+/// For an image with too few regions, Hugging Face's code returns those of the previous image, or fails.
 #[test]
-fn too_few_regions_are_fewer_and_never_those_of_another_image() -> Result<()> {
+fn too_few_regions_are_never_filled_from_another_image() -> Result<()> {
     let config = small(visual_genome::hugging_face());
     let detector = detector(&config)?;
     let (first, second) = (image("a", 80, 60), image("b", 60, 80));
@@ -137,14 +137,14 @@ fn too_few_regions_are_fewer_and_never_those_of_another_image() -> Result<()> {
     let before = regions(&second, 1000)?.1;
     let (analysis, chosen) = regions(&first, 1000)?;
     assert!(!chosen.is_empty() && chosen.len() < 1000);
-    // Those that the last threshold leaves, of this image.
+    // The regions that the last threshold leaves, all of this image.
     for (i, a) in chosen.iter().enumerate() {
         assert_eq!(analysis.best_class(a.proposal).1, a.candidate.score);
         assert!(
             chosen[..i].iter().all(|b| lxmert_core::boxes::iou(&a.candidate.box_xyxy, &b.candidate.box_xyxy) <= 0.7)
         );
     }
-    assert_eq!(regions(&second, 1000)?.1, before, "an image's regions depend on the one before it");
+    assert_eq!(regions(&second, 1000)?.1, before, "an image's regions depend on the previous image");
     Ok(())
 }
 
@@ -166,7 +166,7 @@ fn the_attribute_depends_on_the_object() -> Result<()> {
     Ok(())
 }
 
-/// The small detector in a folder, its weights as Hugging Face's file holds them: no box deltas for background.
+/// Writes the small detector to a folder, with weights as in Hugging Face's file: no box deltas for background.
 fn folder(path: &Path) -> Result<DetectorChoice> {
     let config = small(visual_genome::hugging_face());
     let mut tensors: Vec<(String, Tensor)> = weights(&config)?.into_iter().collect();
@@ -191,7 +191,7 @@ fn open(choice: &DetectorChoice, swap_channels: bool) -> Result<Box<dyn RegionSo
 }
 
 #[test]
-fn regions_name_objects_and_attributes_and_count_from_the_first_object() -> Result<()> {
+fn regions_have_objects_and_attributes_counted_from_the_first_object() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let source = open(&folder(dir.path())?, false)?;
     let info = source.info(StoreDtype::F32);
@@ -207,9 +207,10 @@ fn regions_name_objects_and_attributes_and_count_from_the_first_object() -> Resu
     Ok(())
 }
 
-/// `--swap-channels` is Hugging Face's fault with local files: red for blue, the mean subtracted as if they were not swapped.
+/// `--swap-channels` reproduces a fault of Hugging Face's code with local files: red and blue are swapped, but the mean
+/// is subtracted as if they were not.
 #[test]
-fn swapped_channels_are_those_of_a_swapped_image_and_a_store_says_so() -> Result<()> {
+fn swap_channels_equals_swapping_the_image_and_is_recorded_in_the_store() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let choice = folder(dir.path())?;
     let (right, swapped) = (open(&choice, false)?, open(&choice, true)?);
@@ -224,7 +225,7 @@ fn swapped_channels_are_those_of_a_swapped_image_and_a_store_says_so() -> Result
 }
 
 #[test]
-fn weights_that_no_program_can_fetch_say_where_they_are() {
+fn the_error_says_where_to_get_weights_that_cannot_be_fetched() {
     let told = open(&DetectorChoice::VisualGenomeCaffe, false).map_or_else(|e| e.to_string(), |_| "loaded".into());
     assert!(told.contains("MILVLG/bottom-up-attention.pytorch") && told.contains("--weights FILE"), "{told}");
 }

@@ -1,4 +1,4 @@
-//! The same code at a small size: other widths, images of any shape, regions that fill up, gradients.
+//! The same code at a small size: other widths, images of any shape, filling up regions, gradients.
 
 mod common;
 
@@ -83,7 +83,7 @@ fn image(height: usize, width: usize) -> DecodedImage {
 }
 
 #[test]
-fn images_of_any_shape_pass() -> Result<()> {
+fn accepts_images_of_any_shape() -> Result<()> {
     let detector = detector(1.0)?;
     for (height, width) in [(1, 1), (1, 700), (700, 1), (63, 64), (90, 31)] {
         let found = detector.detect(&image(height, width))?;
@@ -96,9 +96,9 @@ fn images_of_any_shape_pass() -> Result<()> {
 }
 
 #[test]
-fn regions_are_the_detections_first_then_others_and_never_padding() -> Result<()> {
+fn regions_are_detections_first_then_others_and_never_padding() -> Result<()> {
     let image = image(60, 80);
-    // With three classes hardly anything is below 0.05.
+    // With three classes, hardly any score is below 0.05.
     let mut strict = config();
     strict.roi_heads.score_threshold = 0.5;
     strict.roi_heads.max_detections = 10;
@@ -119,7 +119,7 @@ fn regions_are_the_detections_first_then_others_and_never_padding() -> Result<()
         assert!(!regions.boxes[..i].contains(b), "{b:?} twice");
         assert!(regions.labels[i] >= 1);
     }
-    // The first weaker ones name places that are not yet among the regions.
+    // The first weaker regions show places that are not yet covered.
     let first_weak = regions.boxes[detections.len()];
     let known = &regions.boxes[..detections.len()];
     assert!(known.iter().all(|b| lxmert_core::boxes::iou(b, &first_weak) <= 0.5));
@@ -130,7 +130,7 @@ fn regions_are_the_detections_first_then_others_and_never_padding() -> Result<()
     for (a, b) in again.to_vec1::<f32>()?.iter().zip(&regions.features) {
         assert!((a - b).abs() < 1e-3, "{a} is not {b}");
     }
-    // More than the network has: all it has, and no zero rows.
+    // If more are requested than the network has, it returns all, and no zero rows.
     let all = select(&detector, &analysis, 10_000, Selection::Detections)?;
     assert!(all.boxes.len() >= total && all.boxes.len() < 10_000);
     assert_eq!(all.features.len(), all.boxes.len() * 12);
@@ -139,7 +139,7 @@ fn regions_are_the_detections_first_then_others_and_never_padding() -> Result<()
 }
 
 #[test]
-fn folding_changes_nothing() -> Result<()> {
+fn folding_batch_norms_changes_nothing() -> Result<()> {
     let vb = VarBuilder::from_tensors(weights(1.0)?, DType::F32, &Device::Cpu);
     let folded = Network::new(&config(), NormMode::Folded, vb.clone())?;
     let kept = Network::new(&config(), NormMode::Batch, vb)?;
@@ -201,7 +201,7 @@ fn assert_near(got: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 #[test]
-fn grid_regions_are_the_heads_on_equal_boxes() -> Result<()> {
+fn grid_regions_equal_the_heads_on_the_same_boxes() -> Result<()> {
     let source = GridSource { loaded: loaded()?, side: 3 };
     let image = image(60, 80);
     let regions = source.find(&image)?;
@@ -213,7 +213,7 @@ fn grid_regions_are_the_heads_on_equal_boxes() -> Result<()> {
         assert_near(b, &[third(i % 3), third(i / 3), third(i % 3 + 1), third(i / 3 + 1)], 1e-6);
     }
 
-    // The same by the network that training uses.
+    // The same, computed by the network that training uses.
     let vb = VarBuilder::from_tensors(weights(1.0)?, DType::F32, &Device::Cpu);
     let network = Network::new(&config(), NormMode::Folded, vb)?;
     let input = transform(&config().transform, &image, &Device::Cpu)?;
@@ -250,7 +250,7 @@ fn cell_regions_are_means_of_the_last_map() -> Result<()> {
     let vb = VarBuilder::from_tensors(weights(1.0)?, DType::F32, &Device::Cpu);
     let network = Network::new(&config(), NormMode::Folded, vb)?;
     let input = transform(&config().transform, &image, &Device::Cpu)?;
-    // 64 × 85 pixels of 64 × 96: all 4 × 6 cells hold some of the image.
+    // 64 × 85 pixels of 64 × 96: all 4 × 6 cells contain part of the image.
     assert_eq!((input.resized_size, input.padded_size), ((64, 85), (64, 96)));
     let map = network.body.forward_t(&input.tensor, false)?[2].get(0)?.to_vec3::<f32>()?; // [24, 4, 6]
     let columns = [0..2, 1..3, 3..5, 4..6];
@@ -262,7 +262,7 @@ fn cell_regions_are_means_of_the_last_map() -> Result<()> {
             map.iter().map(|plane| (plane[row][column.start] + plane[row][column.end - 1]) / 2.0).collect();
         assert_near(&regions.features[region * 24..][..24], &mean, 1e-5);
     }
-    // A map of fewer cells than asked for gives one region a cell.
+    // A map with fewer cells than requested gives one region per cell.
     let all = CellSource { side: 8, ..source }.find(&image)?;
     assert_eq!(all.num_regions(), 4 * 6);
     Ok(())

@@ -1,7 +1,7 @@
 //! Bottom-up attention's detector against reference runs (f32, formula weights): Hugging Face's own code, and Caffe's
-//! conventions on weights of MILVLG's names; stage by stage, then the chosen regions. See `fixtures/frcnn_vg/README.md`.
+//! conventions with MILVLG's weight names; stage by stage, then the chosen regions. See `fixtures/frcnn_vg/README.md`.
 //!
-//! The bounds are three times those that the reference's own README suggests; what this port measures is printed
+//! The bounds are three times those that the reference's README suggests; this port's own errors are printed
 //! (`--nocapture`).
 
 mod common;
@@ -22,7 +22,7 @@ use lxmert_extract::images::DecodedImage;
 use lxmert_extract::weights;
 use std::collections::{BTreeMap, HashMap};
 
-/// A reference run, and what was measured against it.
+/// A reference run, and the errors measured against it.
 struct Reference {
     stem: String,
     tensors: HashMap<String, Tensor>,
@@ -47,7 +47,7 @@ impl Reference {
         Ok(self.get(name)?.to_vec1::<i64>()?.into_iter().map(|i| i as usize).collect())
     }
 
-    /// The largest difference from the tensor `name`, divided by `unit`, is below `bound`.
+    /// Checks that the largest difference from the tensor `name`, divided by `unit`, is below `bound`.
     fn compare(&mut self, name: &str, got: &[f32], unit: f32, bound: f32) -> Result<()> {
         let expected = self.numbers(name)?;
         ensure!(got.len() == expected.len(), "{name}: {} values for {}", got.len(), expected.len());
@@ -57,7 +57,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Shape, mean of absolute values, and all channels at two cells of a map.
+    /// Compares shape, mean of absolute values, and all channels at two cells of a map.
     fn compare_map(&mut self, name: &str, map: &Tensor, bound: f32) -> Result<()> {
         let dims: Vec<usize> = map.dims().to_vec();
         ensure!(dims == self.indices(&format!("{name}.shape"))?, "{name} is {dims:?}");
@@ -80,7 +80,7 @@ impl Reference {
     }
 }
 
-/// The mean of absolute values, summed in f64: sums of millions in f32 are off by more than the values.
+/// The mean of absolute values, summed in f64: an f32 sum of millions of values is too inexact.
 fn mean_abs(tensor: &Tensor) -> Result<f32> {
     let values = flat(tensor)?;
     Ok((values.iter().map(|v| f64::from(v.abs())).sum::<f64>() / values.len() as f64) as f32)
@@ -90,7 +90,7 @@ fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
-/// Input and trunk, then the proposals, matched as a set: for each of the reference's, the index of ours.
+/// Compares input and trunk, then the proposals as a set; returns our index for each of the reference's.
 fn compare_proposals(reference: &mut Reference, detector: &Detector, analysis: &Analysis) -> Result<Vec<usize>> {
     let input = &analysis.input;
     let (height, width) = input.resized_size;
@@ -136,7 +136,7 @@ fn compare_proposals(reference: &mut Reference, detector: &Detector, analysis: &
     Ok(order)
 }
 
-/// The pooled regions and their features.
+/// Compares the pooled regions and their features.
 fn compare_features(
     reference: &mut Reference,
     detector: &Detector,
@@ -155,7 +155,7 @@ fn compare_features(
     reference.compare("roi_features_first", &flat(&features.narrow(0, 0, 4)?)?, 1.0, 1.5e-4)
 }
 
-/// The chosen regions are `keep` in the same order, with ids, probabilities and features.
+/// Checks that the chosen regions are `keep` in the same order, with ids, probabilities and features.
 fn compare_choice(
     reference: &mut Reference,
     detector: &Detector,
@@ -227,7 +227,7 @@ fn compare_hugging_face(detector: &Detector, stem: &str) -> Result<()> {
     assert_eq!(ids, reference.indices("attr_ids_all")?);
     reference.compare("attr_probs_all", &attributes.scores, 1.0, 1.5e-4)?;
 
-    // %% The 36 regions, and more of them by later thresholds
+    // %% The 36 regions, and more with later thresholds
     let chosen = compare_choice(&mut reference, detector, &analysis, &order, "hf.", "hf.keep")?;
     let resized: Vec<f32> = chosen.iter().flat_map(|c| c.candidate.box_xyxy).collect();
     reference.compare("hf.boxes_resized", &resized, 1.0, 1.5e-2)?;
@@ -271,7 +271,7 @@ fn compare_caffe(detector: &Detector, stem: &str) -> Result<()> {
     let argmax = prediction.class_logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
     assert_eq!(argmax.iter().map(|i| *i as usize).collect::<Vec<_>>(), reference.indices("argmax_all")?);
 
-    // %% The 36 regions; within 10 and 100 in the proposals' own order
+    // %% The 36 regions; between 10 and 100 in the proposals' own order
     let chosen = compare_choice(&mut reference, detector, &analysis, &order, "", "keep_36")?;
     let in_image: Vec<f32> = chosen.iter().flat_map(|c| analysis.input.to_image(&c.candidate.box_xyxy)).collect();
     reference.compare("boxes", &in_image, 1.0, 1e-2)?;
@@ -300,7 +300,7 @@ fn sorted(mut indices: Vec<usize>) -> Vec<usize> {
 }
 
 #[test]
-fn hugging_face_s_rules_agree_with_its_own_code() -> Result<()> {
+fn hugging_faces_rules_agree_with_its_own_code() -> Result<()> {
     let detector = visual_genome_detector(false, Precision::F32)?;
     for stem in ["chelsea", "coffee"] {
         compare_hugging_face(&detector, stem)?;
@@ -309,7 +309,7 @@ fn hugging_face_s_rules_agree_with_its_own_code() -> Result<()> {
 }
 
 #[test]
-fn caffe_s_rules_agree_with_a_port_of_the_original() -> Result<()> {
+fn caffes_rules_agree_with_a_port_of_the_original() -> Result<()> {
     let detector = visual_genome_detector(true, Precision::F32)?;
     for stem in ["chelsea", "coffee"] {
         compare_caffe(&detector, stem)?;
@@ -326,7 +326,7 @@ fn largest_difference(got: &[f32], expected: &Tensor) -> Result<f32> {
 }
 
 #[test]
-fn resizes_are_the_originals() -> Result<()> {
+fn resizing_equals_the_originals() -> Result<()> {
     let units = tensors("frcnn_vg/units.safetensors")?;
     for (case, min_size, max_size) in [("resize", 33, 45), ("shrink", 17, 30)] {
         let bgr = &units[&format!("{case}.image")];
@@ -341,10 +341,10 @@ fn resizes_are_the_originals() -> Result<()> {
             assert_eq!(&input.tensor.dims()[1..], expected.dims(), "{case} {family}");
             let error = largest_difference(&flat(&input.tensor)?, expected)?;
             println!("{case} {family}: {error:.1e} grey levels");
-            // Of 255: rounding of f32, in whatever order a library adds.
+            // On a scale of 255: f32 rounding, whatever the order in which a library adds.
             assert!(error < 5e-5, "{case} {family}: {error}");
         }
-        // The two steps between samples are far apart.
+        // The two sampling steps differ clearly.
         let steps = [Resize::Detectron2, Resize::Caffe].map(|resize| -> Result<Vec<f32>> {
             let config = TransformConfig { min_size, max_size, resize, ..visual_genome::caffe().transform };
             flat(&transform(&config, &image, &Device::Cpu)?.tensor)
@@ -356,7 +356,7 @@ fn resizes_are_the_originals() -> Result<()> {
 }
 
 #[test]
-fn region_pooling_is_torchvision_s_to_the_bit() -> Result<()> {
+fn region_pooling_equals_torchvisions_bit_for_bit() -> Result<()> {
     let units = tensors("frcnn_vg/units.safetensors")?;
     let (map, expected) = (units["roi_pool.map"].unsqueeze(0)?, &units["roi_pool.out"]);
     let regions: Vec<LevelRegion> =
@@ -369,16 +369,16 @@ fn region_pooling_is_torchvision_s_to_the_bit() -> Result<()> {
 }
 
 #[test]
-fn ceil_mode_pooling_is_torch_s_on_either_path() -> Result<()> {
+fn ceil_mode_pooling_equals_torchs_on_either_path() -> Result<()> {
     let units = tensors("frcnn_vg/units.safetensors")?;
     let (map, expected) = (units["ceil_pool.in"].unsqueeze(0)?, &units["ceil_pool.out"]);
-    let packed = FeatureMap::from_tensor(&map, &BufferPool::new())?.max_pool2d_ceil(3, 2)?.into_tensor()?;
-    assert_eq!((&packed.dims()[1..], flat(&packed)?), (expected.dims(), flat(expected)?));
+    let pooled = FeatureMap::from_tensor(&map, &BufferPool::new())?.max_pool2d_ceil(3, 2)?.into_tensor()?;
+    assert_eq!((&pooled.dims()[1..], flat(&pooled)?), (expected.dims(), flat(expected)?));
     Ok(())
 }
 
 #[test]
-fn anchors_are_each_family_s_own() -> Result<()> {
+fn anchors_follow_each_familys_convention() -> Result<()> {
     let units = tensors("frcnn_vg/units.safetensors")?;
     for (family, config) in [("hf", visual_genome::hugging_face()), ("caffe", visual_genome::caffe())] {
         let anchors = cell_anchors(config.rpn.anchor_style, &config.rpn.anchor_sizes[0], &config.rpn.aspect_ratios);
@@ -403,7 +403,7 @@ fn suppression_at_exactly_one_half_differs_by_family() -> Result<()> {
 // ------------------------------------------------------------------ weight files
 
 #[test]
-fn weights_of_the_other_family_are_refused_with_the_detector_to_take() -> Result<()> {
+fn rejects_weights_of_the_other_family_and_names_the_right_detector() -> Result<()> {
     let only = |rows: usize| -> Result<BTreeMap<String, Tensor>> {
         let name = "proposal_generator.rpn_head.objectness_logits.weight";
         Ok([(name.to_string(), Tensor::zeros((rows, 512, 1, 1), DType::F32, &Device::Cpu)?)].into())

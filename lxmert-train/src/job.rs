@@ -7,6 +7,7 @@ use crate::run_folder::RunFolder;
 use crate::{Error, Result};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,8 +56,9 @@ impl Job {
     /// # Errors
     /// When a file of the data cannot be read.
     pub fn settings(&self) -> Result<RunSettings> {
-        let data_sha256 = data_fingerprint(&self.data)?;
-        Ok(RunSettings { recipe: self.recipe.clone(), data: self.data.clone(), data_sha256 })
+        let sha256 = |path: PathBuf| Ok((path.display().to_string(), lxmert_core::files::sha256(&path)?));
+        let files = self.data.files().into_iter().map(sha256).collect::<Result<_>>()?;
+        Ok(RunSettings { recipe: self.recipe.clone(), data: self.data.clone(), files })
     }
 
     /// How to load captioned images.
@@ -77,8 +79,8 @@ pub struct RunSettings {
     pub recipe: Recipe,
     /// The data.
     pub data: Data,
-    /// sha256 of the files that say what the data is (see [`Data::files`]).
-    pub data_sha256: String,
+    /// SHA-256 of each file that says what the data is (see [`Data::files`]).
+    pub files: BTreeMap<String, String>,
 }
 
 impl RunSettings {
@@ -99,11 +101,17 @@ impl RunSettings {
         })
     }
 
-    /// One line per setting in which a run (`self`) differs from what is now asked for.
+    /// One line per setting in which a run (`self`) differs from what is now asked for, and per file that has changed.
     pub fn differences(&self, asked: &Self) -> Vec<String> {
-        let (Ok(old), Ok(new)) = (serde_json::to_value(self), serde_json::to_value(asked)) else { return Vec::new() };
+        let value = |settings: &Self| serde_json::to_value((&settings.recipe, &settings.data)).unwrap_or_default();
         let mut lines = Vec::new();
-        compare("", &old, &new, &mut lines);
+        for (old, new) in
+            value(self).as_array().into_iter().flatten().zip(value(asked).as_array().into_iter().flatten())
+        {
+            compare("", old, new, &mut lines);
+        }
+        let changed = self.files.iter().filter(|(path, hash)| asked.files.get(*path).is_some_and(|now| now != *hash));
+        lines.extend(changed.map(|(path, _)| format!("  {path} has changed since the run began")));
         lines
     }
 }
@@ -122,17 +130,6 @@ fn compare(name: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
     }
 }
 
-fn data_fingerprint(data: &Data) -> Result<String> {
-    use sha2::Digest;
-    let mut hash = sha2::Sha256::new();
-    for path in data.files() {
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(&bytes);
-    }
-    Ok(lxmert_core::files::hex(&hash.finalize()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,12 +146,15 @@ mod tests {
                 features: features.into(),
             })
         };
-        let run = RunSettings { recipe: Recipe::scenes(), data: data("f"), data_sha256: "0".into() };
+        let files = BTreeMap::from([("a_b.csv", "0"), ("c.json", "1")].map(|(path, hash)| (path.into(), hash.into())));
+        let run = RunSettings { recipe: Recipe::scenes(), data: data("f"), files };
         let mut asked = run.clone();
         assert!(run.differences(&asked).is_empty());
         asked.recipe.learning_rate = 0.25;
         asked.data = data("g");
+        asked.files.insert("a_b.csv".into(), "2".into());
         let lines = run.differences(&asked).join("\n");
+        assert!(lines.contains("a_b.csv has changed since the run began") && !lines.contains("c.json"), "{lines}");
         assert!(lines.contains("learning-rate: the run has 0.001, the command says 0.25"), "{lines}");
         assert!(lines.contains("features: the run has \"f\", the command says \"g\""), "{lines}");
     }

@@ -413,7 +413,7 @@ fn says_what_a_task_cannot_read() {
     std::fs::write(folder.path().join("b.json"), "[{\"question_id\": 1}]").unwrap();
     let files = ["--train-file", "b.json", "--valid-file", "a.json", "--features", "features", "--output", "other"];
     let wrong = command().args(files).args(["--answers", "answers.json", "--preset", "tiny"]).assert().code(1);
-    wrong.stderr(predicates::str::contains("b.json, row 1: missing field `img_id`"));
+    wrong.stderr(predicates::str::contains("b.json, row 1: it lacks img_id"));
     let mut ask = Command::cargo_bin("lxmert-train").unwrap();
     ask.args(["ask", "--image", "x.png", "--question", "Who?", "--checkpoint"]).arg(folder.path());
     ask.assert().code(1).stderr(predicates::str::contains("--task questions"));

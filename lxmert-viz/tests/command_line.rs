@@ -11,6 +11,7 @@ use lxmert_train::job::RunSettings;
 use lxmert_train::recipe::Recipe;
 use predicates::prelude::*;
 use predicates::str::contains;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 fn viz(made: &Made) -> Command {
@@ -142,7 +143,7 @@ fn other_run(made: &Made) -> std::path::PathBuf {
         ..DataPaths::of_files(other.join("photos.csv"), None, features)
     };
     let (recipe, data) = (Recipe::scenes(), Data::Captions(paths));
-    let settings = RunSettings { recipe, data, data_sha256: String::new() };
+    let settings = RunSettings { recipe, data, files: BTreeMap::new() };
     std::fs::write(run.join("run.json"), serde_json::to_string(&settings).unwrap()).unwrap();
     run
 }

@@ -1,9 +1,9 @@
-//! The clock of the benches that `compare.py` reads.
+//! Timing for the benches that `compare.py` reads.
 
 use anyhow::Result;
 use std::time::Instant;
 
-/// Seconds of each of `runs` runs after one to warm up.
+/// Seconds for each of `runs` runs, after one warm-up run.
 pub fn time(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     let mut seconds = Vec::with_capacity(runs);
     for i in 0..=runs {

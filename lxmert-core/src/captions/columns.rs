@@ -1,6 +1,6 @@
-//! Which column, or which key of a JSON object, holds what.
+//! Which column of a table, or key of a JSON object, holds what.
 
-/// Names of the image, the most telling first, in lower case without spaces, `_` and `-`.
+/// Names of the image column, the most specific first; lower case, without spaces, `_` and `-`.
 const IMAGE: [&str; 16] = [
     "filename",
     "imagename",
@@ -19,7 +19,7 @@ const IMAGE: [&str; 16] = [
     "imgid",
     "photo",
 ];
-/// Names of the sentence, likewise; each may be numbered.
+/// Names of the sentence column, in the same form; each may carry a number.
 const CAPTION: [&str; 12] = [
     "caption",
     "captions",
@@ -34,26 +34,26 @@ const CAPTION: [&str; 12] = [
     "description",
     "descriptions",
 ];
-/// Names of a caption's number among those of its image.
+/// Names of the column with a caption's number among its image's captions.
 const NUMBER: [&str; 6] =
     ["commentnumber", "captionnumber", "sentencenumber", "textnumber", "captionindex", "commentindex"];
 
-/// What a header that is not understood should have.
+/// What a header needs; for the error about one that lacks it.
 pub(super) const WANTED: &str = "a column for the image (file_name, image_name, image, …) and one for the sentence \
                                  (caption, sentence, comment, text; numbered where there are several)";
 
-/// Places of the columns.
+/// Indices of the columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Columns {
     pub image: usize,
-    /// One, or several of one name that are numbered.
+    /// One column, or several with the same name and a number.
     pub captions: Vec<usize>,
     pub number: Option<usize>,
     pub split: Option<usize>,
 }
 
 impl Columns {
-    /// The columns of a header; `None` where it lacks the image or the sentence.
+    /// The columns that a header names; `None` if it lacks the image or the sentence.
     pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let names: Vec<String> = names.into_iter().map(plain).collect();
         let find = |wanted: &[&str]| wanted.iter().find_map(|wanted| names.iter().position(|name| name == wanted));

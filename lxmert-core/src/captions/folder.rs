@@ -3,15 +3,16 @@
 use crate::image_names::ImageFolder;
 use std::path::{Path, PathBuf};
 
-/// What caption files are called, the likeliest first.
+/// Usual names of caption files, the likeliest first.
 const CAPTION_FILES: [&str; 6] =
     ["results.csv", "captions.txt", "captions.csv", "results_20130124.token", "Flickr8k.token.txt", "captions.json"];
-/// What Karpathy's files, which carry captions and a split, are called.
+/// Names of Karpathy's files, which hold captions and a split.
 const KARPATHY_FILES: [&str; 4] =
     ["dataset_flickr30k.json", "dataset_flickr8k.json", "dataset_coco.json", "dataset.json"];
-/// How deep below a folder its caption file and images are looked for: Kaggle's zip puts `flickr30k_images` into itself.
+/// How many levels below a folder to look for its caption file and images: Kaggle's zip nests `flickr30k_images` in
+/// itself.
 const DEPTH: usize = 2;
-/// Images of a caption file that are looked for to know their folder; a few may be missing.
+/// How many of a caption file's images to look for when searching their folder; a few may be missing.
 const FIRST: usize = 20;
 
 /// The files of a captioned data set.
@@ -19,14 +20,14 @@ const FIRST: usize = 20;
 pub struct CaptionFolder {
     /// The caption file.
     pub captions: PathBuf,
-    /// The split file, where one lies beside the captions or in the folder that was named.
+    /// The split file, if there is one beside the captions or in the named folder.
     pub splits: Option<PathBuf>,
-    /// False captions, where there are any.
+    /// The file of false captions, if there is one.
     pub hard_negatives: Option<PathBuf>,
 }
 
 impl CaptionFolder {
-    /// The caption file in a folder or up to two folders below, and what belongs to it.
+    /// Finds the caption file in a folder or up to two levels below, and the files that belong to it.
     pub fn find(folder: &Path) -> Option<Self> {
         let places = folders_below(folder, DEPTH);
         let captions = places
@@ -40,7 +41,8 @@ impl CaptionFolder {
         Some(found)
     }
 
-    /// What belongs to a caption file by lying beside it: `splits.json` or Karpathy's JSON, and `hard_negatives.csv`.
+    /// The files that belong to a caption file because they lie beside it: `splits.json` or Karpathy's JSON, and
+    /// `hard_negatives.csv`.
     pub fn beside(captions: PathBuf) -> Self {
         let folder = captions.parent().unwrap_or(Path::new(""));
         let splits = first_file(folder, &["splits.json"]).or_else(|| first_file(folder, &KARPATHY_FILES));
@@ -48,17 +50,17 @@ impl CaptionFolder {
         Self { splits: splits.filter(|path| *path != captions), hard_negatives, captions }
     }
 
-    /// The names that [`CaptionFolder::find`] looks for, for a message.
+    /// The names that [`CaptionFolder::find`] looks for, for error messages.
     pub fn names() -> String {
         format!("{} or dataset_*.json", CAPTION_FILES.join(", "))
     }
 }
 
-/// The folder that holds `images`, which a caption file in the folder `own` names, by its first ones: `own`, one below it,
-/// or one beside it. `None` when there is none.
+/// The folder that holds `images`, judged by the first few: `own` (the caption file's folder), one below it, or one
+/// beside it. `None` if there is none.
 pub fn image_folder_of(own: &Path, images: &[String]) -> Option<PathBuf> {
     let mut places = folders_below(own, DEPTH);
-    // COCO's captions lie in `annotations`, its images in folders beside that.
+    // COCO keeps captions in `annotations` and images in folders beside it.
     let parent = std::path::absolute(own).ok().and_then(|own| Some(own.parent()?.to_path_buf()));
     places.extend(parent.map(|parent| folders_below(&parent, 1)).unwrap_or_default());
     let first = &images[..images.len().min(FIRST)];
@@ -70,7 +72,7 @@ pub fn image_folder_of(own: &Path, images: &[String]) -> Option<PathBuf> {
     places.iter().find(exact).or_else(|| places.iter().find(loose)).cloned()
 }
 
-/// A folder and those below it, nearer ones first, each level by name.
+/// A folder and its subfolders, nearer ones first, each level sorted by name.
 fn folders_below(folder: &Path, depth: usize) -> Vec<PathBuf> {
     let mut all = vec![folder.to_path_buf()];
     let mut level = 0..1;
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_the_captions_belongs_to_them() {
+    fn split_and_negative_files_beside_the_captions_are_found() {
         let root = tempfile::tempdir().unwrap();
         for name in ["flickr30k_images/results.csv", "flickr30k_images/hard_negatives.csv", "dataset_flickr30k.json"] {
             write(root.path().join(name), "x");

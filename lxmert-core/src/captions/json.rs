@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The fields of Karpathy's and COCO's files that are read; their lists are long, so nothing else is kept.
+/// The fields of Karpathy's and COCO's files that are read. Their lists are long, so nothing else is kept.
 #[derive(Deserialize)]
 struct File {
     images: Option<Vec<Image>>,
@@ -43,13 +43,13 @@ const WANTED: &str = "Karpathy's {\"images\": [{\"filename\", \"sentences\": [{\
                       \"file_name\"}], \"annotations\": [{\"image_id\", \"caption\"}]}, or objects of {\"image\", \
                       \"caption\"} in a list or one a line";
 
-/// Reads whichever form it is.
+/// Reads captions from any of the JSON forms.
 pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {
     let path = reader.captions.path.clone();
     if text.trim_start().starts_with('[') {
         return read_entries(reader, parse(&path, text)?);
     }
-    // A file of one object may be one line of 100 MB; objects of captions are short.
+    // One object may fill a line of 100 MB; a caption object is short.
     const LONGEST_LINE: usize = 1 << 16;
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
     let first = lines.next().filter(|line| line.len() < LONGEST_LINE);
@@ -75,7 +75,7 @@ pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {
                 let keys = short(&images.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
                 return Err(Error::format(
                     &path,
-                    format!("an object of {keys} is no caption file; wanted is {WANTED}"),
+                    format!("an object of {keys} is not a caption file; expected {WANTED}"),
                 ));
             }
             for (i, (image, captions)) in images.iter().enumerate() {
@@ -87,10 +87,10 @@ pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {
     }
 }
 
-/// Parses one of the forms; the error for other JSON names them all.
+/// Parses one of the forms; the error for any other JSON lists them all.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|error| match error.is_data() {
-        true => Error::row(path, error.line(), format!("this JSON is no caption file; wanted is {WANTED}")),
+        true => Error::row(path, error.line(), format!("this JSON is not a caption file; expected {WANTED}")),
         false => Error::json(path)(error),
     })
 }
@@ -103,7 +103,7 @@ fn read_entries(reader: &mut Reader, entries: Vec<Value>) -> Result<()> {
     for (i, entry) in entries.into_iter().enumerate() {
         let pushed = match entry {
             Value::Object(entry) => push_entry(reader, i + 1, &entry),
-            other => Err(format!("'{}' is no caption; wanted is {WANTED}", short(&other.to_string()))),
+            other => Err(format!("'{}' is not a caption; expected {WANTED}", short(&other.to_string()))),
         };
         pushed.map_err(|reason| Error::row(&reader.captions.path, i + 1, reason))?;
     }
@@ -113,7 +113,7 @@ fn read_entries(reader: &mut Reader, entries: Vec<Value>) -> Result<()> {
 fn read_lines(reader: &mut Reader, text: &str) -> Result<()> {
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let pushed = serde_json::from_str(line)
-            .map_err(|error| format!("expected a JSON object a line, found '{}' ({error})", short(line)))
+            .map_err(|error| format!("expected one JSON object per line, found '{}' ({error})", short(line)))
             .and_then(|entry| push_entry(reader, i + 1, &entry));
         pushed.map_err(|reason| Error::row(&reader.captions.path, i + 1, reason))?;
     }
@@ -123,12 +123,12 @@ fn read_lines(reader: &mut Reader, text: &str) -> Result<()> {
 fn push_entry(reader: &mut Reader, row: usize, entry: &Map<String, Value>) -> std::result::Result<(), String> {
     let keys: Vec<&str> = entry.keys().map(String::as_str).collect();
     let columns = Columns::of(keys.iter().copied())
-        .ok_or_else(|| format!("an object of {} is no caption; wanted is {WANTED}", short(&keys.join(", "))))?;
+        .ok_or_else(|| format!("an object of {} is not a caption; expected {WANTED}", short(&keys.join(", "))))?;
     let value = |column: usize| &entry[keys[column]];
-    let image = name(value(columns.image)).ok_or_else(|| format!("'{}' is no name", keys[columns.image]))?;
+    let image = name(value(columns.image)).ok_or_else(|| format!("'{}' is not a name", keys[columns.image]))?;
     let mut texts = Vec::new();
     for &column in &columns.captions {
-        let found = sentences(value(column)).ok_or_else(|| format!("'{}' is no sentence", keys[column]))?;
+        let found = sentences(value(column)).ok_or_else(|| format!("'{}' is not a sentence", keys[column]))?;
         texts.extend(found);
     }
     let number = columns.number.and_then(|column| u32::try_from(value(column).as_u64()?).ok());
@@ -139,7 +139,7 @@ fn push_entry(reader: &mut Reader, row: usize, entry: &Map<String, Value>) -> st
     }
 }
 
-/// A name or an id as text.
+/// A name or id as text.
 fn name(value: &Value) -> Option<String> {
     match value {
         Value::String(name) => Some(name.clone()),
@@ -148,7 +148,7 @@ fn name(value: &Value) -> Option<String> {
     }
 }
 
-/// A sentence or a list of sentences, each a string or an object that holds it.
+/// A sentence or a list of sentences, each a string or an object that holds one.
 fn sentences(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::String(text) => Some(vec![text.clone()]),
@@ -172,7 +172,7 @@ fn read_karpathy(reader: &mut Reader, images: &[Image]) -> Result<()> {
     for (i, image) in images.iter().enumerate() {
         let path = reader.captions.path.clone();
         let wrong = |reason: String| Error::format(&path, format!("images[{i}]: {reason}"));
-        let name = image.name().ok_or_else(|| wrong(format!("neither filename nor file_name; wanted is {WANTED}")))?;
+        let name = image.name().ok_or_else(|| wrong(format!("neither filename nor file_name; expected {WANTED}")))?;
         if image.sentences.is_empty() {
             continue;
         }
@@ -196,14 +196,14 @@ fn read_coco(reader: &mut Reader, images: &[Image], annotations: &[Annotation]) 
     let path = reader.captions.path.clone();
     let mut names = HashMap::with_capacity(images.len());
     for (i, image) in images.iter().enumerate() {
-        let wrong = |what: &str| Error::format(&path, format!("images[{i}]: no {what}; wanted is {WANTED}"));
+        let wrong = |what: &str| Error::format(&path, format!("images[{i}]: no {what}; expected {WANTED}"));
         let id = image.id.as_ref().and_then(name).ok_or_else(|| wrong("id"))?;
         names.insert(id, image.name().ok_or_else(|| wrong("file_name"))?);
     }
     for (i, annotation) in annotations.iter().enumerate() {
         let wrong = |reason: String| Error::format(&path, format!("annotations[{i}]: {reason}"));
         let id = annotation.image_id.as_ref().and_then(name).ok_or_else(|| wrong("no image_id".into()))?;
-        let image = names.get(&id).ok_or_else(|| wrong(format!("no image has the id {id}")))?;
+        let image = names.get(&id).ok_or_else(|| wrong(format!("no image has id {id}")))?;
         let text = annotation.caption.clone().ok_or_else(|| wrong("no caption; name COCO's captions_*.json".into()))?;
         reader.push(i + 1, image, None, &[text]).map_err(wrong)?;
     }

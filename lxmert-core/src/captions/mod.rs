@@ -1,6 +1,5 @@
-//! Caption files: which sentence was written for which image. Extraction, training and pictures all read them here.
-//!
-//! The format is told by the content, never by the name:
+//! Caption files: which sentence describes which image. Extraction, training and pictures all read them with this code.
+//! It recognises the format by content, never by file name:
 //!
 //! | format | looks like |
 //! | --- | --- |
@@ -10,16 +9,14 @@
 //! | Flickr's token files | `1000092795.jpg#0<TAB>Two young guys …` |
 //! | Karpathy's `dataset_*.json` | `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}` |
 //! | COCO's `captions_*.json` | `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}` |
-//! | a JSON list, or a JSON object a line | `{"image": "a.jpg", "caption": "…"}`, the keys as a header's names |
+//! | a JSON list, or one JSON object per line | `{"image": "a.jpg", "caption": "…"}`, with the key names of a table header |
 //! | a JSON object of images | `{"a.jpg": ["…", "…"]}` |
 //!
-//! In a table and in JSON objects the image is in `file_name`, `image_name`, `image`, `path` or the like, the sentence in
-//! `caption`, `sentence`, `comment`, `text` or `raw`, or in several of one name that are numbered (`caption_1`,
-//! `caption_2`); where it is a JSON list, each entry is a sentence. `comment_number` or `caption_number` and `split` are
-//! understood; other columns (the index that pandas writes, ids, urls) are ignored. A sentence in quotation marks may hold
-//! line breaks and the delimiter. A quotation mark that is never closed is part of the text, as is one within a sentence.
-//!
-//! Kaggle's Flickr30k file has one broken row, `2199200615.jpg| 4   A dog runs across the grass .`: the second bar is
+//! In a table and in JSON objects the image is in `file_name`, `image_name`, `image`, `path` or the like. The sentence
+//! is in `caption`, `sentence`, `comment`, `text` or `raw`, or in several numbered ones (`caption_1`, `caption_2`); a
+//! JSON list holds one sentence per entry. `comment_number` or `caption_number` and `split` are read too; other columns
+//! (pandas' index, ids, URLs) are ignored. A quoted sentence may contain line breaks and the delimiter. A quotation
+//! mark that never closes, or stands inside a sentence, is part of the text.
 //! missing. Such a row is repaired and a warning says so; any other row that cannot be read is an error that names it.
 
 mod columns;
@@ -42,7 +39,7 @@ use std::path::{Path, PathBuf};
 pub enum Split {
     /// Weights are fitted on these.
     Train,
-    /// Measured after each epoch; chooses the best checkpoint.
+    /// Measured after each epoch to choose the best checkpoint.
     Val,
     /// Measured once, at the end.
     Test,
@@ -52,10 +49,10 @@ impl Split {
     /// All three.
     pub const ALL: [Self; 3] = [Self::Train, Self::Val, Self::Test];
 
-    /// `train`, `restval` (training, as everyone who uses Karpathy's files takes it), `val`, `test`.
+    /// Reads `train`, `restval` (taken as training, as is usual with Karpathy's files), `val` or `test`.
     ///
     /// # Errors
-    /// When it is another name; the text names those that are known.
+    /// Returns an error that lists the known names if it is another.
     pub fn from_name(name: &str) -> std::result::Result<Self, String> {
         match name {
             "train" | "restval" => Ok(Self::Train),
@@ -81,7 +78,7 @@ impl std::fmt::Display for Split {
 pub struct Caption {
     /// The image, as an index into [`Captions::images`].
     pub image: usize,
-    /// Its number among the image's captions: the file's, else counted from 0.
+    /// Its number among the image's captions: as in the file, otherwise counted from 0.
     pub number: u32,
     /// The sentence.
     pub text: String,
@@ -89,7 +86,7 @@ pub struct Caption {
     pub row: usize,
 }
 
-/// A caption file, read whole: images by first appearance, captions in file order.
+/// A caption file, read whole. Images are in order of first appearance, captions in file order.
 #[derive(Debug, Clone)]
 pub struct Captions {
     /// The file.
@@ -98,9 +95,9 @@ pub struct Captions {
     pub images: Vec<String>,
     /// The captions.
     pub captions: Vec<Caption>,
-    /// The split of each image, where the file carries one.
+    /// The split of each image, if the file has one.
     pub splits: Option<Vec<Split>>,
-    /// What was repaired, one line each.
+    /// What was repaired, one line per repair.
     pub repairs: Vec<String>,
 }
 
@@ -108,10 +105,10 @@ impl Captions {
     /// Reads a caption file in any of the formats above. Repairs are logged.
     ///
     /// # Errors
-    /// When the file cannot be read, is in none of the formats, holds no caption, or holds a row
-    /// that cannot be understood; the error names the row.
+    /// Returns an error if the file cannot be read, is in none of the formats, holds no caption, or holds a row that
+    /// cannot be understood; the error names the row.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        /// Repairs that are logged one by one.
+        /// How many repairs are logged one by one.
         const SHOWN: usize = 3;
         let path = path.as_ref();
         let captions = Self::of_text(path, &read_text(path)?)?;
@@ -124,10 +121,10 @@ impl Captions {
         Ok(captions)
     }
 
-    /// The captions in `text`, which is what `path` holds.
+    /// Reads captions from `text`, the contents of `path`.
     ///
     /// # Errors
-    /// As [`Captions::read`].
+    /// See [`Captions::read`].
     pub fn of_text(path: &Path, text: &str) -> Result<Self> {
         let mut reader = Reader::new(path);
         match text.trim_start().chars().next() {
@@ -138,7 +135,7 @@ impl Captions {
         reader.finish()
     }
 
-    /// Whether `text` has the form of a caption file. (A list of paths has not.)
+    /// Whether `text` looks like a caption file; a list of paths does not.
     pub fn are_in(text: &str) -> bool {
         text.trim_start().starts_with(['{', '[']) || table::is_table(text)
     }
@@ -147,7 +144,7 @@ impl Captions {
 /// Collects the captions of a file.
 struct Reader {
     captions: Captions,
-    /// Images by their composed name.
+    /// Images by composed (NFC) name.
     index: HashMap<String, usize>,
     /// Captions of each image so far.
     counts: Vec<u32>,
@@ -161,7 +158,7 @@ impl Reader {
         Self { captions, index: HashMap::new(), counts: Vec::new(), splits: Vec::new() }
     }
 
-    /// The number of an image, which is added where it is new.
+    /// The number of an image, added if it is new.
     fn image(&mut self, name: &str) -> usize {
         let captions = &mut self.captions;
         *self.index.entry(composed(name).into_owned()).or_insert_with(|| {
@@ -172,7 +169,7 @@ impl Reader {
         })
     }
 
-    /// Takes an image's captions. Errors are reasons alone.
+    /// Adds captions of an image. The error is only the reason; the caller adds the place.
     fn push(
         &mut self,
         row: usize,
@@ -210,7 +207,7 @@ impl Reader {
     fn finish(self) -> Result<Captions> {
         let Self { mut captions, splits, .. } = self;
         if captions.captions.is_empty() {
-            return Err(Error::format(&captions.path, "holds no caption"));
+            return Err(Error::format(&captions.path, "the file holds no caption"));
         }
         if splits.iter().any(Option::is_some) {
             captions.splits = Some(splits.into_iter().map(|split| split.unwrap_or(Split::Train)).collect());
@@ -219,7 +216,7 @@ impl Reader {
     }
 }
 
-/// A sentence without the white space around it, and without line breaks.
+/// A sentence without surrounding white space and line breaks.
 fn one_line(text: &str) -> String {
     match text.trim() {
         text if text.contains(['\n', '\r']) => text.split_whitespace().collect::<Vec<_>>().join(" "),
@@ -227,7 +224,7 @@ fn one_line(text: &str) -> String {
     }
 }
 
-/// The start of a line, for messages.
+/// The start of a line, for error messages.
 fn short(line: &str) -> String {
     let mut text: String = line.chars().take(60).collect();
     if text.len() < line.len() {
@@ -236,11 +233,11 @@ fn short(line: &str) -> String {
     text
 }
 
-/// Reads `hard_negatives.csv` (a caption file in which each comment is a false, minimally changed caption of the image):
-/// per caption of `captions`, the false sentence that belongs to it.
+/// Reads `hard_negatives.csv`, a caption file in which each comment is a false, minimally changed caption of the image.
+/// Gives, per caption of `captions`, the false sentence that belongs to it.
 ///
 /// # Errors
-/// When the file is no caption file, or names an image or a caption number that `captions` lacks.
+/// Returns an error if the file is not a caption file, or names an image or caption number that `captions` lacks.
 pub fn read_hard_negatives(path: &Path, captions: &Captions) -> Result<Vec<Option<String>>> {
     let by_key: HashMap<(&str, u32), usize> = (captions.captions.iter().enumerate())
         .map(|(i, caption)| ((captions.images[caption.image].as_str(), caption.number), i))

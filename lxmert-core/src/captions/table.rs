@@ -6,16 +6,16 @@ use crate::image_names::is_image_name;
 use crate::{Error, Result};
 
 const DELIMITERS: [char; 4] = ['|', '\t', ',', ';'];
-/// Longest cell in quotation marks, in bytes: how far the closing mark is searched for.
+/// Longest quoted cell in bytes: how far to search for the closing mark.
 const LONGEST_CELL: usize = 1 << 14;
 
 /// How a file's rows are laid out.
 struct Layout {
     delimiter: char,
     has_header: bool,
-    /// Whether a cell may stand between quotation marks.
+    /// Whether cells may be quoted.
     quotes: bool,
-    /// Cells of a row.
+    /// Cells per row.
     width: usize,
     columns: Columns,
 }
@@ -30,7 +30,7 @@ pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {
     let Some(layout) = Layout::of(text) else {
         let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let reason = format!(
-            "not a caption file: the first line is '{}'; wanted is a header with {WANTED}, or Flickr30k's \
+            "not a caption file: the first line is '{}'; expected a header with {WANTED}, or Flickr30k's \
              'image_name| comment_number| comment', Flickr8k's 'image,caption', 'image#0<TAB>caption', Karpathy's or \
              COCO's JSON",
             short(first.trim())
@@ -80,7 +80,7 @@ impl Layout {
         None
     }
 
-    /// Takes a row's captions; gives its image.
+    /// Adds a row's captions and returns its image.
     fn take(&self, reader: &mut Reader, row: usize, mut cells: Vec<String>) -> std::result::Result<usize, String> {
         let columns = &self.columns;
         while cells.len() > self.width && cells.last().is_some_and(|cell| cell.trim().is_empty()) {
@@ -95,10 +95,10 @@ impl Layout {
         }
         let surplus = cells.len() - self.width;
         if surplus > 0 {
-            // A caption with a bare delimiter was written without quotes: all of it belongs to the caption.
+            // The caption contains an unquoted delimiter: every remaining cell belongs to the caption.
             let &[caption] = columns.captions.as_slice() else {
                 return Err(format!(
-                    "{} columns where {} are expected; put captions with a '{}' between quotation marks",
+                    "{} columns where {} are expected; put captions that contain a '{}' in quotation marks",
                     cells.len(),
                     self.width,
                     self.delimiter
@@ -117,7 +117,7 @@ impl Layout {
         };
         let mut texts = Vec::new();
         for &i in &columns.captions {
-            // Tables that were made of JSON hold lists of sentences.
+            // Tables made from JSON hold lists of sentences.
             match serde_json::from_str::<Vec<String>>(&cells[i]) {
                 Ok(list) => texts.extend(list),
                 Err(_) => texts.push(cells[i].clone()),
@@ -130,8 +130,8 @@ impl Layout {
         Ok(image)
     }
 
-    /// Mends a row whose delimiter between number and caption is missing, as Flickr30k's file has one; in a table that
-    /// was made of it the caption is empty.
+    /// Repairs a row that lacks the delimiter between number and caption, as one does in Flickr30k's file. In a table
+    /// derived from that file the caption is empty.
     fn mend(&self, cells: &mut Vec<String>) -> Option<String> {
         let (number_column, &[caption]) = (self.columns.number?, self.columns.captions.as_slice()) else {
             return None;
@@ -154,20 +154,20 @@ impl Layout {
     }
 }
 
-/// A caption's number; tables that went through pandas have it with a point.
+/// A caption's number; pandas may have written it with a decimal point.
 fn number(text: &str) -> Option<u32> {
     let text = text.trim();
     text.strip_suffix(".0").unwrap_or(text).parse().ok()
 }
 
-/// The name and the number of a token file's key, `1000092795.jpg#0`.
+/// The name and number in a token file's key, `1000092795.jpg#0`.
 fn key_number(key: &str) -> Option<(&str, u32)> {
     let (image, number) = key.trim().rsplit_once('#')?;
     Some((image, number.parse().ok()?))
 }
 
 struct Record {
-    /// The number of its first line.
+    /// The number of the record's first line.
     row: usize,
     cells: Vec<String>,
     /// Whether a quotation mark opens one of its cells and never closes.
@@ -216,8 +216,8 @@ impl Records<'_> {
         }
     }
 
-    /// The cell in quotation marks at the start of the text, and its length with them; `None` where there is none, or the
-    /// marks are part of the text.
+    /// The quoted cell at the start of the text, and its length with the marks; `None` if there is none or the marks
+    /// belong to the text.
     fn quoted(&self, unclosed: &mut bool) -> Option<(String, usize)> {
         let rest = self.text.strip_prefix('"').filter(|_| self.layout.quotes)?;
         let mut cell = String::new();
@@ -245,7 +245,7 @@ impl Records<'_> {
         }
     }
 
-    /// Whether a line has an image in the image's column, of the same kind as the first row's.
+    /// Whether a line's image column holds an image of the same kind as the first row's.
     fn is_row(&self, line: &str) -> bool {
         let is_number = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
         let mut cells = line.split(self.layout.delimiter);

@@ -20,7 +20,7 @@ fn error(text: &str) -> String {
 }
 
 #[test]
-fn every_form_of_the_same_captions_reads_alike() {
+fn every_format_gives_the_same_captions() {
     let wanted =
         [row("a.jpg", 0, "A dog , red ."), row("a.jpg", 1, "Two \"dogs\" ."), row("b.jpg", 0, "A cat .")].to_vec();
     for text in [
@@ -32,14 +32,14 @@ fn every_form_of_the_same_captions_reads_alike() {
         "image_name,comment_number,comment\na.jpg,0,\"A dog , red .\"\na.jpg,1,\"Two \"\"dogs\"\" .\"\nb.jpg,0,A cat .\n",
         // Saved again by pandas, with its index, and numbers with a point.
         ",image_name, comment_number, comment\n0,a.jpg, 0.0,\" A dog , red .\"\n1,a.jpg, 1.0,\"Two \"\"dogs\"\" .\"\n2,b.jpg, 0.0, A cat .\n",
-        // The captions.csv of CLIP's tutorial; one row of it without its comment, as pandas reads the broken row.
+        // The captions.csv of CLIP's tutorial; pandas read the broken row without its comment.
         "image,caption_number,caption,id\na.jpg, 0,\" A dog , red .\",0\na.jpg, 1,\" Two \"\"dogs\"\" .\",0\nb.jpg, 0, A cat .,1\n",
         "image,caption_number,caption\na.jpg,\" 0   A dog , red .\",\na.jpg, 1,\" Two \"\"dogs\"\" .\"\nb.jpg, 0, A cat .\n",
         // Flickr8k's, with quotes and without.
         "image,caption\na.jpg,\"A dog , red .\"\na.jpg,\"Two \"\"dogs\"\" .\"\nb.jpg,A cat .\n",
         "image,caption\na.jpg,A dog , red .\na.jpg,Two \"dogs\" .\nb.jpg,A cat .\n",
         "a.jpg,A dog , red .\na.jpg,Two \"dogs\" .\nb.jpg,A cat .\n",
-        // Other orders, names, delimiters and endings of lines.
+        // Other column orders, names, delimiters and line endings.
         "caption\tsplit_id\tfile_name\nA dog , red .\t7\ta.jpg\n\"Two \"\"dogs\"\" .\"\t8\ta.jpg\nA cat .\t9\tb.jpg\n",
         "id;Image;Sentence\r\n1;a.jpg;A dog , red .\r\n2;a.jpg;Two \"dogs\" .\r\n3;b.jpg;A cat .\r\n",
         "filename,caption_1,caption_2\na.jpg,\"A dog , red .\",\"Two \"\"dogs\"\" .\"\nb.jpg,A cat .,\n",
@@ -79,7 +79,7 @@ fn an_unpaired_quotation_mark_is_text_and_swallows_no_row() {
     // Also where the images are numbers, and the index comes first.
     let c = read(",image_id,caption\n0,12,One .\n1,13,\"Look\n2,14,\"Two\" .\n").unwrap();
     assert_eq!((c.images.len(), c.captions[1].text.as_str()), (3, "\"Look"));
-    // Marks that stand within a caption, and one that opens and closes a word.
+    // Quotation marks within a caption, and around single words.
     assert_eq!(rows("image,caption\na.jpg,\"Stop\" sign near \"go\"\n")[0].2, "\"Stop\" sign near \"go\"");
 }
 
@@ -107,9 +107,9 @@ fn bad_rows_are_named() {
         ("image,caption\n,x\n", ["row 2", "the image name is empty"]),
         ("image,caption\na.jpg\n", ["row 2", "1 columns where 2 are expected"]),
         ("image,caption_1,caption_2\na.jpg,x,y,z\n", ["row 2", "quotation marks"]),
-        ("[{\"image\": \"a.jpg\", \"caption\": \"x\"}, {\"image\": \"b.jpg\"}]", ["row 2", "wanted is"]),
-        ("[{\"image\": \"a.jpg\", \"caption\": 7}]", ["row 1", "'caption' is no sentence"]),
-        ("{\"image\": \"a\", \"text\": \"x\"}\n{\"image\": \"b\", \"te", ["row 2", "JSON object a line"]),
+        ("[{\"image\": \"a.jpg\", \"caption\": \"x\"}, {\"image\": \"b.jpg\"}]", ["row 2", "expected"]),
+        ("[{\"image\": \"a.jpg\", \"caption\": 7}]", ["row 1", "'caption' is not a sentence"]),
+        ("{\"image\": \"a\", \"text\": \"x\"}\n{\"image\": \"b\", \"te", ["row 2", "JSON object per line"]),
         ("image,caption,split\na.jpg,x,dev\n", ["row 2", "'dev'"]),
     ] {
         let error = error(text);
@@ -127,14 +127,14 @@ fn other_files_are_refused_with_the_forms_named() {
     assert!(error("image_name| comment_number| comment\n").contains("no caption"));
     for json in ["{\"a\": 1}", "[1, 2]", "{\"images\": [1]}", "{\"images\": [{\"id\": 1}], \"annotations\": []}"] {
         let error = error(json);
-        assert!(error.contains("wanted is Karpathy's"), "{json}: {error}");
+        assert!(error.contains("expected Karpathy's"), "{json}: {error}");
         assert!(!error.contains("expected a map") && !error.contains("missing field"), "{error}");
     }
     assert!(error("[{\"image\": \"a.jp").contains("cut off"), "{}", error("[{\"image\": \"a.jp"));
 }
 
 #[test]
-fn lists_of_paths_are_no_captions() {
+fn lists_of_paths_are_not_captions() {
     for (text, are) in [
         ("a.jpg\nb.jpg\n", false),
         ("x/a b, c.png\n", false),
@@ -166,9 +166,9 @@ fn splits_are_read_and_restval_trains() {
 }
 
 #[test]
-fn cocos_annotations_must_belong_to_an_image() {
+fn rejects_a_coco_annotation_of_an_unknown_image() {
     let error = error(r#"{"images": [], "annotations": [{"image_id": 7, "caption": "x"}]}"#);
-    assert!(error.contains("annotations[0]: no image has the id 7"), "{error}");
+    assert!(error.contains("annotations[0]: no image has id 7"), "{error}");
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! Little-endian element bytes to candle tensors, and back.
+//! Converts little-endian element bytes to candle tensors, and back.
 
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-/// The element types that checkpoints hold.
+/// The element types of checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Element {
     F64,
@@ -21,7 +21,7 @@ pub(super) enum Element {
 }
 
 impl Element {
-    /// Bytes of one element.
+    /// Bytes per element.
     pub fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
@@ -31,8 +31,8 @@ impl Element {
         }
     }
 
-    /// A CPU tensor of `bytes`, which hold exactly `shape`'s elements. candle has no bool and no int8:
-    /// they become u8 (0 or 1) and i16.
+    /// A CPU tensor of `bytes`, which must hold exactly `shape`'s elements. candle has no bool and no int8; they become
+    /// u8 (0 or 1) and i16.
     pub fn tensor(self, bytes: &[u8], shape: &[usize]) -> candle_core::Result<Tensor> {
         fn build<T: WithDType, const N: usize>(
             bytes: &[u8],
@@ -59,7 +59,7 @@ impl Element {
     }
 }
 
-/// What safetensors calls candle's element type, where it has it.
+/// The safetensors name of candle's element type, if there is one.
 pub(super) fn safetensors_type(dtype: DType) -> Option<Dtype> {
     Some(match dtype {
         DType::U8 => Dtype::U8,
@@ -75,7 +75,7 @@ pub(super) fn safetensors_type(dtype: DType) -> Option<Dtype> {
     })
 }
 
-/// Hands a tensor's elements to `write` as little-endian bytes, in row-major order, a piece at a time.
+/// Passes a tensor's elements to `write` as little-endian bytes, in row-major order, piece by piece.
 pub(super) fn for_bytes(
     tensor: &Tensor,
     mut write: impl FnMut(&[u8]) -> std::io::Result<()>,
@@ -110,6 +110,6 @@ pub(super) fn for_bytes(
         DType::F16 => pieces(&flat, f16::to_le_bytes, write),
         DType::F32 => pieces(&flat, f32::to_le_bytes, write),
         DType::F64 => pieces(&flat, f64::to_le_bytes, write),
-        other => candle_core::bail!("element type {other:?} has no place in a safetensors file here"),
+        other => candle_core::bail!("element type {other:?} cannot be written to a safetensors file here"),
     }
 }

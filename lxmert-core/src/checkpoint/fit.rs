@@ -1,22 +1,22 @@
-//! Whether a checkpoint's tensors fit a network. There is no silent `strict=False`: missing, unexpected and misshapen tensors
-//! are errors that list their names, except for the names that the caller allows.
+//! Checks whether a checkpoint's tensors fit a network. There is no silent `strict=False`: missing, unexpected and
+//! misshapen tensors are errors that list their names, except for names that the caller allows.
 
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The names by which a checkpoint may differ from the network. In a pattern `*` stands for any characters, dots included,
-/// and `?` for one.
+/// The names by which a checkpoint may differ from the network. In a pattern `*` stands for any characters, dots
+/// included, and `?` for one character.
 #[derive(Debug, Clone, Default)]
 pub struct FitOptions {
     /// Names that may be missing (`answer_head.*` for a model that gets a new head).
     pub allow_missing: Vec<String>,
-    /// Names that may be in the file although the network lacks them (`*.num_batches_tracked`).
+    /// Names that may be in the file although the network does not have them (`*.num_batches_tracked`).
     pub ignore: Vec<String>,
 }
 
-/// A tensor of another shape than the network needs.
+/// A tensor with another shape than the network needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misshapen {
     /// The tensor's name.
@@ -27,8 +27,9 @@ pub struct Misshapen {
     pub found: Vec<usize>,
 }
 
-/// The tensors named in `expected` out of `tensors`, each with the expected shape. Names that `allow_missing` covers may be
-/// absent from the result; others than the expected and the ignored may not be in `tensors`. `path` is for the message.
+/// Takes the tensors named in `expected` out of `tensors` and checks their shapes. Names that match `allow_missing` may
+/// be absent from the result; `tensors` may contain no names other than the expected and the ignored ones. `path` is
+/// for the error message.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] with every missing, unexpected and misshapen name.
@@ -60,12 +61,12 @@ pub fn fit(
     Err(Error::Checkpoint { path: path.as_ref().to_path_buf(), missing, unexpected, misshapen })
 }
 
-/// Whether the whole of `name` matches `pattern`, in which `*` is any characters and `?` one.
+/// Whether all of `name` matches `pattern`, in which `*` is any characters and `?` one character.
 #[must_use]
 pub fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    let mut star = None; // the last `*` so far: its place in the pattern, and where in the name its match ends
+    let mut star = None; // the last `*` so far: its index in the pattern, and where its match ends in the name
     while n < name.len() {
         match pattern.get(p) {
             Some('*') => {
@@ -89,7 +90,7 @@ pub fn glob(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
-/// The most names of a kind that a message lists.
+/// How many names of a kind an error message lists.
 const NAMES_SHOWN: usize = 8;
 
 /// The text of an [`Error::Checkpoint`].
@@ -108,7 +109,7 @@ pub(crate) fn describe(missing: &[String], unexpected: &[String], misshapen: &[M
     }
     if !misshapen.is_empty() {
         let each = misshapen.iter().map(|m| format!("{} is {:?}, needs {:?}", m.name, m.found, m.expected)).collect();
-        parts.push(format!("{} of another shape ({})", misshapen.len(), list(each)));
+        parts.push(format!("{} with another shape ({})", misshapen.len(), list(each)));
     }
     format!("its tensors do not fit this network: {}", parts.join("; "))
 }

@@ -1,4 +1,4 @@
-//! A network's weights out of a file of any origin: ours, the hub's, the original's snapshots, or BERT's.
+//! Loads a network's weights from a file of any origin: ours, the hub's, the original's snapshots, or BERT's.
 
 use super::{FitOptions, fit, fit::glob, names, read_tensors};
 use crate::{Error, Result};
@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Heads of the published models and snapshots; a network without such a head leaves its weights aside.
+/// Heads of the published models and snapshots. A network without such a head skips its weights.
 const HEADS: [&str; 6] = [
     "cls.predictions.*",
     "cls.seq_relationship.*",
@@ -17,13 +17,13 @@ const HEADS: [&str; 6] = [
 ];
 
 /// What LXMERT takes from BERT: the embeddings, the language layers, the pooler and the masked-word head. BERT's
-/// next-sentence head has the matching head's name and shape, but its index 0 means yes, so it is not taken.
+/// next-sentence head has the matching head's name and shape, but its index 0 means yes, so it is skipped.
 const BERT: [&str; 4] = ["lxmert.embeddings.*", "lxmert.encoder.layer.*", "lxmert.pooler.*", "cls.predictions.*"];
 
 /// Reads the weights named in `expected` from the file at `path`, in f32 on the CPU; see [`take_weights`].
 ///
 /// # Errors
-/// When the file cannot be read; as [`take_weights`].
+/// Returns an error if the file cannot be read; otherwise as [`take_weights`].
 pub fn load_weights(
     path: impl AsRef<Path>,
     expected: &[(String, Vec<usize>)],
@@ -33,16 +33,17 @@ pub fn load_weights(
     take_weights(path, names::lxmert(path, read_tensors(path)?)?, expected, allow_missing)
 }
 
-/// The weights named in `expected`, in f32 on the CPU, out of `tensors`, which bear the hub's names ([`names::lxmert`]).
-/// Names that `allow_missing` covers (`answer_head.*`; `*` is any characters) may be absent. Heads that the network does not
-/// have are left aside. Both are logged. `path` is for messages.
+/// Takes the weights named in `expected` out of `tensors`, in f32 on the CPU. `tensors` must have the hub's names
+/// ([`names::lxmert`]). Names that match `allow_missing` (`answer_head.*`; `*` is any characters) may be absent. Heads
+/// that the network does not have are skipped. Both are logged. `path` is for messages.
 ///
-/// BERT's weights start a language encoder: its embeddings, as many of its layers as are expected, its pooler and its
-/// masked-word head. All else starts fresh, as in the original, which builds its network by BERT's `from_pretrained`
-/// (airsplay/lxmert, `lxmert_pretrain.py`).
+/// BERT's weights initialise a language encoder: its embeddings, as many of its layers as are expected, its pooler and
+/// its masked-word head. All other weights start fresh, as in the original, which builds its network by BERT's
+/// `from_pretrained` (airsplay/lxmert, `lxmert_pretrain.py`).
 ///
 /// # Errors
-/// [`Error::Checkpoint`] with every missing, unexpected and misshapen name; [`Error::Format`] when a weight is not finite.
+/// [`Error::Checkpoint`] with every missing, unexpected and misshapen name; [`Error::Format`] if a weight is not
+/// finite.
 pub fn take_weights(
     path: impl AsRef<Path>,
     mut tensors: BTreeMap<String, Tensor>,
@@ -57,9 +58,9 @@ pub fn take_weights(
         if !wanted.iter().any(|(name, _)| name.starts_with("lxmert.")) {
             return Err(Error::format(path, "this is BERT, and the network has no language encoder of BERT's form"));
         }
-        log::info!("{}: BERT's weights start the language encoder; all else starts fresh", path.display());
+        log::info!("{}: BERT's weights initialise the language encoder; all other weights start fresh", path.display());
         tensors.retain(|name, _| wanted.iter().any(|(wanted, _)| wanted == name));
-        // Some BERTs lack these: `BertModel`, or one trained without a pooler.
+        // Some BERTs lack these: `BertModel`, or a BERT trained without a pooler.
         allow_missing.extend(["lxmert.pooler.*", "cls.predictions.*"].map(String::from));
         allow_missing.extend(expected.iter().map(|(name, _)| name).filter(|name| !takes(name)).cloned());
     }
@@ -67,7 +68,7 @@ pub fn take_weights(
     for head in HEADS {
         let count = tensors.keys().filter(|name| glob(head, name) && !needed(name)).count();
         if count > 0 {
-            log::info!("{}: {count} tensors {head} are not needed and left aside", path.display());
+            log::info!("{}: skipped {count} tensors {head}, which the model does not need", path.display());
         }
     }
     let options = FitOptions { allow_missing, ignore: HEADS.map(String::from).to_vec() };
@@ -75,19 +76,19 @@ pub fn take_weights(
     let fresh: Vec<&str> =
         expected.iter().map(|(name, _)| name.as_str()).filter(|n| !fitting.contains_key(*n)).collect();
     if let Some(first) = fresh.first() {
-        log::info!("{}: {} tensors start fresh, the first is {first}", path.display(), fresh.len());
+        log::info!("{}: {} tensors start fresh, first {first}", path.display(), fresh.len());
     }
     fitting.into_iter().map(|(name, tensor)| Ok((name.clone(), finite(path, &name, tensor)?))).collect()
 }
 
-/// Whether these are BERT's weights. LXMERT's first snapshots have the same `bert.` before their names, but also an encoder
-/// of regions.
+/// Whether these are BERT's weights. LXMERT's first snapshots use the same prefix `bert.`, but also have an encoder of
+/// regions.
 pub(crate) fn is_bert(tensors: &BTreeMap<String, Tensor>) -> bool {
     let has = |part: &str| tensors.keys().any(|name| name.starts_with(part));
     has("lxmert.encoder.layer.") && !has("lxmert.encoder.x_layers.") && !has("lxmert.encoder.visn_fc.")
 }
 
-/// A tensor of the CPU in f32, unless an element is infinite or no number.
+/// Converts a CPU tensor to f32; returns an error if an element is infinite or NaN.
 fn finite(path: &Path, name: &str, tensor: Tensor) -> Result<Tensor> {
     let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();

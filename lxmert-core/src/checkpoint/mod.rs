@@ -1,12 +1,12 @@
-//! Weights: where they come from, what a file of them holds, and whether they fit a network.
+//! Checkpoint weights: where they come from, what a file of them holds, and whether they fit a network.
 //!
 //! Reading a checkpoint takes four steps: [`Place`] finds its files (in a folder, or on the hub through the cache that
-//! Python shares; [`WeightSource`] is for one file with a known hash), [`read_tensors`] reads any format, [`names`] renames
-//! old keys to the hub's, and [`fit`](fit::fit) checks them against the network. [`Pretrained`](crate::pretrained::Pretrained)
-//! takes all of them. [`save_safetensors`] writes.
+//! Python shares; [`WeightSource`] is for a single file with a known hash), [`read_tensors`] reads any format,
+//! [`names`] renames old keys to the hub's, and [`fit`](fit::fit) checks them against the network.
+//! [`Pretrained`](crate::pretrained::Pretrained) does all four. [`save_safetensors`] writes.
 //!
-//! Nothing in a file is run or trusted. A `.pth` is a pickle, which in Python can run any code, so [`torch_pickle`] reads
-//! tensors and plain containers and rejects everything else by name.
+//! No file is run or trusted. A `.pth` is a pickle, which can run any code in Python, so [`torch_pickle`] reads tensors
+//! and plain containers and rejects everything else by name.
 
 mod elements;
 pub mod fit;
@@ -32,23 +32,22 @@ use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Every tensor of a checkpoint by name, on the CPU, in the file's own element types where candle has
-/// them (bool becomes u8, int8 becomes i16). The content decides the format, not the file's name:
-/// safetensors, torch's zip `.pth`, its legacy `.pth` from before version 1.6, or a pickle of NumPy arrays. State dicts under
-/// `state_dict`, `model` or `model_state_dict` are unwrapped.
+/// Reads every tensor of a checkpoint by name, on the CPU, in the file's own element types if candle has them (bool
+/// becomes u8, int8 becomes i16). The content decides the format, not the file's name: safetensors, torch's zip `.pth`,
+/// its legacy `.pth` from before version 1.6, or a pickle of NumPy arrays. State dicts under `state_dict`, `model` or
+/// `model_state_dict` are unwrapped.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Format`] when it has none of these formats (the
-/// message says what it looks like instead) or is damaged, [`Error::PickleClass`] when its pickle
-/// holds anything but tensors.
+/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it has none of these formats (the message says what
+/// it looks like instead) or is damaged; [`Error::PickleClass`] if its pickle holds anything but tensors.
 pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
     read_tensors_where(path, |_| true)
 }
 
-/// [`read_tensors`] for the names that `keep` accepts; the others are not copied from the file.
+/// [`read_tensors`] for the names that `keep` accepts; the others are not copied.
 ///
 /// # Errors
-/// As [`read_tensors`].
+/// See [`read_tensors`].
 pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     let path = path.as_ref();
     let bytes = map_file(path)?;
@@ -66,23 +65,23 @@ pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -
     }
 }
 
-/// The value of a file that Python's `pickle` or `cPickle` wrote, any protocol, as JSON: lists, dicts, text and numbers. It is
+/// Reads a file that Python's `pickle` or `cPickle` wrote, any protocol, as JSON: lists, dicts, text and numbers. It is
 /// read as data; no code runs.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Pickle`] when it is cut or damaged, [`Error::PickleClass`] when it
-/// names a class, [`Error::Format`] when it holds values that JSON cannot represent.
+/// [`Error::Io`] if the file cannot be read, [`Error::Pickle`] if it is truncated or damaged, [`Error::PickleClass`] if
+/// it names a class, [`Error::Format`] if it holds values that JSON cannot represent.
 pub fn read_pickle(path: impl AsRef<Path>) -> Result<serde_json::Value> {
     let path = path.as_ref();
     torch_pickle::read_plain(path, &map_file(path)?)
 }
 
-/// The bytes of a file, mapped rather than read, so that a checkpoint is copied once, into its tensors.
+/// Maps a file instead of reading it, so that a checkpoint is copied only once, into its tensors.
 fn map_file(path: &Path) -> Result<Bytes> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let metadata = file.metadata().map_err(Error::io(path))?;
     if metadata.is_dir() {
-        return Err(Error::format(path, "is a folder; name the weights file in it"));
+        return Err(Error::format(path, "this is a folder; name the weights file in it"));
     }
     if metadata.len() == 0 {
         return Ok(Bytes::Empty); // an empty file cannot be mapped
@@ -92,9 +91,9 @@ fn map_file(path: &Path) -> Result<Bytes> {
 
 #[allow(unsafe_code)]
 fn map(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only, and the caller copies what it needs before it returns. If another process
-    // shortens the file meanwhile, this process ends with a bus error, as with every mapped checkpoint; this
-    // project replaces files by renaming and never shortens them in place.
+    // SAFETY: the map is read-only, and the caller copies what it needs before it returns. If another process shortens
+    // the file meanwhile, this process ends with a bus error, as with every mapped checkpoint; this project replaces
+    // files by renaming and never shortens them in place.
     unsafe { memmap2::Mmap::map(file) }
 }
 
@@ -114,7 +113,7 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// The kind of a file by its first bytes.
+/// The kind of a file, judged by its first bytes.
 enum Container {
     Safetensors,
     TorchZip,
@@ -141,11 +140,11 @@ impl Container {
         } else if bytes.is_empty() {
             Self::Other("the file is empty; fetch it again")
         } else if text.starts_with("<!doctype") || text.starts_with("<html") {
-            Self::Other("this is an HTML page, not weights; the download answered with a web page, fetch the raw file")
+            Self::Other("this is an HTML page, not weights; the server sent a web page; fetch the raw file")
         } else if text.starts_with("version https://git-lfs") {
             Self::Other("this is a git-lfs pointer, not the weights; run `git lfs pull`, or download the file itself")
         } else if text.starts_with("<?xml") {
-            Self::Other("this is XML, not weights; the download answered with an error, fetch it again")
+            Self::Other("this is XML, not weights; the server sent an error; fetch the file again")
         } else if text.starts_with('{') || text.starts_with('[') {
             Self::Other("this is JSON, not weights")
         } else if starts(b"\x89HDF") {
@@ -163,7 +162,7 @@ impl Container {
         } else if bytes[0] == 0x80 {
             Self::Pickle
         } else {
-            Self::Other("this is no known format of weights; the download may be cut or damaged")
+            Self::Other("unknown format of weights; the download may be truncated or damaged")
         }
     }
 }

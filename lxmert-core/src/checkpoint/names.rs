@@ -1,4 +1,4 @@
-//! Renames the keys of a checkpoint: the same networks were saved under several names.
+//! Renames the keys of a checkpoint, because the same networks were saved under several sets of names.
 
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -9,15 +9,15 @@ use std::path::Path;
 /// - the hub's own, which stay as they are;
 /// - the original snapshots (airsplay/lxmert, `bert.encoder.layer.0…`);
 /// - its fine-tuned snapshots (`lxrt_encoder.model.bert.…`, `logit_fc.…`);
-/// - a trunk saved by itself, without a prefix (`encoder.layer.0…`: transformers' `LxmertModel`, `BertModel`);
-/// - any of these with data-parallel's `module.` before them, or with BERT's first names for a layer
-///   norm's weight and bias, `gamma` and `beta`.
+/// - a trunk saved alone, without a prefix (`encoder.layer.0…`: transformers' `LxmertModel`, `BertModel`);
+/// - any of these with the prefix `module.` of data parallelism, or with BERT's first names for a layer norm's weight
+///   and bias, `gamma` and `beta`.
 ///
-/// `cls.predictions.decoder` repeats the word embeddings, to which it is tied. Some files hold it and some do not, so it is
+/// `cls.predictions.decoder` repeats the word embeddings, to which it is tied. Only some files contain it, so it is
 /// dropped. `path` is for messages.
 ///
 /// # Errors
-/// [`Error::Format`] when two keys become the same, or a decoder differs from the word embeddings.
+/// [`Error::Format`] if two keys get the same name, or a decoder differs from the word embeddings.
 pub fn lxmert(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let path = path.as_ref();
     let bare = tensors.keys().any(|key| key.trim_start_matches("module.").starts_with("encoder.layer."));
@@ -43,11 +43,11 @@ pub fn lxmert(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Resu
     Ok(tensors)
 }
 
-/// Renames the keys of torchvision's Faster R-CNN to those of its current modules; the published file of 2019 has older ones
-/// (`fpn.inner_blocks.0.weight`, `fpn.layer_blocks.0.weight`, `rpn.head.conv.weight`).
+/// Renames the keys of torchvision's Faster R-CNN to those of its current modules; the published file of 2019 has older
+/// ones (`fpn.inner_blocks.0.weight`, `fpn.layer_blocks.0.weight`, `rpn.head.conv.weight`).
 ///
 /// # Errors
-/// [`Error::Format`] when two keys become the same.
+/// [`Error::Format`] if two keys get the same name.
 pub fn detector(path: impl AsRef<Path>, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     rename(path.as_ref(), tensors, detector_name)
 }

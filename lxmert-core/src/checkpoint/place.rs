@@ -1,20 +1,20 @@
-//! Where a checkpoint lies: a folder, a file, or a repository of the hub.
+//! Where a checkpoint is: a folder, a file, or a repository on the hub.
 
 use super::{Hub, HubFile, HubOptions};
 use crate::{Error, Result, nearby};
 use std::path::{Path, PathBuf};
 
-/// The names of a folder's weights, in order of preference.
+/// Names of a folder's weights files, in order of preference.
 pub const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
-/// What may lie beside the weights and is fetched with them.
+/// Files that may lie beside the weights and are fetched with them.
 const COMPANIONS: [&str; 6] =
     ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "answers.json"];
 
-/// The endings of weights files.
+/// Extensions of weights files.
 const ENDINGS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
 
-/// The ways to name a checkpoint, for messages.
+/// The ways to name a checkpoint, for error messages.
 const FORMS: &str = "a checkpoint is a folder with model.safetensors or pytorch_model.bin, the folder of a run \
                      (`cargo run -p lxmert-train` makes one), a weights file, or hf:owner/repo[@revision]";
 
@@ -23,20 +23,20 @@ const FORMS: &str = "a checkpoint is a folder with model.safetensors or pytorch_
 pub struct Place {
     /// The weights file.
     pub weights: PathBuf,
-    /// The folder it lies in, with `config.json`, `vocab.txt` and others beside it where the checkpoint has them.
+    /// The folder that holds it, with `config.json`, `vocab.txt` and so on if the checkpoint has them.
     pub folder: PathBuf,
 }
 
 impl Place {
-    /// The checkpoint at `place`:
+    /// Finds the checkpoint at `place`, which is one of
     /// - a folder with `model.safetensors` or `pytorch_model.bin`;
     /// - the folder of a training run, whose `best` is such a folder;
     /// - a weights file of any name;
-    /// - `hf:owner/repo[@revision]`, from which one of those two is fetched, with what lies beside it;
+    /// - `hf:owner/repo[@revision]`, from which one of those two files is fetched, with those that lie beside it;
     /// - `hf:owner/repo/file[@revision]`, one file of such a repository.
     ///
     /// # Errors
-    /// When there is no checkpoint at `place`, or the hub refuses or does not answer.
+    /// Returns an error if there is no checkpoint at `place`, or the hub refuses or does not answer.
     pub fn find(place: impl AsRef<Path>) -> Result<Self> {
         let place = place.as_ref();
         match place.to_str().filter(|text| text.starts_with("hf:")) {
@@ -48,7 +48,7 @@ impl Place {
     fn local(place: &Path) -> Result<Self> {
         let about = std::fs::metadata(place).map_err(|error| {
             let reason = nearby::explain(place, error);
-            // Python names a repository of the hub by `owner/repo` alone.
+            // Python names a repository on the hub by `owner/repo` alone.
             let hub = match place.to_str().map(|text| text.split('/').collect::<Vec<_>>()) {
                 Some(parts) if parts.len() == 2 && !parts.contains(&"") && !Path::new(parts[0]).exists() => {
                     format!(" (on the hub: hf:{})", place.display())
@@ -79,15 +79,15 @@ impl Place {
     /// The checkpoint at `hf:owner/repo[@revision]` or `hf:owner/repo/file[@revision]`.
     ///
     /// # Errors
-    /// [`Error::Argument`] when `text` is not of that form; [`Error::Hub`] when the repository has no weights, or the hub
-    /// refuses, or does not answer and the cache has none.
+    /// [`Error::Argument`] if `text` does not have that form; [`Error::Hub`] if the repository has no weights, or the
+    /// hub refuses, or does not answer and the cache has none.
     pub fn on_hub(text: &str, hub: &Hub, show_progress: bool) -> Result<Self> {
         let repository = text.strip_prefix("hf:").unwrap_or(text);
         let (path, revision) = repository.split_at(repository.rfind('@').unwrap_or(repository.len()));
-        // With a file named, its folder in the repository is the checkpoint's.
+        // If a file is named, its folder in the repository is the checkpoint's.
         let (folder, weights) = match path.split('/').count() {
             ..2 => {
-                let reason = format!("'hf:{repository}' names no repository; write hf:owner/repo[@revision]");
+                let reason = format!("'hf:{repository}' is not a repository; write hf:owner/repo[@revision]");
                 return Err(Error::Argument(reason));
             }
             2 => (path, WEIGHTS.to_vec()),
@@ -102,7 +102,7 @@ impl Place {
                 return Self::local(&weights);
             }
         }
-        // No weights: what the hub answers to the first name says why.
+        // No weights: the hub's answer to the first name says why.
         Self::local(&hub.fetch(&file(weights[0])?, None, show_progress)?)
     }
 }

@@ -1,4 +1,4 @@
-//! Reading safetensors: the format's own crate checks the header, every tensor is copied once.
+//! Reads safetensors: the format's own crate checks the header, and every tensor is copied once.
 
 use super::elements::Element;
 use crate::{Error, Result};
@@ -7,18 +7,19 @@ use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Whether the file starts as safetensors does: the header's length in eight bytes, then its JSON.
+/// Whether the file starts like safetensors: the header's length in eight bytes, then its JSON.
 pub(super) fn looks_like(bytes: &[u8]) -> bool {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return false };
     let length = u64::from_le_bytes(*length);
-    // A real header is far below 100 MB, so text that happens to have a brace at byte 8 is not taken for one.
+    // A real header is far below 100 MB, so text that happens to have a brace at byte 8 is not mistaken for one.
     (2..100_000_000).contains(&length) && rest.first() == Some(&b'{')
 }
 
 /// The tensors whose names `keep` accepts.
 pub(super) fn read(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| Error::format(path, format!("not a whole safetensors file ({e}); fetch or write it again")))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| {
+        Error::format(path, format!("damaged or truncated safetensors file ({e}); fetch or write it again"))
+    })?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter().filter(|(name, _)| keep(name)) {
         let element = match view.dtype() {

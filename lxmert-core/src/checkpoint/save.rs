@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-/// Writes tensors (from any device) and text metadata as a safetensors file, whole or not at all. The
-/// same tensors and metadata give the same bytes, which the format's own writer does not promise: metadata is sorted by key,
-/// tensors by element size, the larger first so that each lies aligned, then by name.
+/// Writes tensors (from any device) and text metadata as a safetensors file, whole or not at all. The same tensors and
+/// metadata give the same bytes, which the format's own writer does not guarantee: metadata is sorted by key, tensors
+/// by element size (largest first, so that each is aligned), then by name.
 ///
 /// # Errors
 /// [`Error::Argument`] for a repeated name or an element type that safetensors lacks; [`Error::Io`].
@@ -47,8 +47,8 @@ pub fn save_safetensors(
     .map_err(|error| failure.map_or(error, Error::Candle))
 }
 
-/// A safetensors file up to its tensors' bytes: the header's length and the header, padded with spaces so that the
-/// bytes, which follow in the order given, start at a multiple of 8.
+/// The start of a safetensors file: the header's length and the header, padded with spaces so that the tensors' bytes,
+/// which follow in the given order, start at a multiple of 8.
 pub(crate) fn header<'a>(
     metadata: &BTreeMap<String, String>,
     tensors: impl IntoIterator<Item = (&'a str, Dtype, Vec<usize>)>,

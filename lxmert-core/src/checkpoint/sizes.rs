@@ -1,4 +1,4 @@
-//! What the shapes of a checkpoint's weights say of its configuration.
+//! What the shapes of a checkpoint's weights say about its configuration.
 
 use crate::files::Fields;
 use candle_core::Tensor;
@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type Tensors = BTreeMap<String, Tensor>;
 
-/// A key of `config.json`, the tensors that show its value (LXMERT's, then the student project's), and the dimension.
+/// A key of `config.json`, the tensors that show its value (LXMERT's, then the student project's), and the dimension to
+/// read.
 const SIZES: [(&str, [&str; 2], usize); 9] = [
     ("vocab_size", ["lxmert.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight"], 0),
     ("hidden_size", ["lxmert.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight"], 1),
@@ -32,15 +33,15 @@ const SIZES: [(&str, [&str; 2], usize); 9] = [
     ("num_attr_labels", ["obj_predict_head.decoder_dict.attr.bias"; 2], 0),
 ];
 
-/// A key of `config.json` and what stands before the number of a layer that it counts.
+/// A key of `config.json`, and the prefix before the layer numbers that it counts.
 const LAYERS: [(&str, [&str; 2]); 3] = [
     ("l_layers", ["lxmert.encoder.layer.", "lang_encoder.layers."]),
     ("r_layers", ["lxmert.encoder.r_layers.", "obj_encoder.layers."]),
     ("x_layers", ["lxmert.encoder.x_layers.", "cross_layers."]),
 ];
 
-/// The keys of a `config.json` whose values show in the shapes of these weights; none when they hold no word embeddings,
-/// and so are neither LXMERT's nor BERT's.
+/// The keys of `config.json` whose values show in the shapes of these weights; `None` if there are no word embeddings,
+/// so that the weights are neither LXMERT's nor BERT's.
 pub(crate) fn sizes(tensors: &Tensors) -> Option<Fields> {
     let student = match SIZES[0].1.map(|name| tensors.contains_key(name)) {
         [true, _] => 0,

@@ -11,24 +11,23 @@ use std::path::Path;
 pub(super) const FORMAT: &str = "lxmert-regions";
 pub(super) const VERSION: u32 = 1;
 pub(super) const INDEX_FILE: &str = "index.json";
-/// The most regions of an image and the widest feature, so that no product of sizes overflows.
+/// Limit of regions per image and of the feature width, so that no product of sizes overflows.
 pub(super) const MOST: usize = 1 << 20;
 
-/// What is the same for every image of a store. Two extractions can share a folder only when all of it
-/// is equal.
+/// The properties that all images of a store share. Two extractions can use one folder only if all of them are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StoreInfo {
     /// The detector's name.
     pub detector: String,
     /// Everything else that shaped the regions, by name: weights, selection, thresholds.
     pub settings: BTreeMap<String, String>,
-    /// The most regions an image can have.
+    /// The largest number of regions of an image.
     pub regions: usize,
     /// Length of a region's feature.
     pub feature_dim: usize,
     /// How the features' numbers are stored.
     pub dtype: StoreDtype,
-    /// Names of the labels; a label is an index into this.
+    /// Label names; a label is an index into this list.
     pub label_names: Vec<String>,
     /// Names of the attributes; empty when the store has none.
     #[serde(default)]
@@ -41,7 +40,7 @@ impl StoreInfo {
         !self.attribute_names.is_empty()
     }
 
-    /// Every point in which `wanted` differs, each with both values, for a person to read.
+    /// Every point in which `wanted` differs, with both values, as readable text.
     pub fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let mut compare = |what: &str, here: &str, wanted: &str| {
@@ -122,7 +121,7 @@ impl Index {
                 Error::io(&path)(source)
             }
         })?;
-        // The format first, so that the error for another file names its format and not a missing field.
+        // Check the format first, so that the error for another kind of file names its format and not a missing field.
         let kind: serde_json::Value = serde_json::from_slice(&text).map_err(Error::json(&path))?;
         if kind["format"] != FORMAT {
             return Err(Error::format(&path, format!("format is {}, not \"{FORMAT}\"", kind["format"])));
@@ -137,14 +136,14 @@ impl Index {
             }
         }
         for (i, shard) in index.shards.iter().enumerate() {
-            // These files are opened: they must lie in the folder.
+            // These files will be opened, so they must lie in the folder.
             if shard.file.contains(['/', '\\']) || index.shards[..i].iter().any(|before| before.file == shard.file) {
                 return Err(Error::format(&path, format!("names the shard '{}'", shard.file)));
             }
         }
         if index.images != index.images() {
             let (said, are) = (index.images, index.images());
-            return Err(Error::format(&path, format!("says {said} images, but its shards have {are}")));
+            return Err(Error::format(&path, format!("states {said} images, but its shards hold {are}")));
         }
         Ok(index)
     }

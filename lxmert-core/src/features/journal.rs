@@ -1,9 +1,9 @@
-//! `pending.journal`: images that were pushed and are not in a shard yet.
+//! `pending.journal`: images that were pushed but are not in a shard yet.
 //!
-//! A record is `u64` length of the body, SHA-256 of the body, body; the body is `u32` length of
-//! the name, the name, the image's record ([`Layout::encode`](super::shard::Layout::encode)). All
-//! little-endian. The first record whose hash or length is wrong is the one a killed writer was
-//! appending; it is dropped with all that follows.
+//! A record is the body's length (`u64`), its SHA-256 and the body. The body is the length of the name (`u32`), the
+//! name, and the image's record ([`Layout::encode`](super::shard::Layout::encode)). All integers are little-endian. The
+//! first record with a wrong hash or length is the one that a killed writer was appending; it and everything after it
+//! are dropped.
 
 use crate::files::{AppendLog, read_text, writer_here};
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ const FILE: &str = "pending.journal";
 /// Who has the journal locked, or had when it was killed.
 const HOLDER: &str = "pending.writer";
 const HEAD: usize = 8 + 32;
-/// Longest name in bytes: bounds the memory that a damaged length can ask for.
+/// Longest name in bytes; limits how much memory a damaged length can request.
 pub(super) const MAX_NAME: usize = 1 << 16;
 
 pub(super) struct Journal {
@@ -53,7 +53,7 @@ impl Journal {
                 return Err(at_work(folder));
             }
         }
-        // Between opening and locking, a writer that was finishing may have removed the file.
+        // A writer that was finishing may have removed the file between opening and locking.
         if !log.path().exists() {
             return Err(Error::format(folder, "another process was just finishing this store; run again"));
         }
@@ -104,7 +104,7 @@ impl Journal {
         self.records.len()
     }
 
-    /// Forgets the records whose names `keep` returns false for; their bytes go when the journal is emptied.
+    /// Forgets the records whose names `keep` rejects; their bytes go when the journal is emptied.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.records.retain(|record| keep(&record.name));
     }
@@ -138,7 +138,7 @@ impl Journal {
         self.log.cut(0)
     }
 
-    /// Removes the empty journal: the store is complete.
+    /// Removes the empty journal once the store is complete.
     pub fn remove(self) -> Result<()> {
         let holder = self.log.path().with_file_name(HOLDER);
         std::fs::remove_file(&holder).map_err(Error::io(&holder))?;
@@ -158,7 +158,7 @@ impl Journal {
         }
     }
 
-    /// Whether a folder holds a journal: a writer is at work there, or was killed.
+    /// Whether a folder holds a journal: a writer is at work there or was killed.
     pub fn exists_in(folder: &Path) -> bool {
         folder.join(FILE).exists()
     }

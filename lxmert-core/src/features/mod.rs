@@ -12,17 +12,16 @@
 //! | --- | --- |
 //! | `index.json` | what the store holds and how it was made; names its shards |
 //! | `shard-00000.safetensors`, … | the regions of some images, one row an image |
-//! | `pending.journal` | images not yet in a shard; only while a writer is at work, or after it was killed |
-//! | `pending.writer` | which process that is or was |
-//! | `part-00001-of-00004/`, … | parts that are not merged yet; there is no `index.json` then |
+//! | `pending.journal` | images not yet in a shard; present only while a writer runs or after it was killed |
+//! | `pending.writer` | the process that writes, or wrote |
+//! | `part-00001-of-00004/`, … | parts that have not been merged yet; there is no `index.json` then |
 //!
-//! `index.json` is one object: `format` (`"lxmert-regions"`), `version` (1), `detector` (a name),
-//! `settings` (an object of strings: everything that shaped the regions), `regions` (the most an
-//! image can have, R), `feature_dim` (D), `dtype` (`"f32"`, `"f16"` or `"bf16"`, of the features),
-//! `label_names` (an array; a label is an index into it), `attribute_names` (likewise; empty when
-//! the store has no attributes), `images` (how many in all) and `shards`: an array of objects with
-//! `file` and `images`, in order. An image's number in the store is its row, counted through the
-//! shards in that order.
+//! `index.json` is one object: `format` (`"lxmert-regions"`), `version` (1), `detector` (a name), `settings` (an object
+//! of strings: everything that shaped the regions), `regions` (the most per image, R), `feature_dim` (D), `dtype` (of
+//! the features: `"f32"`, `"f16"` or `"bf16"`), `label_names` (an array; a label is an index into it),
+//! `attribute_names` (likewise; empty if the store has no attributes), `images` (total number) and `shards`: an array
+//! of objects with `file` and `images`, in order. An image's number in the store is its row, counted through the shards
+//! in that order.
 //!
 //! A shard is a safetensors file (a little-endian `u64` header length, a JSON header, the tensors'
 //! bytes). With I images in it:
@@ -39,11 +38,11 @@
 //! | `image_sizes` | U32 | `[I, 2]` | width and height in pixels |
 //! | `names` | U8 | `[bytes]` | the images' names in UTF-8, joined by `\n` |
 //!
-//! The shard's metadata is `{"format": "lxmert-regions", "version": "1"}`. The order of the tensors
-//! in the file is that of the table; `features` starts at a multiple of 8 bytes. An image's name is
-//! its path below the folder it was found in, with `/`; no name occurs twice in a store.
+//! The shard's metadata is `{"format": "lxmert-regions", "version": "1"}`. Tensors lie in the file in the table's
+//! order; `features` starts at a multiple of 8 bytes. An image's name is its path below the extracted folder, with `/`;
+//! names are unique within a store.
 //!
-//! Python reads it with the safetensors package alone (`bf16` features with `framework="pt"`, since NumPy has no such
+//! In Python the safetensors package alone reads it (`bf16` features need `framework="pt"`, since NumPy has no such
 //! type):
 //!
 //! ```python
@@ -57,20 +56,20 @@
 //!
 //! # What a kill does
 //!
-//! Every image is appended to `pending.journal` with its length and SHA-256 as soon as it is
-//! pushed. When the journal holds a shard's worth, the shard is written beside its place, synced
-//! and renamed, then `index.json` likewise, then the journal is emptied. A writer that opens the
-//! folder again adds a whole shard that the index does not name yet, drops a torn last record and
-//! records that a shard already holds, and continues. So a killed writer loses only the image it was
-//! appending, and no image is stored twice.
+//! Every image is appended to `pending.journal` with its length and SHA-256 as soon as it is pushed. When the journal
+//! holds a shard's worth, the writer writes the shard to a temporary file, syncs and renames it, does the same with
+//! `index.json`, and empties the journal. A writer that reopens the folder adds a complete shard that the index does
+//! not name yet, drops a torn last record and records that a shard already holds, and continues. So a killed writer
+//! loses only the image it was appending, and no image is stored twice.
 //!
-//! A writer locks the journal: two at a time in one folder are refused, and the second says who the first is. It also refuses a folder
-//! whose `index.json` differs in the detector, a setting, a size or the names, and says in which.
+//! A writer locks the journal, so a second writer in the same folder is refused and told which process the first is. A
+//! writer also refuses a folder whose `index.json` differs in the detector, a setting, a size or the names, and reports
+//! each difference.
 //!
 //! # Parts
 //!
-//! Several processes, on any machines that share the folder, extract one set of images in parts ([`Part`]), each into a store
-//! of its own within the folder; [`Merge`] makes one store of them by renaming their shards.
+//! Several processes, on any machines that share the folder, can extract one set of images in parts ([`Part`]), each
+//! into its own store within the folder. [`Merge`] makes one store of the parts by renaming their shards.
 
 mod folders;
 mod index;
@@ -183,7 +182,8 @@ impl Regions {
         }
         let attributes = self.attributes.as_ref();
         if attributes.is_some() != info.has_attributes() {
-            let there = if info.has_attributes() { "lack the attributes" } else { "have attributes, unlike those" };
+            let there =
+                if info.has_attributes() { "lack the attributes" } else { "have attributes, unlike the others" };
             return Some(format!("the regions {there} of this store"));
         }
         for (what, names, labels, scores) in [("label", &info.label_names, &self.labels, &self.scores)]
@@ -200,7 +200,7 @@ impl Regions {
                 return Some(format!("{what} score {score}"));
             }
         }
-        // Rounding in f32 may push a box at the border a little outside.
+        // Rounding in f32 may push a box slightly over the border.
         const SLACK: f32 = 1e-4;
         let inside = |b: &BoxXyxy| {
             b.iter().all(|v| (-SLACK..=1.0 + SLACK).contains(v)) && b[0] <= b[2] + SLACK && b[1] <= b[3] + SLACK
@@ -214,7 +214,7 @@ impl Regions {
             StoreDtype::Bf16 => half::bf16::MAX.to_f32(),
         };
         if let Some(value) = self.features.iter().find(|v| v.is_nan() || v.abs() > largest) {
-            return Some(format!("feature value {value} has no place in {}", info.dtype));
+            return Some(format!("feature value {value} is out of range for {}", info.dtype));
         }
         None
     }

@@ -1,4 +1,4 @@
-//! Reading a store: any image at any time, from several threads.
+//! Reads a store: any image in any order, from several threads.
 
 use super::index::{Index, StoreInfo};
 use super::journal::Journal;
@@ -7,8 +7,8 @@ use super::{Regions, ShardEntry, StoreFolders};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// The images of a store, by number (their order in the shards) or by name. Opening reads the names; regions are read
-/// when they are asked for.
+/// The images of a store, by number (their order in the shards) or by name. Opening reads the names only; regions are
+/// read on request.
 #[derive(Debug)]
 pub struct FeatureStore {
     /// For messages: the folder, or of several all their names.
@@ -24,12 +24,12 @@ pub struct FeatureStore {
 }
 
 impl FeatureStore {
-    /// Opens the shards, which takes as many open files, and reads the names. Several folders are read as one store: their
-    /// images one after another, with as many regions as the folder with the most has room for.
+    /// Opens the shards (one open file each) and reads the names. Several folders are read as one store: their images one
+    /// after another, with as many regions per image as the folder with the most has room for.
     ///
     /// # Errors
-    /// When a folder is no store, a shard is missing, cut off or not what `index.json` says, an image is there twice, or
-    /// folders were made in different ways; the message names the file.
+    /// Returns an error that names the file if a folder is not a store, a shard is missing, truncated or not what
+    /// `index.json` says, an image occurs twice, or the folders were made in different ways.
     pub fn open(folders: impl Into<StoreFolders>) -> Result<Self> {
         let folders = folders.into();
         let mut store = Self {
@@ -78,7 +78,7 @@ impl FeatureStore {
         Ok(store)
     }
 
-    /// What holds for every image.
+    /// The properties that all images share.
     pub fn info(&self) -> &StoreInfo {
         &self.info
     }
@@ -142,7 +142,7 @@ impl FeatureStore {
     /// All of one image, by number.
     ///
     /// # Errors
-    /// When there is no such number, or the shard is damaged.
+    /// Returns an error if there is no such image or the shard is damaged.
     pub fn regions(&self, image: usize) -> Result<Regions> {
         let (shard, row) = self.locate(image)?;
         shard.regions(row)
@@ -151,19 +151,18 @@ impl FeatureStore {
     /// How many regions an image has, by number.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`].
+    /// See [`FeatureStore::regions`].
     pub fn num_regions(&self, image: usize) -> Result<usize> {
         let (shard, row) = self.locate(image)?;
         shard.num_regions(row)
     }
 
-    /// The regions of several images (B), as a model takes them, with N and F the store's regions
-    /// and feature dimension. The buffers are emptied first and filled with `features`
-    /// `[B, N, F]`, `boxes` `[B, N, 4]` (x0 y0 x1 y1 in 0..1) and `mask` `[B, N]` (1 for a real
-    /// region, 0 for padding, whose features and boxes are zeros).
+    /// Reads the regions of several images (B) in the model's layout, where N and F are the store's regions and feature
+    /// dimension. Clears the buffers, then fills `features` `[B, N, F]`, `boxes` `[B, N, 4]` (x0 y0 x1 y1 in 0..1) and
+    /// `mask` `[B, N]` (1 for a real region; 0 for padding, whose features and boxes are zeros).
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`]; the buffers then hold anything.
+    /// As [`FeatureStore::regions`]; the buffers' contents are then unspecified.
     pub fn read_batch(
         &self,
         images: &[usize],
@@ -189,11 +188,11 @@ impl FeatureStore {
         Ok(())
     }
 
-    /// The labels and the detector's confidences of several images' regions: both buffers are emptied first and filled
+    /// Reads the labels of several images' regions and the detector's confidences. Clears both buffers, then fills them
     /// with `[B, N]` values, 0 where an image has fewer regions. See [`FeatureStore::read_attributes`] for attributes.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`].
+    /// See [`FeatureStore::regions`].
     pub fn read_labels(&self, images: &[usize], labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
         self.read_classes(images, "", labels, scores)
     }
@@ -201,7 +200,7 @@ impl FeatureStore {
     /// As [`FeatureStore::read_labels`], the regions' attributes. In a store without attributes every confidence is 0.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`].
+    /// See [`FeatureStore::regions`].
     pub fn read_attributes(&self, images: &[usize], labels: &mut Vec<u32>, scores: &mut Vec<f32>) -> Result<()> {
         self.read_classes(images, "attribute_", labels, scores)
     }
@@ -221,7 +220,7 @@ impl FeatureStore {
     /// The feature of one region, `[F]`.
     ///
     /// # Errors
-    /// As [`FeatureStore::regions`], or when the image has no such region.
+    /// As [`FeatureStore::regions`], or if the image has no such region.
     pub fn region_feature(&self, image: usize, region: usize) -> Result<Vec<f32>> {
         let (shard, row) = self.locate(image)?;
         let n = shard.num_regions(row)?;

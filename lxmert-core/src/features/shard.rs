@@ -1,4 +1,4 @@
-//! One shard: which tensors, in which order, to and from bytes.
+//! One shard: its tensors, their order, and their conversion to and from bytes.
 
 use super::index::{FORMAT, StoreInfo, VERSION};
 use super::{Attributes, Regions, StoreDtype};
@@ -15,16 +15,16 @@ use std::path::{Path, PathBuf};
 
 const NAMES: &str = "names";
 
-/// One tensor of a shard without its first axis, the images.
+/// One tensor of a shard, without the leading image axis.
 #[derive(Debug, Clone)]
 pub(super) struct Column {
     pub name: &'static str,
     dtype: Dtype,
     /// Shape of one image's row.
     shape: Vec<usize>,
-    /// Where the row lies in an image's record (see [`Layout::encode`]).
+    /// Byte range of the row in an image's record (see [`Layout::encode`]).
     pub bytes: Range<usize>,
-    /// Bytes of a number.
+    /// Bytes per number.
     number: usize,
 }
 
@@ -71,13 +71,13 @@ impl Layout {
         Self { columns, regions, feature_dim, dtype, attributes: info.has_attributes() }
     }
 
-    /// Bytes of one image's record.
+    /// Bytes per image record.
     pub fn row_bytes(&self) -> usize {
         self.columns.last().map_or(0, |column| column.bytes.end)
     }
 
-    /// One image's record: its row of every column, one after the other, padded with zeros to the
-    /// store's number of regions. The regions agree with the store ([`Regions::fault`]).
+    /// One image's record: its row of every column in turn, padded with zeros to the store's number of regions. The
+    /// regions must agree with the store ([`Regions::fault`]).
     pub fn encode(&self, regions: &Regions) -> Vec<u8> {
         let mut record = Vec::with_capacity(self.row_bytes());
         let mut columns = self.columns.iter();
@@ -113,8 +113,7 @@ impl Layout {
     }
 }
 
-/// Writes a shard whole or not at all. `part(image, range, &mut bytes)` appends that range of that
-/// image's record.
+/// Writes a shard, whole or not at all. `part(image, range, &mut bytes)` appends that range of the image's record.
 pub(super) fn write_shard(
     path: &Path,
     layout: &Layout,
@@ -145,8 +144,8 @@ pub(super) fn write_shard(
     })
 }
 
-/// A shard whose header agrees with the store. Rows are read when they are asked for. The file is not mapped into memory:
-/// pages that random batches touch would stay resident until the whole store is.
+/// A shard whose header agrees with the store. Rows are read on request. The file is not mapped into memory: the pages
+/// that random batches touch would stay resident until the whole store is.
 #[derive(Debug)]
 pub(super) struct Shard {
     pub path: PathBuf,
@@ -166,7 +165,7 @@ impl Shard {
         let file = File::open(path).map_err(Error::io(path))?;
         let size = file.metadata().map_err(Error::io(path))?.len();
         let fault = |reason: String| {
-            Error::format(path, format!("{reason}; delete this file and extract again, the rest is kept"))
+            Error::format(path, format!("{reason}; delete this file and extract again; the other images are kept"))
         };
         let broken = |error| fault(format!("the shard is cut off or not safetensors ({error})"));
         let header = header_of(&file, size).map_err(|error| broken(error.to_string()))?;
@@ -216,10 +215,10 @@ impl Shard {
         self.names.split('\n').take(self.images)
     }
 
-    /// Calls `take` with the bytes of some numbers of an image's row of a column, a block after another. `image` is
-    /// less than `images` and `column` exists: both come from this module and the reader, which check.
+    /// Calls `take` with the bytes of `numbers` in an image's row of a column, block by block. `image` must be less
+    /// than `images` and `column` must exist; this module and the reader check both.
     fn read(&self, column: usize, image: usize, numbers: Range<usize>, mut take: impl FnMut(&[u8])) -> Result<()> {
-        // A row of features is larger than what fits the first-level cache, and fresh memory for it costs page faults.
+        // A row of features exceeds the first-level cache, and fresh memory for it would cost page faults.
         const BLOCK: usize = 1 << 14;
         let Column { bytes: row, number, .. } = &self.layout.columns[column];
         let start = self.starts[column] + (image * row.len() + numbers.start * number) as u64;
@@ -233,12 +232,12 @@ impl Shard {
         Ok(())
     }
 
-    /// A column's place by name.
+    /// The index of a column, by name.
     fn column(&self, name: &str) -> Option<usize> {
         self.layout.columns.iter().position(|column| column.name == name)
     }
 
-    /// The first `count` numbers of an image's row, none if there is no such column.
+    /// The first `count` numbers of an image's row; none if there is no such column.
     fn u32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<u32>) -> Result<()> {
         self.column(name).map_or(Ok(()), |column| self.read(column, image, 0..count, |bytes| out.extend(u32s(bytes))))
     }
@@ -259,7 +258,7 @@ impl Shard {
         Ok(n)
     }
 
-    /// Appends the features of some of an image's regions, as `f32`.
+    /// Appends the features of a range of an image's regions, as `f32`.
     pub fn features(&self, image: usize, regions: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let Layout { feature_dim, dtype, .. } = self.layout;
         self.read(0, image, regions.start * feature_dim..regions.end * feature_dim, |bytes| match dtype {
@@ -330,7 +329,7 @@ fn header_of(file: &File, size: u64) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 8];
     read_at(file, 0, &mut length)?;
     let length = u64::from_le_bytes(length);
-    // The length is checked against the file before that much memory is asked for.
+    // Check the length against the file before allocating that much memory.
     if length.saturating_add(8) > size {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
@@ -339,13 +338,13 @@ fn header_of(file: &File, size: u64) -> std::io::Result<Vec<u8>> {
     Ok(header)
 }
 
-/// Fills `bytes` from `offset` on, from any thread.
+/// Fills `bytes` from `offset`; safe from any thread.
 #[cfg(unix)]
 fn read_at(file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
 }
 
-/// Fills `bytes` from `offset` on, from any thread: the file's own position, which this moves, is never used.
+/// Fills `bytes` from `offset`; safe from any thread, since the file position that this moves is never used.
 #[cfg(windows)]
 fn read_at(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
@@ -365,7 +364,7 @@ fn f32s(bytes: &[u8]) -> impl Iterator<Item = f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-/// Half numbers to `f32` a block at a time, so that the conversion runs in the CPU's vector unit.
+/// Converts half-precision numbers to `f32` in blocks, so that the CPU's vector unit does the work.
 fn widen<H: Copy + Default>(
     bytes: &[u8],
     out: &mut Vec<f32>,

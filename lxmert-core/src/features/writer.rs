@@ -9,11 +9,11 @@ use crate::{Error, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// A shard is closed when it reaches this many bytes: large enough that a data set is few files,
-/// small enough that copying the journal into it takes a second.
+/// A shard is closed when it reaches this size: large enough that a data set is few files, small enough that copying
+/// the journal into it takes a second.
 const SHARD_BYTES: usize = 256 << 20;
 
-/// Appends images to a store; the [module's text](super) says what a kill does.
+/// Appends images to a store; the [module docs](super) say what a kill does.
 pub struct StoreWriter {
     folder: PathBuf,
     index: Index,
@@ -44,19 +44,19 @@ impl StoreSummary {
 }
 
 impl StoreWriter {
-    /// Creates the store, or goes on with the one that is there.
+    /// Creates the store, or continues the existing one.
     ///
     /// # Errors
-    /// When the folder holds a store that was made otherwise ([`Error::StoreDiffers`] names every
-    /// difference), holds something else, is being written to, or cannot be written to.
+    /// Returns an error if the folder holds a store made with other settings ([`Error::StoreDiffers`] names every
+    /// difference), holds something else, is being written to, or is not writable.
     pub fn open(folder: impl AsRef<Path>, info: StoreInfo) -> Result<Self> {
         Self::open_with(folder, info, SHARD_BYTES)
     }
 
-    /// [`StoreWriter::open`] with another size of shards, in bytes.
+    /// [`StoreWriter::open`] with another shard size in bytes.
     ///
     /// # Errors
-    /// As [`StoreWriter::open`].
+    /// See [`StoreWriter::open`].
     pub fn open_with(folder: impl AsRef<Path>, info: StoreInfo, shard_bytes: usize) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         check_info(&info)?;
@@ -72,7 +72,7 @@ impl StoreWriter {
         }
         let layout = Layout::of(&info);
         let journal = Journal::open(&folder, layout.row_bytes())?;
-        // Read again now that no other writer can be at work.
+        // Read it again, now that no other writer can be at work.
         let index = match there {
             Some(_) => Index::read(&folder)?,
             None => {
@@ -110,7 +110,7 @@ impl StoreWriter {
                     self.take_in(&shard, ShardEntry { file, images })?;
                     changed = true;
                 }
-                Err(error) => log::warn!("{error}; the index does not name it, so it will be replaced"),
+                Err(error) => log::warn!("{error}; the index does not list it, so it will be replaced"),
             }
         }
         if changed {
@@ -159,7 +159,7 @@ impl StoreWriter {
         &self.folder
     }
 
-    /// Whether the store has this image already.
+    /// Whether the store already has this image.
     pub fn contains(&self, name: &str) -> bool {
         self.names.contains(name)
     }
@@ -174,16 +174,16 @@ impl StoreWriter {
         self.names.is_empty()
     }
 
-    /// Appends an image's regions. Once this returns, a kill does not lose them.
+    /// Appends an image's regions. Once this returns, a kill cannot lose them.
     ///
     /// # Errors
-    /// When the image is there already, the regions do not fit the store, or the disk is full.
+    /// Returns an error if the image is already there, the regions do not fit the store, or the disk is full.
     pub fn push(&mut self, name: &str, regions: &Regions) -> Result<()> {
         if name.is_empty() || name.len() > MAX_NAME || name.contains('\n') {
             return Err(Error::Argument(format!("'{}' cannot be an image's name in a store", name.escape_debug())));
         }
         if self.contains(name) {
-            return Err(Error::Argument(format!("'{name}' is in {} already", self.folder.display())));
+            return Err(Error::Argument(format!("'{name}' is already in {}", self.folder.display())));
         }
         if let Some(fault) = regions.fault(&self.index.info) {
             return Err(Error::Argument(format!("regions of '{name}': {fault}")));
@@ -193,7 +193,7 @@ impl StoreWriter {
         if self.journal.len() >= self.images_per_shard { self.seal() } else { Ok(()) }
     }
 
-    /// Makes a shard of the journal.
+    /// Turns the journal into a shard.
     fn seal(&mut self) -> Result<()> {
         let file = self.next_file();
         let names: Vec<String> = self.journal.names().map(String::from).collect();
@@ -207,11 +207,10 @@ impl StoreWriter {
         self.journal.clear()
     }
 
-    /// Puts what is left into a last shard and removes the journal. More can be added later by
-    /// opening the folder again.
+    /// Writes what is left into a last shard and removes the journal. Opening the folder again allows adding more.
     ///
     /// # Errors
-    /// When the disk is full.
+    /// Returns an error if the disk is full.
     pub fn finish(mut self) -> Result<StoreSummary> {
         if self.journal.len() > 0 {
             self.seal()?;
@@ -229,7 +228,7 @@ fn check_info(info: &StoreInfo) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a folder that holds files and is not a store, so that a mistyped output mixes nothing.
+/// Refuses a folder with files that is not a store, so that a mistyped output folder is not polluted.
 fn refuse_foreign(folder: &Path) -> Result<()> {
     if let Some(reason) = parts::unmerged(folder) {
         return Err(Error::format(folder, reason));

@@ -1,12 +1,12 @@
-//! A file that grows record by record, and is cut back to the last whole one.
+//! A file that grows record by record and can be cut back to the last whole one.
 
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// A file that is appended to. After a kill its owner says how much of it counts ([`AppendLog::cut`]); what
-/// comes after that, a record that was being written, goes.
+/// An append-only file. After a kill its owner knows how much of it is valid ([`AppendLog::cut`]); anything after that,
+/// such as a half-written record, is discarded.
 #[derive(Debug)]
 pub struct AppendLog {
     path: PathBuf,
@@ -15,10 +15,10 @@ pub struct AppendLog {
 }
 
 impl AppendLog {
-    /// Opens the file, or creates it. New records follow what is there.
+    /// Opens or creates the file. New records follow the existing ones.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// Returns an error if it cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let mut options = OpenOptions::new();
@@ -27,7 +27,7 @@ impl AppendLog {
         Ok(Self { path, file, end })
     }
 
-    /// The file's path.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -35,15 +35,15 @@ impl AppendLog {
     /// Locks the file against other processes that lock it.
     ///
     /// # Errors
-    /// When another holds the lock, or the file system has no locks.
+    /// Returns an error if another process holds the lock or the file system has no locks.
     pub fn try_lock(&mut self) -> std::result::Result<(), TryLockError> {
         self.file.try_lock()?;
-        // Whoever held the lock before may have appended since the file was opened.
+        // The previous lock holder may have appended since the file was opened.
         self.end = self.file.metadata().map_err(TryLockError::Error)?.len();
         Ok(())
     }
 
-    /// The file, to read from it. Writing goes through [`AppendLog::append`].
+    /// The file, for reading. Use [`AppendLog::append`] to write.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -53,10 +53,10 @@ impl AppendLog {
         self.end
     }
 
-    /// Keeps the first `keep` bytes.
+    /// Truncates the file to `keep` bytes.
     ///
     /// # Errors
-    /// When the file is shorter, or cannot be written.
+    /// Returns an error if the file is shorter, or cannot be written.
     pub fn cut(&mut self, keep: u64) -> Result<()> {
         if self.end < keep {
             let reason = format!("holds {} bytes, at least {keep} were expected; it was changed since", self.end);
@@ -69,10 +69,10 @@ impl AppendLog {
         Ok(())
     }
 
-    /// Appends a record. When that fails (a full disk), nothing of it stays.
+    /// Appends a record. If that fails (a full disk), none of it stays.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn append(&mut self, record: &[u8]) -> Result<()> {
         let written = self.file.seek(SeekFrom::Start(self.end)).and_then(|_| self.file.write_all(record));
         if let Err(error) = written {
@@ -83,10 +83,10 @@ impl AppendLog {
         Ok(())
     }
 
-    /// Waits until all records are on the disk; gives their length.
+    /// Waits until all records are on disk and returns their total length.
     ///
     /// # Errors
-    /// When they cannot be written to the disk.
+    /// Returns an error if they cannot be written to the disk.
     pub fn sync(&self) -> Result<u64> {
         self.file.sync_data().map_err(Error::io(&self.path))?;
         Ok(self.end)
@@ -95,7 +95,7 @@ impl AppendLog {
     /// Removes the file.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// Returns an error if it cannot be removed.
     pub fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.path).map_err(Error::io(&self.path))
     }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_is_cut_back_and_continued() {
+    fn a_log_is_cut_and_continued() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = AppendLog::open(&path).unwrap();

@@ -6,18 +6,18 @@ use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// Ending of a file that is being written.
+/// Suffix of a file that is being written.
 pub(crate) const UNFINISHED: &str = ".unfinished";
 /// Random characters in the name of such a file.
 const RANDOM: usize = 6;
 /// Longest file name of the usual file systems, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// Writes a file so that `path` always holds its old content or its whole new one, whatever ends the
-/// process: `write` fills a temporary file beside it, which is synced to the disk and renamed over it.
+/// Writes a file so that `path` always holds either its old or its complete new content, however the process ends:
+/// `write` fills a temporary file beside it, which is synced to disk and renamed over it.
 ///
-/// The temporary file is `.NAME.RANDOM.unfinished` and is locked while it is written. A killed process
-/// leaves its own behind; the next write of the same file removes what no process holds a lock on.
+/// The temporary file `.NAME.RANDOM.unfinished` is locked while it is written. A killed process leaves its file behind;
+/// the next write of the same file removes any that no process has locked.
 ///
 /// # Errors
 /// [`Error::Io`] at `path`, from `write` or from the file system (its folder must exist).
@@ -46,8 +46,8 @@ fn write_beside<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std:
     builder.permissions(permissions);
     let (file, temporary) = loop {
         let (file, temporary) = builder.tempfile_in(folder)?.into_parts();
-        // Between creating and locking, another process may have taken the file for a leftover. A file
-        // system without locks removes no leftovers either.
+        // Another process may have mistaken the file for a leftover between creation and locking. On a file system
+        // without locks, leftovers are never removed.
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => continue,
             Ok(()) if !temporary.exists() => continue,
@@ -58,24 +58,24 @@ fn write_beside<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std:
     let value = write(&mut writer)?;
     writer.flush()?;
     writer.get_ref().sync_all()?;
-    // The lock is held until the file has its name.
+    // Hold the lock until the file has its name.
     temporary.persist(path).map_err(|e| e.error)?;
     drop(writer);
-    // The rename itself is on the disk once the folder is.
+    // The rename is durable once the folder is synced.
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;
     Ok(value)
 }
 
-/// A file's name in that of its temporary file: of a long one as much as leaves room for the rest.
+/// A file's name as part of its temporary file's name, shortened to leave room for the rest.
 fn shortened(name: &OsStr) -> String {
     let name = name.to_string_lossy();
     name[..name.floor_char_boundary(LONGEST_NAME - RANDOM - UNFINISHED.len() - 2)].to_string()
 }
 
-/// Removes from a folder what killed processes left of the files that `is_wanted` (it is given a name, shortened where it
-/// is long) while [`atomic_write`] wrote them. Files that a process is writing stay. It is housekeeping: errors are passed
-/// over, for nothing depends on it.
+/// Removes from a folder the files that killed processes left in [`atomic_write`] and for which `is_wanted` returns
+/// true (it gets the name, shortened if long). Files that a process is writing stay. This is housekeeping, so errors
+/// are ignored.
 pub fn remove_leftovers(folder: impl AsRef<Path>, is_wanted: impl Fn(&str) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let temporary = entry.file_name();
@@ -86,7 +86,7 @@ pub fn remove_leftovers(folder: impl AsRef<Path>, is_wanted: impl Fn(&str) -> bo
         });
         let path = entry.path();
         if is_leftover && let Ok(file) = File::options().write(true).open(&path) {
-            // The lock is held until the name is gone: a writer that gets it afterwards sees that its file has no name.
+            // The lock is held until the name is gone, so a writer that gets it later sees that its file has no name.
             if file.try_lock().is_ok() {
                 let _ = std::fs::remove_file(path);
             }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_killed_writers_go_and_those_of_living_ones_stay() {
+    fn removes_leftovers_of_killed_writers_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let (dead, living) = (".state.AbC123.unfinished", ".state.xyz789.unfinished");

@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial";
 
-/// A folder that is filled beside its place, as `.NAME.PID.partial`, and then renamed. Dropped unfinished it
-/// is removed; after a kill the next draft of the same folder removes it.
+/// A folder that is filled beside its destination as `.NAME.PID.partial` and then renamed. If dropped unfinished it is
+/// removed; after a kill, the next draft of the same folder removes it.
 #[derive(Debug)]
 pub struct FolderDraft {
     path: PathBuf,
     place: PathBuf,
-    /// Locked while the draft is being filled, where the system locks folders: leftovers are told by it.
+    /// Held while the draft is being filled, on systems that can lock folders; marks the draft as no leftover.
     _lock: Option<File>,
 }
 
 impl FolderDraft {
-    /// An empty folder beside `place`, whose parents are made.
+    /// Creates an empty folder beside `place`, and the parents of `place`.
     ///
     /// # Errors
-    /// When `place` names no folder, or nothing can be written beside it.
+    /// Returns an error if `place` does not name a folder, or the place beside it is not writable.
     pub fn start(place: impl AsRef<Path>) -> Result<Self> {
         let place = place.as_ref().to_path_buf();
         let name = place.file_name().ok_or_else(|| Error::Argument(format!("{} names no folder", place.display())))?;
@@ -49,10 +49,10 @@ impl FolderDraft {
         &self.path
     }
 
-    /// Gives the folder its name. With `replace`, what stands there goes first.
+    /// Renames the folder into place. With `replace`, an existing folder is removed first.
     ///
     /// # Errors
-    /// When the place is taken, or the folder cannot be renamed.
+    /// Returns an error if the destination exists or the folder cannot be renamed.
     pub fn finish(self, replace: bool) -> Result<()> {
         if replace {
             match fs::remove_dir_all(&self.place) {
@@ -63,7 +63,7 @@ impl FolderDraft {
         }
         fs::rename(&self.path, &self.place).map_err(|error| {
             if self.place.exists() {
-                Error::format(&self.place, "another process made this folder meanwhile; run again to use it")
+                Error::format(&self.place, "meanwhile another process made this folder; run again to use it")
             } else {
                 Error::io(&self.place)(error)
             }
@@ -73,12 +73,12 @@ impl FolderDraft {
 
 impl Drop for FolderDraft {
     fn drop(&mut self) {
-        // After `finish` nothing is left here.
+        // After `finish` this folder is already gone.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// Removes drafts of the same folder that no process holds a lock on.
+/// Removes drafts of the same folder that no process has locked.
 fn remove_leftovers(parent: &Path, prefix: &str) {
     let is_draft = |name: &str| {
         let process = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(PARTIAL));
@@ -120,7 +120,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_draft_of_a_living_process_stays() {
+    fn keeps_the_draft_of_a_running_process() {
         let root = tempfile::tempdir().unwrap();
         let other = root.path().join(".scenes.4000001.partial");
         fs::create_dir(&other).unwrap();

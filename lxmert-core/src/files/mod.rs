@@ -1,10 +1,10 @@
-//! Files, one way each: written whole or not at all, appended to and cut back, hashed, and read as text.
+//! File access in one place: atomic writes, append-only logs, hashes, and text in any encoding.
 //!
 //! | function | what |
 //! | --- | --- |
-//! | [`atomic_write`] | a file that holds its old content or its whole new one |
-//! | [`FolderDraft`] | the same for a folder of many files |
-//! | [`AppendLog`] | a file that only grows, and is cut back to where its owner last stood |
+//! | [`atomic_write`] | writes a file so that it holds its old content or all of the new |
+//! | [`FolderDraft`] | the same for a folder |
+//! | [`AppendLog`] | a file that only grows and can be cut back to its last valid record |
 //! | [`sha256`], [`hex`] | hashes as lower-case hexadecimal |
 //! | [`read_text`], [`read_json`], [`open_text`] | text in UTF-8, UTF-16 or Latin-1, with or without a byte-order mark |
 
@@ -27,7 +27,7 @@ use std::path::Path;
 /// The SHA-256 of a file, lower-case hexadecimal.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// Returns an error if the file cannot be read.
 pub fn sha256(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     let mut file = std::fs::File::open(path).map_err(Error::io(path))?;

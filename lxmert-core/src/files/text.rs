@@ -1,4 +1,4 @@
-//! Text files as people have them: UTF-8 or UTF-16 with or without a byte-order mark, and Latin-1.
+//! Text files as found in practice: UTF-8 or UTF-16, with or without a byte-order mark, and Latin-1.
 
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -6,11 +6,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-/// Reads a text file. A byte-order mark is left out, and tells UTF-16. Lines that are not UTF-8 are read as
-/// Windows-1252, of which Latin-1's letters are a part; a warning says how many.
+/// Reads a text file. A byte-order mark is skipped; it also identifies UTF-16. Lines that are not UTF-8 are read as
+/// Windows-1252, a superset of Latin-1's letters, and a warning says how many.
 ///
 /// # Errors
-/// When the file cannot be read, or is UTF-16 with half characters.
+/// Returns an error if the file cannot be read or is malformed UTF-16.
 pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
@@ -26,7 +26,7 @@ pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
     let text = String::from_utf8(bytes).unwrap_or_else(|error| {
         let (text, rows) = mixed(error.as_bytes());
         log::warn!(
-            "{}: {} of its lines are not UTF-8 and were read as Latin-1, the first in row {}; if letters are wrong, save \
+            "{}: {} lines are not UTF-8 and were read as Latin-1, the first is row {}; if letters are wrong, save \
              the file as UTF-8",
             path.display(),
             rows.len(),
@@ -43,19 +43,19 @@ pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
 /// The keys and values of a JSON object.
 pub type Fields = serde_json::Map<String, serde_json::Value>;
 
-/// Reads a JSON file, in whatever encoding [`read_text`] understands.
+/// Reads a JSON file in any encoding that [`read_text`] understands.
 ///
 /// # Errors
-/// When it cannot be read, is not JSON, or is not a `T`.
+/// Returns an error if it cannot be read, is not JSON, or is not a `T`.
 pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
     serde_json::from_str(&read_text(path)?).map_err(Error::json(path))
 }
 
-/// Opens a UTF-8 file that is too long to be read whole, behind its byte-order mark.
+/// Opens a UTF-8 file that is too long to read whole, and skips its byte-order mark.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// Returns an error if the file cannot be read.
 pub fn open_text(path: impl AsRef<Path>) -> Result<BufReader<File>> {
     let path = path.as_ref();
     let open = || {
@@ -67,9 +67,9 @@ pub fn open_text(path: impl AsRef<Path>) -> Result<BufReader<File>> {
     open().map_err(Error::io(path))
 }
 
-/// Each line as UTF-8 or else as Windows-1252, and the numbers of the latter.
+/// Decodes each line as UTF-8, otherwise as Windows-1252; also gives the numbers of the latter.
 fn mixed(bytes: &[u8]) -> (String, Vec<usize>) {
-    // What Windows-1252 has where Latin-1 has control characters.
+    // The characters that Windows-1252 has where Latin-1 has control characters.
     const HIGH: [char; 32] = [
         '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘',
         '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_opened_behind_its_byte_order_mark() {
+    fn open_text_skips_the_byte_order_mark() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (bytes, text) in [(&b"\xef\xbb\xbf[1]"[..], "[1]"), (b"[1]", "[1]"), (b"", "")] {
             std::fs::write(file.path(), bytes).unwrap();

@@ -1,8 +1,8 @@
 //! AdamW (Loshchilov & Hutter 2019), as torch computes it: decoupled weight decay, bias
 //! correction, epsilon outside the root.
 //!
-//! On the CPU one pass over each parameter updates weight and moments in place; elsewhere the same
-//! formula is composed of tensor operations.
+//! On the CPU, one pass over each parameter updates weight and moments in place; other devices compose the same formula
+//! from tensor operations.
 
 use crate::ops::in_pool;
 use crate::{Error, Result};
@@ -21,17 +21,17 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Share of the weight taken away per step, times the learning rate.
+    /// Fraction of the weight removed per step, times the learning rate.
     pub weight_decay: f64,
-    /// Whether biases and norms decay too; by default they do not.
+    /// Whether biases and norms decay too; off by default.
     pub decay_all: bool,
-    /// Whether the moments' bias towards their start at 0 is corrected; BertAdam does not.
+    /// Whether to correct the moments' bias towards their initial 0; BertAdam does not.
     pub bias_correction: bool,
 }
 
 impl AdamWConfig {
-    /// BertAdam as LXMERT was trained with it (airsplay/lxmert, `lxrt/optimization.py`): no bias correction,
-    /// epsilon 1e-6, weight decay 0.01 of every parameter.
+    /// BertAdam as used to train LXMERT (airsplay/lxmert, `lxrt/optimization.py`): no bias correction, epsilon 1e-6,
+    /// weight decay 0.01 on every parameter.
     pub fn bert_adam() -> Self {
         Self { epsilon: 1e-6, decay_all: true, bias_correction: false, ..Self::default() }
     }
@@ -55,15 +55,15 @@ enum Moments {
     Tensors { first: Tensor, second: Tensor },
 }
 
-/// The optimiser, with its parameters in the order of their names.
+/// The optimiser. Its parameters are sorted by name.
 pub struct AdamW {
     config: AdamWConfig,
     parameters: Vec<Parameter>,
     step: u64,
 }
 
-/// Whether a parameter of this name decays by default: weights of linear layers and embeddings do,
-/// biases and layer norms do not.
+/// Whether a parameter with this name decays by default: weights of linear layers and embeddings do, biases and layer
+/// norms do not.
 pub fn decays_by_default(name: &str) -> bool {
     let norm = crate::model::init::is_norm(name);
     // The student project's torch layers call their norms norm1, norm2, …
@@ -72,10 +72,10 @@ pub fn decays_by_default(name: &str) -> bool {
 }
 
 impl AdamW {
-    /// An optimiser at step 0 for these parameters (all f32).
+    /// Creates an optimiser at step 0 for these parameters, which must be f32.
     ///
     /// # Errors
-    /// When a parameter is not f32 or its moments cannot be allocated.
+    /// Returns an error if a parameter is not f32 or its moments cannot be allocated.
     pub fn new(config: AdamWConfig, parameters: BTreeMap<String, Var>) -> Result<Self> {
         let parameters = parameters
             .into_iter()
@@ -103,22 +103,22 @@ impl AdamW {
         self.step
     }
 
-    /// The parameters, in the order of their names.
+    /// The parameters, sorted by name.
     pub fn parameters(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.parameters.iter().map(|p| (p.name.as_str(), &p.var))
     }
 
-    /// The gradients that `gradients` holds for these parameters, in the order of their names;
-    /// `None` for a parameter that the loss does not depend on.
+    /// The gradients of these parameters in `gradients`, sorted by parameter name; `None` for a parameter that the loss
+    /// does not depend on.
     pub fn gradients(&self, gradients: &GradStore) -> Vec<Option<Tensor>> {
         self.parameters.iter().map(|p| gradients.get(p.var.as_tensor()).cloned()).collect()
     }
 
-    /// One step at `learning_rate` with gradients in the parameters' order, each multiplied by
-    /// `scale` first (clipping). A parameter without a gradient stays as it is, as in torch.
+    /// Takes one step at `learning_rate`. `gradients` are in the parameters' order and are multiplied by `scale` first
+    /// (clipping). A parameter without a gradient stays unchanged, as in torch.
     ///
     /// # Errors
-    /// When the gradients are not one per parameter, or a tensor operation fails.
+    /// Returns an error if the number of gradients is not that of the parameters, or a tensor operation fails.
     pub fn step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
         in_pool(|| self.take_step(gradients, learning_rate, scale))
     }
@@ -160,11 +160,10 @@ impl AdamW {
         Ok(())
     }
 
-    /// The moments as tensors called `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` (torch's
-    /// names).
+    /// The moments as tensors named `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, as in torch.
     ///
     /// # Errors
-    /// When a tensor cannot be made.
+    /// Returns an error if a tensor cannot be made.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut state = Vec::with_capacity(2 * self.parameters.len());
         for p in &self.parameters {
@@ -181,10 +180,10 @@ impl AdamW {
         Ok(state)
     }
 
-    /// Takes moments that [`AdamW::state`] gave, and the number of steps taken until then.
+    /// Restores the moments that [`AdamW::state`] returned, and the number of steps taken.
     ///
     /// # Errors
-    /// When a moment is missing or has another shape than its parameter.
+    /// Returns an error if a moment is missing or has another shape than its parameter.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
         for p in &mut self.parameters {
             let find = |kind: &str| -> Result<Tensor> {
@@ -220,9 +219,9 @@ struct Update {
     beta2: f32,
     rest1: f32,
     rest2: f32,
-    /// What weight decay leaves of the weight.
+    /// The factor that weight decay leaves of the weight.
     keep: f32,
-    /// Learning rate over the first bias correction.
+    /// The learning rate divided by the first bias correction.
     step_size: f32,
     root_correction: f32,
     epsilon: f32,
@@ -254,7 +253,7 @@ struct InPlace<'a> {
     moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
 }
 
-/// Elements per piece of work; below one piece a parameter is updated on the calling thread.
+/// Elements per unit of parallel work; a parameter of at most one unit is updated on the calling thread.
 const PIECE: usize = 1 << 15;
 
 impl InplaceOp2 for InPlace<'_> {
@@ -318,8 +317,8 @@ mod tests {
 
     const TORCH: [f32; 3] = [0.957_936_4, -1.912_375_3, 0.332_094_7];
 
-    /// airsplay/lxmert, lxrt/optimization.py, on the same parameters and gradients, in f64 by hand: m and v without
-    /// correction, update = m / (sqrt(v) + 1e-6) + 0.01 p, p -= lr update.
+    /// airsplay/lxmert, lxrt/optimization.py, computed by hand in f64 for the same parameters and gradients: m and v
+    /// without correction, update = m / (sqrt(v) + 1e-6) + 0.01 p, p -= lr update.
     #[test]
     fn two_steps_equal_bert_adam() {
         let start = [1.0f64, -2.0, 0.5];
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn the_composed_formula_equals_the_one_pass() {
+    fn the_composition_equals_the_single_pass() {
         let values: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
         let (parameters, var) = one("dense.weight", &values);
         let mut adamw = AdamW::new(AdamWConfig::default(), parameters).unwrap();
@@ -400,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_optimiser_goes_on_to_the_bit() {
+    fn a_restored_optimiser_continues_bit_for_bit() {
         let start = [0.3f32, -0.7, 1.1];
         let gradient = |i: i32| Some(Tensor::new(&[0.1f32 * i as f32, 0.2, -0.3], &Device::Cpu).unwrap());
         let (parameters, whole) = one("w", &start);

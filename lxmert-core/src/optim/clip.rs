@@ -1,19 +1,17 @@
-//! The gradients' global norm, and clipping to it.
+//! The global gradient norm, and clipping by it.
 
 use crate::Result;
 use crate::ops::in_pool;
 use candle_core::{CpuStorage, Storage, Tensor};
 use rayon::prelude::*;
 
-/// Elements summed in one piece. Pieces are added in order, so that the sum does not depend on the
-/// number of threads.
+/// Elements summed in one piece. Pieces are added in order, so the sum does not depend on the number of threads.
 const PIECE: usize = 1 << 16;
 
-/// The Euclidean norm over all gradients as one vector, summed in f64 (as torch's
-/// `get_total_norm` defines it).
+/// The Euclidean norm of all gradients taken as one vector, summed in f64 (torch's `get_total_norm`).
 ///
 /// # Errors
-/// When a gradient cannot be read.
+/// Returns an error if a gradient cannot be read.
 pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
     let gradients: Vec<&Tensor> = gradients.into_iter().collect();
     in_pool(|| norm_of(&gradients))
@@ -37,7 +35,7 @@ fn norm_of(gradients: &[&Tensor]) -> Result<f64> {
 }
 
 fn square_sum(values: &[f32]) -> f64 {
-    /// Sums side by side, so that none waits for the last.
+    /// Number of independent running sums, so that no addition waits for the previous one.
     const LANES: usize = 16;
     let piece = |piece: &[f32]| {
         let (blocks, rest) = piece.as_chunks::<LANES>();
@@ -53,8 +51,8 @@ fn square_sum(values: &[f32]) -> f64 {
     pieces.iter().sum()
 }
 
-/// What gradients of this norm are multiplied by so that it does not exceed `limit`
-/// (`torch.nn.utils.clip_grad_norm_`, with its 1e-6); 1 without a limit.
+/// The factor that scales gradients of norm `norm` down to at most `limit` (`torch.nn.utils.clip_grad_norm_`, with its
+/// 1e-6); 1 without a limit.
 pub fn clip_factor(norm: f64, limit: Option<f64>) -> f64 {
     limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
 }
@@ -75,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn only_long_gradients_are_shortened() {
+    fn clips_only_gradients_above_the_limit() {
         assert_eq!(clip_factor(0.5, Some(1.0)), 1.0);
         assert!((clip_factor(4.0, Some(1.0)) - 0.25).abs() < 1e-6);
         assert_eq!(clip_factor(4.0, None), 1.0);

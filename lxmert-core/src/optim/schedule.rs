@@ -3,19 +3,19 @@
 /// The learning rate as a share of its peak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
-    /// Optimiser steps over which the rate rises linearly.
+    /// Steps during which the rate rises linearly.
     pub warmup_steps: u64,
-    /// Optimiser steps of the whole run.
+    /// Steps of the whole run.
     pub total_steps: u64,
-    /// Whether the first step has a rate of 0, as BertAdam counts.
+    /// Whether the first step has a rate of 0, as in BertAdam.
     pub idle_start: bool,
 }
 
 impl Schedule {
-    /// The factor of the step with this number, from 0. It rises to 1 on the last warm-up step,
-    /// then falls linearly; the last step still learns (its factor is above 0), and so does the
-    /// first. With [`Schedule::idle_start`] it is BertAdam's (airsplay/lxmert, `lxrt/optimization.py`,
-    /// `warmup_linear`) of step / total, which wastes the first step on a rate of 0.
+    /// The factor for step number `step`, counted from 0. It rises to 1 on the last warm-up step, then falls linearly;
+    /// the first and the last step still learn (factor above 0). With [`Schedule::idle_start`] it is BertAdam's
+    /// `warmup_linear` of step / total (airsplay/lxmert, `lxrt/optimization.py`), which wastes the first step on a rate
+    /// of 0.
     pub fn factor(&self, step: u64) -> f64 {
         if self.idle_start {
             let (x, warmup) = (step as f64, self.warmup_steps as f64);
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rises_then_falls_and_never_idles() {
+    fn rises_then_falls_and_is_never_zero() {
         let s = Schedule { warmup_steps: 4, total_steps: 14, idle_start: false };
         let f: Vec<f64> = (0..14).map(|i| s.factor(i)).collect();
         assert_eq!(&f[..5], &[0.25, 0.5, 0.75, 1.0, 1.0]);
@@ -49,7 +49,7 @@ mod tests {
 
     /// `warmup_linear(step / 20, warmup=0.25)` of the original, by hand.
     #[test]
-    fn bert_adam_s_first_step_is_idle() {
+    fn bert_adams_first_step_has_rate_zero() {
         let s = Schedule { warmup_steps: 5, total_steps: 20, idle_start: true };
         let f: Vec<f64> = [0, 1, 4, 5, 10, 19].iter().map(|&step| s.factor(step)).collect();
         let want = [0.0, 0.2, 0.8, 1.0, 10.0 / 15.0, 1.0 / 15.0];

@@ -1,6 +1,7 @@
-//! A small hub on the loopback interface, with the faults that a test asks for. It serves one file of `owner/repo` as the hub
-//! serves large files (a redirect with `X-Linked-Etag`, `X-Linked-Size` and `X-Repo-Commit` to a storage host with ranges) or small
-//! ones (from the repository itself), and `/resolve/` alone, as a mirror does: every other address is a 404.
+//! A small hub on the loopback interface, with the faults that a test requests. It serves one file of `owner/repo`,
+//! either as the hub serves large files (a redirect with `X-Linked-Etag`, `X-Linked-Size` and `X-Repo-Commit` to a
+//! storage host with ranges) or as it serves small ones (from the repository itself). Like a mirror it serves only
+//! `/resolve/`; every other address is a 404.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,47 +10,48 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What is served.
+/// The file to serve.
 #[derive(Clone)]
 pub struct Published {
     pub content: Vec<u8>,
-    /// Its name in the cache's `blobs`: the sha256 of a large file, another hash of a small one.
+    /// Its name in the cache's `blobs`: the SHA-256 of a large file, another hash of a small one.
     pub etag: String,
     pub commit: String,
-    /// Whether it lies on the storage host, behind a redirect.
+    /// Whether it is on the storage host, behind a redirect.
     pub large: bool,
 }
 
-/// How a request for the content is answered.
+/// How to answer a request for the content.
 #[derive(Clone, Copy)]
 pub enum Reply {
-    /// The whole, or the range asked for.
+    /// The whole file or the requested range.
     Good,
-    /// The whole even if a range is asked for.
+    /// The whole file even if a range is requested.
     WithoutRanges,
-    /// This many bytes of the answer, then the connection ends.
+    /// This many bytes, then the connection closes.
     Cut(usize),
-    /// This many bytes of the answer, then silence.
+    /// This many bytes, then silence.
     Stall(usize),
-    /// An HTML page under this status.
+    /// An HTML page with this status.
     Page(u16),
 }
 
 /// The published file's path in its repository.
 pub const FILE: &str = "folder/weights.pth";
 
-/// How a request that asks about the file (`HEAD`) is answered.
+/// How to answer a request about the file (`HEAD`).
 #[derive(Clone, Copy)]
 pub enum Head {
     Good,
     Status(u16),
     /// 404 with this `X-Error-Code`.
     Absent(&'static str),
-    /// A redirect without the hub's headers to the same path under `/moved`, on a host of another name; the download too.
+    /// A redirect, without the hub's headers, to the same path under `/moved` on another host name; the same for the
+    /// download.
     Moved,
     /// A redirect to itself.
     Loop,
-    /// 200 with the headers of a web page, as a hotel's network answers.
+    /// 200 with the headers of a web page, as a captive portal answers.
     Portal,
 }
 
@@ -211,7 +213,7 @@ fn send(stream: &TcpStream, status: u16, headers: &str, body: &[u8]) {
     send_part(stream, status, headers, body, body.len());
 }
 
-/// The head of the whole answer, and the first `length` bytes of its body. The other side may be gone.
+/// Sends the head of the full response and the first `length` bytes of its body. The other side may be gone.
 fn send_part(mut stream: &TcpStream, status: u16, headers: &str, body: &[u8], length: usize) {
     let head =
         format!("HTTP/1.1 {status} Status\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());

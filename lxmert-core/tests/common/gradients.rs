@@ -1,15 +1,15 @@
-//! Gradients against finite differences.
+//! Checks gradients against finite differences.
 
 use super::random;
 use candle_core::{Device, Result, Tensor, Var};
 use lxmert_core::procedural;
 
-/// [`random`] numbers that have a gradient.
+/// A variable of [`random`] numbers.
 pub fn variable(name: &str, shape: &[usize]) -> Var {
     Var::from_tensor(&random(name, shape)).unwrap()
 }
 
-/// A scalar that weighs every output differently, so that no gradient cancels.
+/// A scalar that weights every output differently, so that no gradient cancels.
 pub fn weigh(y: &Tensor) -> Result<Tensor> {
     let weights = procedural::tensor("weights", y.dims(), -1.0, 1.0, 6)?.to_dtype(y.dtype())?;
     (y * weights)?.sum_all()

@@ -1,6 +1,6 @@
 //! The reference runs: formula weights and recorded outputs.
 
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code)] // each test file uses part of it
 
 pub mod gradients;
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// One formula tensor of a manifest.
+/// One tensor in a manifest that the formula generates.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Entry {
     pub name: String,
@@ -63,21 +63,22 @@ impl SimpleBackend for Formula {
     }
 }
 
-/// Weights by formula; `model` picks the entries of the manifest's second model.
+/// Weights from the formula; `model` picks the entries of the manifest's second model.
 pub fn weights(manifest: &Manifest, model: Option<&str>) -> VarBuilder<'static> {
     let chosen = manifest.tensors.iter().filter(|e| e.model.as_deref() == model);
     let map = chosen.map(|e| (e.name.clone(), e.clone())).collect();
     VarBuilder::from_backend(Box::new(Formula(map)), DType::F32, Device::Cpu)
 }
 
-/// Runs this file's tests but those whose names hold one of `skipped`, in a process of its own with `LXMERT_KERNELS=kernels`, which is read once a process.
+/// Runs this file's tests, except those with a string of `skipped` in their names, in a child process with
+/// `LXMERT_KERNELS=kernels`, since a process reads the variable only once.
 pub fn passes_with(kernels: &str, skipped: &[&str]) {
     if std::env::var_os("LXMERT_KERNELS").is_some() {
-        return; // the child itself, or a whole run that is already about these kernels
+        return; // the child itself, or a full run that already uses these kernels
     }
     let tests = std::env::current_exe().unwrap();
     let mut child = std::process::Command::new(tests);
-    // Candle's own pool spins, as `CommonArgs::start` says.
+    // Candle's own pool spins; see `CommonArgs::start`.
     child.env("LXMERT_KERNELS", kernels).env("CANDLE_NUM_THREADS", "1");
     child.args(skipped.iter().flat_map(|test| ["--skip", test]));
     let child = child.output().unwrap();
@@ -85,7 +86,7 @@ pub fn passes_with(kernels: &str, skipped: &[&str]) {
     assert!(child.status.success() && !output.contains(" 0 passed"), "with LXMERT_KERNELS={kernels}:\n{output}");
 }
 
-/// Numbers between −1 and 1 that depend on `name` and their places alone.
+/// Numbers in −1..1 that depend only on `name` and their positions.
 pub fn random(name: &str, shape: &[usize]) -> Tensor {
     lxmert_core::procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()
 }
@@ -97,7 +98,7 @@ pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
     d.to_scalar().unwrap()
 }
 
-/// The largest difference, relative to the largest value; of nothing, 0.
+/// The largest difference relative to the largest value; 0 for empty tensors.
 pub fn relative_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     if a.elem_count() == 0 {

@@ -1,5 +1,5 @@
-//! A hub on the loopback interface that serves the small files of one repository; nothing asks a real host.
-#![allow(dead_code)] // each test takes its part
+//! A hub on the loopback interface that serves the small files of one repository; nothing contacts a real host.
+#![allow(dead_code)] // each test uses part of it
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A file's name in the repository, and what is in it.
+/// A file's name in the repository, and its content.
 pub type File = (String, Vec<u8>);
 
 /// [`serve`] for texts.
@@ -16,7 +16,7 @@ pub fn serve_texts(files: &[(&str, &str)]) -> String {
     serve(files.iter().map(|(name, text)| ((*name).to_string(), text.as_bytes().to_vec())).collect())
 }
 
-/// [`serve`] for every file of a folder, without those in folders below.
+/// [`serve`] for every file of a folder, without its subfolders.
 pub fn serve_folder(folder: &Path) -> String {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     let named =
@@ -24,8 +24,8 @@ pub fn serve_folder(folder: &Path) -> String {
     serve(files.map(named).collect())
 }
 
-/// Serves these files as `owner/repo` at revisions `main` and `v1` under the address that comes back; ends with the
-/// test's process.
+/// Serves these files as `owner/repo` at revisions `main` and `v1` and returns the address; runs until the test process
+/// ends.
 pub fn serve(files: Vec<File>) -> String {
     let files = Arc::new(files);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -43,7 +43,10 @@ fn answer(mut stream: &TcpStream, files: &[File]) {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    assert!(headers.iter().all(|line| !line.to_ascii_lowercase().starts_with("range:")), "small files come whole");
+    assert!(
+        headers.iter().all(|line| !line.to_ascii_lowercase().starts_with("range:")),
+        "small files are fetched whole"
+    );
     let (method, path) = request.rsplit_once(' ').unwrap().0.split_once(' ').unwrap();
     let revision = ["main", "v1"].into_iter().find(|revision| path.contains(&format!("/{revision}")));
     let name = path.strip_prefix("/owner/repo/resolve/").and_then(|rest| rest.split_once('/')).map(|(_, name)| name);

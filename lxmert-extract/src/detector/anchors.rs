@@ -1,10 +1,9 @@
-//! Anchors: the boxes that the proposal network starts from, a few of fixed size and shape in each
-//! cell of each level.
+//! Anchors: the boxes from which the proposal network starts, a few of fixed size and shape in each cell of each level.
 
 use super::config::{AnchorStyle, RpnConfig};
 use lxmert_core::boxes::BoxXyxy;
 
-/// The anchors of one level. Order: shape fastest, then column, then row.
+/// The anchors of one level. Shape varies fastest, then column, then row.
 #[derive(Debug, Clone)]
 pub struct AnchorGrid {
     base: Vec<BoxXyxy>,
@@ -15,8 +14,8 @@ pub struct AnchorGrid {
 }
 
 impl AnchorGrid {
-    /// Level `level`, whose map is `map_size` (rows, columns), of an image padded to `padded_size`
-    /// (height, width).
+    /// The anchors of level `level` for an image padded to `padded_size` (height, width); the level's map has
+    /// `map_size` (rows, columns).
     pub fn new(config: &RpnConfig, level: usize, map_size: (usize, usize), padded_size: (usize, usize)) -> Self {
         let base = match &config.cell_anchors {
             Some(anchors) => anchors.clone(),
@@ -36,7 +35,7 @@ impl AnchorGrid {
         self.rows * self.columns * self.base.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -68,7 +67,7 @@ pub fn cell_anchors(style: AnchorStyle, sizes: &[f32], aspect_ratios: &[f32]) ->
             let width_ratio = 1.0 / height_ratio;
             centred(width_ratio * size, height_ratio * size).map(f32::round_ties_even)
         }),
-        // In f64, as Python computes them.
+        // In f64, as Python does.
         AnchorStyle::Detectron2 => sizes
             .iter()
             .flat_map(|&size| {
@@ -90,7 +89,7 @@ pub fn cell_anchors(style: AnchorStyle, sizes: &[f32], aspect_ratios: &[f32]) ->
     }
 }
 
-/// Side of the box that Caffe's anchors are multiples of (`generate_anchors.py`).
+/// Side of the base box of Caffe's anchors (`generate_anchors.py`).
 const CAFFE_BASE: f32 = 16.0;
 
 #[cfg(test)]
@@ -98,22 +97,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base_anchors_are_torchvision_s() {
+    fn base_anchors_equal_torchvisions() {
         // python: AnchorGenerator(((32,),), ((0.5, 1.0, 2.0),)).cell_anchors[0]
         let expected = [[-23., -11., 23., 11.], [-16., -16., 16., 16.], [-11., -23., 11., 23.]];
         assert_eq!(cell_anchors(AnchorStyle::Torchvision, &[32.0], &[0.5, 1.0, 2.0]), expected);
     }
 
     #[test]
-    fn stored_anchors_and_the_stride_of_a_level_win() {
+    fn stored_anchors_and_stride_take_precedence() {
         let config =
             RpnConfig { cell_anchors: Some(vec![[0., 0., 1., 1.]]), anchor_stride: Some(16), ..RpnConfig::default() };
-        // 76 columns of 1203 pixels: the ratio would be 15.
+        // 76 columns for 1203 pixels: the ratio would be 15.
         assert_eq!(AnchorGrid::new(&config, 0, (1, 76), (16, 1203)).get(75), [1200., 0., 1201., 1.]);
     }
 
     #[test]
-    fn shapes_run_fastest_then_columns_then_rows() {
+    fn shapes_vary_fastest_then_columns_then_rows() {
         let grid = AnchorGrid::new(&RpnConfig::default(), 0, (2, 3), (8, 12));
         assert_eq!(grid.len(), 18);
         assert_eq!(grid.get(1), [-16., -16., 16., 16.]);

@@ -1,9 +1,9 @@
-//! Boxes as offsets from a reference box, and back (Girshick et al. 2014, appendix C).
+//! Converts boxes to offsets from a reference box, and back (Girshick et al. 2014, appendix C).
 
 use super::config::BoxConvention;
 use lxmert_core::boxes::BoxXyxy;
 
-/// Weights of dx, dy, dw, dh, and what the boxes are.
+/// The weights of dx, dy, dw, dh, and the boxes' convention.
 #[derive(Debug, Clone, Copy)]
 pub struct BoxCoder {
     weights: [f32; 4],
@@ -14,18 +14,18 @@ impl BoxCoder {
     /// The largest dw and dh: ln(1000 / 16).
     pub const LARGEST_LOG_SCALE: f32 = 4.135_166_6;
 
-    /// A coder of [`BoxConvention::Continuous`] boxes with these weights.
+    /// A coder for [`BoxConvention::Continuous`] boxes with these weights.
     pub fn new(weights: [f32; 4]) -> Self {
         Self { weights, convention: BoxConvention::Continuous }
     }
 
-    /// The same for boxes of `convention`.
+    /// The same coder for boxes of `convention`.
     pub fn with_convention(self, convention: BoxConvention) -> Self {
         Self { convention, ..self }
     }
 
-    /// The box at `deltas` from `reference`. By [`BoxConvention::Inclusive`] nothing bounds the log scales, and the far corner
-    /// is a width from the near one, not a width - 1: both as Caffe computes it.
+    /// The box at `deltas` from `reference`. With [`BoxConvention::Inclusive`] the log scales are unbounded, and the
+    /// far corner is at the near one plus the width, not the width - 1; Caffe computes both this way.
     pub fn decode(&self, deltas: [f32; 4], reference: &BoxXyxy) -> BoxXyxy {
         let [x0, y0, x1, y1] = *reference;
         let extra = self.convention.extra();
@@ -44,8 +44,7 @@ impl BoxCoder {
         [x - half_width, y - half_height, x + half_width, y + half_height]
     }
 
-    /// The deltas that lead from `reference` to `target`: the targets of training. Both must have
-    /// positive sides.
+    /// The deltas from `reference` to `target`: the training targets. Both boxes must have positive sides.
     pub fn encode(&self, target: &BoxXyxy, reference: &BoxXyxy) -> [f32; 4] {
         let centre_and_size = |b: &BoxXyxy| {
             let (w, h) = (b[2] - b[0], b[3] - b[1]);
@@ -58,7 +57,7 @@ impl BoxCoder {
     }
 }
 
-/// Moves a box's corners into an image of `size` (height, width).
+/// Clips a box to an image of `size` (height, width).
 pub fn clip(b: &BoxXyxy, size: (usize, usize), convention: BoxConvention) -> BoxXyxy {
     let extra = convention.extra();
     let (height, width) = (size.0 as f32 - extra, size.1 as f32 - extra);
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn enlargement_is_bounded() {
+    fn scaling_is_bounded() {
         let coder = BoxCoder::new([1.0; 4]);
         let b = coder.decode([0.0, 0.0, 100.0, f32::INFINITY], &[0.0, 0.0, 16.0, 16.0]);
         assert!((b[2] - b[0] - 1000.0).abs() < 1e-2 && (b[3] - b[1] - 1000.0).abs() < 1e-2, "{b:?}");

@@ -1,10 +1,10 @@
 //! COCO's category names by its own numbering, which has gaps.
 
-/// Name of a gap in COCO's numbering: no annotation has such an id.
+/// The name of a gap in COCO's numbering; no annotation has such an id.
 pub const GAP: &str = "N/A";
 
-/// The 91 label ids of COCO (0 is background; 1 to 90 are COCO's category ids, of which 80 are in
-/// use and the others are [`GAP`]), as in torchvision's `models/_meta.py`.
+/// The 91 label ids of COCO: 0 is background; 1 to 90 are COCO's category ids, of which 80 are used and the others are
+/// [`GAP`]. From torchvision's `models/_meta.py`.
 #[rustfmt::skip]
 pub const LABEL_NAMES: [&str; 91] = [
     "__background__", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eighty_categories_at_coco_s_own_ids() {
+    fn eighty_categories_have_cocos_ids() {
         assert_eq!(LABEL_NAMES.iter().skip(1).filter(|n| **n != GAP).count(), 80);
         assert_eq!(
             (LABEL_NAMES[1], LABEL_NAMES[17], LABEL_NAMES[62], LABEL_NAMES[90]),

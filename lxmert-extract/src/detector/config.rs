@@ -1,4 +1,4 @@
-//! Everything that makes one detector differ from another, in one place.
+//! All settings that distinguish one detector from another.
 
 use super::coco;
 use lxmert_core::boxes::BoxXyxy;
@@ -7,56 +7,55 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// A Faster R-CNN on a ResNet (Ren et al. 2015), with a feature pyramid (Lin et al. 2017) or on a single level ("C4").
-///
-/// [`DetectorConfig::coco`] is torchvision's `fasterrcnn_resnet50_fpn`; the detectors of bottom-up attention are in
-/// [`visual_genome`](super::visual_genome). Other widths, depths and label sets run through the same code.
+/// [`DetectorConfig::coco`] is torchvision's `fasterrcnn_resnet50_fpn`; [`visual_genome`](super::visual_genome) has the
+/// detectors of bottom-up attention. Other widths, depths and label sets use the same code.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DetectorConfig {
     /// How an image becomes the network's input.
     #[serde(default)]
     pub transform: TransformConfig,
-    /// The convolutional body.
+    /// The convolutional backbone.
     #[serde(default)]
     pub backbone: ResNetConfig,
-    /// The feature pyramid; `null` where the body's last stage is the only level.
+    /// The feature pyramid; `null` if the backbone's last stage is the only level.
     #[serde(default = "FpnConfig::some")]
     pub fpn: Option<FpnConfig>,
     /// The region proposal network.
     #[serde(default)]
     pub rpn: RpnConfig,
-    /// The heads on the proposed regions.
+    /// The heads on proposed regions.
     #[serde(default)]
     pub roi_heads: RoiHeadsConfig,
-    /// What a box's corners are.
+    /// What a box's corners mean.
     #[serde(default)]
     pub box_convention: BoxConvention,
     /// Key names of the weights.
     #[serde(default)]
     pub key_names: KeyNames,
-    /// Name of every label id; 0 is background. Its length is the number of classes.
+    /// The name of every label id; 0 is background. Its length is the number of classes.
     pub label_names: Vec<String>,
     /// Attribute heads on the region feature, as in bottom-up attention (Anderson et al. 2018).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<AttributeConfig>,
 }
 
-/// What the two corners of a box are, and the rules that go with it.
+/// The meaning of a box's two corners, and the rules that come with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BoxConvention {
-    /// Points of the plane, as in torchvision and detectron2: the width is `x1 - x0`, boxes are clipped to the image's
-    /// width, and suppression drops an IoU above its threshold.
+    /// Points in the plane, as in torchvision and detectron2: the width is `x1 - x0`, boxes are clipped to the image's
+    /// width, and suppression drops boxes with an IoU above its threshold.
     #[default]
     Continuous,
     /// The first and the last pixel, as in Caffe: the width is `x1 - x0 + 1`, boxes are clipped to the width - 1,
-    /// suppression drops an IoU at or above its threshold, log scales are not bounded, and proposals smaller than
-    /// `rpn.min_box_size` pixels of the image itself are dropped before the best are ranked.
+    /// suppression drops boxes with an IoU at or above its threshold, log scales are unbounded, and proposals smaller
+    /// than `rpn.min_box_size` pixels of the original image are dropped before the best are ranked.
     Inclusive,
 }
 
 impl BoxConvention {
-    /// What is added to `x1 - x0` to give the width.
+    /// What to add to `x1 - x0` to get the width.
     pub fn extra(self) -> f32 {
         match self {
             Self::Continuous => 0.0,
@@ -65,7 +64,7 @@ impl BoxConvention {
     }
 }
 
-/// Whose names the weights have. Inside, the network is written in torchvision's.
+/// The naming scheme of the weights. In code, the network uses torchvision's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyNames {
@@ -87,19 +86,19 @@ pub enum ChannelOrder {
     Bgr,
 }
 
-/// Size of the resized image and where its pixels are sampled. All interpolate bilinearly without antialiasing, pixel
-/// centres at halves.
+/// How the resized size is rounded and where pixels are sampled. All variants interpolate bilinearly without
+/// antialiasing, with pixel centres at halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
-    /// torchvision: sides rounded down; normalised, then resized; a step in the image is the ratio of the sizes.
+    /// torchvision: sides rounded down; normalised, then resized; the sampling step is the ratio of the sizes.
     #[default]
     Torchvision,
-    /// detectron2 and Hugging Face: the short side is `min_size` exactly, the other rounded to the nearest; resized, then
-    /// normalised; a step is the ratio of the sizes.
+    /// detectron2 and Hugging Face: the short side is exactly `min_size`, the other is rounded to the nearest; resized,
+    /// then normalised; the sampling step is the ratio of the sizes.
     Detectron2,
-    /// Caffe: sides rounded half to even; normalised, then resized; a step is 1 / scale, and boxes are divided by that one
-    /// scale along both axes.
+    /// Caffe: sides rounded half to even; normalised, then resized; the sampling step is 1 / scale, and boxes are
+    /// divided by that one scale along both axes.
     Caffe,
 }
 
@@ -111,13 +110,13 @@ pub struct TransformConfig {
     pub min_size: usize,
     /// … unless the long side then exceeds this many.
     pub max_size: usize,
-    /// How the size is rounded and pixels are sampled.
+    /// How to round the size and sample pixels.
     pub resize: Resize,
     /// Zero padding on the right and bottom to a multiple of this; 1 for none.
     pub size_divisor: usize,
     /// Order of the channels of the network's input.
     pub format: ChannelOrder,
-    /// Value of a full channel, to which mean and deviation refer: 1 or 255.
+    /// The full-scale value of a channel for mean and deviation: 1 or 255.
     pub pixel_max: f32,
     /// Mean of each channel, in the network's order.
     pub image_mean: [f32; 3],
@@ -144,14 +143,14 @@ impl Default for TransformConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Block {
-    /// 1×1, 3×3, 1×1; `stride_in_1x1` says which has the stride.
+    /// 1×1, 3×3, 1×1; `stride_in_1x1` says which one has the stride.
     #[default]
     Bottleneck,
-    /// 3×3 (which has the stride), 3×3.
+    /// Two 3×3 convolutions; the first has the stride.
     Basic,
 }
 
-/// Depth and widths of the body. Stage `i` of 0.. has stride 4·2^i.
+/// Depth and widths of the backbone. Stage `i`, counted from 0, has stride 4·2^i.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResNetConfig {
@@ -163,14 +162,14 @@ pub struct ResNetConfig {
     pub blocks: Vec<usize>,
     /// Channels of each stage's inner convolutions (ignored by [`Block::Basic`]).
     pub bottleneck_widths: Vec<usize>,
-    /// Channels that leave each stage.
+    /// Output channels of each stage.
     pub stage_widths: Vec<usize>,
     /// Epsilon of the batch norms; 0 for torchvision's published COCO weights.
     pub batch_norm_eps: f64,
-    /// Whether a bottleneck's stride is in its first 1×1 convolution (He et al. 2016, Caffe) and not in the 3×3.
+    /// Whether a bottleneck's stride is in its first 1×1 convolution (He et al. 2016, Caffe) instead of the 3×3.
     pub stride_in_1x1: bool,
-    /// Whether the 3×3 max pooling after the stem has no padding and rounds its size up (Caffe's ceil mode), and not a
-    /// padding of 1.
+    /// Whether the 3×3 max pooling after the stem has no padding and rounds its size up (Caffe's ceil mode) instead of
+    /// padding by 1.
     pub ceil_mode: bool,
 }
 
@@ -193,12 +192,11 @@ impl Default for ResNetConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FpnConfig {
-    /// Stages of the body that feed the pyramid, 1-based and rising, as torchvision's
-    /// `returned_layers`.
+    /// Stages of the backbone that feed the pyramid, 1-based and ascending, as torchvision's `returned_layers`.
     pub stages: Vec<usize>,
     /// Channels of every level.
     pub channels: usize,
-    /// Whether a last level is subsampled from the coarsest one (for proposals only).
+    /// Whether to add a last level, subsampled from the coarsest one (for proposals only).
     pub pool_level: bool,
 }
 
@@ -214,7 +212,7 @@ impl FpnConfig {
     }
 }
 
-/// How the anchors of a cell follow from sizes and aspect ratios.
+/// How to compute a cell's anchors from sizes and aspect ratios.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnchorStyle {
@@ -223,8 +221,8 @@ pub enum AnchorStyle {
     Torchvision,
     /// detectron2: size by size, around the origin, not rounded.
     Detectron2,
-    /// Caffe: ratio by ratio, around (7.5, 7.5), from a 16 × 16 box whose sides are rounded before they are scaled; corners
-    /// are first and last pixels.
+    /// Caffe: ratio by ratio, around (7.5, 7.5), from a 16 × 16 box whose sides are rounded before scaling; corners are
+    /// first and last pixels.
     Caffe,
 }
 
@@ -236,26 +234,28 @@ pub struct RpnConfig {
     pub anchor_sizes: Vec<Vec<f32>>,
     /// Height / width of the anchors.
     pub aspect_ratios: Vec<f32>,
-    /// How anchors follow from sizes and ratios.
+    /// How to compute anchors from sizes and ratios.
     pub anchor_style: AnchorStyle,
-    /// The anchors of a cell of the only level in place of the computed ones; weight files may hold some.
+    /// The anchors of a cell of the only level, instead of computed ones; some weight files contain them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cell_anchors: Option<Vec<BoxXyxy>>,
-    /// Distance of neighbouring cells in pixels of the resized image; without, the padded image's size by the level's.
+    /// Distance between neighbouring cells in pixels of the resized image; if absent, the padded image's size divided
+    /// by the level's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub anchor_stride: Option<usize>,
-    /// Channels of the hidden convolution; without, as many as the levels have.
+    /// Channels of the hidden convolution; if absent, as many as the levels have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden_channels: Option<usize>,
-    /// Best scored boxes of a level that go into non-maximum suppression.
+    /// How many of a level's best-scored boxes enter non-maximum suppression.
     pub pre_nms_top_n: usize,
-    /// Proposals of an image, over all levels.
+    /// Maximum proposals per image, over all levels.
     pub post_nms_top_n: usize,
-    /// IoU above which the weaker of two proposals of a level is dropped.
+    /// Of two proposals of a level with an IoU above this, the weaker is dropped.
     pub nms_threshold: f64,
-    /// Least score (a probability) of a proposal.
+    /// Minimum score (a probability) of a proposal.
     pub score_threshold: f32,
-    /// Least side of a proposal in pixels of the resized image (of the image itself by [`BoxConvention::Inclusive`]).
+    /// Minimum side of a proposal in pixels of the resized image (of the original image with
+    /// [`BoxConvention::Inclusive`]).
     pub min_box_size: f32,
     /// Weights of the box deltas.
     pub box_weights: [f32; 4],
@@ -281,13 +281,13 @@ impl Default for RpnConfig {
 }
 
 impl RpnConfig {
-    /// Anchors in each cell: sizes of a level × aspect ratios (the same for every level).
+    /// Anchors per cell: sizes of a level × aspect ratios (the same for every level).
     pub fn anchors_per_cell(&self) -> usize {
         self.anchor_sizes.first().map_or(0, Vec::len) * self.aspect_ratios.len()
     }
 }
 
-/// How regions are pooled from a level.
+/// How to pool regions from a level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum PoolerType {
     /// Averages of bilinear samples (He et al. 2017).
@@ -299,18 +299,18 @@ pub enum PoolerType {
     RoiPool,
 }
 
-/// What makes a feature of a pooled region.
+/// How to compute the feature of a pooled region.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BoxHead {
     /// Two linear layers with ReLU.
     #[default]
     TwoLinear,
-    /// The body's last residual stage run on each region with stride 1, then the mean of its cells ("C4").
+    /// The backbone's last residual stage, run on each region with stride 1, then the mean of its cells ("C4").
     Res5(Res5Config),
 }
 
-/// The residual stage that is a box head; `representation_size` channels leave it.
+/// The residual stage used as a box head; it outputs `representation_size` channels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Res5Config {
@@ -318,62 +318,62 @@ pub struct Res5Config {
     pub blocks: usize,
     /// Channels of the inner convolutions.
     pub bottleneck_width: usize,
-    /// Dilation of the 3×3 convolutions; divides the pooling size.
+    /// Dilation of the 3×3 convolutions; must divide the pooling size.
     pub dilation: usize,
 }
 
-/// Which regions stand for an image, and in which order.
+/// Which regions represent an image, and in which order.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RegionRule {
     /// The detections, then weaker ones; features are pooled at the region's own box.
     #[default]
     Detections,
-    /// Hugging Face's: each proposal stands for its best class at that class's box; suppression whatever the class, by the
-    /// first of these thresholds that leaves enough; the best of them, with the feature of the proposal.
+    /// Hugging Face's: each proposal represents its best class, at that class's box. Suppression ignores the class and
+    /// uses the first of these thresholds that leaves enough regions; the best are kept, with the proposal's feature.
     ClassAgnostic {
-        /// IoU above which the weaker of two goes, in the order that they are tried.
+        /// Thresholds to try in order: of two boxes with an IoU above one, the weaker is dropped.
         nms_thresholds: Vec<f64>,
     },
-    /// Caffe's: suppression within each class over all proposals, whose boxes stay as they are; a proposal counts by the best
-    /// class in which it survives.
+    /// Caffe's: suppression within each class over all proposals, whose boxes stay unchanged; a proposal's confidence
+    /// is that of the best class in which it survives.
     ClassAware {
-        /// IoU at or above which the weaker of two goes.
+        /// Of two boxes with an IoU at or above this, the weaker is dropped.
         nms_threshold: f64,
-        /// A proposal that counts at least so much is a region, as far as the wanted number of regions allows.
+        /// A proposal with at least this confidence is a region, within the limits of the wanted number of regions.
         score_threshold: f32,
     },
 }
 
-/// Pooling, the box head and the choice of detections.
+/// Pooling, the box head, and the choice of detections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoiHeadsConfig {
-    /// How regions are pooled.
+    /// How to pool regions.
     pub pooler_type: PoolerType,
-    /// Cells of a pooled region in each direction.
+    /// Cells per side of a pooled region.
     pub pool_size: usize,
-    /// Samples of a pooling cell in each direction.
+    /// Samples per side of a pooling cell.
     pub sampling_ratio: usize,
     /// √area of a box that is pooled from the level `canonical_level` (Lin et al. 2017, eq. 1).
     pub canonical_box_size: f32,
-    /// Level (log2 of its stride) of a box of the canonical size.
+    /// The level (log2 of its stride) for a box of the canonical size.
     pub canonical_level: f32,
-    /// What makes the feature.
+    /// How to compute the feature.
     pub box_head: BoxHead,
     /// Length of a region's feature.
     pub representation_size: usize,
     /// Weights of the box deltas.
     pub box_weights: [f32; 4],
-    /// A detection's score is above this.
+    /// Minimum score of a detection, exclusive.
     pub score_threshold: f32,
-    /// IoU above which the weaker of two detections of a class is dropped.
+    /// Of two detections of a class with an IoU above this, the weaker is dropped.
     pub nms_threshold: f64,
-    /// Most detections of an image.
+    /// Maximum detections per image.
     pub max_detections: usize,
-    /// Least side of a detection in pixels of the resized image.
+    /// Minimum side of a detection in pixels of the resized image.
     pub min_box_size: f32,
-    /// Which regions stand for an image.
+    /// Which regions represent an image.
     pub region_rule: RegionRule,
 }
 
@@ -397,21 +397,21 @@ impl Default for RoiHeadsConfig {
     }
 }
 
-/// One attribute, such as the colour, and its values.
+/// One attribute, such as colour, and its values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttributeConfig {
-    /// Name; a linear head's weights are `roi_heads.attributes.<name>`.
+    /// Its name; a linear head's weights are `roi_heads.attributes.<name>`.
     pub name: String,
     /// Names of its values.
     pub classes: Vec<String>,
-    /// Bottom-up attention's head, which knows the object; without, a linear layer on the feature.
+    /// Bottom-up attention's head, which depends on the object class; if absent, a linear layer on the feature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_embedding: Option<ObjectEmbeddingConfig>,
 }
 
 /// An attribute head on the feature and an embedding of the region's most probable class, background included
-/// (`cls_embedding`, `fc_attr`, `attr_score`). Its first logit says that there is no attribute.
+/// (`cls_embedding`, `fc_attr`, `attr_score`). Its first logit means "no attribute".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectEmbeddingConfig {
@@ -419,7 +419,7 @@ pub struct ObjectEmbeddingConfig {
     pub embedding_size: usize,
     /// Width of the hidden layer.
     pub hidden_size: usize,
-    /// Whether "no attribute" takes its share of the probability (Caffe) or is left out before (Hugging Face).
+    /// Whether "no attribute" takes a share of the probability (Caffe) or is removed first (Hugging Face).
     pub counts_no_attribute: bool,
 }
 
@@ -442,8 +442,8 @@ impl DetectorConfig {
     /// Reads and checks a JSON file.
     ///
     /// # Errors
-    /// When the file cannot be read, is not JSON of these fields, or [`DetectorConfig::validate`]
-    /// refuses it.
+    /// Returns an error if the file cannot be read, is not JSON with these fields, or fails
+    /// [`DetectorConfig::validate`].
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
@@ -457,12 +457,12 @@ impl DetectorConfig {
         self.label_names.len()
     }
 
-    /// Levels that proposals come from: those of the pyramid, the pooled one included, or one.
+    /// Number of levels that proposals come from: those of the pyramid, the pooled one included, or one.
     pub fn num_levels(&self) -> usize {
         self.num_pooled_levels() + usize::from(self.fpn.as_ref().is_some_and(|fpn| fpn.pool_level))
     }
 
-    /// Levels that regions are pooled from.
+    /// Number of levels that regions are pooled from.
     pub fn num_pooled_levels(&self) -> usize {
         self.fpn.as_ref().map_or(1, |fpn| fpn.stages.len())
     }
@@ -475,21 +475,21 @@ impl DetectorConfig {
         }
     }
 
-    /// Whether stored labels count from the first object, as those of bottom-up attention's files do: label 0 is no
-    /// background then.
+    /// Whether stored labels start at the first object, as in bottom-up attention's files, so that label 0 is not
+    /// background.
     pub fn has_labels_without_background(&self) -> bool {
         self.roi_heads.region_rule != RegionRule::Detections
     }
 
-    /// Name of every label id of a stored region.
+    /// The name of every label id of a stored region.
     pub fn region_label_names(&self) -> &[String] {
         &self.label_names[usize::from(self.has_labels_without_background())..]
     }
 
-    /// Checks that the fields agree with each other and that no size is absurd.
+    /// Checks that the fields are consistent and no size is absurd.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming the field and what it should be.
+    /// [`Error::Argument`] that names the field and its valid values.
     pub fn validate(&self) -> Result<()> {
         const LARGEST: usize = 1 << 16;
         let refuse = |what: String| Err(Error::Argument(format!("detector configuration: {what}")));
@@ -510,7 +510,7 @@ impl DetectorConfig {
         if let Some(fpn) = &self.fpn {
             let rising = fpn.stages.windows(2).all(|pair| pair[0] < pair[1]);
             if fpn.stages.is_empty() || !rising || fpn.stages.iter().any(|s| !(1..=stages).contains(s)) {
-                return refuse(format!("fpn.stages {:?} must rise within 1..={stages}", fpn.stages));
+                return refuse(format!("fpn.stages {:?} must be ascending within 1..={stages}", fpn.stages));
             }
         }
         if self.rpn.anchor_sizes.len() != self.num_levels() {
@@ -594,7 +594,7 @@ impl DetectorConfig {
             && (res5.dilation == 0 || !heads.pool_size.is_multiple_of(res5.dilation))
         {
             return refuse(format!(
-                "roi_heads.box_head: a dilation of {} does not divide the pool_size {}",
+                "roi_heads.box_head: a dilation of {} does not divide pool_size {}",
                 res5.dilation, heads.pool_size
             ));
         }
@@ -626,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused_by_field() {
+    fn rejects_contradictions_and_names_the_field() {
         let refusal = |change: fn(&mut DetectorConfig)| {
             let mut config = DetectorConfig::coco();
             change(&mut config);

@@ -25,17 +25,17 @@ pub struct Detector {
     device: Device,
 }
 
-/// Everything the network says about one image, before a choice is made.
+/// Everything the network computes for one image, before detections are chosen.
 #[derive(Debug, Clone)]
 pub struct Analysis {
-    /// The network's input and the image's sizes.
+    /// The network's input, and the image's sizes.
     pub input: NetworkInput,
-    /// The levels on the CPU, finest first; the last is for proposals only if the configuration
-    /// has a pooled level.
+    /// The levels on the CPU, finest first. If the configuration has a pooled level, it is last and serves only
+    /// proposals.
     pub levels: Vec<Tensor>,
-    /// Boxes of the proposal network, best first, or those of [`Detector::analyse_boxes`].
+    /// Boxes of the proposal network, best first, or those given to [`Detector::analyse_boxes`].
     pub proposals: Proposals,
-    /// Feature of each proposal, pooled at the proposal's box: `[proposals, representation_size]`, on the CPU.
+    /// The feature of each proposal, pooled at the proposal's box: `[proposals, representation_size]`, on the CPU.
     pub features: Tensor,
     /// Class logits: `[proposals, classes]`, on the CPU.
     pub class_logits: Tensor,
@@ -47,17 +47,17 @@ pub struct Analysis {
 }
 
 impl Analysis {
-    /// Softmax over the classes, background (0) included, of proposal `index`.
+    /// Softmax of proposal `index` over the classes, background (0) included.
     pub fn probabilities(&self, index: usize) -> &[f32] {
         &self.probabilities[index * self.classes..][..self.classes]
     }
 
-    /// Classes, background included.
+    /// Number of classes, background included.
     pub fn num_classes(&self) -> usize {
         self.classes
     }
 
-    /// The most probable class of proposal `index` that is not background, and its probability.
+    /// The most probable class of proposal `index` other than background, and its probability.
     pub fn best_class(&self, index: usize) -> (usize, f32) {
         let mut best = (1, f32::NEG_INFINITY);
         for (class, &probability) in self.probabilities(index).iter().enumerate().skip(1) {
@@ -68,8 +68,8 @@ impl Analysis {
         best
     }
 
-    /// Proposal `index` as the box predictor of `class` corrects it, clipped to the image; in pixels of
-    /// the resized image.
+    /// The box of proposal `index` after the regression for `class`, clipped to the image; in pixels of the resized
+    /// image.
     pub fn regressed_box(&self, index: usize, class: usize) -> BoxXyxy {
         let at = (index * self.classes + class) * 4;
         let deltas = std::array::from_fn(|i| self.deltas[at + i]);
@@ -78,7 +78,7 @@ impl Analysis {
             BoxConvention::Continuous => {
                 clip(&self.coder.decode(deltas, proposal), input.resized_size, self.convention)
             }
-            // In pixels of the image itself, where "one pixel" is more.
+            // In pixels of the original image, where "one pixel" is larger.
             BoxConvention::Inclusive => {
                 let decoded = self.coder.decode(deltas, &input.to_image(proposal));
                 input.to_resized(&clip(&decoded, input.image_size, self.convention))
@@ -98,7 +98,7 @@ pub struct Detections {
     pub labels: Vec<u32>,
     /// Probabilities.
     pub scores: Vec<f32>,
-    /// Feature of each, pooled at its box: `[detections, representation_size]`, on the CPU.
+    /// The feature of each detection, pooled at its box: `[detections, representation_size]`, on the CPU.
     pub features: Tensor,
 }
 
@@ -114,13 +114,12 @@ pub struct Candidate {
 }
 
 impl Detector {
-    /// Takes the weights from `vb` and folds the batch norms. Weights and inputs of its
-    /// products are rounded to `precision`: with bf16, levels and features lie within 2 % of the f32 ones (norm of the
-    /// difference over norm).
+    /// Takes the weights from `vb` and folds the batch norms. Weights and inputs of products are rounded to
+    /// `precision`: with bf16, levels and features are within 2 % of f32 (norm of the difference over norm).
     ///
     /// # Errors
-    /// When `config` is not valid, a weight is missing or misshapen, or bf16 is asked for where the packed path does not
-    /// apply.
+    /// Returns an error if `config` is invalid, a weight is missing or misshapen, or bf16 is requested where prepacked
+    /// weights cannot be used.
     pub fn new(config: &DetectorConfig, precision: Precision, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let device = vb.device().clone();
@@ -128,7 +127,7 @@ impl Detector {
         let packed = PrepackedNetwork::new(&network, precision)?.map(Arc::new);
         if packed.is_none() && precision != Precision::F32 {
             return Err(lxmert_core::Error::Argument(format!(
-                "--precision {precision} is for the detector's kernels on the CPU: take --device cpu, and unset LXMERT_KERNELS"
+                "--precision {precision} needs the detector's CPU kernels: use --device cpu and unset LXMERT_KERNELS"
             )));
         }
         Ok(Self { config: config.clone(), network, packed, device })
@@ -139,15 +138,15 @@ impl Detector {
         &self.config
     }
 
-    /// Its learnt stages.
+    /// Its trained stages.
     pub fn network(&self) -> &Network {
         &self.network
     }
 
-    /// The network's input for an image.
+    /// Prepares an image for the network.
     ///
     /// # Errors
-    /// As [`transform`].
+    /// See [`transform`].
     pub fn input(&self, image: &DecodedImage) -> Result<NetworkInput> {
         transform(&self.config.transform, image, &self.device)
     }
@@ -155,29 +154,29 @@ impl Detector {
     /// Runs the network on an image.
     ///
     /// # Errors
-    /// When a computation fails.
+    /// Returns an error if a computation fails.
     pub fn analyse(&self, input: NetworkInput) -> Result<Analysis> {
         in_pool(|| self.analysis(input, None))
     }
 
-    /// As [`analyse`](Self::analyse), with `boxes` (in pixels of the resized image) in place of proposals.
+    /// As [`analyse`](Self::analyse), with `boxes` (in pixels of the resized image) instead of proposals.
     ///
     /// # Errors
-    /// When a computation fails.
+    /// Returns an error if a computation fails.
     pub fn analyse_boxes(&self, input: NetworkInput, boxes: Vec<BoxXyxy>) -> Result<Analysis> {
         in_pool(|| self.analysis(input, Some(boxes)))
     }
 
-    /// What the body's last stage gives: `[1, channels, rows, columns]` over the padded input, on the CPU.
+    /// The output of the backbone's last stage, `[1, channels, rows, columns]` over the padded input, on the CPU.
     ///
     /// # Errors
-    /// When a computation fails.
+    /// Returns an error if a computation fails.
     pub fn last_map(&self, input: &NetworkInput) -> Result<Tensor> {
         in_pool(|| match &self.packed {
             Some(packed) => Ok(packed.last_map(&input.tensor)?),
             None => {
                 let stages = self.network.body.forward_t(&input.tensor, false)?;
-                // A valid configuration has a stage.
+                // A valid configuration has at least one stage.
                 Ok(stages[stages.len() - 1].to_device(&Device::Cpu)?)
             }
         })
@@ -225,7 +224,7 @@ impl Detector {
     /// the CPU.
     ///
     /// # Errors
-    /// When a computation fails.
+    /// Returns an error if a computation fails.
     pub fn features_at(&self, analysis: &Analysis, boxes: &[BoxXyxy]) -> Result<Tensor> {
         Ok(self.features_on_device(&analysis.levels, boxes, &analysis.input)?.to_device(&Device::Cpu)?)
     }
@@ -244,23 +243,23 @@ impl Detector {
         Ok(heads.features(&pooled.to_device(&self.device)?)?)
     }
 
-    /// What the first attribute head of the configuration says of region features `[regions, representation_size]`: the
-    /// most probable value of each region, an index into the attribute's classes, and its probability. A region of a
-    /// feature store carries one attribute (bottom-up attention's detector names one); the detector of scenes tells
-    /// colours first. `None` for detectors without such a head.
+    /// The most probable value of the configuration's first attribute head for each of the region features `[regions,
+    /// representation_size]`: an index into the attribute's classes, and its probability. A region of a feature store
+    /// has one attribute (bottom-up attention's detector predicts only one; for the detector of scenes it is the
+    /// colour). `None` if there is no such head.
     ///
     /// # Errors
-    /// When the features have another length.
+    /// Returns an error if the features have another length.
     pub fn first_attribute(&self, features: &Tensor) -> Result<Option<Attributes>> {
         let Some(attribute) = self.config.attributes.first() else { return Ok(None) };
         if features.dim(0)? == 0 {
             return Ok(Some(Attributes::default()));
         }
         let prediction = self.network.roi_heads.predict(&features.to_device(&self.device)?)?;
-        // One head for each attribute of the configuration.
+        // There is one head per attribute of the configuration.
         let logits = prediction.attribute_logits[0].flatten_all()?.to_vec1::<f32>()?;
         let values = attribute.classes.len();
-        // A head that knows the object has a logit for "no attribute" first.
+        // A head that depends on the object class has a logit for "no attribute" first.
         let (logits, width) = match &attribute.object_embedding {
             Some(head) if head.counts_no_attribute => (logits, values + 1),
             Some(_) => (logits.chunks_exact(values + 1).flat_map(|row| &row[1..]).copied().collect(), values),
@@ -281,8 +280,8 @@ impl Detector {
         Ok(Some(found))
     }
 
-    /// torchvision's detections: every class of every proposal is a candidate; scores above the
-    /// threshold, no tiny boxes, suppression within each class, the best 100.
+    /// torchvision's detections: every class of every proposal is a candidate; keeps scores above the threshold, drops
+    /// tiny boxes, suppresses within each class, and keeps the best 100.
     pub fn candidates(&self, analysis: &Analysis) -> Vec<Candidate> {
         let heads = &self.config.roi_heads;
         let mut all = Vec::new();
@@ -307,7 +306,7 @@ impl Detector {
     /// The detections of an image, with the feature at each box.
     ///
     /// # Errors
-    /// When a computation fails.
+    /// Returns an error if a computation fails.
     pub fn detections(&self, analysis: &Analysis) -> Result<Detections> {
         let candidates = self.candidates(analysis);
         let boxes_resized_px: Vec<BoxXyxy> = candidates.iter().map(|c| c.box_xyxy).collect();
@@ -323,7 +322,7 @@ impl Detector {
     /// Detects objects in an image.
     ///
     /// # Errors
-    /// When the image has no pixels or a computation fails.
+    /// Returns an error if the image has no pixels or a computation fails.
     pub fn detect(&self, image: &DecodedImage) -> Result<Detections> {
         self.detections(&self.analyse(self.input(image)?)?)
     }

@@ -1,5 +1,4 @@
-//! The feature pyramid (Lin et al. 2017): coarse levels, strong in meaning, are added to fine ones,
-//! strong in place.
+//! The feature pyramid (Lin et al. 2017) adds coarse levels, semantically strong, to fine ones, spatially precise.
 
 use super::config::{FpnConfig, ResNetConfig};
 use super::layers::{ConvBlock, ConvShape};
@@ -11,9 +10,9 @@ use lxmert_core::ops::Precision;
 /// The pyramid's convolutions.
 #[derive(Debug, Clone)]
 pub struct FeaturePyramid {
-    /// 1×1, from a stage's width to the pyramid's.
+    /// 1×1 convolutions from a stage's width to the pyramid's.
     laterals: Vec<ConvBlock>,
-    /// 3×3 on each merged level.
+    /// 3×3 convolutions on each merged level.
     outputs: Vec<ConvBlock>,
     stages: Vec<usize>,
     pool_level: bool,
@@ -23,7 +22,7 @@ impl FeaturePyramid {
     /// Weights `inner_blocks.i.0` and `layer_blocks.i.0` under `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &FpnConfig, body: &ResNetConfig, vb: VarBuilder) -> Result<Self> {
         let mut laterals = Vec::with_capacity(config.stages.len());
         let mut outputs = Vec::with_capacity(config.stages.len());
@@ -47,11 +46,14 @@ impl FeaturePyramid {
         Ok(Self { laterals, outputs, stages: config.stages.clone(), pool_level: config.pool_level })
     }
 
-    /// For the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<PrepackedPyramid> {
-        let laterals =
-            self.stages.iter().zip(&self.laterals).map(|(&stage, lateral)| Ok((stage, lateral.pack(None, precision)?)));
-        let outputs = self.outputs.iter().map(|output| output.pack(None, precision));
+    /// The same with prepacked weights.
+    pub(super) fn prepack(&self, precision: Precision) -> Result<PrepackedPyramid> {
+        let laterals = self
+            .stages
+            .iter()
+            .zip(&self.laterals)
+            .map(|(&stage, lateral)| Ok((stage, lateral.prepack(None, precision)?)));
+        let outputs = self.outputs.iter().map(|output| output.prepack(None, precision));
         Ok(PrepackedPyramid {
             laterals: laterals.collect::<Result<_>>()?,
             outputs: outputs.collect::<Result<_>>()?,
@@ -59,11 +61,11 @@ impl FeaturePyramid {
         })
     }
 
-    /// `stages`: every output of the body, finest first. Gives the levels, finest first, each
-    /// `[batch, channels, height / stride, width / stride]`, and last the pooled level if there is one.
+    /// `stages`: every output of the backbone, finest first. Returns the levels, finest first, each `[batch, channels,
+    /// height / stride, width / stride]`; the pooled level, if there is one, is last.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward_t(&self, stages: &[Tensor], train: bool) -> Result<Vec<Tensor>> {
         let mut levels = Vec::with_capacity(self.laterals.len() + 1);
         let mut above: Option<Tensor> = None;
@@ -85,13 +87,13 @@ impl FeaturePyramid {
 }
 
 fn kaiming_uniform(shape: ConvShape) -> Init {
-    // torchvision: kaiming_uniform with a = 1, which is ±√(3 / fan_in).
+    // torchvision uses kaiming_uniform with a = 1, which is ±√(3 / fan_in).
     let bound = (3.0 / (shape.inputs * shape.kernel * shape.kernel) as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
 }
 
-/// Nearest-neighbour upsampling to `height` × `width`, with a gradient that adds up. (candle's own
-/// `upsample_nearest2d` overwrites the gradient of an input that is used twice, as a merged level is.)
+/// Nearest-neighbour upsampling to `height` × `width`. Its gradient adds to others; candle's own `upsample_nearest2d`
+/// overwrites the gradient of an input that is used twice, as a merged level is.
 fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
     if height.is_multiple_of(h) && width.is_multiple_of(w) {
@@ -107,7 +109,7 @@ fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     x.index_select(&index(h, height)?, 2)?.index_select(&index(w, width)?, 3)
 }
 
-/// Max pooling of 1×1 with stride 2: every second row and column.
+/// 1×1 max pooling with stride 2: every second row and column.
 fn subsample(x: &Tensor) -> Result<Tensor> {
     let pick = |side: usize| Tensor::arange_step(0u32, side as u32, 2, x.device());
     x.index_select(&pick(x.dim(2)?)?, 2)?.index_select(&pick(x.dim(3)?)?, 3)
@@ -119,7 +121,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     #[test]
-    fn upsampling_repeats_and_its_gradient_adds_to_others() -> Result<()> {
+    fn upsampling_repeats_and_accumulates_gradients() -> Result<()> {
         let x = Var::from_tensor(&Tensor::arange(0f32, 4f32, &Device::Cpu)?.reshape((1, 1, 2, 2))?)?;
         let up = upsample_nearest(&x, 4, 4)?;
         assert_eq!(up.flatten_all()?.to_vec1::<f32>()?[..8], [0., 0., 1., 1., 0., 0., 1., 1.]);

@@ -1,9 +1,10 @@
-//! Body, pyramid if there is one, proposal head and region features for inference on the CPU: the same network as [`Network`]'s, over layers
-//! with packed weights and channels-last maps (`lxmert_core::ops::PrepackedConv2d`).
+//! The convolutional part of a detector for inference on the CPU: the same network as [`Network`]'s, with prepacked
+//! weights and channels-last maps (`lxmert_core::ops::PrepackedConv2d`). It covers backbone, pyramid if there is one,
+//! proposal head and region features.
 //!
 //! Additions and ReLUs happen inside the convolutions: a block's input is the residual of its last convolution, a
-//! coarser level that of a lateral one. `LXMERT_KERNELS=reference` goes through [`Network`] instead; the parity tests
-//! hold either way.
+//! coarser level that of a lateral one. `LXMERT_KERNELS=reference` runs [`Network`] instead; the parity tests hold
+//! either way.
 
 use super::Network;
 use super::prepacked::{PrepackedHead, PrepackedPyramid, PrepackedStage};
@@ -14,7 +15,7 @@ use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, use_reference};
 use rayon::prelude::*;
 
-/// The convolutional part of a detector with packed weights.
+/// The convolutional part of a detector with prepacked weights.
 #[derive(Debug)]
 pub struct PrepackedNetwork {
     stem: PrepackedConv2d,
@@ -22,7 +23,7 @@ pub struct PrepackedNetwork {
     stages: Vec<PrepackedStage>,
     fpn: Option<PrepackedPyramid>,
     rpn_hidden: PrepackedConv2d,
-    /// Logits and deltas in one.
+    /// Logits and deltas in one convolution.
     rpn_predictor: PrepackedConv2d,
     anchors_per_cell: usize,
     pooler: RoiPooler,
@@ -31,30 +32,31 @@ pub struct PrepackedNetwork {
 }
 
 impl PrepackedNetwork {
-    /// Packs the weights of `network` for products of `precision`, or gives nothing where the packed path does not apply: on
-    /// another device than the CPU, in another type than f32, with batch norms that are not folded, or with
+    /// Prepacks the weights of `network` for products in `precision`. Returns `None` if that is impossible: on a device
+    /// other than the CPU, with a type other than f32, with batch norms that are not folded, or with
     /// `LXMERT_KERNELS=reference`.
     ///
     /// # Errors
-    /// When the weights do not fit each other.
+    /// Returns an error if the shapes of the weights do not match.
     pub fn new(network: &Network, precision: Precision) -> Result<Option<Self>> {
-        if use_reference() || !network.body.is_packable() {
+        if use_reference() || !network.body.is_prepackable() {
             return Ok(None);
         }
-        let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.pack(precision)?;
-        let (stem, ceil_mode, stages) = network.body.pack(precision)?;
-        let fpn = network.fpn.as_ref().map(|fpn| fpn.pack(precision)).transpose()?;
-        let head = network.roi_heads.pack(network.level_channels, precision)?;
+        let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.prepack(precision)?;
+        let (stem, ceil_mode, stages) = network.body.prepack(precision)?;
+        let fpn = network.fpn.as_ref().map(|fpn| fpn.prepack(precision)).transpose()?;
+        let head = network.roi_heads.prepack(network.level_channels, precision)?;
         let pooler = network.roi_heads.pooler.clone();
         let pool = BufferPool::new();
         Ok(Some(Self { stem, ceil_mode, stages, fpn, rpn_hidden, rpn_predictor, anchors_per_cell, pooler, head, pool }))
     }
 
-    /// `images`: `[batch, 3, height, width]`, normalised and padded. Gives the levels, finest first, the pooled
-    /// one last, and, `with_proposals`, what the proposal head says about each; the tensors lie channels-last in memory.
+    /// `images`: `[batch, 3, height, width]`, normalised and padded. Returns the levels, finest first and the pooled
+    /// one last, and, if `with_proposals`, the proposal head's output for each. The tensors are channels-last in
+    /// memory.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, images: &Tensor, with_proposals: bool) -> Result<(Vec<Tensor>, Vec<LevelPrediction>)> {
         let mut stages = self.stages(images)?;
         let levels = match &self.fpn {
@@ -67,29 +69,30 @@ impl PrepackedNetwork {
         Ok((levels.into_iter().map(FeatureMap::into_tensor).collect::<Result<_>>()?, predictions))
     }
 
-    /// The body's last stage alone, for `images` as in [`forward`](Self::forward).
+    /// The backbone's last stage, for `images` as in [`forward`](Self::forward).
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn last_map(&self, images: &Tensor) -> Result<Tensor> {
         match self.stages(images)?.pop() {
             Some(map) => map.into_tensor(),
-            None => candle_core::bail!("a body without stages"),
+            None => candle_core::bail!("a backbone without stages"),
         }
     }
 
-    /// Region features, as [`RoiHeads::features`](super::roi_heads::RoiHeads::features) of the pooled `boxes` of each image (in
-    /// pixels of the resized image): `[boxes of all images, representation_size]`. `levels` without the pooled one.
+    /// Region features, as [`RoiHeads::features`](super::roi_heads::RoiHeads::features) of the pooled `boxes` of each
+    /// image (in pixels of the resized image): `[boxes of all images, representation_size]`. `levels` must not include
+    /// the pooled one.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn features(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
         let assigned = self.pooler.assign(levels, boxes, padded_size)?;
         let total = assigned.regions.len();
         match &self.head {
             PrepackedHead::TwoLinear(layers) => {
                 let [fc6, fc7] = layers.as_ref();
-                let pooled = self.pooler.packed(levels, &assigned, 0..total, 1, &self.pool)?;
+                let pooled = self.pooler.pool_map(levels, &assigned, 0..total, 1, &self.pool)?;
                 let inner = fc6.forward(&pooled)?;
                 drop(pooled);
                 fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
@@ -99,7 +102,7 @@ impl PrepackedNetwork {
                 for first in (0..total).step_by(REGIONS_AT_ONCE) {
                     let some = first..(first + REGIONS_AT_ONCE).min(total);
                     let count = some.len();
-                    let pooled = self.pooler.packed(levels, &assigned, some, *dilation, &self.pool)?;
+                    let pooled = self.pooler.pool_map(levels, &assigned, some, *dilation, &self.pool)?;
                     let cells = stage.forward(&pooled)?;
                     width = cells.shape()[3];
                     let of_region = cells.values().len() / count;
@@ -135,7 +138,7 @@ impl PrepackedNetwork {
     }
 }
 
-/// Regions that go through a residual stage together: of 14 × 14 cells of 2048 channels each takes 1.6 MB a map.
+/// How many regions pass a residual stage together: at 14 × 14 cells of 2048 channels each takes 1.6 MB per map.
 const REGIONS_AT_ONCE: usize = 36;
 
 /// The mean of rows of `width` values.

@@ -1,33 +1,33 @@
-//! Convolution with an optional batch norm and ReLU: the unit that the body, the pyramid and the
-//! proposal network are made of.
+//! Convolution with an optional batch norm and ReLU: the unit from which the backbone, the pyramid and the proposal
+//! network are built.
 
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, Linear, Module, VarBuilder};
 use lxmert_core::ops::{Precision, PrepackedConv2d, batch_norm, conv2d};
 
-/// What becomes of a batch norm when a network is built.
+/// How to treat a batch norm when building a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormMode {
-    /// Folded into the convolution before it (torchvision's `FrozenBatchNorm2d`): for inference.
+    /// Fold it into the convolution before it (torchvision's `FrozenBatchNorm2d`); for inference.
     Folded,
-    /// A batch norm with running statistics: for training.
+    /// Keep it, with running statistics; for training.
     Batch,
 }
 
 /// Shape of a convolution.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvShape {
-    /// Channels that enter.
+    /// Input channels.
     pub inputs: usize,
-    /// Channels that leave.
+    /// Output channels.
     pub outputs: usize,
     /// Side of the square kernel; the padding is half of it.
     pub kernel: usize,
-    /// Step in both directions.
+    /// Stride in both directions.
     pub stride: usize,
 }
 
-/// Convolution, then batch norm unless folded or absent, then ReLU if asked for.
+/// Convolution, then batch norm unless folded or absent, then ReLU if requested.
 #[derive(Debug, Clone)]
 pub struct ConvBlock {
     weight: Tensor,
@@ -39,20 +39,20 @@ pub struct ConvBlock {
 }
 
 impl ConvBlock {
-    /// A convolution with a bias and no norm, weights `weight` and `bias` under `vb`.
+    /// A convolution with a bias and no norm; its weights are `weight` and `bias` under `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn with_bias(shape: ConvShape, init: Init, relu: bool, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints(shape.weight_dims(), "weight", init)?;
         let bias = vb.get_with_hints(shape.outputs, "bias", Init::Const(0.0))?;
         Ok(Self { weight, bias: Some(bias), norm: None, stride: shape.stride, padding: shape.kernel / 2, relu })
     }
 
-    /// A convolution without bias (`weight` under `conv`) and the batch norm after it (under `norm`).
+    /// A convolution without bias (`weight` under `conv`), and the batch norm after it (under `norm`).
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn with_norm(
         shape: ConvShape,
         relu: bool,
@@ -76,29 +76,30 @@ impl ConvBlock {
         }
     }
 
-    /// Channels that leave.
+    /// Output channels.
     pub(super) fn outputs(&self) -> usize {
         self.weight.dims()[0]
     }
 
-    /// Whether [`pack`](Self::pack) applies: f32 weights on the CPU and no norm of its own.
-    pub(super) fn is_packable(&self) -> bool {
+    /// Whether [`prepack`](Self::prepack) applies: f32 weights on the CPU and no separate norm.
+    pub(super) fn is_prepackable(&self) -> bool {
         self.norm.is_none() && self.weight.device().is_cpu() && self.weight.dtype() == DType::F32
     }
 
-    /// Whether the packed path goes through Winograd's transforms.
+    /// Whether the prepacked convolution uses Winograd's transforms.
     pub(super) fn is_winograd(&self, precision: Precision) -> Result<bool> {
         PrepackedConv2d::is_winograd(&self.weight, self.stride, precision)
     }
 
-    /// For the packed path, with its own ReLU or, where a residual is added first, the caller's choice.
-    pub(super) fn pack(&self, relu: Option<bool>, precision: Precision) -> Result<PrepackedConv2d> {
+    /// The same convolution with prepacked weights. `relu` overrides the block's own, for a block that adds a residual
+    /// first.
+    pub(super) fn prepack(&self, relu: Option<bool>, precision: Precision) -> Result<PrepackedConv2d> {
         let relu = relu.unwrap_or(self.relu);
         PrepackedConv2d::new(&self.weight, self.bias.as_ref(), self.stride, self.padding, relu, precision)
     }
 
-    /// The outputs of two convolutions over the same input, one after the other, without ReLU.
-    pub(super) fn pack_both(&self, other: &Self, precision: Precision) -> Result<PrepackedConv2d> {
+    /// Both convolutions over the same input as one, outputs one after the other, without ReLU.
+    pub(super) fn prepack_both(&self, other: &Self, precision: Precision) -> Result<PrepackedConv2d> {
         let bias = match (&self.bias, &other.bias) {
             (Some(a), Some(b)) => Some(Tensor::cat(&[a, b], 0)?),
             _ => None,
@@ -110,7 +111,7 @@ impl ConvBlock {
     /// `x`: `[batch, inputs, height, width]`; the result's sides are `ceil(side / stride)`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let y = conv2d(x, &self.weight, self.bias.as_ref(), self.stride, self.padding)?;
         match &self.norm {
@@ -121,7 +122,7 @@ impl ConvBlock {
     }
 }
 
-/// A batch norm that follows the moments of its batches.
+/// A batch norm with running moments.
 #[derive(Debug, Clone)]
 struct BatchNorm {
     weight: Tensor,
@@ -131,7 +132,7 @@ struct BatchNorm {
     eps: f64,
 }
 
-/// Share of a new batch in the running moments, torch's default.
+/// Share of a new batch in the running moments; torch's default.
 const MOMENTUM: f64 = 0.1;
 
 impl BatchNorm {
@@ -140,7 +141,7 @@ impl BatchNorm {
         Ok(Self {
             weight: get("weight", 1.0)?,
             bias: get("bias", 0.0)?,
-            // On a variable map these are the map's own variables, so that it saves what is learnt here.
+            // On a variable map these are the map's own variables, so saving the map saves what is learnt here.
             running_mean: Var::from_tensor(&get("running_mean", 0.0)?)?,
             running_variance: Var::from_tensor(&get("running_var", 1.0)?)?,
             eps,
@@ -177,14 +178,14 @@ impl ConvShape {
 /// Uniform within ±1/√inputs, as torch initialises `nn.Linear`; the bias starts at 0.
 ///
 /// # Errors
-/// When a weight is missing or misshapen.
+/// Returns an error if a weight is missing or misshapen.
 pub fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
     let bound = 1.0 / (inputs as f64).sqrt();
     let weight = vb.get_with_hints((outputs, inputs), "weight", Init::Uniform { lo: -bound, up: bound })?;
     Ok(Linear::new(weight, Some(vb.get_with_hints(outputs, "bias", Init::Const(0.0))?)))
 }
 
-/// A linear layer by the core's kernel.
+/// Applies a linear layer with core's kernel.
 pub(super) fn apply(layer: &Linear, x: &Tensor) -> Result<Tensor> {
     match layer.bias() {
         Some(bias) => lxmert_core::ops::linear(x, layer.weight(), bias),

@@ -1,4 +1,4 @@
-//! Faster R-CNN on a ResNet, with a feature pyramid or on a single level, split by the field's own stages:
+//! Faster R-CNN on a ResNet, with a feature pyramid or on a single level, split into the field's usual stages:
 //!
 //! | stage | file | from → to |
 //! | --- | --- | --- |
@@ -11,11 +11,11 @@
 //! | postprocess | [`detect`] | all of it → labelled boxes |
 //! | selection | [`selection`] | all of it → the regions that stand for an image |
 //!
-//! On the CPU, inference takes body, pyramid, proposal head and region features through [`inference`], the same network over
-//! packed weights.
+//! On the CPU, inference uses [`inference`] for backbone, pyramid, proposal head and region features: the same network
+//! with prepacked weights.
 //!
-//! [`DetectorConfig`] says what a detector is; [`visual_genome`] has those of bottom-up attention. [`Network`] holds the
-//! weights of the learnt stages and is what training uses; [`Detector`] runs everything on one image.
+//! [`DetectorConfig`] describes a detector; [`visual_genome`] has those of bottom-up attention. [`Network`] holds the
+//! weights of the trained stages and is used for training; [`Detector`] runs everything on one image.
 
 pub mod anchors;
 pub mod box_coder;
@@ -50,12 +50,12 @@ use resnet::ResNet;
 use roi_heads::RoiHeads;
 use rpn::RpnHead;
 
-/// The learnt stages, in torchvision's key names.
+/// The trained stages, with torchvision's key names.
 #[derive(Debug, Clone)]
 pub struct Network {
     /// `backbone.body`
     pub body: ResNet,
-    /// `backbone.fpn`, where there is one.
+    /// `backbone.fpn`, if there is one.
     pub fpn: Option<FeaturePyramid>,
     /// `rpn`
     pub rpn: RpnHead,
@@ -66,11 +66,11 @@ pub struct Network {
 }
 
 impl Network {
-    /// Takes the weights from `vb`, under the names that `config` says (or, on a variable map, makes them): batch norms folded
-    /// for inference, or kept for training. `config` must be valid.
+    /// Takes the weights from `vb` under the names that `config` specifies (or creates them on a variable map). Batch
+    /// norms are folded for inference or kept for training. `config` must be valid.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &DetectorConfig, mode: NormMode, vb: VarBuilder) -> Result<Self> {
         let vb = match config.key_names {
             KeyNames::Torchvision => vb,
@@ -87,11 +87,11 @@ impl Network {
         })
     }
 
-    /// Body and pyramid. `images`: `[batch, 3, height, width]`, normalised and padded. Gives the levels,
-    /// finest first, the pooled one last; without a pyramid the body's last map alone.
+    /// Runs backbone and pyramid. `images`: `[batch, 3, height, width]`, normalised and padded. Returns the levels,
+    /// finest first and the pooled one last; without a pyramid, only the backbone's last map.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn levels(&self, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
         let mut stages = self.body.forward_t(images, train)?;
         match &self.fpn {

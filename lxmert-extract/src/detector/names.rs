@@ -1,13 +1,13 @@
-//! detectron2's key names for torchvision's, in which the network is written.
+//! Translates torchvision's key names, which the network uses, to detectron2's.
 
-/// The name that detectron2 gives what torchvision calls `name`.
+/// detectron2's name for what torchvision calls `name`.
 pub(super) fn detectron2(name: &str) -> String {
     let Some((module, parameter)) = name.rsplit_once('.') else { return name.to_string() };
     if let Some(body) = module.strip_prefix("backbone.body.") {
         return match (body, body.strip_prefix("layer").and_then(|rest| rest.split_once('.'))) {
             ("conv1", _) => format!("backbone.stem.conv1.{parameter}"),
             ("bn1", _) => format!("backbone.stem.conv1.norm.{parameter}"),
-            // torchvision counts stages from 1, detectron2 from the stem.
+            // torchvision counts stages from 1, detectron2 includes the stem.
             (_, Some((stage, block))) => match stage.parse::<usize>() {
                 Ok(stage) => format!("backbone.res{}.{}.{parameter}", stage + 1, in_block(block)),
                 Err(_) => name.to_string(),
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_layer_has_detectron2_s_name() {
+    fn every_kind_of_layer_gets_detectron2s_name() {
         for (torchvision, expected) in [
             ("backbone.body.conv1.weight", "backbone.stem.conv1.weight"),
             ("backbone.body.bn1.running_var", "backbone.stem.conv1.norm.running_var"),

@@ -1,30 +1,30 @@
-//! Non-maximum suppression: of boxes that overlap much, the best scored stays.
+//! Non-maximum suppression: of boxes that overlap much, keeps the best scored.
 
 use super::config::BoxConvention;
 use lxmert_core::boxes::BoxXyxy;
 
-/// torchvision's CPU rule: at most this many coordinates go through shifted boxes.
+/// torchvision's CPU rule: up to this many coordinates it compares shifted boxes.
 const SHIFTED_COORDINATES: usize = 4000;
 
 /// When a better box suppresses another.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Suppression {
-    /// Intersection over union.
+    /// Threshold of the intersection over union.
     pub threshold: f64,
     /// How areas are measured, and whether an IoU equal to the threshold suppresses.
     pub convention: BoxConvention,
 }
 
 impl From<f64> for Suppression {
-    /// At an IoU above `threshold`, as in torchvision.
+    /// Suppress above `threshold`, as in torchvision.
     fn from(threshold: f64) -> Self {
         Self { threshold, convention: BoxConvention::Continuous }
     }
 }
 
 impl Suppression {
-    /// Whether `a` and `b` overlap too much to stay both: the IoU in f32 as torchvision's and Caffe's kernels round it,
-    /// compared as f64.
+    /// Whether `a` and `b` overlap too much to keep both. The IoU is in f32 with the rounding of torchvision's and
+    /// Caffe's kernels, compared in f64.
     pub fn applies(&self, a: &BoxXyxy, b: &BoxXyxy) -> bool {
         self.applies_with_areas((a, self.area(a)), (b, self.area(b)))
     }
@@ -44,14 +44,13 @@ impl Suppression {
     }
 }
 
-/// Suppression within each group (class or level), as torchvision's `batched_nms` on the CPU.
+/// Suppression within each group (class or level), as torchvision's `batched_nms` on the CPU. Returns the indices of at
+/// most `limit` kept boxes, best score first; equal scores keep their order. A box is dropped if a better kept box of
+/// its group suppresses it by `rule` (a plain number is the IoU above which to suppress).
 ///
-/// Gives the indices of at most `limit` boxes that stay, best score first; equal scores keep their
-/// order. A box goes when a better one of its group that stays suppresses it by `rule` (a number is an IoU above which).
-///
-/// Few boxes (up to 1000) are compared after shifting each group by a multiple of the largest
-/// coordinate. That is torchvision's way to do all groups at once; here it changes nothing but the
-/// rounding of the coordinates, which is followed so that near ties end the same.
+/// Up to 1000 boxes are compared after shifting each group by a multiple of the largest coordinate. That is how
+/// torchvision handles all groups at once; here it only reproduces the rounding of the coordinates, so that near ties
+/// end the same way.
 pub fn batched_nms(
     boxes: &[BoxXyxy],
     scores: &[f32],
@@ -115,9 +114,9 @@ mod tests {
     }
 
     proptest! {
-        /// Kept boxes overlap little; every other box overlaps much with a better kept one.
+        /// Kept boxes overlap little; every dropped box overlaps much with a better kept one.
         #[test]
-        fn kept_and_dropped_boxes_are_as_defined(
+        fn kept_and_dropped_boxes_follow_the_definition(
             raw in prop::collection::vec((0f32..80.0, 0f32..80.0, 1f32..40.0, 1f32..40.0, 0f32..1.0, 0u32..3), 0..60)
         ) {
             let boxes: Vec<BoxXyxy> = raw.iter().map(|r| [r.0, r.1, r.0 + r.2, r.1 + r.3]).collect();

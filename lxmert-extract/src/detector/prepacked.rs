@@ -6,19 +6,19 @@ use lxmert_core::ops::{FeatureMap, PrepackedConv2d, PrepackedLinear, Residual};
 /// The feature pyramid.
 #[derive(Debug)]
 pub(super) struct PrepackedPyramid {
-    /// With the stage (1 and up) that each lateral convolution reads.
+    /// The lateral convolutions, each with the stage (1 and up) that it reads.
     pub laterals: Vec<(usize, PrepackedConv2d)>,
     pub outputs: Vec<PrepackedConv2d>,
     pub pool_level: bool,
 }
 
 impl PrepackedPyramid {
-    /// The levels, finest first, of the body's `stages`.
+    /// The levels, finest first, from the backbone's `stages`.
     pub fn levels(&self, stages: &[FeatureMap]) -> Result<Vec<FeatureMap>> {
         let mut levels = Vec::with_capacity(self.laterals.len() + 1);
         let mut above: Option<FeatureMap> = None;
         for ((stage, lateral), output) in self.laterals.iter().zip(&self.outputs).rev() {
-            let Some(stage) = stages.get(stage - 1) else { candle_core::bail!("the body has no stage {stage}") };
+            let Some(stage) = stages.get(stage - 1) else { candle_core::bail!("the backbone has no stage {stage}") };
             let residual = above.as_ref().map_or(Residual::None, Residual::Upsampled);
             let merged = lateral.forward(stage, residual)?;
             levels.push(output.forward(&merged, Residual::None)?);
@@ -33,11 +33,11 @@ impl PrepackedPyramid {
     }
 }
 
-/// What makes the feature of a pooled region.
+/// Computes the feature of a pooled region.
 #[derive(Debug)]
 pub(super) enum PrepackedHead {
     TwoLinear(Box<[PrepackedLinear; 2]>),
-    /// On a region's cells sorted by the dilation, see [`lxmert_core::ops::RoiPool`].
+    /// Runs on a region's cells sorted by the dilation; see [`lxmert_core::ops::RoiPool`].
     Res5 {
         stage: PrepackedStage,
         dilation: usize,
@@ -58,7 +58,7 @@ impl PrepackedStage {
     }
 }
 
-/// A residual block; its last convolution adds the input or the projection of it, then applies the ReLU.
+/// A residual block. Its last convolution adds the input or its projection, then applies the ReLU.
 #[derive(Debug)]
 pub(super) struct PrepackedBlock {
     pub convolutions: Vec<PrepackedConv2d>,

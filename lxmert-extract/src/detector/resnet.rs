@@ -1,4 +1,4 @@
-//! The body: a residual network (He et al. 2016). Its stages are also what a "C4" detector runs on each region, see
+//! The backbone: a residual network (He et al. 2016). A "C4" detector also runs its last stage on each region; see
 //! [`roi_heads`](super::roi_heads). Key names are torchvision's.
 
 use super::config::{Block, ResNetConfig};
@@ -25,11 +25,11 @@ pub struct Stage(Vec<ResidualBlock>);
 pub struct StageShape {
     /// Number of blocks.
     pub blocks: usize,
-    /// Channels that enter.
+    /// Input channels.
     pub inputs: usize,
     /// Channels of the inner convolutions (ignored by [`Block::Basic`]).
     pub bottleneck_width: usize,
-    /// Channels that leave.
+    /// Output channels.
     pub outputs: usize,
     /// Stride of the first block.
     pub stride: usize,
@@ -43,10 +43,10 @@ struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    /// `shape.inputs` and `shape.stride` are the block's own.
+    /// `shape.inputs` and `shape.stride` are those of this block.
     fn new(config: &ResNetConfig, shape: StageShape, mode: NormMode, vb: VarBuilder) -> Result<Self> {
         let StageShape { inputs, bottleneck_width: inner, outputs, stride, .. } = shape;
-        // (channels out, kernel, stride) of each convolution in turn
+        // (output channels, kernel, stride) of each convolution in turn
         let plan = match config.block {
             Block::Bottleneck if config.stride_in_1x1 => vec![(inner, 1, stride), (inner, 3, 1), (outputs, 1, 1)],
             Block::Bottleneck => vec![(inner, 1, 1), (inner, 3, stride), (outputs, 1, 1)],
@@ -87,10 +87,10 @@ impl ResidualBlock {
 }
 
 impl Stage {
-    /// Blocks `0`, `1`, … under `vb`, of the kind that `config` says.
+    /// Blocks `0`, `1`, … under `vb`, of the kind in `config`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &ResNetConfig, shape: StageShape, mode: NormMode, vb: VarBuilder) -> Result<Self> {
         let block = |index| {
             let first = index == 0;
@@ -104,27 +104,27 @@ impl Stage {
         Ok(Self((0..shape.blocks).map(block).collect::<Result<_>>()?))
     }
 
-    /// `x`: `[batch, inputs, height, width]`. Gives `[batch, outputs, height / stride, width / stride]`.
+    /// `x`: `[batch, inputs, height, width]`. Returns `[batch, outputs, height / stride, width / stride]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         self.0.iter().try_fold(x.clone(), |x, block| block.forward_t(&x, train))
     }
 
-    /// For the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<PrepackedStage> {
+    /// The same with prepacked weights.
+    pub(super) fn prepack(&self, precision: Precision) -> Result<PrepackedStage> {
         let block = |block: &ResidualBlock| {
             let count = block.convolutions.len();
-            let pack = |(i, conv): (usize, &ConvBlock)| {
-                // Winograd's transforms multiply the rounding to bf16, and the errors of the blocks add up.
+            let prepack = |(i, conv): (usize, &ConvBlock)| {
+                // Winograd's transforms magnify the rounding to bf16, and the errors of the blocks add up.
                 let precision = if conv.is_winograd(precision)? { Precision::F32 } else { precision };
-                // The block's last ReLU comes after the addition, which the last convolution does.
-                conv.pack((i + 1 == count).then_some(true), precision)
+                // The block's last ReLU follows the addition, which happens in the last convolution.
+                conv.prepack((i + 1 == count).then_some(true), precision)
             };
             Ok(PrepackedBlock {
-                convolutions: block.convolutions.iter().enumerate().map(pack).collect::<Result<_>>()?,
-                projection: block.projection.as_ref().map(|p| p.pack(None, precision)).transpose()?,
+                convolutions: block.convolutions.iter().enumerate().map(prepack).collect::<Result<_>>()?,
+                projection: block.projection.as_ref().map(|p| p.prepack(None, precision)).transpose()?,
             })
         };
         Ok(PrepackedStage(self.0.iter().map(block).collect::<Result<_>>()?))
@@ -132,21 +132,21 @@ impl Stage {
 }
 
 impl ResNet {
-    /// Whether [`pack`](Self::pack) applies.
-    pub(super) fn is_packable(&self) -> bool {
-        self.stem.is_packable()
+    /// Whether [`prepack`](Self::prepack) applies.
+    pub(super) fn is_prepackable(&self) -> bool {
+        self.stem.is_prepackable()
     }
 
-    /// Stem, whether its pooling is in ceil mode, and stages, for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, bool, Vec<PrepackedStage>)> {
-        let stages = self.stages.iter().map(|stage| stage.pack(precision)).collect::<Result<_>>()?;
-        Ok((self.stem.pack(None, precision)?, self.ceil_mode, stages))
+    /// The stem, whether its pooling is in ceil mode, and the stages, with prepacked weights.
+    pub(super) fn prepack(&self, precision: Precision) -> Result<(PrepackedConv2d, bool, Vec<PrepackedStage>)> {
+        let stages = self.stages.iter().map(|stage| stage.prepack(precision)).collect::<Result<_>>()?;
+        Ok((self.stem.prepack(None, precision)?, self.ceil_mode, stages))
     }
 
     /// Weights `conv1`, `bn1`, `layer1.0.conv1` … under `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &ResNetConfig, mode: NormMode, vb: VarBuilder) -> Result<Self> {
         let shape = ConvShape { inputs: 3, outputs: config.stem_width, kernel: 7, stride: 2 };
         let stem = ConvBlock::with_norm(shape, true, config.batch_norm_eps, mode, vb.pp("conv1"), vb.pp("bn1"))?;
@@ -162,11 +162,11 @@ impl ResNet {
         Ok(Self { stem, ceil_mode: config.ceil_mode, stages })
     }
 
-    /// `images`: `[batch, 3, height, width]`, normalised. Gives every stage's output, finest first:
-    /// `[batch, stage_widths[i], height / (4·2^i), width / (4·2^i)]`.
+    /// `images`: `[batch, 3, height, width]`, normalised. Returns every stage's output, finest first: `[batch,
+    /// stage_widths[i], height / (4·2^i), width / (4·2^i)]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
         let mut x = self.pool(&self.stem_t(images, train)?)?;
         let mut outputs = Vec::with_capacity(self.stages.len());
@@ -177,22 +177,22 @@ impl ResNet {
         Ok(outputs)
     }
 
-    /// The 7×7 convolution with stride 2 alone.
+    /// Only the 7×7 convolution with stride 2.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn stem_t(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         self.stem.forward_t(images, train)
     }
 
-    /// The max pooling of 3×3 with stride 2 after the stem.
+    /// The 3×3 max pooling with stride 2 after the stem.
     ///
     /// # Errors
-    /// When `x` is no batch of maps.
+    /// Returns an error if `x` is not a batch of maps.
     pub fn pool(&self, x: &Tensor) -> Result<Tensor> {
         if self.ceil_mode {
-            // What a window past the border misses is 0 here, and no value after a ReLU is less. A single row or column
-            // has less than a window.
+            // Outside the border a window sees 0, and no value after a ReLU is smaller. A single row or column is
+            // smaller than a window.
             let border = |side: usize| if side == 1 { 2 } else { 1 };
             let padded = x.pad_with_zeros(2, 0, border(x.dim(2)?))?.pad_with_zeros(3, 0, border(x.dim(3)?))?;
             return max_pool2d(&padded, 3, 2, 0);

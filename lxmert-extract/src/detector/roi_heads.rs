@@ -1,5 +1,5 @@
-//! The heads on proposed regions: pooling from the fitting level, then two linear layers or a residual stage (whose output
-//! is *the* region feature), then class logits, box deltas and attributes.
+//! The heads on proposed regions: pooling from the matching level, then two linear layers or a residual stage (whose
+//! output is *the* region feature), then class logits, box deltas and attributes.
 
 use super::config::{AttributeConfig, BoxHead, DetectorConfig, PoolerType, RoiHeadsConfig};
 use super::layers::{NormMode, apply, linear};
@@ -13,7 +13,7 @@ use lxmert_core::ops::{
     roi_pool,
 };
 
-/// Pools boxes from the level that fits their size (Lin et al. 2017, eq. 1), or from the only one.
+/// Pools boxes from the level that matches their size (Lin et al. 2017, eq. 1), or from the only one.
 #[derive(Debug, Clone)]
 pub struct RoiPooler {
     config: RoiHeadsConfig,
@@ -22,21 +22,21 @@ pub struct RoiPooler {
 }
 
 impl RoiPooler {
-    /// As `config` says.
+    /// The pooler that `config` describes.
     pub fn new(config: &DetectorConfig) -> Self {
-        // The stem and each stage but the first halve the size; the stem's pooling does as well.
+        // The stem and each stage but the first halve the size, and so does the stem's pooling.
         let stride = || (4 << (config.backbone.blocks.len() - 1)) as f32;
         Self { config: config.roi_heads.clone(), scale: config.fpn.is_none().then(|| stride().recip()) }
     }
 
-    /// `levels`: those to pool from, finest first, each `[batch, channels, rows, columns]`; `boxes`: for each image of the
-    /// batch, in pixels of the resized image. Gives `[boxes of all images, channels, pool_size, pool_size]`, on the levels'
-    /// device. [`PoolerType::RoiPool`] works on the CPU and lets no gradient flow.
+    /// `levels`: those to pool from, finest first, each `[batch, channels, rows, columns]`; `boxes`: for each image of
+    /// the batch, in pixels of the resized image. Returns `[boxes of all images, channels, pool_size, pool_size]` on
+    /// the levels' device. [`PoolerType::RoiPool`] runs on the CPU and has no gradient.
     ///
     /// A pyramid level's scale is 2^round(log2(rows / padded height)), which is 1 / stride.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, levels: &[Tensor], boxes: &[Vec<BoxXyxy>], padded_size: (usize, usize)) -> Result<Tensor> {
         let (channels, size) = (levels[0].dim(1)?, self.config.pool_size);
         let assigned = self.assign(levels, boxes, padded_size)?;
@@ -45,10 +45,10 @@ impl RoiPooler {
             return Tensor::zeros((0, channels, size, size), levels[0].dtype(), levels[0].device());
         }
         if self.config.pooler_type == PoolerType::RoiPool {
-            return self.packed(levels, &assigned, 0..total, 1, &BufferPool::new())?.into_tensor();
+            return self.pool_map(levels, &assigned, 0..total, 1, &BufferPool::new())?.into_tensor();
         }
         let mut pooled = Vec::new();
-        let mut place = vec![0u32; total]; // where each box's result lies in `pooled`
+        let mut place = vec![0u32; total]; // the index of each box's result in `pooled`
         let mut done = 0;
         for (index, (level, scale)) in levels.iter().zip(&assigned.scales).enumerate() {
             let mut rois = Vec::new();
@@ -70,9 +70,9 @@ impl RoiPooler {
         pooled.index_select(&Tensor::from_vec(place, total, pooled.device())?, 0)
     }
 
-    /// The same for some of the regions, for inference on the CPU, channels last; [`RoiPool`] sorts a region's cells by
+    /// The same for some of the regions, for inference on the CPU, channels-last; [`RoiPool`] sorts a region's cells by
     /// `dilation`.
-    pub(super) fn packed(
+    pub(super) fn pool_map(
         &self,
         levels: &[Tensor],
         assigned: &Assigned,
@@ -114,7 +114,7 @@ impl RoiPooler {
         let config = &self.config;
         let level_of = |b: &BoxXyxy| {
             let level = (config.canonical_level + (area(b).sqrt() / config.canonical_box_size).log2() + 1e-6).floor();
-            // A box without area has level -∞, which the clamp makes the finest.
+            // A box with no area has level -∞, which the clamp turns into the finest.
             ((level - finest).max(0.0) as usize).min(levels.len() - 1)
         };
         let region = |(image, b): (usize, &BoxXyxy)| LevelRegion { level: level_of(b), image, xyxy: *b };
@@ -144,7 +144,7 @@ pub struct RoiHeads {
     attributes: Vec<AttributeHead>,
 }
 
-/// What makes the feature of a pooled region.
+/// Computes the feature of a pooled region.
 #[derive(Debug, Clone)]
 enum Head {
     TwoLinear([Linear; 2]),
@@ -182,7 +182,7 @@ impl AttributeHead {
         match self {
             Self::Linear(layer) => apply(layer, features),
             Self::ObjectEmbedding { embedding, hidden, scores } => {
-                // Background included: it has an embedding like any class.
+                // Background included; it has an embedding like any class.
                 let classes = embedding.index_select(&class_logits.argmax(1)?, 0)?;
                 apply(scores, &apply(hidden, &Tensor::cat(&[features, &classes], 1)?)?.relu()?)
             }
@@ -190,23 +190,23 @@ impl AttributeHead {
     }
 }
 
-/// What the predictors say about each region.
+/// The predictors' outputs for each region.
 #[derive(Debug, Clone)]
 pub struct RegionPrediction {
     /// `[regions, classes]`.
     pub class_logits: Tensor,
     /// `[regions, 4·classes]`, coordinate fastest.
     pub box_deltas: Tensor,
-    /// Logits of each attribute: `[regions, values]`, one more before them where a head says "no attribute".
+    /// Logits of each attribute: `[regions, values]`, preceded by one for "no attribute" if the head has it.
     pub attribute_logits: Vec<Tensor>,
 }
 
 impl RoiHeads {
-    /// Weights `box_head.fc6` and `box_head.fc7`, or `res5`, then `box_predictor.cls_score`, `box_predictor.bbox_pred` and
-    /// those of the attributes under `vb`.
+    /// Weights `box_head.fc6` and `box_head.fc7`, or `res5`, then `box_predictor.cls_score`, `box_predictor.bbox_pred`
+    /// and those of the attributes, all under `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &DetectorConfig, mode: NormMode, vb: VarBuilder) -> Result<Self> {
         let heads = &config.roi_heads;
         let (channels, size, classes) = (config.level_channels(), heads.representation_size, config.num_classes());
@@ -236,17 +236,17 @@ impl RoiHeads {
         })
     }
 
-    /// `pooled`: `[regions, channels, pool_size, pool_size]`. Gives the region features
-    /// `[regions, representation_size]`, after a ReLU.
+    /// `pooled`: `[regions, channels, pool_size, pool_size]`. Returns the region features `[regions,
+    /// representation_size]`, after a ReLU.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn features(&self, pooled: &Tensor) -> Result<Tensor> {
         match &self.head {
             Head::TwoLinear([fc6, fc7]) => apply(fc7, &apply(fc6, &pooled.flatten_from(1)?)?.relu()?)?.relu(),
             Head::Res5 { stage, dilation: d } => {
-                // A 3×3 convolution of dilation d is a plain one on each of the d² maps of every d-th cell, and the mean does
-                // not ask where a cell lies.
+                // A 3×3 convolution of dilation d is a plain one on each of the d² maps of every d-th cell, and the
+                // mean does not depend on where a cell is.
                 let (regions, channels, size, _) = pooled.dims4()?;
                 let side = size / d;
                 let phases = pooled.reshape(&[regions, channels, side, *d, side, *d][..])?;
@@ -258,8 +258,8 @@ impl RoiHeads {
         }
     }
 
-    /// What makes the feature, for the packed path, whose regions lie channels last.
-    pub(super) fn pack(&self, channels: usize, precision: Precision) -> Result<PrepackedHead> {
+    /// The box head with prepacked weights, for channels-last regions.
+    pub(super) fn prepack(&self, channels: usize, precision: Precision) -> Result<PrepackedHead> {
         match &self.head {
             Head::TwoLinear([fc6, fc7]) => {
                 let (out, inner) = fc6.weight().dims2()?;
@@ -271,7 +271,7 @@ impl RoiHeads {
                 ])))
             }
             Head::Res5 { stage, dilation } => {
-                Ok(PrepackedHead::Res5 { stage: stage.pack(precision)?, dilation: *dilation })
+                Ok(PrepackedHead::Res5 { stage: stage.prepack(precision)?, dilation: *dilation })
             }
         }
     }
@@ -279,7 +279,7 @@ impl RoiHeads {
     /// `features`: `[regions, representation_size]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn predict(&self, features: &Tensor) -> Result<RegionPrediction> {
         let class_logits = apply(&self.class_logits, features)?;
         let attribute_logits =

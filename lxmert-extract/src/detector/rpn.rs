@@ -1,5 +1,5 @@
-//! The region proposal network (Ren et al. 2015): at every anchor, how likely there is an object
-//! and how its box differs from the anchor.
+//! The region proposal network (Ren et al. 2015): at every anchor, how likely there is an object and how its box
+//! differs from the anchor.
 
 use super::anchors::AnchorGrid;
 use super::box_coder::{BoxCoder, clip, is_at_least};
@@ -19,7 +19,7 @@ pub struct RpnHead {
     deltas: ConvBlock,
 }
 
-/// What the head says about one level. `A` anchors a cell.
+/// The head's output for one level, with `A` anchors per cell.
 #[derive(Debug, Clone)]
 pub struct LevelPrediction {
     /// Objectness logits: `[batch, A, rows, columns]`.
@@ -29,11 +29,10 @@ pub struct LevelPrediction {
 }
 
 impl LevelPrediction {
-    /// Logits `[batch, anchors]` and deltas `[batch, anchors, 4]` in the order of [`AnchorGrid`], with
-    /// gradients.
+    /// Logits `[batch, anchors]` and deltas `[batch, anchors, 4]` in the order of [`AnchorGrid`], with gradients.
     ///
     /// # Errors
-    /// When the tensors are not as described.
+    /// Returns an error if the tensors have other shapes.
     pub fn in_anchor_order(&self) -> Result<(Tensor, Tensor)> {
         let (n, a, h, w) = self.logits.dims4()?;
         let logits = self.logits.permute((0, 2, 3, 1))?.reshape((n, h * w * a))?;
@@ -46,7 +45,7 @@ impl RpnHead {
     /// Weights `head.conv.0.0`, `head.cls_logits`, `head.bbox_pred` under `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &RpnConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp("head");
         // The paper's (and torchvision's) initialisation.
@@ -63,16 +62,16 @@ impl RpnHead {
         })
     }
 
-    /// The hidden convolution, logits and deltas as one, and the anchors of a cell, for the packed path.
-    pub(super) fn pack(&self, precision: Precision) -> Result<(PrepackedConv2d, PrepackedConv2d, usize)> {
-        let predictor = self.logits.pack_both(&self.deltas, precision)?;
-        Ok((self.convolution.pack(None, precision)?, predictor, self.logits.outputs()))
+    /// The hidden convolution, logits and deltas as one convolution, and the anchors per cell, with prepacked weights.
+    pub(super) fn prepack(&self, precision: Precision) -> Result<(PrepackedConv2d, PrepackedConv2d, usize)> {
+        let predictor = self.logits.prepack_both(&self.deltas, precision)?;
+        Ok((self.convolution.prepack(None, precision)?, predictor, self.logits.outputs()))
     }
 
     /// `levels`: the pyramid, each `[batch, channels, rows, columns]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward_t(&self, levels: &[Tensor], train: bool) -> Result<Vec<LevelPrediction>> {
         levels
             .iter()
@@ -87,7 +86,7 @@ impl RpnHead {
     }
 }
 
-/// Boxes worth a closer look, best first.
+/// Boxes that may contain objects, best first.
 #[derive(Debug, Clone, Default)]
 pub struct Proposals {
     /// In pixels of the resized image.
@@ -96,13 +95,13 @@ pub struct Proposals {
     pub scores: Vec<f32>,
 }
 
-/// The proposals of image `index` in the batch: the best of each level, clipped to the image, thinned
-/// by suppression within each level, then the best of all (torchvision's `filter_proposals`); by
-/// [`BoxConvention::Inclusive`] small boxes are dropped before the best are ranked, not after (Caffe's `proposal_layer.py`).
-/// Sizes are (height, width); `scale` leads from pixels of the image to those of the resized one. No gradient flows.
+/// The proposals of image `index` in the batch: the best of each level, clipped to the image and thinned by suppression
+/// within each level, then the best of all (torchvision's `filter_proposals`). With [`BoxConvention::Inclusive`] small
+/// boxes are dropped before the best are ranked, not after (Caffe's `proposal_layer.py`). Sizes are (height, width);
+/// `scale` converts pixels of the image to pixels of the resized one. There is no gradient.
 ///
 /// # Errors
-/// When the predictions' shapes do not fit each other.
+/// Returns an error if the predictions' shapes do not match.
 pub fn propose(
     config: &DetectorConfig,
     predictions: &[LevelPrediction],
@@ -132,7 +131,7 @@ pub fn propose(
                 deltas.len()
             );
         }
-        // Logits lie anchor shape by anchor shape, cells within.
+        // Logits are ordered by anchor shape, then by cell.
         let logit = |anchor: usize| logits[anchor % per_cell * cells + anchor / per_cell];
         let proposal = |anchor: usize| {
             let (shape, cell) = (anchor % per_cell, anchor / per_cell);
@@ -159,7 +158,7 @@ pub fn propose(
     Ok(Proposals { boxes: kept.iter().map(|&i| boxes[i]).collect(), scores: kept.iter().map(|&i| scores[i]).collect() })
 }
 
-/// Keeps the `most` indices whose values are largest, largest first; equal ones by index.
+/// Keeps the `most` indices with the largest values, largest first; ties go by index.
 fn keep_best(indices: &mut Vec<usize>, most: usize, value: impl Fn(usize) -> f32) {
     let order = |a: &usize, b: &usize| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
     if most < indices.len() {
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_at_a_cell_becomes_that_cell_s_anchor() -> Result<()> {
+    fn a_peak_at_a_cell_becomes_that_cells_anchor() -> Result<()> {
         let rpn = RpnConfig {
             anchor_sizes: vec![vec![8.0]],
             aspect_ratios: vec![1.0, 2.0],
@@ -212,8 +211,8 @@ mod tests {
         assert_eq!(proposals.boxes, [[5.0, 10.0, 11.0, 22.0]]);
         assert!((proposals.scores[0] - 0.993_307).abs() < 1e-5);
 
-        // At least 4.5 pixels of an image that is enlarged twice: the best box, 8 pixels wide, is too narrow and leaves its
-        // place to the next; those at the border are cut too small.
+        // At least 4.5 pixels of an image that is enlarged twice: the best box, 8 pixels wide, is too narrow and the
+        // next takes its place; those at the border are clipped too small.
         let mut inclusive = DetectorConfig { box_convention: BoxConvention::Inclusive, ..config };
         inclusive.rpn.min_box_size = 4.5;
         inclusive.rpn.pre_nms_top_n = 1;

@@ -1,6 +1,5 @@
-//! The regions that stand for an image by the rules of bottom-up attention's ports: Hugging Face's and Caffe's.
-//!
-//! Both keep the feature that was pooled at the proposal's own box.
+//! The regions that represent an image by the rules of bottom-up attention's ports: Hugging Face's and Caffe's. Both
+//! keep the feature that was pooled at the proposal's own box.
 
 use super::config::{DetectorConfig, RegionRule};
 use super::detect::{Analysis, Candidate};
@@ -11,9 +10,9 @@ use rayon::prelude::*;
 /// How many regions an image may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionCount {
-    /// At least so many, as far as the network has boxes to give.
+    /// At least this many, if the network has as many boxes.
     pub min: usize,
-    /// At most so many.
+    /// At most this many.
     pub max: usize,
 }
 
@@ -55,12 +54,12 @@ impl std::str::FromStr for RegionCount {
         };
         match min <= max {
             true => Ok(Self { min, max }),
-            false => Err(format!("'{text}': the smaller number comes first")),
+            false => Err(format!("'{text}': the smaller number must come first")),
         }
     }
 }
 
-/// A proposal that stands for a part of the image, and how it is described.
+/// A proposal that represents part of the image, and its description.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ChosenProposal {
     /// Its index among the proposals.
@@ -69,8 +68,8 @@ pub struct ChosenProposal {
     pub candidate: Candidate,
 }
 
-/// The proposals that stand for an image by the configuration's rule; `None` by [`RegionRule::Detections`], which pools
-/// anew at the detections' boxes.
+/// The proposals that represent an image by the configuration's rule; `None` for [`RegionRule::Detections`], which
+/// pools again at the detections' boxes.
 pub fn select_proposals(
     config: &DetectorConfig,
     analysis: &Analysis,
@@ -99,9 +98,9 @@ pub fn best_guesses(analysis: &Analysis) -> Vec<Candidate> {
         .collect()
 }
 
-/// Hugging Face's rule (`modeling_frcnn.py`, `do_nms`): of the best guesses those that suppression leaves, by the first of
-/// the rules after which there are enough, best first. Where none leaves enough, the last one's are fewer, as in
-/// detectron2's port: the original then fails on a first image, and gives a later one the regions of the image before it.
+/// Hugging Face's rule (`modeling_frcnn.py`, `do_nms`): the best guesses that survive suppression by the first of the
+/// rules that leaves enough, best first. If none leaves enough, the last one's fewer are returned, as in detectron2's
+/// port. (The original fails on the first image then, and for later ones returns the regions of the image before.)
 fn class_agnostic(
     analysis: &Analysis,
     rules: impl Iterator<Item = Suppression>,
@@ -120,12 +119,13 @@ fn class_agnostic(
     kept.into_iter().map(|proposal| ChosenProposal { proposal, candidate: guesses[proposal] }).collect()
 }
 
-/// Caffe's rule (`generate_tsv.py`): the proposals that count at least `least`, in their own order; where these are fewer
-/// than wanted or more, the best ones, best first. Boxes are the proposals', labels and scores those of the best class.
+/// Caffe's rule (`generate_tsv.py`): the proposals with a confidence of at least `least`, in their own order; if these
+/// are too few or too many, the best ones, best first. Boxes are the proposals', labels and scores those of the best
+/// class.
 fn class_aware(analysis: &Analysis, rule: Suppression, least: f32, count: RegionCount) -> Vec<ChosenProposal> {
     let classes = analysis.num_classes();
     let boxes = &analysis.proposals.boxes;
-    // Overlaps are measured in pixels of the image itself, where one pixel is more.
+    // Measure overlaps in pixels of the original image, where one pixel is larger.
     let in_image: Vec<BoxXyxy> = boxes.iter().map(|b| analysis.input.to_image(b)).collect();
     let confidence = class_aware_confidence(&in_image, classes, rule, |index| analysis.probabilities(index));
     let chosen = keep_confident(&confidence, least, count);
@@ -136,7 +136,7 @@ fn class_aware(analysis: &Analysis, rule: Suppression, least: f32, count: Region
     chosen.into_iter().map(|proposal| ChosenProposal { proposal, candidate: candidate(proposal) }).collect()
 }
 
-/// For each box its highest probability among the classes in which it survives suppression over all boxes. Class 0 is
+/// For each box, its highest probability among the classes in which it survives suppression over all boxes. Class 0 is
 /// background and does not count; `probabilities` gives a box's row.
 pub fn class_aware_confidence<'a>(
     boxes: &[BoxXyxy],
@@ -144,7 +144,7 @@ pub fn class_aware_confidence<'a>(
     rule: Suppression,
     probabilities: impl Fn(usize) -> &'a [f32] + Sync,
 ) -> Vec<f32> {
-    // Which boxes suppress each other, whatever the class.
+    // Which boxes suppress each other, whatever their class.
     let rivals: Vec<Vec<usize>> =
         boxes.iter().map(|a| (0..boxes.len()).filter(|&b| rule.applies(a, &boxes[b])).collect()).collect();
     let survivors_of = |class: usize| {
@@ -170,7 +170,7 @@ pub fn class_aware_confidence<'a>(
     (1..classes).into_par_iter().map(survivors_of).fold(zeros, larger).reduce(zeros, merged)
 }
 
-/// The indices of at least `least` confidence, in order; where these are fewer than wanted or more, the best, best first.
+/// The indices with a confidence of at least `least`, in order; if these are too few or too many, the best, best first.
 pub fn keep_confident(confidence: &[f32], least: f32, count: RegionCount) -> Vec<usize> {
     let confident: Vec<usize> = (0..confidence.len()).filter(|&index| confidence[index] >= least).collect();
     let wanted = confident.len().clamp(count.min, count.max);
@@ -199,23 +199,23 @@ mod tests {
     }
 
     #[test]
-    fn a_box_counts_by_the_best_class_in_which_it_survives() {
-        // The first two overlap by half; the third lies apart. Class 0 is background.
+    fn a_boxs_confidence_is_its_best_surviving_class() {
+        // The first two overlap by half; the third is separate. Class 0 is background.
         let boxes = [[0., 0., 9., 9.], [0., 0., 9., 4.], [20., 0., 29., 9.]];
         let rows: [&[f32]; 3] = [&[0.0, 0.6, 0.1], &[0.0, 0.5, 0.2], &[0.9, 0.05, 0.05]];
         let rule = Suppression { threshold: 0.5, convention: BoxConvention::Inclusive };
         // In class 1 the second box is suppressed, in class 2 the first.
         assert_eq!(class_aware_confidence(&boxes, 3, rule, |i| rows[i]), [0.6, 0.2, 0.05]);
-        // An IoU equal to the threshold suppresses in Caffe alone.
+        // An IoU equal to the threshold suppresses only in Caffe.
         let rule = Suppression { threshold: 0.5, convention: BoxConvention::Continuous };
         let boxes = [[0., 0., 10., 10.], [0., 0., 10., 5.], [20., 0., 29., 9.]];
         assert_eq!(class_aware_confidence(&boxes, 3, rule, |i| rows[i]), [0.6, 0.5, 0.05]);
     }
 
-    /// A shift by class number, as torchvision once told classes apart, leaves an eighth of a pixel of a box's place at class
-    /// 1600.
+    /// A shift by class number, as torchvision once used to separate classes, leaves only an eighth of a pixel of
+    /// precision at class 1600.
     #[test]
-    fn the_last_class_is_suppressed_as_the_first() {
+    fn the_last_class_is_suppressed_like_the_first() {
         let boxes = [[0.0, 0.0, 99.0, 99.0], [53.84, 0.0, 152.84, 99.0], [53.86, 0.0, 152.86, 99.0]];
         let rule = Suppression { threshold: 0.3, convention: BoxConvention::Inclusive };
         for class in [1, 1600] {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn within_the_wanted_numbers_the_order_is_the_proposals_own() {
+    fn enough_confident_proposals_keep_their_own_order() {
         let confidence = [0.3, 0.1, 0.9, 0.2];
         assert_eq!(keep_confident(&confidence, 0.2, RegionCount { min: 1, max: 4 }), [0, 2, 3]);
         assert_eq!(keep_confident(&confidence, 0.2, RegionCount { min: 1, max: 2 }), [2, 0]);

@@ -1,7 +1,7 @@
-//! From an image to the network's input: channels in the network's order, normalised, resized, padded.
+//! Converts an image to the network's input: channels in the network's order, normalised, resized, padded.
 //!
-//! The three families differ in how the size is rounded, in the step between samples, and in whether the mean is
-//! subtracted before the resize or after it, see [`Resize`].
+//! The three families differ in how the size is rounded, in the sampling step, and in whether the mean is subtracted
+//! before or after the resize; see [`Resize`].
 
 use super::config::{ChannelOrder, Resize, TransformConfig};
 use crate::images::DecodedImage;
@@ -10,33 +10,33 @@ use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::{Error, Result};
 use rayon::prelude::*;
 
-/// The network's input, and the sizes (height, width) that lead back to the image.
+/// The network's input, and the sizes (height, width) needed to map boxes back to the image.
 #[derive(Debug, Clone)]
 pub struct NetworkInput {
     /// `[1, 3, padded height, padded width]`, f32: a view of channels-last memory.
     pub tensor: Tensor,
-    /// Size of the image itself.
+    /// Size of the original image.
     pub image_size: (usize, usize),
-    /// Size after the resize: what boxes are clipped to.
+    /// Size after the resize; boxes are clipped to it.
     pub resized_size: (usize, usize),
     /// Size after the padding.
     pub padded_size: (usize, usize),
-    /// Size of the whole image in pixels of the resized one: the resized size, or by [`Resize::Caffe`] the image's size times
-    /// the scale, which is no whole number.
+    /// Size of the whole image in pixels of the resized one: the resized size, or with [`Resize::Caffe`] the image's
+    /// size times the scale, which need not be a whole number.
     pub frame: (f32, f32),
-    /// Pixels of the resized image for one of the image, before rounding.
+    /// Pixels of the resized image per pixel of the original, before rounding.
     pub scale: f32,
 }
 
 impl NetworkInput {
-    /// A box in pixels of the resized image, in pixels of the image itself.
+    /// Converts a box from pixels of the resized image to pixels of the original.
     pub fn to_image(&self, b: &BoxXyxy) -> BoxXyxy {
         let y = self.image_size.0 as f32 / self.frame.0;
         let x = self.image_size.1 as f32 / self.frame.1;
         [b[0] * x, b[1] * y, b[2] * x, b[3] * y]
     }
 
-    /// A box in pixels of the image itself, in pixels of the resized image.
+    /// Converts a box from pixels of the original image to pixels of the resized one.
     pub fn to_resized(&self, b: &BoxXyxy) -> BoxXyxy {
         let y = self.frame.0 / self.image_size.0 as f32;
         let x = self.frame.1 / self.image_size.1 as f32;
@@ -44,7 +44,7 @@ impl NetworkInput {
     }
 }
 
-/// Size (height, width) that an image of `size` is resized to, and the scale that it follows from.
+/// The size (height, width) after resizing an image of `size`, and the scale behind it.
 pub fn resized_size(config: &TransformConfig, size: (usize, usize)) -> ((usize, usize), f64) {
     let (short, long) = (size.0.min(size.1) as f64, size.0.max(size.1) as f64);
     let (min_size, max_size) = (config.min_size as f64, config.max_size as f64);
@@ -57,7 +57,7 @@ pub fn resized_size(config: &TransformConfig, size: (usize, usize)) -> ((usize, 
     let side = |n: usize| {
         let side = match config.resize {
             Resize::Torchvision => (n as f64 * scale).floor(),
-            // Two steps, as in the original: the short side becomes `min_size`; where the long side then exceeds
+            // Two steps, as in the original: the short side becomes `min_size`; if the long side then exceeds
             // `max_size`, both shrink.
             Resize::Detectron2 => {
                 let enlarged = if n == size.0.min(size.1) { min_size } else { min_size / short * n as f64 };
@@ -72,10 +72,10 @@ pub fn resized_size(config: &TransformConfig, size: (usize, usize)) -> ((usize, 
     ((side(size.0), side(size.1)), scale)
 }
 
-/// The network's input for `image`: each byte is scaled to 0..1 and normalised, then resampled straight into its place.
+/// The network's input for `image`: scales each byte to 0..1, normalises it, and resamples directly into the result.
 ///
 /// # Errors
-/// When the image has no pixels, or not as many bytes as its size says.
+/// Returns an error if the image has no pixels, or a number of bytes other than its size implies.
 pub fn transform(config: &TransformConfig, image: &DecodedImage, device: &Device) -> Result<NetworkInput> {
     let (width, height) = (image.width as usize, image.height as usize);
     if image.rgb.is_empty() || image.rgb.len() != width * height * 3 {
@@ -85,13 +85,13 @@ pub fn transform(config: &TransformConfig, image: &DecodedImage, device: &Device
     let pad = |n: usize| n.div_ceil(config.size_divisor) * config.size_divisor;
     let (padded_height, padded_width) = (pad(new_height), pad(new_width));
 
-    // The mean is subtracted before the resize or after it; the other step changes nothing.
+    // The mean is subtracted before or after the resize; the other step is the identity.
     let normalisation: [_; 3] = std::array::from_fn(|channel| (config.image_mean[channel], config.image_std[channel]));
     let (before, after) = match config.resize {
         Resize::Detectron2 => ([(0.0, 1.0); 3], normalisation),
         Resize::Torchvision | Resize::Caffe => (normalisation, [(0.0, 1.0); 3]),
     };
-    // What each byte is in the network, by channel.
+    // The network's value for each byte, by channel.
     let values: [[f32; 256]; 3] = std::array::from_fn(|channel| {
         let (mean, std) = before[channel];
         std::array::from_fn(|byte| (byte as f32 / (255.0 / config.pixel_max) - mean) / std)
@@ -134,9 +134,10 @@ pub fn transform(config: &TransformConfig, image: &DecodedImage, device: &Device
     })
 }
 
-/// Bilinear resampling of `from` samples to `to`, `step` apart, as torch's `interpolate` with `align_corners=False` and no
-/// antialias, and OpenCV's `resize`, compute it: for each target the two sources and the weight of the second. Outside, the
-/// border is repeated. Positions are rounded to f32 once (torch's product and difference are one fused operation).
+/// Bilinear resampling from `from` samples to `to`, `step` apart, as computed by torch's `interpolate` with
+/// `align_corners=False` and no antialias, and by OpenCV's `resize`. Gives for each target the two sources and the
+/// weight of the second. The border is repeated outwards. Positions are rounded to f32 once (torch's product and
+/// difference are one fused operation).
 fn taps(from: usize, to: usize, step: f64) -> Vec<(usize, usize, f32)> {
     (0..to)
         .map(|i| {
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_torchvision_s() {
+    fn sizes_equal_torchvisions() {
         let config = TransformConfig::default();
         assert_eq!(resized_size(&config, (300, 451)).0, (800, 1202));
         assert_eq!(resized_size(&config, (400, 600)).0, (800, 1200));
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_the_other_families_are_rounded_their_way() {
+    fn sizes_of_the_other_families_follow_their_rounding() {
         let hugging_face = TransformConfig { resize: Resize::Detectron2, ..TransformConfig::default() };
         assert_eq!(resized_size(&hugging_face, (300, 451)).0, (800, 1203)); // 1202.67
         assert_eq!(resized_size(&hugging_face, (500, 1500)).0, (444, 1333));
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_lie_in_the_order_of_the_network() -> Result<()> {
+    fn channels_are_in_the_networks_order() -> Result<()> {
         let config = TransformConfig {
             min_size: 1,
             max_size: 2,
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn bilinear_weights_are_torch_s() {
+    fn bilinear_weights_equal_torchs() {
         // python: F.interpolate(torch.tensor([[[0., 10., 20.]]]), scale_factor=5/3, mode="linear",
         //   recompute_scale_factor=True) is 0, 4, 10, 16, 20
         let source = [0.0, 10.0, 20.0];
@@ -220,7 +221,7 @@ mod tests {
 
     /// The definition (torchvision's `_resize_image_and_masks` after `normalize`), value by value.
     #[test]
-    fn each_value_is_the_four_normalised_pixels_weighted() -> Result<()> {
+    fn each_value_interpolates_four_normalised_pixels() -> Result<()> {
         let config = TransformConfig { min_size: 9, max_size: 60, ..TransformConfig::default() };
         let bytes: Vec<u8> = (0..7 * 5 * 3u32).map(|i| (i * 37 % 256) as u8).collect();
         let input = transform(&config, &DecodedImage { width: 7, height: 5, rgb: bytes.clone() }, &Device::Cpu)?;

@@ -1,7 +1,7 @@
 //! Bottom-up attention's detector (Anderson et al. 2018): Faster R-CNN on ResNet-101 C4 for the 1600 objects and 400
-//! attributes of Visual Genome, whose features LXMERT was trained on.
+//! attributes of Visual Genome. LXMERT was trained on its features.
 //!
-//! Two families of its weights differ in their conventions, and each is right with its own alone:
+//! Two families of its weights have different conventions, and each needs its own:
 //!
 //! | | [`hugging_face`] | [`caffe`] |
 //! | --- | --- | --- |
@@ -15,8 +15,8 @@
 //! `models/vg/ResNet-101/faster_rcnn_end2end_final/test.prototxt` and `tools/generate_tsv.py` of
 //! peteanderson80/bottom-up-attention; `configs/caffe` of MILVLG/bottom-up-attention.pytorch.
 //!
-//! Inside, background is class 0 and "no attribute" the first attribute in both, and a proposal has one objectness logit:
-//! [`to_network_layout`] brings the files' tensors into this form.
+//! In the network, background is class 0 and "no attribute" the first attribute in both, and a proposal has one
+//! objectness logit. [`to_network_layout`] converts the files' tensors to this form.
 
 use super::config::{
     AnchorStyle, AttributeConfig, BoxConvention, BoxHead, ChannelOrder, DetectorConfig, KeyNames,
@@ -28,13 +28,13 @@ use lxmert_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Names of the objects, from `data/vocab`: peteanderson80/bottom-up-attention, MIT.
+/// The object names, from `data/vocab`: peteanderson80/bottom-up-attention, MIT.
 const OBJECTS: &str = include_str!("../../../data/vocab/vg_objects_vocab.txt");
 
-/// Names of the attributes, likewise.
+/// The attribute names, from the same source.
 const ATTRIBUTES: &str = include_str!("../../../data/vocab/vg_attributes_vocab.txt");
 
-/// The names of a vocabulary file, one a line; of synonyms, which commas separate, the first.
+/// The names in a vocabulary file, one per line; of comma-separated synonyms, the first.
 pub fn names(vocabulary: &str) -> impl Iterator<Item = String> + '_ {
     vocabulary.lines().map(|line| line.split(',').next().unwrap_or(line).trim().to_string())
 }
@@ -69,7 +69,7 @@ pub fn hugging_face() -> DetectorConfig {
             hidden_channels: Some(512),
             pre_nms_top_n: 6000,
             post_nms_top_n: 300,
-            // Sides above 0.
+            // Sides must be positive.
             min_box_size: f32::MIN_POSITIVE,
             ..RpnConfig::default()
         },
@@ -96,7 +96,7 @@ pub fn hugging_face() -> DetectorConfig {
     }
 }
 
-/// The original in Caffe, as MILVLG's converted weights continue it: what LXMERT's own features came from.
+/// The original in Caffe, by MILVLG's converted weights; LXMERT's own features came from it.
 pub fn caffe() -> DetectorConfig {
     let mut config = hugging_face();
     config.transform.min_size = 600;
@@ -117,13 +117,13 @@ const LOGITS: &str = "proposal_generator.rpn_head.objectness_logits";
 const CELL_ANCHORS: &str = "proposal_generator.anchor_generator.cell_anchors.0";
 const PREDICTOR: &str = "roi_heads.box_predictor";
 
-/// Brings a file's tensors into the form of the network: MILVLG's names for Hugging Face's, `gamma` and `beta` for `weight`
-/// and `bias`; of a file with background last, its rows first, with box deltas for it; of one with a pair of logits a
-/// proposal, their difference. Anchors that the file holds go to `config`, in place of the computed ones. `path` is for
+/// Converts a file's tensors to the network's form: MILVLG's names become Hugging Face's, `gamma` and `beta` become
+/// `weight` and `bias`; a last row for background moves to the front and gets box deltas; a pair of logits per proposal
+/// becomes their difference. Anchors in the file go into `config` in place of the computed ones. `path` is for
 /// messages.
 ///
 /// # Errors
-/// When the file is of the other family, or a tensor has another element type.
+/// Returns an error if the file belongs to the other family, or a tensor has another element type.
 pub fn to_network_layout(
     config: &mut DetectorConfig,
     path: &Path,
@@ -159,7 +159,8 @@ pub fn to_network_layout(
         Ok(())
     };
     if is_caffe {
-        // The softmax over background and object is the sigmoid of the difference, and ranks without its rounding.
+        // The softmax over background and object is the sigmoid of the difference, and the difference ranks without its
+        // rounding.
         change(LOGITS, &|t| t.narrow(0, anchors, anchors)? - t.narrow(0, 0, anchors)?)?;
         return Ok(tensors);
     }
@@ -178,7 +179,7 @@ pub fn to_network_layout(
     Ok(tensors)
 }
 
-/// Hugging Face's name for a key of any of the ports.
+/// Hugging Face's name for a key of any port.
 fn hugging_face_name(key: &str) -> String {
     let (module, parameter) = key.rsplit_once('.').unwrap_or(("", key));
     let parameter = match parameter {
@@ -201,13 +202,13 @@ mod tests {
     use crate::detector::expected_tensors;
 
     #[test]
-    fn the_network_asks_for_hugging_face_s_tensors() -> Result<()> {
+    fn the_network_expects_hugging_faces_tensors() -> Result<()> {
         for config in [hugging_face(), caffe()] {
             let expected = expected_tensors(&config)?;
             // python: len([k for k in GeneralizedRCNN(cfg).state_dict() if "tracked" not in k and "anchors" not in k])
             assert_eq!(expected.len(), 640 - 104 - 1);
             let count: usize = expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-            // The file's own 65,545,214 without the 48 of the anchors, and box deltas for background.
+            // The file's own 65,545,214 minus the 48 of the anchors, plus box deltas for background.
             assert_eq!(count, 65_545_214 - 48 + 4 * 2049);
             assert!(expected.contains(&("backbone.res4.22.conv3.norm.running_var".into(), vec![1024])));
             assert!(expected.contains(&("roi_heads.box_predictor.attr_score.weight".into(), vec![401, 512])));
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_every_port_become_hugging_face_s() {
+    fn keys_of_every_port_become_hugging_faces() {
         assert_eq!(
             hugging_face_name("roi_heads.box_predictor.attr_linear1.bias"),
             "roi_heads.box_predictor.fc_attr.bias"

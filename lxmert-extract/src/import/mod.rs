@@ -1,4 +1,4 @@
-//! Region features that other programs made, into a store.
+//! Imports region features that other programs made into a store.
 
 pub mod pt;
 pub mod tsv;
@@ -12,9 +12,9 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
-/// Copies `records` (an image's name and what its regions are read from), of which there are `asked`, into the store at
-/// `output`, but for those that it has. `seen`: names that records before these have given. Records that cannot be read, or that give an image whose name another has given,
-/// are listed in `failures.csv`, skipped, and tried again by the next run.
+/// Copies `records` (an image's name and the source of its regions), `asked` in number, into the store at `output`,
+/// except those that it already has. `seen`: the names in the records before these. Records that cannot be read, or
+/// that repeat an image's name, are listed in `failures.csv`, skipped, and tried again by the next run.
 fn copy<R>(
     output: &Path,
     info: StoreInfo,
@@ -35,7 +35,7 @@ fn copy<R>(
         }
         bar.inc(1);
         let regions = if !seen.insert(name.clone()) {
-            Err("another one gives an image of this name".into())
+            Err("another record has an image of this name".into())
         } else if store.contains(&name) {
             already += 1;
             continue;

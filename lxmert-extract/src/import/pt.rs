@@ -1,7 +1,7 @@
-//! The student project's features (durakalon/LXMERT_Flickr): a folder with one `torch.save` an image.
+//! The student project's features (durakalon/LXMERT_Flickr): a folder with one `torch.save` file per image.
 //!
-//! Each file is a dict of `visual_feats` `[36, 1024]` and `visual_pos` `[36, 4]` (x0 y0 x1 y1 in 0..1),
-//! padded with zero rows where the detector found fewer regions. The store gets:
+//! Each file is a dict of `visual_feats` `[36, 1024]` and `visual_pos` `[36, 4]` (x0 y0 x1 y1 in 0..1), padded with
+//! zero rows if the detector found fewer regions. The store gets:
 //!
 //! | in the store | from |
 //! | --- | --- |
@@ -21,13 +21,13 @@ use lxmert_core::image_names::is_image_name;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// Copies every image of `folder` that the store does not have. The first file that can be read, by
-/// name, gives the number of regions and the width of a feature. Files that do not follow the
-/// format are listed in `failures.csv`, skipped, and tried again by the next run.
+/// Copies every image of `folder` that the store does not have yet. The first readable file, by name, sets the number
+/// of regions and the feature width. Files that do not follow the format are listed in `failures.csv`, skipped, and
+/// tried again by the next run.
 ///
 /// # Errors
-/// [`Error::Input`] when the folder has no `.pt` file or none that can be read, and when the store
-/// cannot be written. What was copied until then is kept.
+/// [`Error::Input`] if the folder has no `.pt` file or none that can be read, or the store cannot be written. Images
+/// copied before the error are kept.
 pub fn import_pt(folder: &Path, output: &Path, dtype: StoreDtype, show_progress: bool) -> Result<ExtractSummary> {
     let files = find_files(folder)?;
     let mut first_fault = None;
@@ -60,7 +60,7 @@ struct PtFile {
     path: PathBuf,
 }
 
-/// The `.pt` files in the folder and below, sorted by the images' names.
+/// The `.pt` files in the folder and its subfolders, sorted by image name.
 fn find_files(folder: &Path) -> Result<Vec<PtFile>> {
     std::fs::read_dir(folder).map_err(lxmert_core::Error::io(folder))?;
     let mut files = Vec::new();
@@ -85,7 +85,7 @@ fn find_files(folder: &Path) -> Result<Vec<PtFile>> {
     Ok(files)
 }
 
-/// The rows of one file, with its padding.
+/// The rows of one file, padding included.
 struct Rows {
     feature_dim: usize,
     features: Vec<f32>,
@@ -93,7 +93,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Without the padding.
+    /// Drops the padding.
     fn into_regions(self) -> std::result::Result<Regions, String> {
         let mut regions =
             Regions { image_width: 1, image_height: 1, feature_dim: self.feature_dim, ..Regions::default() };
@@ -104,7 +104,7 @@ impl Rows {
             }
         }
         if regions.boxes.is_empty() {
-            return Err("every row is padding: no box in it".into());
+            return Err("every row is padding: the file has no boxes".into());
         }
         regions.labels = vec![0; regions.boxes.len()];
         regions.scores = vec![1.0; regions.boxes.len()];

@@ -1,10 +1,11 @@
 //! Bottom-up attention's TSV (Anderson et al. 2018), in its own form and in LXMERT's.
 //!
-//! One image a line between tabs, with or without a header. LXMERT's form has ten columns: `img_id`, `img_h`, `img_w`,
-//! `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf`, `num_boxes`, `boxes`, `features`. Anderson's has six:
-//! `image_id`, `image_w`, `image_h`, `num_boxes`, `boxes`, `features`; its regions get the label `region` and score 1.
-//! The arrays are base64 of little-endian `i64` (ids) and `f32` (the others), also as Python 3 writes bytes, `b'…'`;
-//! boxes are x0 y0 x1 y1 in pixels of the image. Images may have any number of boxes.
+//! One image per line, columns separated by tabs, with or without a header. LXMERT's form has ten columns: `img_id`,
+//! `img_h`, `img_w`, `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf`, `num_boxes`, `boxes`, `features`.
+//! Anderson's has six: `image_id`, `image_w`, `image_h`, `num_boxes`, `boxes`, `features`; its regions get the label
+//! `region` and score 1.
+//! The arrays are base64 of little-endian `i64` (ids) and `f32` (the others), also with Python 3's `b'…'` around them.
+//! Boxes are x0 y0 x1 y1 in pixels of the image. Images may have any number of boxes.
 
 use super::copy;
 use crate::pipeline::ExtractSummary;
@@ -18,27 +19,27 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Longest line that is read, in bytes: 100 regions of 2048 numbers take 1.1 million.
+/// Maximum line length in bytes: 100 regions of 2048 numbers take 1.1 million.
 const LONGEST_LINE: u64 = 1 << 26;
 
-/// What the store says of the labels, which the TSV does not name.
+/// Store settings that the TSV does not contain.
 #[derive(Debug, Clone)]
 pub struct TsvOptions {
-    /// How features are stored.
+    /// How to store features.
     pub dtype: StoreDtype,
-    /// Names of the object ids; empty for numbers.
+    /// Names of the object ids; if empty, numbers are used.
     pub object_names: Vec<String>,
-    /// Names of the attribute ids; empty for numbers.
+    /// Names of the attribute ids; if empty, numbers are used.
     pub attribute_names: Vec<String>,
     /// The block of the rows that is imported; none for all.
     pub part: Option<Part>,
 }
 
 impl TsvOptions {
-    /// Options with the names that two files list, one a line, of synonyms the first.
+    /// Options with names from two files, one per line; of synonyms, the first.
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// Returns an error if a file cannot be read.
     pub fn new(dtype: StoreDtype, objects: Option<&Path>, attributes: Option<&Path>) -> Result<Self> {
         let names = |path: Option<&Path>| -> Result<Vec<String>> {
             let text = path.map_or(Ok(String::new()), read_text)?;
@@ -48,12 +49,12 @@ impl TsvOptions {
     }
 }
 
-/// Copies every image of the TSV that the store does not have. A store takes images of several files; it has room for as
-/// many regions as the image with the most has. Each part of an import reads the whole file for that, and then its own rows. Rows that do not follow the format are listed in `failures.csv`, skipped,
-/// and tried again by the next run.
+/// Copies every image of the TSV that the store does not have yet. A store can take images from several files; it has
+/// room for as many regions as its largest image, so each part of an import reads the whole file first. Rows that do
+/// not follow the format are listed in `failures.csv`, skipped, and tried again by the next run.
 ///
 /// # Errors
-/// [`Error::Input`] when no row can be read, and when the store cannot be written. What was copied until then is kept.
+/// [`Error::Input`] if no row can be read, or the store cannot be written. Images copied before the error are kept.
 pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions, show_progress: bool) -> Result<ExtractSummary> {
     let found = survey(path)?;
     let or_numbers = |names: &[String], count: usize| match names {
@@ -85,16 +86,16 @@ pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions, show_progres
     copy(&output, info, (block.len(), before, records), read, show_progress)
 }
 
-/// What a first look at the file finds.
+/// Findings of a first pass over the file.
 struct Survey {
     /// The rows' images.
     names: Vec<String>,
     most_boxes: usize,
-    /// The first row that can be read.
+    /// The first readable row.
     sample: Regions,
 }
 
-/// Looks at every row's number of boxes; only the first good row is decoded.
+/// Reads every row's number of boxes; decodes only the first good row.
 fn survey(path: &Path) -> Result<Survey> {
     let (mut names, mut most_boxes) = (Vec::new(), 0);
     let (mut sample, mut first_fault) = (None, None);
@@ -109,7 +110,7 @@ fn survey(path: &Path) -> Result<Survey> {
                 }
             }
         }
-        // A damaged number must not make the rows of the store larger.
+        // A damaged number must not enlarge the store's rows.
         let boxes = row.line.as_ref().ok().and_then(|line| Columns::of(line).ok()?.whole_boxes());
         most_boxes = most_boxes.max(boxes.unwrap_or(0));
     }
@@ -142,7 +143,7 @@ impl Row {
     }
 }
 
-/// The lines of a file, without empty ones and the header.
+/// The lines of a file, except the header and empty ones.
 struct Rows<'a> {
     path: &'a Path,
     reader: BufReader<File>,
@@ -154,7 +155,7 @@ impl<'a> Rows<'a> {
         Ok(Self { path, reader: open_text(path)?, number: 0 })
     }
 
-    /// The next line without its end; what is longer than [`LONGEST_LINE`] is passed over.
+    /// The next line without its end; a line longer than [`LONGEST_LINE`] is skipped.
     fn next_line(&mut self) -> std::io::Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         if self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
@@ -198,7 +199,7 @@ impl Iterator for Rows<'_> {
 struct Columns<'a> {
     width: &'a str,
     height: &'a str,
-    /// Ids and scores of objects and attributes; LXMERT's form has them.
+    /// Ids and scores of objects and attributes; only in LXMERT's form.
     labels: Option<[&'a str; 4]>,
     count: &'a str,
     boxes: &'a str,
@@ -224,7 +225,7 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// How many boxes there are, where the column of boxes has as many.
+    /// The number of boxes, if the column of boxes agrees.
     fn whole_boxes(&self) -> Option<usize> {
         let count: usize = self.count.parse().ok()?;
         (self.boxes.len() == count.checked_mul(16)?.div_ceil(3).checked_mul(4)?).then_some(count)

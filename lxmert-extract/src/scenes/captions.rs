@@ -1,12 +1,12 @@
 //! Sentences about a scene, and whether a sentence is true of a scene.
 //!
-//! A caption is a claim that does not depend on its wording: one or two [`Mention`]s and perhaps a
-//! [`Relation`] between them. [`is_true`] reads the claim generously (any difference of the centres
-//! counts as "left of"), while `describe` states a relation only where it is plain to see. So
-//! what is stated is beyond doubt, and a hard negative is false however generously it is read.
+//! A caption makes a claim that does not depend on its wording: one or two [`Mention`]s and perhaps a [`Relation`]
+//! between them. [`is_true`] reads the claim generously (any difference of the centres counts as "left of"), while
+//! `describe` states a relation only if it is plain to see. So what captions state is beyond doubt, and a hard negative
+//! is false even if read generously.
 //!
-//! Captions name enough attributes that one is rarely true of another scene by accident: less than
-//! 1.5 % of random mismatches are (a test measures it), so the labels of mismatches are clean.
+//! Captions name enough attributes that one is rarely true of another scene by accident: less than 1.5 % of random
+//! mismatches are (a test measures it), so the labels of mismatches are clean.
 
 use super::scene::{Colour, Object, Scene, Shape, Size, Texture};
 use rand::Rng;
@@ -17,31 +17,30 @@ use serde::{Deserialize, Serialize};
 /// Captions per scene, as in Flickr30k.
 pub const PER_SCENE: usize = 5;
 
-/// How far two centres are apart along an axis before a sentence says so, in pixels.
+/// How far apart two centres must be along an axis for a sentence to mention it, in pixels.
 pub(super) const CLEARLY_PX: f32 = 14.0;
 
-/// Share of single-object captions that name all four attributes; the others leave out size or
-/// texture.
+/// Fraction of single-object captions that name all four attributes; the others leave out size or texture.
 const FULLY_NAMED: f64 = 0.8;
 
-/// What a caption is about.
+/// The subject of a caption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CaptionKind {
-    /// One object, the only one of the scene that fits.
+    /// One object, the only one in the scene that matches.
     Object,
     /// Two objects.
     Pair,
-    /// Two objects and where one lies from the other.
+    /// Two objects and their relation.
     Relation,
 }
 
-/// An object as words: what is `None` is not said.
+/// An object in words; attributes that are `None` are not mentioned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mention {
-    /// The outline, always said.
+    /// The outline, always mentioned.
     pub shape: Shape,
-    /// The colour, always said.
+    /// The colour, always mentioned.
     pub colour: Colour,
     /// The size.
     pub size: Option<Size>,
@@ -50,7 +49,7 @@ pub struct Mention {
 }
 
 impl Mention {
-    /// Whether an object fits.
+    /// Whether an object matches.
     pub fn fits(&self, object: &Object) -> bool {
         self.shape == object.shape
             && self.colour == object.colour
@@ -68,7 +67,7 @@ impl Mention {
     }
 }
 
-/// Where the first object lies from the second, by their centres.
+/// Where the first object is relative to the second, by their centres.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Relation {
@@ -93,7 +92,7 @@ impl Relation {
         }
     }
 
-    /// Whether `a` lies so from `b`, by any distance.
+    /// Whether the relation holds between `a` and `b`, by any distance.
     pub fn holds(self, a: &Object, b: &Object) -> bool {
         let [dx, dy] = [0, 1].map(|axis| b.centre_px[axis] - a.centre_px[axis]);
         match self {
@@ -104,7 +103,7 @@ impl Relation {
         }
     }
 
-    /// Whether `a` lies so from `b` by a distance that is plain to see.
+    /// Whether the relation holds between `a` and `b` by a clearly visible distance.
     pub fn clearly_holds(self, a: &Object, b: &Object) -> bool {
         let axis = usize::from(matches!(self, Self::Above | Self::Below));
         self.holds(a, b) && (b.centre_px[axis] - a.centre_px[axis]).abs() >= CLEARLY_PX
@@ -113,7 +112,7 @@ impl Relation {
     /// Every relation.
     pub const ALL: [Self; 4] = [Self::LeftOf, Self::RightOf, Self::Above, Self::Below];
 
-    /// The relation along the axis where the centres differ most, when they differ clearly.
+    /// The relation along the axis in which the centres differ most, if they differ clearly.
     pub fn between(a: &Object, b: &Object) -> Option<Self> {
         let [dx, dy] = [0, 1].map(|axis| b.centre_px[axis] - a.centre_px[axis]);
         (dx.abs().max(dy.abs()) >= CLEARLY_PX).then_some(match (dx.abs() >= dy.abs(), dx > 0.0, dy > 0.0) {
@@ -141,28 +140,28 @@ pub enum Swap {
     Relation,
 }
 
-/// The claim of a sentence.
+/// What a sentence claims.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// One or two objects.
     pub mentions: Vec<Mention>,
-    /// Where the first lies from the second.
+    /// Where the first is relative to the second.
     pub relation: Option<Relation>,
 }
 
 /// A true sentence about a scene.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Caption {
-    /// The sentence, as in Flickr30k's file: a capital first, ` .` last.
+    /// The sentence, as in Flickr30k's file: starts with a capital, ends with ` .`.
     pub text: String,
-    /// What it is about.
+    /// Its subject.
     pub kind: CaptionKind,
     /// Indices of the named objects, in the order of the mentions.
     pub objects: Vec<usize>,
-    /// What it says.
+    /// Its claim.
     #[serde(flatten)]
     pub claim: Claim,
-    /// The same sentence, minimally changed and false.
+    /// The same sentence, minimally changed so that it is false.
     pub negative: Negative,
 }
 
@@ -171,15 +170,15 @@ pub struct Caption {
 pub struct Negative {
     /// The sentence.
     pub text: String,
-    /// What differs from the true one.
+    /// What was changed.
     pub swap: Swap,
-    /// What it says.
+    /// Its claim.
     #[serde(flatten)]
     pub claim: Claim,
 }
 
-/// Whether `objects` hold what a claim says: different objects fit its mentions, and the relation
-/// holds between them by any distance.
+/// Whether a claim is true of `objects`: different objects match its mentions, and the relation holds between them by
+/// any distance.
 pub fn is_true(claim: &Claim, objects: &[Object]) -> bool {
     let fits = |mention: &Mention| {
         let mention = *mention;
@@ -194,8 +193,8 @@ pub fn is_true(claim: &Claim, objects: &[Object]) -> bool {
     }
 }
 
-/// Five true captions with their hard negatives: two about single objects, one about a pair, two
-/// about relations. `None` when the scene allows no clear relation.
+/// Five true captions with their hard negatives: two about single objects, one about a pair, two about relations.
+/// `None` if the scene has no clear relation.
 pub(crate) fn describe(scene: &Scene, rng: &mut ChaCha8Rng) -> Option<Vec<Caption>> {
     let objects = &scene.objects;
     let mut order: Vec<usize> = (0..objects.len()).collect();
@@ -246,12 +245,12 @@ fn caption(
     })
 }
 
-/// Names an object so that no other of the scene fits.
+/// Names an object so that no other in the scene matches.
 fn mention(objects: &[Object], index: usize, kind: CaptionKind, rng: &mut ChaCha8Rng) -> Mention {
     let (size, texture) = match kind {
         CaptionKind::Object if rng.random_bool(FULLY_NAMED) => (true, true),
         CaptionKind::Object => [(true, false), (false, true)][rng.random_range(0..2)],
-        // Two objects are rare together already; shorter sentences read better.
+        // A combination of two objects is already rare, and shorter sentences read better.
         CaptionKind::Pair | CaptionKind::Relation => (rng.random_bool(0.5), rng.random_bool(0.5)),
     };
     let short = Mention::of(&objects[index], size, texture);
@@ -259,8 +258,8 @@ fn mention(objects: &[Object], index: usize, kind: CaptionKind, rng: &mut ChaCha
     if alone { short } else { Mention::of(&objects[index], true, true) }
 }
 
-/// Swaps one attribute or the relation so that the claim becomes false. `None` when several tries
-/// all happen to be true of the scene.
+/// Changes one attribute or the relation so that the claim becomes false. `None` if several attempts all happen to be
+/// true of the scene.
 fn falsify(claim: &Claim, objects: &[Object], rng: &mut ChaCha8Rng) -> Option<(Claim, Swap)> {
     for _ in 0..20 {
         let mut changed = claim.clone();
@@ -291,7 +290,7 @@ fn falsify(claim: &Claim, objects: &[Object], rng: &mut ChaCha8Rng) -> Option<(C
     None
 }
 
-/// How a claim is said, so that a caption and its negative differ in the swapped word alone.
+/// How a claim is worded, so that a caption and its negative differ only in the changed word.
 struct Wording {
     template: &'static str,
     relation: usize,
@@ -309,7 +308,7 @@ enum NounStyle {
     TextureLast,
 }
 
-/// `A`/`B` are the mentions with "a", `1`/`2` with "the", `R` the relation.
+/// `A`/`B` are the mentions with "a", `1`/`2` with "the", `R` is the relation.
 const OBJECT: [&str; 8] = [
     "A",
     "there is A",
@@ -462,8 +461,8 @@ mod tests {
     }
 
     #[test]
-    fn the_text_alone_does_not_tell_a_negative() {
-        // Every word is about as frequent in negatives as in captions, so that a model has to look.
+    fn the_text_alone_does_not_reveal_a_negative() {
+        // Every word is about as frequent in negatives as in captions, so a model has to look.
         let mut counts = std::collections::BTreeMap::<String, [f64; 2]>::new();
         for scene in scenes() {
             for caption in &scene.captions {
@@ -481,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_judged_by_objects_and_relation() {
+    fn claims_are_checked_by_objects_and_relation() {
         let scene = Scene::generate(&ScenesConfig::default(), 0);
         let mut objects = scene.objects[..2].to_vec();
         (objects[0].shape, objects[0].colour, objects[0].centre_px) = (Shape::Star, Colour::Red, [20.0, 50.0]);

@@ -1,4 +1,4 @@
-//! `lxmert-extract scenes`: arguments and what they run.
+//! `lxmert-extract scenes`: its arguments and the command.
 
 use super::{ScenesConfig, generate};
 use lxmert_core::Result;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Draw the data set of scenes, with captions, hard negatives and boxes
 #[derive(Debug, Clone, clap::Args)]
 pub struct ScenesArgs {
-    /// Folder to make [default: data/scenes]
+    /// Folder to create [default: data/scenes]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Number of scenes
@@ -22,10 +22,10 @@ pub struct ScenesArgs {
     pub overwrite: bool,
 }
 
-/// Runs the command: `seed` and `progress` are the common arguments'.
+/// Runs the command; `seed` and `progress` come from the common arguments.
 ///
 /// # Errors
-/// As [`generate`]; also when the folder exists and `--overwrite` is not given.
+/// As [`generate`]; also if the folder exists and `--overwrite` is not given.
 pub fn run(args: &ScenesArgs, seed: u64, progress: bool) -> Result<()> {
     let output = match &args.output {
         Some(folder) => folder.clone(),

@@ -10,7 +10,7 @@ use std::f32::consts::{PI, TAU};
 /// Samples per pixel and axis.
 const SAMPLES: usize = 3;
 
-/// A shape at its place, in pixels.
+/// A shape at its position, in pixels.
 pub struct Outline {
     polygon: Vec<[f32; 2]>,
     /// Centre and squared radius of the hole of a ring.
@@ -131,7 +131,7 @@ impl Canvas {
                 self.pixels[y * self.width + x] = mix(from, to, along.clamp(0.0, 1.0)).map(|v| v + shade);
             }
         }
-        // Clutter is as dense in a larger picture as in one of 128 × 128.
+        // Scale the clutter with the area, so that it is as dense as in a picture of 128 × 128.
         let share = (self.width * self.height) as f32 / (128.0 * 128.0);
         for _ in 0..(rng.random_range(3.0..8.0) * share) as usize {
             self.blob(rng);
@@ -141,7 +141,7 @@ impl Canvas {
         }
     }
 
-    /// A blurred spot of a muted colour: no edge, so not an object.
+    /// A blurred, muted spot: without an edge it is not an object.
     fn blob(&mut self, rng: &mut ChaCha8Rng) {
         let (cx, cy) = (rng.random_range(0.0..self.width as f32), rng.random_range(0.0..self.height as f32));
         let (sx, sy) = (rng.random_range(4.0..14.0f32), rng.random_range(4.0..14.0f32));
@@ -175,7 +175,7 @@ impl Canvas {
         let dark = bright.map(|v| 0.38 * v);
         let [sx, sy] = polar(1.0, rng.random_range(0.0..TAU));
         let (phase_a, phase_b) = (rng.random_range(0.0..1.0f32), rng.random_range(0.0..1.0f32));
-        // Large objects have a wider pattern, as in a picture of the same thing nearer by.
+        // Large objects have a wider pattern, as if the same thing were nearer.
         let period = 4.4 + 0.08 * object.radius_px;
         let ink = |x: f32, y: f32| {
             let (u, v) = ((x * sx + y * sy) / period + phase_a, (y * sx - x * sy) / period + phase_b);

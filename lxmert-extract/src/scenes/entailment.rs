@@ -1,8 +1,8 @@
-//! Sentences that a scene entails, contradicts or leaves open, in the form of SNLI-VE's files.
+//! Sentences that a scene entails, contradicts or leaves open, in the format of SNLI-VE's files.
 //!
-//! Every sentence speaks of objects by descriptions such as "the red star". A scene in which each description fits exactly
-//! one object entails the sentence or contradicts it. A scene in which a description fits no object leaves it open
-//! (neutral): that object may lie outside the picture. Each sentence comes with three scenes, one for each label, so the
+//! Every sentence describes objects with phrases such as "the red star". If each phrase matches exactly one object of a
+//! scene, the scene entails or contradicts the sentence. If a phrase matches no object, the scene leaves the sentence
+//! open (neutral): that object may be outside the picture. Each sentence comes with three scenes, one per label, so the
 //! sentence alone says nothing about the label, and the labels are equally frequent.
 
 use super::captions::{self, Relation};
@@ -13,16 +13,16 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// Sentences a scene, each with three scenes.
+/// Sentences per scene, each with three scenes.
 pub const PER_SCENE: usize = 4;
 
-/// How a scene and a sentence stand to each other.
+/// How a scene relates to a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Label {
     /// The sentence is false of the scene.
     Contradiction,
-    /// The scene does not say.
+    /// The scene does not decide.
     Neutral,
     /// The sentence is true of the scene.
     Entailment,
@@ -34,7 +34,7 @@ pub struct EntailmentEntry {
     /// The picture's name without its extension, as SNLI-VE has it.
     #[serde(rename = "Flickr30K_ID")]
     pub image: String,
-    /// The scene and the sentence's number; the label's first letter last.
+    /// The scene's number, the sentence's number, and the label's first letter.
     #[serde(rename = "pairID")]
     pub pair_id: String,
     /// The hypothesis.
@@ -43,12 +43,12 @@ pub struct EntailmentEntry {
     pub gold_label: Label,
 }
 
-/// What a sentence says.
+/// The claim of a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hypothesis {
-    /// The object has an attribute: the second reference, which says one thing.
+    /// The object has an attribute: the second reference, which names only that.
     Is(Reference, Reference),
-    /// The first object lies so from the second.
+    /// The first object has this relation to the second.
     Lies(Reference, Relation, Reference),
 }
 
@@ -85,8 +85,8 @@ impl Hypothesis {
         }
     }
 
-    /// How a scene of these objects stands to it. `None` where a description fits several objects, or where the picture
-    /// does not show clearly on which side one object lies.
+    /// The label for a scene of these objects. `None` if a phrase matches several objects, or the picture does not show
+    /// clearly on which side one object is.
     pub fn label(&self, objects: &[Object]) -> Option<Label> {
         let (Self::Is(first, _) | Self::Lies(first, ..)) = self;
         let second = if let Self::Lies(_, _, second) = self { second } else { first };
@@ -107,10 +107,10 @@ impl Hypothesis {
         }
     }
 
-    /// A sentence about one object of a scene or two, which the scene entails where the descriptions fit no other object.
+    /// A sentence about one or two objects of a scene; the scene entails it if the phrases match no other object.
     fn draw(objects: &[Object], rng: &mut ChaCha8Rng) -> Option<Self> {
         let (a, b) = (objects.choose(rng)?, objects.choose(rng)?);
-        // Few scenes have an object of one shape and colour, and fewer have two of them: relations name one attribute.
+        // Few scenes have an object with a given shape and colour, and fewer have two, so relations name one attribute.
         if rng.random_bool(0.3) {
             let mut named = |object: &Object| Reference::of(object, *[SHAPE, COLOUR].choose(rng).unwrap_or(&SHAPE));
             let (first, second) = (named(a), named(b));
@@ -131,8 +131,8 @@ impl Hypothesis {
     }
 }
 
-/// A sentence that scene `index` (of `scenes`, the objects of each) entails, and the scenes that contradict it, leave it open
-/// and entail it, in the order of [`Label`]. `None` when several tries find none.
+/// A sentence that scene `index` entails (`scenes`: the objects of each), and the scenes that contradict it, leave it
+/// open and entail it, in the order of [`Label`]. `None` if several attempts find none.
 pub(crate) fn state(scenes: &[&[Object]], index: usize, rng: &mut ChaCha8Rng) -> Option<(Hypothesis, [usize; 3])> {
     for _ in 0..200 {
         let drawn = Hypothesis::draw(scenes[index], rng);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_say_what_they_check() {
+    fn sentences_state_what_they_check() {
         let star = Reference { shape: Some(Shape::Star), ..Reference::default() };
         let red = Reference { colour: Some(Colour::Red), ..Reference::default() };
         let red_star = Reference { colour: Some(Colour::Red), ..star };

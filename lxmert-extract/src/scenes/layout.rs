@@ -1,4 +1,4 @@
-//! Scenes by chance: objects drawn, and placed so that none hides another.
+//! Random scenes: objects are drawn and placed so that none hides another.
 
 use super::ScenesConfig;
 use super::captions;
@@ -8,11 +8,11 @@ use lxmert_core::boxes;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How much of the smaller of two boxes the other may cover.
+/// How much of the smaller of two boxes may be covered.
 const MAX_COVERED: f32 = 0.08;
 
 impl Scene {
-    /// Scene `index` of the data set; `config` is taken to be valid (see [`ScenesConfig::validate`]).
+    /// Scene `index` of the data set; `config` must be valid (see [`ScenesConfig::validate`]).
     pub fn generate(config: &ScenesConfig, index: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         rng.set_stream(index as u64);
@@ -25,7 +25,7 @@ impl Scene {
                 pixel_seed: rng.next_u64(),
                 captions: Vec::new(),
             };
-            // A crowd that leaves no clear relation or no false variant is drawn again.
+            // Draw again if a scene has no clear relation or no false variant.
             if let Some(captions) = captions::describe(&scene, &mut rng) {
                 scene.captions = captions;
                 return scene;
@@ -38,8 +38,8 @@ fn draw_objects(config: &ScenesConfig, rng: &mut ChaCha8Rng) -> Vec<Object> {
     loop {
         let count = rng.random_range(config.min_objects..=config.max_objects);
         let mut objects: Vec<Object> = Vec::with_capacity(count);
-        // Where a place cannot be found the whole layout starts again, so that crowded scenes are
-        // not rarer than their share by much.
+        // If an object cannot be placed, restart the whole layout, so that crowded scenes stay almost as frequent as
+        // intended.
         for _ in 0..60 * count {
             let object = draw_object(config, rng);
             if objects.iter().all(|other| apart(other, &object) && differ(other, &object)) {

@@ -1,15 +1,14 @@
-//! The embedded data set: scenes that a seeded generator draws, with boxes and captions that are
-//! true by construction.
+//! The built-in data set: scenes that a seeded generator draws, with boxes and captions that are true by construction.
 //!
-//! A scene holds 2 to 6 objects, each with a shape, a colour, a size and a texture, on a cluttered
-//! background. Five captions name objects and their relations; for each caption there is a hard
-//! negative, the same sentence with one attribute or the relation swapped so that it is false.
-//! Scene `i` of seed `s` is the same whatever the count, so a longer data set extends a shorter one.
+//! A scene has 2 to 6 objects, each with a shape, a colour, a size and a texture, on a cluttered background. Five
+//! captions name objects and their relations; each caption has a hard negative, the same sentence with one attribute or
+//! the relation changed so that it is false.
+//! Scene `i` of seed `s` does not depend on the count, so a longer data set extends a shorter one.
 //!
-//! * [`layout`]: where the objects are · [`draw`]: pixels · [`captions`]: sentences and their truth
+//! * [`layout`]: object positions · [`draw`]: pixels · [`captions`]: sentences and their truth
 //! * [`references`]: objects in words · [`questions`]: with answers · [`statements`]: about two scenes
 //! * [`entailment`]: sentences entailed, contradicted or left open · [`referring`]: expressions that name one object
-//! * [`write`](mod@write): the files, and reading them back · [`tasks`]: the files of the tasks
+//! * [`write`](mod@write): writes the files and reads them back · [`tasks`]: the files of the tasks
 
 pub mod captions;
 pub mod cli;
@@ -50,19 +49,19 @@ pub struct ScenesConfig {
 }
 
 impl ScenesConfig {
-    /// The smallest side that six objects of both sizes fit into.
+    /// The smallest side that has room for six objects of both sizes.
     pub const MIN_SIDE: u32 = 96;
     /// The largest side; objects do not grow with the picture.
     pub const MAX_SIDE: u32 = 4096;
     /// The most objects that fit into [`ScenesConfig::MIN_SIDE`] with little overlap.
     pub const MAX_OBJECTS: usize = 6;
-    /// The most scenes in one data set: names have room for it.
+    /// Maximum number of scenes in one data set; file names have room for it.
     pub const MAX_COUNT: usize = 100_000;
 
     /// Checks every field.
     ///
     /// # Errors
-    /// The first field that cannot be used, with its value and its range.
+    /// Names the first invalid field, with its value and its range.
     pub fn validate(&self) -> lxmert_core::Result<()> {
         let bad = |message: String| Err(lxmert_core::Error::Argument(message));
         if self.count == 0 || self.count > Self::MAX_COUNT {

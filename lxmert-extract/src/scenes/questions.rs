@@ -1,4 +1,4 @@
-//! Questions about a scene, each with its one answer, in the form of VQA's files.
+//! Questions about a scene, each with a single answer, in the format of VQA's files.
 //!
 //! | begins with | asks for | kind |
 //! | --- | --- | --- |
@@ -9,9 +9,9 @@
 //! | is there | whether an object fits | yes/no |
 //! | is the | an attribute of one object, or where it lies from another | yes/no |
 //!
-//! Every object that a question names is the only one of its description. A question whose answer is "no" is a true one
-//! changed in one attribute or the relation, and as frequent as "yes", so that words alone do not tell. Sides are asked
-//! for only where the centres lie clearly apart along that axis.
+//! Every object that a question names is the only one that matches its description. A question with the answer "no" is
+//! a true one with one attribute or the relation changed, and "no" is as frequent as "yes", so words alone do not give
+//! the answer. Questions ask for a side only if the centres are clearly apart along that axis.
 
 use super::captions::CLEARLY_PX;
 use super::references::{Reference, Said};
@@ -22,7 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Answers that questions about scenes have, by label.
+/// The answers to questions about scenes, by label.
 pub const ANSWERS: [&str; 29] = [
     "yes", "no", "0", "1", "2", "3", "4", "5", "6", "red", "orange", "yellow", "green", "blue", "purple", "pink",
     "white", "circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart", "left", "right", "above",
@@ -45,7 +45,7 @@ pub struct Question {
 /// An entry of VQA's JSON as LXMERT distributes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuestionEntry {
-    /// Number of the scene, times a hundred, and of the question in it.
+    /// The scene's number times a hundred, plus the question's number in it.
     pub question_id: u64,
     /// The picture's name.
     pub img_id: String,
@@ -63,8 +63,7 @@ const SHAPE: Said = Said { shape: true, colour: false, size: false, texture: fal
 const COLOUR: Said = Said { shape: false, colour: true, ..SHAPE };
 const BOTH: Said = Said { shape: true, colour: true, ..SHAPE };
 
-/// Questions about `objects`: one or two of each type, as far as the scene allows an unambiguous one; 6 to 8 of most
-/// scenes.
+/// Questions about `objects`: one or two of each type if the scene allows an unambiguous one; most scenes get 6 to 8.
 pub fn ask(objects: &[Object], rng: &mut ChaCha8Rng) -> Vec<Question> {
     let mut questions = Vec::new();
     questions.extend(colour(objects, rng));
@@ -74,7 +73,7 @@ pub fn ask(objects: &[Object], rng: &mut ChaCha8Rng) -> Vec<Question> {
     questions.extend(there_is(objects, rng));
     questions.extend(attribute(objects, rng));
     questions.extend(sides(objects, false, rng));
-    // A second one of the kinds that a model learns slowest from.
+    // A second one of the types that a model learns slowest.
     questions.extend(if rng.random_bool(0.5) { colour(objects, rng) } else { how_many(objects, rng) });
     let mut kept: Vec<Question> = Vec::with_capacity(questions.len());
     for question in questions {
@@ -85,7 +84,7 @@ pub fn ask(objects: &[Object], rng: &mut ChaCha8Rng) -> Vec<Question> {
     kept
 }
 
-/// An object drawn at random and the shortest reference to it alone that says `said`.
+/// An object drawn at random, and the shortest unique reference to it that mentions `said`.
 fn named(objects: &[Object], said: Said, rng: &mut ChaCha8Rng) -> Option<(usize, Reference)> {
     let mut order: Vec<usize> = (0..objects.len()).collect();
     order.shuffle(rng);
@@ -112,7 +111,7 @@ fn shape(objects: &[Object], rng: &mut ChaCha8Rng) -> Option<Question> {
     })
 }
 
-/// Draws the number first, among those that some question of this scene has, so that "1" does not prevail.
+/// Draws the number first, among those that some question of this scene has, so that "1" does not dominate.
 fn how_many(objects: &[Object], rng: &mut ChaCha8Rng) -> Option<Question> {
     let nothing = Reference::default();
     let mut by_count: BTreeMap<usize, Vec<Reference>> = BTreeMap::new();
@@ -164,7 +163,7 @@ fn attribute(objects: &[Object], rng: &mut ChaCha8Rng) -> Option<Question> {
     Some(yes_no(format!("Is the {} {word}?", reference.singular()), "is the", yes))
 }
 
-/// On which side of another an object lies: `open`, or to say yes or no to.
+/// On which side of another an object is: as an open question, or as a yes/no question.
 fn sides(objects: &[Object], open: bool, rng: &mut ChaCha8Rng) -> Option<Question> {
     let mut pairs = Vec::new();
     for i in 0..objects.len() {
@@ -210,7 +209,7 @@ mod tests {
     use crate::scenes::tasks::rng_of;
     use crate::scenes::{Scene, ScenesConfig};
 
-    /// Reads a question as a person would, from its words alone; gives its answer by looking at the objects.
+    /// Reads a question as a person would, from its words alone, and answers it by looking at the objects.
     fn answer(sentence: &str, objects: &[Object]) -> String {
         let find = |words: &str| -> Reference {
             let mut reference = Reference::default();
@@ -245,7 +244,7 @@ mod tests {
         if let Some(rest) = text.strip_prefix("Is there ") {
             return yes_no(find(rest).count(objects) > 0);
         }
-        // The words, the axis, and the sign of the first centre less the second.
+        // The words, the axis, and the sign of the first centre minus the second.
         let relations =
             [(" left of the ", 0, -1.0), (" right of the ", 0, 1.0), (" above the ", 1, -1.0), (" below the ", 1, 1.0)];
         let holds =
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn every_question_has_one_answer_and_no_answer_prevails() {
+    fn every_question_has_one_answer_and_no_answer_dominates() {
         let config = ScenesConfig::default();
         let mut counts: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
         let mut total = 0;
@@ -293,7 +292,8 @@ mod tests {
         assert!(total > 6500, "{total} questions");
         assert_eq!(counts.len(), 6);
         for (kind, answers) in counts {
-            // Numbers above 4 need as many objects, which few scenes have; the other answers are about equally frequent.
+            // Numbers above 4 need that many objects, which few scenes have; the other answers are about equally
+            // frequent.
             let (most, all) = (*answers.values().max().unwrap(), answers.values().sum::<usize>());
             let even = all as f64 / answers.len() as f64;
             let allowed = if kind == "how many" { 2.0 } else { 1.3 };

@@ -1,4 +1,4 @@
-//! What the files say of the scenes: a record of each, and which split has it.
+//! The scenes' records: the contents of each scene, and its split.
 
 use super::ScenesConfig;
 use super::captions::Caption;
@@ -8,21 +8,21 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// What `scenes.json` says it is.
+/// The value of `format` in `scenes.json`.
 pub const FORMAT: &str = "lxmert-scenes/1";
 
-/// `scenes.json`.
+/// The contents of `scenes.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Annotations {
     /// [`FORMAT`].
     pub format: String,
-    /// What was generated.
+    /// The settings of the generator.
     pub config: ScenesConfig,
     /// One record per scene, in the order of the pictures' names.
     pub scenes: Vec<SceneRecord>,
 }
 
-/// What is known of one picture.
+/// What is known about one picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SceneRecord {
     /// The picture's name in `images/`.
@@ -53,11 +53,11 @@ impl SceneRecord {
 /// Names of the pictures, by split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScenesSplits {
-    /// Pictures to learn from.
+    /// Pictures for training.
     pub train: Vec<String>,
-    /// Pictures to choose by.
+    /// Pictures for choosing a checkpoint.
     pub val: Vec<String>,
-    /// Pictures to report on.
+    /// Pictures for reporting results.
     pub test: Vec<String>,
 }
 
@@ -66,11 +66,11 @@ pub fn image_name(index: usize) -> String {
     format!("{index:05}.png")
 }
 
-/// Splits `count` scenes 80/10/10, shuffled by `seed`; each part in the order of the names.
+/// Splits `count` scenes 80/10/10, shuffled by `seed`; each part is sorted by name.
 pub fn split(count: usize, seed: u64) -> ScenesSplits {
     let mut order: Vec<usize> = (0..count).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(u64::MAX); // scenes use the streams from 0 upwards
+    rng.set_stream(u64::MAX); // scenes use the streams from 0 up
     order.shuffle(&mut rng);
     let held_out = count / 10;
     let names = |part: &[usize]| {

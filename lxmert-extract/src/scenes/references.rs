@@ -1,14 +1,14 @@
-//! Descriptions of objects by some of their attributes, as questions and statements use them.
+//! Descriptions of objects by some of their attributes, for questions and statements.
 
 use super::captions;
 use super::scene::{Colour, Object, Shape, Size, Texture};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-/// Objects by what is said of them; what is `None` is not said.
+/// A description of objects; attributes that are `None` are not mentioned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reference {
-    /// The outline; an "object" without one.
+    /// The outline; "object" if `None`.
     pub shape: Option<Shape>,
     /// The colour.
     pub colour: Option<Colour>,
@@ -18,7 +18,7 @@ pub struct Reference {
     pub texture: Option<Texture>,
 }
 
-/// Which attributes a reference says.
+/// Which attributes a reference mentions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Said {
     /// The outline.
@@ -32,7 +32,7 @@ pub struct Said {
 }
 
 impl Reference {
-    /// What is said of `object`.
+    /// A reference that mentions these attributes of `object`.
     pub fn of(object: &Object, said: Said) -> Self {
         Self {
             shape: said.shape.then_some(object.shape),
@@ -42,7 +42,7 @@ impl Reference {
         }
     }
 
-    /// Whether an object fits.
+    /// Whether an object matches.
     pub fn fits(&self, object: &Object) -> bool {
         self.shape.is_none_or(|shape| shape == object.shape)
             && self.colour.is_none_or(|colour| colour == object.colour)
@@ -50,13 +50,13 @@ impl Reference {
             && self.texture.is_none_or(|texture| texture == object.texture)
     }
 
-    /// How many of `objects` fit.
+    /// How many of `objects` match.
     pub fn count(&self, objects: &[Object]) -> usize {
         objects.iter().filter(|object| self.fits(object)).count()
     }
 
-    /// The shortest reference that says `said` and fits object `index` alone, with size or texture added as far as
-    /// needed; `None` when even both do not tell it from the others.
+    /// The shortest reference that mentions `said` and matches only object `index`; size or texture are added if
+    /// needed. `None` if even both do not single it out.
     pub fn unique(objects: &[Object], index: usize, said: Said, rng: &mut impl Rng) -> Option<Self> {
         let with = |size, texture| {
             Self::of(&objects[index], Said { size: said.size || size, texture: said.texture || texture, ..said })
@@ -66,7 +66,7 @@ impl Reference {
         tries.into_iter().map(|(size, texture)| with(size, texture)).find(|reference| reference.count(objects) == 1)
     }
 
-    /// The same with one attribute changed so that no object fits. `None` when every try fits one.
+    /// The same with one attribute changed so that no object matches. `None` if every attempt matches one.
     pub fn changed(&self, objects: &[Object], rng: &mut impl Rng) -> Option<Self> {
         for _ in 0..20 {
             let mut other = *self;

@@ -1,7 +1,6 @@
-//! Expressions that name one object of a scene, in the form of the `refer` API's files (RefCOCO, RefCOCO+, RefCOCOg).
-//!
-//! `referring.json` holds what `refs(unc).p` pickles: one entry an object, with its split and its expressions; `instances.json`,
-//! in COCO's form, holds the pictures and the objects' boxes.
+//! Expressions that name one object of a scene, in the format of the `refer` API's files (RefCOCO, RefCOCO+, RefCOCOg).
+//! `referring.json` holds the contents of the pickle `refs(unc).p`: one entry per object, with its split and its
+//! expressions. `instances.json`, in COCO's format, holds the pictures and the objects' boxes.
 
 use super::captions::{self, Relation};
 use super::records::SceneRecord;
@@ -39,16 +38,16 @@ pub struct ReferenceEntry {
 pub struct ExpressionEntry {
     /// Its number in the file.
     pub sent_id: usize,
-    /// As it was typed.
+    /// The expression as typed.
     pub raw: String,
-    /// In lower case without punctuation.
+    /// The expression in lower case without punctuation.
     pub sent: String,
     /// The words of `sent`.
     pub tokens: Vec<String>,
 }
 
-/// Expressions each of which names object `index` and no other: one by its attributes, and one by where it lies from
-/// another object where the scene allows it.
+/// Expressions that name only object `index`: one by its attributes and, if the scene allows it, one by its position
+/// relative to another object.
 pub fn expressions(objects: &[Object], index: usize, rng: &mut ChaCha8Rng) -> Vec<String> {
     let mut found: Vec<String> = by_attributes(objects, index, rng).into_iter().collect();
     found.extend(by_place(objects, index, rng));
@@ -62,7 +61,7 @@ fn by_attributes(objects: &[Object], index: usize, rng: &mut ChaCha8Rng) -> Opti
     Some(format!("the {}", reference.singular()))
 }
 
-/// "the star above the red ring": several objects may be stars, but only this one lies above the ring, and clearly.
+/// "the star above the red ring": there may be several stars, but only this one is above the ring, and clearly so.
 fn by_place(objects: &[Object], index: usize, rng: &mut ChaCha8Rng) -> Option<String> {
     let object = &objects[index];
     let mut others: Vec<usize> = (0..objects.len()).filter(|&other| other != index).collect();
@@ -89,7 +88,8 @@ fn by_place(objects: &[Object], index: usize, rng: &mut ChaCha8Rng) -> Option<St
     None
 }
 
-/// The entries of `referring.json`, from the expressions of every object of every scene; each scene with its split.
+/// The entries of `referring.json`, from the expressions for every object of every scene; each scene comes with its
+/// split.
 pub(crate) fn entries(scenes: &[(&SceneRecord, &str, Vec<Vec<String>>)]) -> Vec<ReferenceEntry> {
     let (mut entries, mut ann_id, mut sent_id) = (Vec::new(), 0, 0);
     for (image_id, (scene, split, of_objects)) in scenes.iter().enumerate() {
@@ -122,7 +122,8 @@ pub(crate) fn entries(scenes: &[(&SceneRecord, &str, Vec<Vec<String>>)]) -> Vec<
     entries
 }
 
-/// `instances.json`: pictures, boxes (x y width height in pixels) and the shapes as categories, in COCO's form.
+/// The contents of `instances.json`: pictures, boxes (x y width height in pixels), and the shapes as categories, in
+/// COCO's format.
 pub(crate) fn instances<'a>(scenes: impl Iterator<Item = &'a SceneRecord>) -> Value {
     let (mut images, mut annotations) = (Vec::new(), Vec::new());
     for (image_id, scene) in scenes.enumerate() {
@@ -151,7 +152,7 @@ mod tests {
     use crate::scenes::tasks::rng_of;
     use crate::scenes::{Scene, ScenesConfig};
 
-    /// The objects that an expression fits, read from its words alone.
+    /// The objects that match an expression, read from its words alone.
     fn fitting(expression: &str, objects: &[Object]) -> Vec<usize> {
         let reference = |words: &str| {
             let has = |word: &str| words.split(' ').any(|other| other == word);
@@ -174,7 +175,7 @@ mod tests {
         ];
         for (between, relation) in relations {
             if let Some((named, from)) = words.split_once(between) {
-                let [from] = all(from)[..] else { panic!("{expression}: what it starts from is ambiguous") };
+                let [from] = all(from)[..] else { panic!("{expression}: its reference object is ambiguous") };
                 let mut named = all(named);
                 named.retain(|&i| i != from && relation.holds(&objects[i], &objects[from]));
                 return named;

@@ -1,11 +1,11 @@
-//! What is in a scene: objects with their attributes, places and boxes.
+//! The contents of a scene: objects with their attributes, positions and boxes.
 
 use super::captions::Caption;
 use lxmert_core::boxes::BoxXyxy;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// An attribute: an enum whose values have an English word each.
+/// Defines an attribute: an enum with an English word for each value.
 macro_rules! attribute {
     ($(#[$doc:meta])* $name:ident: $count:literal { $($(#[$vdoc:meta])* $value:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -22,17 +22,17 @@ macro_rules! attribute {
                 match self { $(Self::$value => $word),+ }
             }
 
-            /// Position in `ALL`: the label of attribute heads.
+            /// Position in `ALL`, which is its label in attribute heads.
             pub fn index(self) -> usize {
                 self as usize
             }
 
-            /// A value drawn uniformly.
+            /// Draws a value uniformly.
             pub(crate) fn draw(rng: &mut impl Rng) -> Self {
                 Self::ALL[rng.random_range(0..$count)]
             }
 
-            /// A value other than `self`, drawn uniformly.
+            /// Draws a value other than `self` uniformly.
             pub(crate) fn draw_other(self, rng: &mut impl Rng) -> Self {
                 Self::ALL[(self.index() + rng.random_range(1..$count)) % $count]
             }
@@ -41,7 +41,7 @@ macro_rules! attribute {
 }
 
 attribute! {
-    /// The outline of an object; the detector's classes.
+    /// The outline of an object, which is its class for the detector.
     Shape: 8 {
         /// A disc.
         Circle = "circle",
@@ -85,7 +85,7 @@ attribute! {
 }
 
 attribute! {
-    /// The size of an object; nothing lies between the two.
+    /// The size of an object; there is a gap between the two.
     Size: 2 {
         /// 8 to 11 px from centre to rim.
         Small = "small",
@@ -95,7 +95,7 @@ attribute! {
 }
 
 attribute! {
-    /// What the object's surface looks like.
+    /// The surface of an object.
     Texture: 3 {
         /// One colour.
         Plain = "plain",
@@ -106,7 +106,7 @@ attribute! {
     }
 }
 
-/// One object and how it is drawn.
+/// One object and how to draw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Object {
     /// Its outline.
@@ -122,23 +122,23 @@ pub struct Object {
     pub box_xyxy_px: BoxXyxy,
     /// Its centre in pixels.
     pub centre_px: [f32; 2],
-    /// From the centre to the rim, in pixels.
+    /// Distance from the centre to the rim, in pixels.
     pub radius_px: f32,
-    /// Turn in radians.
+    /// Rotation in radians.
     pub rotation: f32,
 }
 
-/// A picture's content, from which pixels, boxes and captions follow.
+/// A picture's content, which determines pixels, boxes and captions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scene {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Its objects, drawn in this order; no two agree in all four attributes.
+    /// Its objects, in drawing order; no two agree in all four attributes.
     pub objects: Vec<Object>,
-    /// Seed of the background and of small variations of colour.
+    /// Seed of the background and of small colour variations.
     pub pixel_seed: u64,
-    /// Five captions with a hard negative each.
+    /// Five captions, each with a hard negative.
     pub captions: Vec<Caption>,
 }

@@ -1,7 +1,7 @@
-//! Statements about two scenes, in the form of NLVR2's files.
+//! Statements about two scenes, in the format of NLVR2's files.
 //!
-//! Every sentence comes with two pairs of pictures that share one of them, and is true of one pair and false of the
-//! other: neither the sentence nor the shared picture alone tells which, and true and false are equally frequent.
+//! Every sentence comes with two pairs of pictures that share one picture, and is true of one pair and false of the
+//! other. Neither the sentence nor the shared picture alone tells which, and true and false are equally frequent.
 
 use super::references::{Reference, Said};
 use super::scene::Object;
@@ -10,27 +10,27 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// Sentences a scene, each with two pairs.
+/// Sentences per scene, each with two pairs.
 pub const PER_SCENE: usize = 2;
 
-/// What a statement says of the left and the right picture.
+/// What a statement claims about the left and the right picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PairClaim {
-    /// The picture on one side holds an object.
+    /// The picture on one side contains the object.
     Contains(Side, Reference),
-    /// Both hold one.
+    /// Both pictures contain it.
     Both(Reference),
-    /// One of the two does, the other does not.
+    /// One of the two contains it, the other does not.
     ExactlyOne(Reference),
-    /// One side holds more of them than the other.
+    /// One side contains more of them than the other.
     More(Side, Reference),
-    /// As many in all.
+    /// Both together contain this many.
     Total(Reference, usize),
-    /// Both hold as many.
+    /// Both contain the same number of them.
     SameNumber(Reference),
 }
 
-/// A place in a pair.
+/// A position in a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The first picture.
@@ -72,7 +72,7 @@ pub struct StatementEntry {
     pub img1: String,
     /// The statement.
     pub sent: String,
-    /// 1 where it is true.
+    /// 1 if it is true.
     pub label: u8,
 }
 
@@ -118,7 +118,7 @@ impl PairClaim {
         }
     }
 
-    /// A claim about what `left` and `right` hold, true of them or not.
+    /// A claim about `left` and `right`, true or false.
     fn draw(left: &[Object], right: &[Object], rng: &mut ChaCha8Rng) -> Option<Self> {
         let object = [left, right].choose(rng)?.choose(rng)?;
         let says = |shape, colour, texture| Reference::of(object, Said { shape, colour, size: false, texture });
@@ -135,15 +135,15 @@ impl PairClaim {
     }
 }
 
-/// A sentence with the two pairs of pictures, as indices into `scenes`: first the one that it is true of.
+/// A sentence with two pairs of pictures, as indices into `scenes`; it is true of the first.
 pub(crate) struct TwoPairs {
     pub claim: PairClaim,
     pub holds_of: [usize; 2],
     pub fails_of: [usize; 2],
 }
 
-/// A statement about scene `index` (of `scenes`, the objects of each) and others; at least two scenes are needed. `None`
-/// when several tries find no pair that makes it false.
+/// A statement about scene `index` and others (`scenes`: the objects of each, at least two). `None` if several attempts
+/// find no pair that makes it false.
 pub(crate) fn state(scenes: &[&[Object]], index: usize, rng: &mut ChaCha8Rng) -> Option<TwoPairs> {
     let another = |not: &[usize], rng: &mut ChaCha8Rng| {
         (0..64).map(|_| rng.random_range(0..scenes.len())).find(|index| !not.contains(index))
@@ -177,7 +177,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn each_sentence_is_true_of_one_pair_and_false_of_another_that_shares_a_picture() {
+    fn each_sentence_is_true_of_one_pair_and_false_of_an_overlapping_one() {
         let config = ScenesConfig::default();
         let scenes: Vec<Scene> = (0..200).map(|index| Scene::generate(&config, index)).collect();
         let objects: Vec<&[Object]> = scenes.iter().map(|scene| scene.objects.as_slice()).collect();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_say_what_they_check() {
+    fn sentences_state_what_they_check() {
         let red = Reference { colour: Some(Colour::Red), ..Reference::default() };
         let cross = Reference { shape: Some(Shape::Cross), texture: Some(Texture::Dotted), ..Reference::default() };
         for (claim, sentence) in [

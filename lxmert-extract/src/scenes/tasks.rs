@@ -1,5 +1,5 @@
-//! The scenes as benchmarks: questions, statements about pairs, entailment, expressions that name objects, and sentences for
-//! pre-training, in files of the real benchmarks' forms.
+//! The scenes as benchmarks: questions, statements about pairs, entailment, referring expressions, and sentences for
+//! pre-training, in the formats of the real benchmarks.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -8,9 +8,9 @@
 //! | `entailment_{train,val,test}.jsonl` | sentences that a scene entails, contradicts or leaves open, in the form of SNLI-VE's files |
 //! | `referring.json`, `instances.json` | expressions that name an object, with their splits, and the boxes, in the form of RefCOCO's files |
 //! | `pretrain_{train,val,test}.json` | captions and questions by scene, in the form of the original's pre-training files |
-//! | `answers.json` | the answer table: a list, the answer of label 0 first |
+//! | `answers.json` | the answer table: a list in label order |
 //!
-//! All of it follows from `scenes.json`.
+//! Everything is derived from `scenes.json`.
 
 use super::entailment::{self, EntailmentEntry, Label};
 use super::questions::{self, Question, QuestionEntry};
@@ -29,13 +29,13 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::path::Path;
 
-/// Splits, as file names have them.
+/// The splits, as in the file names.
 const SPLITS: [&str; 3] = ["train", "val", "test"];
 
 /// Writes the files above into the folder `dir`.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// Returns an error if a file cannot be written.
 pub(crate) fn write(dir: &Path, annotations: &Annotations) -> Result<()> {
     let config = &annotations.config;
     let asked: Vec<Vec<Question>> = (annotations.scenes.iter().enumerate())
@@ -61,7 +61,7 @@ pub(crate) fn write(dir: &Path, annotations: &Annotations) -> Result<()> {
     write_lines(&dir.join("instances.json"), [referring::instances(annotations.scenes.iter())])
 }
 
-/// The random numbers for scene `index`'s questions and statements; those of its layout are of another seed.
+/// The random numbers for the questions and statements of scene `index`; its layout uses another seed.
 pub(crate) fn rng_of(config: &ScenesConfig, index: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(config.seed ^ 0x7175_6573_7469_6f6e));
     rng.set_stream(index as u64);
@@ -166,13 +166,13 @@ fn pretraining_entry(scene: &SceneRecord, asked: &[Question]) -> serde_json::Val
     })
 }
 
-/// A JSON list, an entry a line.
+/// Writes a JSON list, one entry per line.
 fn write_list(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
     let lines = lines(path, entries)?;
     atomic_write(path, |file| write!(file, "[\n{}\n]\n", lines.join(",\n")))
 }
 
-/// JSON lines.
+/// Writes JSON lines.
 fn write_lines(path: &Path, entries: impl IntoIterator<Item = impl Serialize>) -> Result<()> {
     let lines = lines(path, entries)?;
     atomic_write(path, |file| writeln!(file, "{}", lines.join("\n")))

@@ -1,15 +1,15 @@
-//! The data set as files.
+//! The data set's files.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `images/NNNNN.png` | the pictures |
 //! | `results.csv` | captions as Flickr30k has them: `image_name\| comment_number\| comment` |
-//! | `hard_negatives.csv` | for each caption the false variant: `image_name\|comment_number\|comment` |
+//! | `hard_negatives.csv` | the false variant of each caption: `image_name\|comment_number\|comment` |
 //! | `splits.json` | `{"train": [names], "val": [names], "test": [names]}`, 80/10/10 by scene |
 //! | `scenes.json` | the configuration, and per scene: size, objects with boxes, captions with their claims |
 //! | `questions_*.json`, `entailment_*.jsonl`, `referring.json` and others | the tasks' files: see [`super::tasks`] |
 //!
-//! The folder appears whole or not at all: it is written beside its place and renamed.
+//! The folder appears whole or not at all: it is written beside its destination and renamed.
 
 use super::draw::draw;
 use super::records::{Annotations, FORMAT, SceneRecord, image_name, split};
@@ -28,11 +28,11 @@ use std::path::Path;
 /// What was generated, for printing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Scenes.
+    /// Number of scenes.
     pub scenes: usize,
-    /// Captions, and as many hard negatives.
+    /// Number of captions, and of hard negatives.
     pub captions: usize,
-    /// Objects.
+    /// Number of objects.
     pub objects: usize,
 }
 
@@ -46,8 +46,8 @@ impl std::fmt::Display for Summary {
 /// Writes the data set to the folder `dir`.
 ///
 /// # Errors
-/// A configuration that cannot be drawn; a folder that exists already (unless `overwrite`), cannot
-/// be written, or holds something other than a data set of scenes; Ctrl-C.
+/// Returns an error if the configuration is invalid; if the folder already exists (unless `overwrite`), cannot be
+/// written, or holds something other than a data set of scenes; or on Ctrl-C.
 pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bool) -> Result<Summary> {
     config.validate()?;
     let replace = may_replace(dir, overwrite)?;
@@ -67,7 +67,7 @@ pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bo
     Ok(summary)
 }
 
-/// Whether something at `dir` goes when the data set takes its place.
+/// Whether to replace an existing `dir`.
 fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -80,7 +80,7 @@ fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
         return Err(Error::Argument(format!("{} exists; --overwrite replaces it", dir.display())));
     }
     if !dir.join("scenes.json").is_file() {
-        let reason = format!("{} holds something other than scenes; it is not replaced", dir.display());
+        let reason = format!("{} holds something other than scenes, so it is not replaced", dir.display());
         return Err(Error::Argument(reason));
     }
     Ok(true)
@@ -89,13 +89,14 @@ fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
 /// Reads `scenes.json` of a data set.
 ///
 /// # Errors
-/// When the file is absent, is not JSON of this form, or has other caption objects than objects.
+/// Returns an error if the file is missing, is not JSON of this form, or a caption names an object that the scene
+/// lacks.
 pub fn read_annotations(dir: &Path) -> Result<Annotations> {
     let path = dir.join("scenes.json");
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
     let annotations: Annotations = serde_json::from_str(&text).map_err(Error::json(&path))?;
     if annotations.format != FORMAT {
-        return Err(Error::format(&path, format!("format \"{}\", this program reads {FORMAT}", annotations.format)));
+        return Err(Error::format(&path, format!("format \"{}\"; this program reads {FORMAT}", annotations.format)));
     }
     for scene in &annotations.scenes {
         for caption in &scene.captions {
@@ -138,7 +139,7 @@ fn write_images(folder: &Path, config: &ScenesConfig, progress: bool) -> Result<
 }
 
 fn write_captions(folder: &Path, records: &[SceneRecord]) -> Result<()> {
-    // Flickr30k's file has a space after each bar; the negatives' file has not.
+    // Flickr30k's file has a space after each bar; the negatives' file has none.
     let mut captions = String::from("image_name| comment_number| comment\n");
     let mut negatives = String::from("image_name|comment_number|comment\n");
     for record in records {
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_data_set_is_whole_and_reads_back() {
+    fn the_data_set_is_complete_and_reads_back() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("scenes");
         let summary = generate(&dir, &small(), false, false).unwrap();
@@ -186,7 +187,7 @@ mod tests {
         let negatives = fs::read_to_string(dir.join("hard_negatives.csv")).unwrap();
         let last = &annotations.scenes[29].captions[4].negative.text;
         assert_eq!(negatives.lines().nth(150), Some(&*format!("00029.png|4|{last}")));
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left beside the data set");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "a temporary file was left beside the data set");
     }
 
     #[test]
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn only_scenes_are_replaced_and_only_when_asked() {
+    fn overwrite_replaces_only_data_sets_of_scenes() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("scenes");
         let config = ScenesConfig { count: 1, ..small() };
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_that_point_nowhere_are_refused() {
+    fn annotations_with_invalid_indices_are_refused() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("scenes");
         generate(&dir, &ScenesConfig { count: 1, ..small() }, false, false).unwrap();

@@ -1,6 +1,6 @@
 //! The reference network of `tests/fixtures/frcnn`: torchvision's Faster R-CNN with formula weights.
 
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses part of it
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -43,20 +43,20 @@ pub fn manifest_weights(name: &str, seed: u64) -> Result<HashMap<String, Tensor>
     tensors.map(|t| Ok((t.name.clone(), procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?))).collect()
 }
 
-/// All weights of the reference network, by torchvision's names.
+/// All weights of the reference network, under torchvision's names.
 pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
     let mut weights = tensors(&format!("frcnn/batchnorm-seed-{seed}.safetensors"))?;
     weights.extend(manifest_weights("frcnn/manifest.json", seed)?);
     Ok(weights)
 }
 
-/// The reference network, its products of `precision`.
+/// The reference network, with products in `precision`.
 pub fn reference_detector(seed: u64, precision: Precision) -> Result<Detector> {
     let vb = VarBuilder::from_tensors(reference_weights(seed)?, DType::F32, &Device::Cpu);
     Ok(Detector::new(&DetectorConfig::coco(), precision, vb)?)
 }
 
-/// The weights of the Visual Genome reference, as a file of either family holds them.
+/// The weights of the Visual Genome reference, as in a file of either family.
 pub fn visual_genome_weights(caffe: bool) -> Result<BTreeMap<String, Tensor>> {
     let mut weights: BTreeMap<String, Tensor> = manifest_weights("frcnn_vg/manifest.json", 0)?.into_iter().collect();
     let calibration = tensors("frcnn_vg/calibration.safetensors")?;
@@ -70,7 +70,7 @@ pub fn visual_genome_weights(caffe: bool) -> Result<BTreeMap<String, Tensor>> {
     Ok(weights)
 }
 
-/// The Visual Genome reference network, its products of `precision`.
+/// The Visual Genome reference network, with products in `precision`.
 pub fn visual_genome_detector(caffe: bool, precision: Precision) -> Result<Detector> {
     let config = if caffe { visual_genome::caffe() } else { visual_genome::hugging_face() };
     let weights = visual_genome_weights(caffe)?;
@@ -82,7 +82,7 @@ pub fn photo(name: &str) -> Result<DecodedImage> {
     Ok(decode_file(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../data/photos").join(name))?)
 }
 
-/// The largest difference, relative to the reference's root mean square.
+/// The largest difference, divided by the reference's root mean square.
 pub fn relative_error(got: &Tensor, reference: &Tensor) -> Result<f32> {
     anyhow::ensure!(got.dims() == reference.dims(), "shape {:?} is not {:?}", got.dims(), reference.dims());
     let rms = reference.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;

@@ -1,8 +1,8 @@
-//! Examples to padded batches, read ahead on a thread of their own.
+//! Turns examples into padded batches, which a separate thread reads ahead.
 //!
-//! A batch is padded to its longest sentence, not to the model's maximum; training examples are
-//! grouped so that sentences of a batch are about equally long. Both orders and groups depend on
-//! the seed and the epoch alone, so a resumed run sees the same batches.
+//! A batch is padded to its longest sentence, not to the model's maximum; training examples are grouped so that the
+//! sentences of a batch have about the same length. Orders and groups depend only on the seed and the epoch, so a
+//! resumed run sees the same batches.
 
 pub use lxmert_core::batch::Batch;
 
@@ -13,14 +13,13 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::sync::mpsc::sync_channel;
 
-/// Batches whose sentences are sorted by length together. Small enough that a batch stays a fair
-/// sample of the epoch.
+/// How many batches to sort together by sentence length. Small enough that a batch remains a fair sample of the epoch.
 const WINDOW: usize = 32;
 
-/// Batches that wait, read, for the one being computed.
+/// How many batches are read ahead of the one being computed.
 const AHEAD: usize = 2;
 
-/// The examples of an epoch in an order that the seed and the epoch alone decide.
+/// The examples of an epoch, in an order that depends only on the seed and the epoch.
 pub fn shuffled<E: Copy>(examples: &[E], seed: u64, epoch: u64) -> Vec<E> {
     let mut order = examples.to_vec();
     let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(seed ^ splitmix64(epoch.wrapping_add(0x6f72_6465))));
@@ -28,7 +27,7 @@ pub fn shuffled<E: Copy>(examples: &[E], seed: u64, epoch: u64) -> Vec<E> {
     order
 }
 
-/// Cuts shuffled training examples into batches of about equally long sentences, in random order.
+/// Divides shuffled training examples into batches with sentences of about the same length, in random order.
 pub fn plan<E: Copy>(
     examples: &[E],
     length: impl Fn(&E) -> usize,
@@ -49,15 +48,15 @@ pub fn plan<E: Copy>(
     batches
 }
 
-/// Cuts examples into batches in order of length, for evaluation: the places in `examples`.
+/// Divides examples into batches by length, for evaluation; returns indices into `examples`.
 pub fn plan_in_order<E>(examples: &[E], length: impl Fn(&E) -> usize, batch_size: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.sort_by_key(|&i| length(&examples[i]));
     order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-/// Calls `work` with each batch in order, while the next ones are read on another thread by `read`.
-/// Ends early, without an error, when `work` gives `false`.
+/// Calls `work` with each batch in order, while another thread calls `read` for the next ones. Stops early, without an
+/// error, if `work` returns `false`.
 ///
 /// # Errors
 /// The first error of reading or of `work`.
@@ -82,7 +81,7 @@ pub fn for_each_result<E: Send, B: Send>(
         let (sender, receiver) = sync_channel(AHEAD);
         let reader = scope.spawn(move || {
             for examples in batches {
-                // The receiver is gone when the work has ended early.
+                // The receiver is gone if the work ended early.
                 if sender.send(read(examples)).is_err() {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! A caption file with its splits and features, tokenised: everything that pairs and batches need.
+//! A caption file with its splits and features, tokenised: everything needed to make pairs and batches.
 
 use super::batches::Batch;
 use super::names;
@@ -12,21 +12,21 @@ use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use std::collections::HashSet;
 
-/// A caption file with its splits, features and tokens: everything that pairs and batches need.
+/// A caption file with its splits, features and tokens: everything needed to make pairs and batches.
 pub struct Dataset {
-    /// The captions, without those of images that have no features.
+    /// The captions, without those of images that lack features.
     pub captions: Captions,
     /// The split of each image.
     pub splits: Splits,
     /// The feature store.
     pub store: FeatureStore,
-    /// Per image of the captions: its number in the store.
+    /// The number in the store of each image of the captions.
     pub store_index: Vec<usize>,
-    /// Per caption: its false, minimally changed sibling.
+    /// The false, minimally changed variant of each caption.
     pub hard_negatives: Vec<Option<String>>,
-    /// Captions that were cut to fit the model's length.
+    /// How many captions were truncated to the model's length.
     pub truncated: usize,
-    /// Names of captioned images without features, whose captions were left out.
+    /// Names of captioned images without features; their captions were left out.
     pub missing: Vec<String>,
     regions: usize,
     pad: u32,
@@ -39,35 +39,35 @@ pub struct Dataset {
 pub struct LoadOptions {
     /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
     pub max_length: usize,
-    /// Regions per image, best first; none for all that the store holds.
+    /// Regions per image, best first; `None` for all in the store.
     pub regions: Option<usize>,
-    /// Seed of the split, where the data brings none.
+    /// Seed of the split, if the data does not define one.
     pub seed: u64,
     /// Whether any number of captioned images may lack features.
     pub allow_missing_images: bool,
 }
 
-/// Captioned images with their splits and features, before a sentence is tokenised.
+/// Captioned images with their splits and features, before tokenisation.
 pub struct CaptionedImages {
-    /// The captions, without those of images that have no features.
+    /// The captions, without those of images that lack features.
     pub captions: Captions,
     /// The split of each image.
     pub splits: Splits,
     /// The feature store.
     pub store: FeatureStore,
-    /// Per image of the captions: its number in the store; none where it has no features.
+    /// The number in the store of each image of the captions; `None` if it lacks features.
     pub store_index: Vec<Option<usize>>,
-    /// Per caption: its false, minimally changed sibling.
+    /// The false, minimally changed variant of each caption.
     pub hard_negatives: Vec<Option<String>>,
-    /// Names of captioned images without features, whose captions were left out.
+    /// Names of captioned images without features; their captions were left out.
     pub missing: Vec<String>,
 }
 
 impl CaptionedImages {
-    /// Reads captions, splits and hard negatives, and opens the store. What was repaired or left out is logged.
+    /// Reads captions, splits and hard negatives, and opens the store. Logs what was repaired or left out.
     ///
     /// # Errors
-    /// When a file cannot be understood, the store is absent, or too many images have no features.
+    /// Returns an error if a file cannot be parsed, the store is missing, or too many images lack features.
     pub fn read(paths: &DataPaths, seed: u64, allow_missing_images: bool) -> Result<Self> {
         let mut captions = Captions::read(&paths.captions)?;
         paths.check_features()?;
@@ -92,7 +92,7 @@ impl CaptionedImages {
             let of = all.of.iter().zip(&found).map(|(split, found)| found.and(*split)).collect();
             Splits { of, source: all.source }
         };
-        // Captions of images without features go; images keep their numbers.
+        // Drop captions of images without features; images keep their numbers.
         let keep: Vec<bool> = captions.captions.iter().map(|c| found[c.image].is_some()).collect();
         let mut kept = keep.iter();
         captions.captions.retain(|_| kept.next().copied().unwrap_or(false));
@@ -100,7 +100,7 @@ impl CaptionedImages {
         hard_negatives.retain(|_| kept.next().copied().unwrap_or(false));
         let unused = splits.of.iter().zip(&found).filter(|(s, f)| s.is_none() && f.is_some()).count();
         if unused > 0 {
-            log::warn!("{unused} captioned images are in no split of {} and are not used", splits.source);
+            log::warn!("{unused} captioned images are in no split of {} and were left out", splits.source);
         }
         for split in Split::ALL {
             if splits.images(split).next().is_none() {
@@ -114,7 +114,7 @@ impl CaptionedImages {
         let first = texts.next().unwrap_or_default();
         if texts.all(|text| text == first) && hard_negatives.iter().all(Option::is_none) {
             return Err(Error::Argument(format!(
-                "{}: every caption is '{first}', so no mismatched pair can be made and there is nothing to learn",
+                "{}: every caption is '{first}', so there are no mismatched pairs and nothing to learn",
                 paths.captions.display()
             )));
         }
@@ -122,7 +122,7 @@ impl CaptionedImages {
         let alike: Vec<String> = alike.map(|split| split.to_string()).collect();
         if !alike.is_empty() {
             log::warn!(
-                "{}: no mismatched pair can be made of {}: all images there have the same captions",
+                "{}: no mismatched pair is possible in {}: all its images have the same captions",
                 paths.captions.display(),
                 alike.join(", ")
             );
@@ -131,7 +131,7 @@ impl CaptionedImages {
     }
 }
 
-/// Whether a split has an image and a sentence of another image that is not its own as well.
+/// Whether a split has an image, and a sentence of another image that is not also its own.
 fn has_mismatches(captions: &Captions, splits: &Splits, split: Split) -> bool {
     let (mut images, mut texts, mut pairs) = (HashSet::new(), HashSet::new(), HashSet::new());
     for caption in splits.captions(captions, split).into_iter().map(|c| &captions.captions[c]) {
@@ -146,7 +146,7 @@ impl Dataset {
     /// Reads the captioned images ([`CaptionedImages::read`]) and tokenises every sentence once.
     ///
     /// # Errors
-    /// As [`CaptionedImages::read`].
+    /// See [`CaptionedImages::read`].
     pub fn load(paths: &DataPaths, text: &WordPiece, options: &LoadOptions) -> Result<Self> {
         let CaptionedImages { captions, splits, store, store_index, hard_negatives, missing } =
             CaptionedImages::read(paths, options.seed, options.allow_missing_images)?;
@@ -160,7 +160,7 @@ impl Dataset {
         let hard_tokens =
             hard_negatives.iter().map(|h| h.as_deref().map_or(Ok(Vec::new()), &mut encode)).collect::<Result<_>>()?;
         if truncated > 0 {
-            log::warn!("{truncated} captions are longer than --max-length {} and were cut", options.max_length);
+            log::warn!("{truncated} captions are longer than --max-length {} and were truncated", options.max_length);
         }
         let regions = options.regions.map_or(store.info().regions, |n| n.min(store.info().regions));
         let store_index = store_index.into_iter().map(|index| index.unwrap_or(usize::MAX)).collect();
@@ -207,7 +207,7 @@ impl Dataset {
         }
     }
 
-    /// The image name of a pair, as the caption file has it.
+    /// The image name of a pair, as in the caption file.
     pub fn image_name(&self, pair: &Pair) -> &str {
         &self.captions.images[pair.image]
     }
@@ -215,7 +215,7 @@ impl Dataset {
     /// Reads a batch of pairs.
     ///
     /// # Errors
-    /// When the store is damaged.
+    /// Returns an error if the store is damaged.
     pub fn read(&self, pairs: &[Pair]) -> Result<Batch> {
         let rows: Vec<_> = pairs.iter().map(|pair| (self.store_index[pair.image], self.tokens(pair))).collect();
         Ok(Batch::read(&self.store, self.regions, &rows, self.pad)?)
@@ -235,7 +235,7 @@ mod tests {
     use super::super::names::tests::store_of;
     use super::*;
 
-    /// Six images, `captions` a row of each, with a store of their regions.
+    /// Six images, each with a row of `caption`, and a store of their regions.
     fn read(folder: &std::path::Path, caption: impl Fn(usize) -> String) -> Result<CaptionedImages> {
         let names: Vec<String> = (0..6).map(|i| format!("{i}.jpg")).collect();
         let rows: String = names.iter().enumerate().map(|(i, name)| format!("{name}| 0| {}\n", caption(i))).collect();
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_without_a_mismatched_pair_are_refused() {
+    fn rejects_captions_without_a_mismatched_pair() {
         let folder = tempfile::tempdir().unwrap();
         let error = read(folder.path(), |_| "A dog .".into()).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("results.csv") && error.contains("no mismatched pair"), "{error}");

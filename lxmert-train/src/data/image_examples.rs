@@ -1,7 +1,7 @@
-//! Sentences about images, out of many files: tokenised, with their images found in a feature store.
+//! Sentences about images, from any number of files: tokenised, with their images found in a feature store.
 //!
-//! A reader of a benchmark's files implements [`ImageExample`] for what a row says, with a [`Collector`] for the checks that
-//! every reader needs; [`ImageExamples`] does the rest.
+//! A reader of a benchmark's files implements [`ImageExample`] for the content of a row and uses a [`Collector`] for
+//! the checks that every reader needs; [`ImageExamples`] does the rest.
 
 use super::batches::Batch;
 use super::names;
@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 
 /// An example in a file: a sentence about `IMAGES` images.
 pub trait ImageExample<const IMAGES: usize>: Sized {
-    /// What one is called in messages, in the singular.
+    /// What messages call an example, in the singular.
     const NOUN: &'static str;
 
-    /// Reads a file: the images' names, and the examples. `split` is what they are read for; it matters only where one file
+    /// Reads a file: the images' names, and the examples. `split` is the split to read; it matters only if one file
     /// holds several splits.
     ///
     /// # Errors
-    /// When the file cannot be understood.
+    /// Returns an error if the file cannot be parsed.
     fn read(path: &Path, split: Split) -> Result<(Vec<String>, Vec<Self>)>;
 
     /// Its images, as indices into the file's names.
@@ -33,11 +33,11 @@ pub trait ImageExample<const IMAGES: usize>: Sized {
     /// Its sentence.
     fn sentence(&self) -> &str;
 
-    /// Whether the file says what is to be learnt; false for the hidden labels of a test split.
+    /// Whether the file contains the label; false for the hidden labels of a test split.
     fn labelled(&self) -> bool;
 }
 
-/// Collects a file's examples; images are numbered by first appearance.
+/// Collects a file's examples. Images are numbered in order of first appearance.
 pub struct Collector<E, const IMAGES: usize> {
     names: Vec<String>,
     numbers: HashMap<String, usize>,
@@ -52,10 +52,10 @@ impl<E, const IMAGES: usize> Default for Collector<E, IMAGES> {
 }
 
 impl<E: ImageExample<IMAGES>, const IMAGES: usize> Collector<E, IMAGES> {
-    /// Adds the example that `make` makes of its images' numbers.
+    /// Adds the example that `make` builds from its images' numbers.
     ///
     /// # Errors
-    /// The reason when the sentence or an image's name is empty, or the id was used before.
+    /// The reason, if the sentence or an image's name is empty, or the id was used before.
     pub fn push(
         &mut self,
         id: impl Display,
@@ -84,19 +84,19 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> Collector<E, IMAGES> {
         Ok(())
     }
 
-    /// The images' names, and the examples.
+    /// Returns the images' names and the examples.
     ///
     /// # Errors
-    /// When there is no example; `path` is for the message.
+    /// Returns an error if there is no example; `path` is for the message.
     pub fn finish(self, path: &Path) -> Result<(Vec<String>, Vec<E>)> {
         if self.examples.is_empty() {
-            return Err(Error::file(path, format!("holds no {}", E::NOUN)));
+            return Err(Error::file(path, format!("the file holds no {}", E::NOUN)));
         }
         Ok((self.names, self.examples))
     }
 }
 
-/// The examples of one or more files, in their order, without those about an image that has no features.
+/// The examples of one or more files, in order, without those about an image that lacks features.
 #[derive(Debug)]
 pub struct ImageExamples<T, const IMAGES: usize> {
     examples: Vec<T>,
@@ -110,7 +110,7 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
     /// Reads the examples of `split` from files.
     ///
     /// # Errors
-    /// When a file cannot be understood, or too many images have no features.
+    /// Returns an error if a file cannot be parsed, or too many images lack features.
     pub fn read(
         split: Split,
         files: &[PathBuf],
@@ -144,12 +144,12 @@ impl<T, const IMAGES: usize> ImageExamples<T, IMAGES> {
         self.examples.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.examples.is_empty()
     }
 
-    /// How many images they are about; an image of two files counts twice.
+    /// How many images they are about; an image in two files counts twice.
     pub fn num_images(&self) -> usize {
         self.images
     }
@@ -169,16 +169,16 @@ impl<T, const IMAGES: usize> ImageExamples<T, IMAGES> {
         self.sentences.ids(index)
     }
 
-    /// How many sentences were cut to the longest length.
+    /// How many sentences were truncated to the maximum length.
     pub fn truncated(&self) -> usize {
         self.sentences.truncated()
     }
 
-    /// Reads the regions of these examples' images, and pads the sentences: a row for each image, those of an example one
-    /// after the other.
+    /// Reads the regions of these examples' images and pads the sentences. There is one row per image; those of an
+    /// example are adjacent.
     ///
     /// # Errors
-    /// When the store is damaged.
+    /// Returns an error if the store is damaged.
     pub fn batch(&self, store: &FeatureStore, regions: usize, indices: &[usize]) -> Result<Batch> {
         let rows = |&index: &usize| self.store_index[index].map(|image| (image, self.tokens(index)));
         Ok(Batch::read(store, regions, &indices.iter().flat_map(rows).collect::<Vec<_>>(), self.pad)?)

@@ -3,22 +3,21 @@
 //! | module | what it reads |
 //! | --- | --- |
 //! | [`dataset`] | captioned images with splits, features and tokens |
-//! | [`splits`], [`paths`] | which image of a caption file is in which split, where files lie |
+//! | [`splits`], [`paths`] | which image of a caption file is in which split; where files are |
 //! | [`pretraining`] | the original's pre-training JSON, or captions alone |
-//! | [`questions`], [`vqa_answers`] | VQA and GQA; answers as VQA's evaluation compares them |
+//! | [`questions`], [`vqa_answers`] | VQA, GQA, OK-VQA and VizWiz; answers normalised as in VQA's evaluation |
 //! | [`statements`] | NLVR2 |
 //! | [`snli_ve`] | SNLI-VE |
 //! | [`refcoco`] | RefCOCO, RefCOCO+, RefCOCOg |
-//! | [`image_examples`] | sentences about images out of many files, tokenised, with their images found |
-//! | [`predictions`] | prediction files and what the benchmarks count |
-//! | [`names`] | image names of a file in a feature store |
-//! | [`sentences`], [`json_list`] | many sentences, and long lists, in little memory |
+//! | [`image_examples`] | sentences about images from any number of files, tokenised, with their images found |
+//! | [`predictions`] | prediction files and the benchmarks' measures |
+//! | [`names`] | finds a file's image names in a feature store |
+//! | [`sentences`], [`rows`] | many sentences, and long JSON files, in little memory |
 //! | [`pairs`], [`batches`] | matched and mismatched pairs; batches read ahead |
 
 pub mod batches;
 pub mod dataset;
 pub mod image_examples;
-pub mod json_list;
 pub mod names;
 pub mod pairs;
 pub mod paths;
@@ -26,6 +25,7 @@ pub mod predictions;
 pub mod pretraining;
 pub mod questions;
 pub mod refcoco;
+pub mod rows;
 pub mod sentences;
 pub mod snli_ve;
 pub mod splits;

@@ -1,17 +1,17 @@
-//! Image names of a data file, found in a feature store.
+//! Finds image names of a data file in a feature store.
 
 use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::image_names::NameFinder;
 
-/// Largest share of images that may lack features: a detector fails on a damaged file now and then, but the store of
-/// another data set must be refused.
+/// Maximum fraction of images without features: a detector fails on a damaged file now and then, but the store of
+/// another data set must be rejected.
 const MISSING_ALLOWED: f64 = 0.01;
 
-/// The number in `store` of each of `names`, by its `finder`; `None` for those without features.
+/// The number in `store` of each of `names`, found by `finder`; `None` for those without features.
 ///
 /// # Errors
-/// When more than 1 % of them have no features, unless `allow_missing`; when none has.
+/// Returns an error if more than 1 % of them lack features (unless `allow_missing`), or if all do.
 pub fn find_all(
     store: &FeatureStore,
     finder: &NameFinder,
@@ -28,7 +28,7 @@ pub fn find_all(
         if too_many || missing == total {
             return Err(Error::MissingFeatures { store: store.folder().into(), missing, total, examples });
         }
-        log::warn!("{missing} of {total} images have no features and are left out: {examples}…");
+        log::warn!("{missing} of {total} images have no features and were left out: {examples}…");
     }
     Ok(found)
 }
@@ -60,7 +60,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn too_many_images_without_features_are_refused() {
+    fn rejects_too_many_images_without_features() {
         let folder = tempfile::tempdir().unwrap();
         let store = store_of(folder.path(), &["photos/a.jpg", "b.jpg"]);
         let finder = NameFinder::new(store.names());

@@ -1,13 +1,11 @@
 //! Pairs of an image and a sentence, matched or not.
 //!
-//! Every caption of a split makes one pair. Half of the pairs are mismatched: the caption keeps
-//! its words and gets a different image of the same split (airsplay's LXMERT swaps the sentence;
-//! by symmetry the distribution is the same). Training draws new ones each epoch from the seed
-//! and the epoch's number; validation and test pairs depend on the data alone, so two runs, with
-//! whatever seeds, are measured on the same pairs.
+//! Every caption of a split makes one pair. Half of the pairs are mismatched: the caption keeps its words and gets a
+//! different image of the same split (airsplay's LXMERT swaps the sentence; by symmetry the distribution is the same).
+//! Training draws new pairs each epoch from the seed and the epoch's number. Validation and test pairs depend only on
+//! the data, so two runs are measured on the same pairs whatever their seeds.
 //!
-//! A *hard* mismatch keeps the image and takes the caption's false, minimally changed sibling
-//! from `hard_negatives.csv`.
+//! A *hard* mismatch keeps the image and uses the caption's false, minimally changed variant from `hard_negatives.csv`.
 
 use crate::data::splits::Split;
 use lxmert_core::procedural::splitmix64;
@@ -15,7 +13,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What a pair is.
+/// How the image and the sentence of a pair relate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PairKind {
@@ -23,7 +21,7 @@ pub enum PairKind {
     Matched,
     /// The caption was written for another image.
     Random,
-    /// The caption was changed in one word or so, and is false of its own image.
+    /// One word or so of the caption was changed, so that it is false of its own image.
     Hard,
 }
 
@@ -32,9 +30,9 @@ pub enum PairKind {
 pub struct Pair {
     /// The image, as an index into the captions' images.
     pub image: usize,
-    /// The caption, as an index into the captions; for [`PairKind::Hard`] its false sibling is meant.
+    /// The caption, as an index into the captions; for [`PairKind::Hard`] its false variant is meant.
     pub caption: usize,
-    /// Whether and how they fit.
+    /// Whether and how they match.
     pub kind: PairKind,
 }
 
@@ -49,16 +47,15 @@ impl Pair {
 #[derive(Debug, Clone)]
 pub struct PairSource {
     split: Split,
-    /// (caption, its image, whether it has a false sibling).
+    /// (caption, its image, whether it has a false variant).
     captions: Vec<(usize, usize, bool)>,
     images: Vec<usize>,
-    /// Per caption of the split: the images of the split that carry the very same sentence.
+    /// Per caption of the split: the images of the split with exactly the same sentence.
     same_text: Vec<Vec<usize>>,
 }
 
 impl PairSource {
-    /// `captions`: the split's captions as (caption index, image index, sentence, has a false
-    /// sibling).
+    /// `captions`: the split's captions as (caption index, image index, sentence, has a false variant).
     pub fn new<'a>(split: Split, captions: impl IntoIterator<Item = (usize, usize, &'a str, bool)>) -> Self {
         let mut by_text: std::collections::HashMap<&str, Vec<usize>> = std::collections::HashMap::new();
         let mut list = Vec::new();
@@ -81,25 +78,23 @@ impl PairSource {
         self.captions.len()
     }
 
-    /// Whether the split has no caption.
+    /// Whether the split has no captions.
     pub fn is_empty(&self) -> bool {
         self.captions.is_empty()
     }
 
-    /// Whether any caption has a false sibling.
+    /// Whether any caption has a false variant.
     pub fn has_hard(&self) -> bool {
         self.captions.iter().any(|c| c.2)
     }
 
-    /// The training pairs of an epoch, in shuffled order: one per caption, half of them (rounded
-    /// down) mismatched, and of these the share `hard_fraction` (0..1) hard where the captions
-    /// have false siblings.
+    /// The training pairs of an epoch in shuffled order, one per caption. Half of them (rounded down) are mismatched,
+    /// and of these the fraction `hard_fraction` (0..1) is hard, as far as the captions have false variants.
     pub fn epoch(&self, seed: u64, epoch: u64, hard_fraction: f64) -> Vec<Pair> {
         self.draw(splitmix64(seed ^ splitmix64(epoch.wrapping_add(0x7061_6972))), hard_fraction)
     }
 
-    /// The fixed pairs that validation and test are measured on: half matched, half with the image
-    /// of another caption; in caption order.
+    /// The fixed pairs for validation and test: half matched, half with the image of another caption; in caption order.
     pub fn fixed(&self) -> Vec<Pair> {
         let mut pairs = self.draw(splitmix64(0x6669_7865_6400 + self.split as u64), 0.0);
         pairs.sort_by_key(|p| p.caption);
@@ -144,8 +139,7 @@ impl PairSource {
         pairs
     }
 
-    /// An image of the split that carries no caption of the very same words; `None` when every
-    /// image does.
+    /// An image of the split without a caption of exactly these words; `None` if there is none.
     fn other_image(&self, i: usize, rng: &mut ChaCha8Rng) -> Option<usize> {
         let taken = &self.same_text[i];
         for _ in 0..64 {
@@ -203,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn hard_share_is_kept() {
+    fn keeps_the_share_of_hard_pairs() {
         let pairs = source(Split::Train, 100, 4).epoch(0, 0, 0.5);
         let count = |kind| pairs.iter().filter(|p| p.kind == kind).count();
         assert_eq!((count(PairKind::Matched), count(PairKind::Random), count(PairKind::Hard)), (200, 100, 100));
@@ -218,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn image_with_the_same_caption_is_no_mismatch() {
+    fn an_image_with_the_same_caption_is_not_a_mismatch() {
         let texts = ["a red circle", "a red circle", "a blue square"];
         let source = PairSource::new(Split::Train, texts.iter().enumerate().map(|(i, t)| (i, i, *t, false)));
         for epoch in 0..50 {
@@ -229,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn hard_set_holds_each_caption_true_and_false() {
+    fn the_hard_set_has_each_caption_true_and_false() {
         let hard = source(Split::Test, 3, 2).hard();
         assert_eq!(hard.len(), 6);
         assert!(

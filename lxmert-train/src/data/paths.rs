@@ -1,5 +1,7 @@
 //! Where the files of a data set are.
 
+use super::questions::annotations_beside;
+use super::refcoco::INSTANCES;
 use crate::{Error, Result};
 use lxmert_core::captions::CaptionFolder;
 use lxmert_core::features::StoreFolders;
@@ -19,7 +21,7 @@ pub enum Data {
 }
 
 impl Data {
-    /// What the data set is called.
+    /// The name of the data set.
     pub fn name(&self) -> &str {
         match self {
             Self::Captions(paths) => &paths.name,
@@ -38,30 +40,30 @@ impl Data {
     /// The captions.
     ///
     /// # Errors
-    /// When the data is files of examples.
+    /// Returns an error if the data is files of examples.
     pub fn captions(&self) -> Result<&DataPaths> {
         match self {
             Self::Captions(paths) => Ok(paths),
-            Self::Examples(_) => Err(Error::Argument(
-                "this task reads captioned images: name them by --data, --captions or --flickr30k".into(),
-            )),
+            Self::Examples(_) => {
+                Err(Error::Argument("this task reads captioned images: pass --data, --captions or --flickr30k".into()))
+            }
         }
     }
 
-    /// The JSON files.
+    /// The files of examples.
     ///
     /// # Errors
-    /// When the data is captions.
+    /// Returns an error if the data is captions.
     pub fn examples(&self) -> Result<&ExamplePaths> {
         match self {
             Self::Examples(paths) => Ok(paths),
             Self::Captions(_) => Err(Error::Argument(
-                "this task reads JSON files: name them by --train-file, --valid-file and --test-file".into(),
+                "this task reads JSON files: pass --train-file, --valid-file and --test-file".into(),
             )),
         }
     }
 
-    /// Every file that defines the data, with the store's index.
+    /// Every file that defines the data, including the store's index and files read from beside the files of examples.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = match self {
             Self::Captions(paths) => {
@@ -70,20 +72,25 @@ impl Data {
             }
             Self::Examples(paths) => {
                 let lists = [&paths.train, &paths.valid, &paths.test];
-                lists.into_iter().flatten().chain(&paths.answers).cloned().collect::<Vec<_>>()
+                let lists = lists.into_iter().flatten();
+                let beside = lists.clone().flat_map(|path| {
+                    let instances = Some(path.with_file_name(INSTANCES)).filter(|path| path.is_file());
+                    instances.into_iter().chain(annotations_beside(path))
+                });
+                beside.chain(lists.chain(&paths.answers).cloned()).collect::<Vec<_>>()
             }
         };
         files.extend(self.features().paths().iter().map(|folder| folder.join("index.json")));
         files
     }
 
-    /// Whether there is a feature store.
+    /// Checks that there is a feature store.
     ///
     /// # Errors
-    /// When there is none, with the command that makes it.
+    /// Returns an error with the command that makes one if there is none.
     pub fn check_features(&self) -> Result<()> {
         match self {
-            // The benchmarks' features were published.
+            // The benchmarks' features have been published.
             Self::Examples(paths) if !paths.name.starts_with("scenes") => {
                 let import = format!("lxmert-extract import bottom-up TSV --output {}", paths.features);
                 check_store(&paths.features, &import)
@@ -93,29 +100,29 @@ impl Data {
     }
 }
 
-/// Examples in JSON, file by file, and the store that holds their images' regions.
+/// Files of examples, and the store with their images' regions.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ExamplePaths {
-    /// What the data set is called.
+    /// The name of the data set.
     pub name: String,
     /// The feature store's folders.
     pub features: StoreFolders,
     /// Files to train on.
     pub train: Vec<PathBuf>,
-    /// Files that the best epoch is chosen on.
+    /// Files for choosing the best epoch.
     pub valid: Vec<PathBuf>,
-    /// Files that are measured, or predicted, at the end; the files of `valid` again where a benchmark keeps its own.
+    /// Files to measure or predict at the end; if a benchmark hides its test labels, the `valid` files again.
     pub test: Vec<PathBuf>,
     /// The answer table.
     pub answers: Option<PathBuf>,
 }
 
 impl ExamplePaths {
-    /// The scenes' files for a task, with `answers.json`: `<stem>_train.json`, `<stem>_val.json` and `<stem>_test.json`, or
-    /// the same as `.jsonl`, or one `<stem>.json` that holds every split.
+    /// The scenes' files for a task, with `answers.json`: `<stem>_train.json`, `<stem>_val.json` and
+    /// `<stem>_test.json`, or the same as `.jsonl`, or one `<stem>.json` with every split.
     ///
     /// # Errors
-    /// When they have not been made yet.
+    /// Returns an error if they do not exist yet.
     pub fn scenes(workspace: &Workspace, stem: &str) -> Result<Self> {
         let folder = workspace.data("scenes");
         let file = |split: &str| {
@@ -123,7 +130,7 @@ impl ExamplePaths {
             names.map(|name| folder.join(name)).into_iter().find(|path| path.is_file()).ok_or_else(|| {
                 Error::file(
                     folder.join(format!("{stem}_{split}.json")),
-                    "not there yet; run `cargo run -p lxmert-extract` first, which draws the scenes and writes the tasks' files",
+                    "not found; first run `cargo run -p lxmert-extract`, which draws the scenes and writes the tasks' files",
                 )
             })
         };
@@ -137,7 +144,7 @@ impl ExamplePaths {
         })
     }
 
-    /// The same with absolute paths, so that a run's settings mean the same from any folder.
+    /// The same with absolute paths, so that a run's settings have the same meaning in any folder.
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let lists = [&mut self.train, &mut self.valid, &mut self.test];
@@ -151,11 +158,11 @@ impl ExamplePaths {
 /// Captioned images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataPaths {
-    /// What the data set is called in messages and in the model card.
+    /// The name of the data set in messages and in the model card.
     pub name: String,
     /// The caption file.
     pub captions: PathBuf,
-    /// The split file, if the caption file does not carry the split.
+    /// The split file, if the caption file does not define the split.
     pub splits: Option<PathBuf>,
     /// False, minimally changed captions.
     pub hard_negatives: Option<PathBuf>,
@@ -167,13 +174,13 @@ impl DataPaths {
     /// The generated scenes.
     ///
     /// # Errors
-    /// When they have not been drawn yet.
+    /// Returns an error if they do not exist yet.
     pub fn scenes(workspace: &Workspace) -> Result<Self> {
         let folder = workspace.data("scenes");
         if !folder.join("results.csv").is_file() {
             return Err(Error::file(
                 &folder,
-                "the scenes are not there yet; run `cargo run -p lxmert-extract` first, which draws them and extracts their features",
+                "there are no scenes yet; first run `cargo run -p lxmert-extract`, which draws them and extracts their features",
             ));
         }
         Ok(Self { name: "scenes".into(), ..Self::in_folder(&folder, Some(&workspace.features("scenes").into()))? })
@@ -182,20 +189,20 @@ impl DataPaths {
     /// Flickr30k in `folder`, in any layout that [`CaptionFolder::find`] knows.
     ///
     /// # Errors
-    /// When no caption file is found.
+    /// Returns an error if there is no caption file.
     pub fn flickr30k(folder: &Path, workspace: &Workspace) -> Result<Self> {
         Ok(Self { name: "flickr30k".into(), ..Self::in_folder(folder, Some(&workspace.features("flickr30k").into()))? })
     }
 
-    /// The caption file in a folder, or up to two folders below, with its splits and hard negatives where there are any.
+    /// The caption file in a folder or up to two levels below, with its splits and hard negatives if there are any.
     /// Without `features` the store is `features/` in the folder.
     ///
     /// # Errors
-    /// When there is no caption file.
+    /// Returns an error if there is no caption file.
     pub fn in_folder(folder: &Path, features: Option<&StoreFolders>) -> Result<Self> {
         let found = CaptionFolder::find(folder).ok_or_else(|| {
             let reason = nearby::missing(folder).unwrap_or_else(|| {
-                format!("no caption file here ({}); name it with --captions FILE", CaptionFolder::names())
+                format!("no caption file here ({}); pass it as --captions FILE", CaptionFolder::names())
             });
             Error::file(folder, reason)
         })?;
@@ -204,8 +211,8 @@ impl DataPaths {
         Ok(Self::of(found, name, features))
     }
 
-    /// Named files. Without `splits`, a `splits.json` or Karpathy's JSON beside the captions is
-    /// taken; `hard_negatives.csv` beside the captions likewise.
+    /// Explicit files. Without `splits`, uses a `splits.json` or Karpathy's JSON beside the captions; also uses
+    /// `hard_negatives.csv` beside the captions.
     pub fn of_files(captions: PathBuf, splits: Option<PathBuf>, features: impl Into<StoreFolders>) -> Self {
         let name = captions.file_stem().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
         let found = CaptionFolder::beside(captions);
@@ -220,15 +227,15 @@ impl DataPaths {
         Self { name, captions, splits, hard_negatives, features }
     }
 
-    /// Whether there is a feature store.
+    /// Checks that there is a feature store.
     ///
     /// # Errors
-    /// When there is none, with the command that makes it.
+    /// Returns an error with the command that makes one if there is none.
     pub fn check_features(&self) -> Result<()> {
         check_features(&self.name, &self.features)
     }
 
-    /// Every path absolute, so that a run's settings mean the same from any folder.
+    /// The same with absolute paths, so that a run's settings have the same meaning in any folder.
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let optional = [&mut self.splits, &mut self.hard_negatives];
@@ -248,7 +255,7 @@ fn check_features(name: &str, features: &StoreFolders) -> Result<()> {
     check_store(features, &command)
 }
 
-/// Whether each folder is a store; `command` makes one.
+/// Checks that each folder is a store; `command` makes one.
 fn check_store(features: &StoreFolders, command: &str) -> Result<()> {
     features.paths().iter().try_for_each(|folder| check_folder(folder, command))
 }
@@ -261,5 +268,5 @@ fn check_folder(features: &Path, command: &str) -> Result<()> {
         return Err(Error::file(features, reason));
     }
     let missing = nearby::missing(features).map_or_else(String::new, |what| format!(" ({what})"));
-    Err(Error::file(features, format!("no feature store here{missing}; run `{command}` first")))
+    Err(Error::file(features, format!("no feature store here{missing}; first run `{command}`")))
 }

@@ -1,12 +1,12 @@
-//! What a benchmark's server takes, and what it counts.
+//! The benchmarks' prediction files, and their measures.
 //!
 //! | benchmark | file | measure |
 //! | --- | --- | --- |
-//! | VQA v2 | `[{"question_id": 1, "answer": "yes"}, …]` | soft accuracy, in all and by kind of answer |
+//! | VQA v2 | `[{"question_id": 1, "answer": "yes"}, …]` | soft accuracy, overall and by answer type |
 //! | GQA | `[{"questionId": "1", "prediction": "yes"}, …]` | accuracy |
 //! | NLVR2 | `identifier,True` a line | accuracy; consistency, the share of sentences judged right on all their pairs |
 
-use super::questions::{AnswerType, Question, QuestionId};
+use super::questions::{Question, QuestionId};
 use super::statements::Statement;
 use crate::{Error, Result};
 use lxmert_core::files::atomic_write;
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::path::Path;
 
-/// A mean score and the number of questions it is over.
+/// A mean score, and how many questions it covers.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
     sum: f64,
@@ -24,7 +24,7 @@ pub struct Score {
 }
 
 impl Score {
-    /// The mean, 0..1; 0 over nothing.
+    /// The mean, 0..1; 0 if there are none.
     pub fn mean(&self) -> f64 {
         if self.count == 0 { 0.0 } else { self.sum / self.count as f64 }
     }
@@ -35,16 +35,16 @@ impl Score {
     }
 }
 
-/// Soft accuracy, as VQA's evaluation counts it; accuracy on GQA, whose labels are one answer of score 1.
+/// Soft accuracy as in VQA's evaluation; on GQA, where each label is one answer with score 1, it is the accuracy.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AnswerAccuracy {
     /// Over all questions whose answers are known.
     pub overall: Score,
-    /// By kind of answer, where the file says it.
-    pub by_type: BTreeMap<AnswerType, Score>,
+    /// By answer type, if the file states it.
+    pub by_type: BTreeMap<String, Score>,
 }
 
-/// Counts `answers`, one per question, over the questions whose answers are known.
+/// Scores `answers`, one per question, over the questions with known answers.
 pub fn answer_accuracy<'a>(
     questions: impl IntoIterator<Item = &'a Question>,
     answers: impl IntoIterator<Item = &'a str>,
@@ -54,8 +54,8 @@ pub fn answer_accuracy<'a>(
         if question.scores.is_some() {
             let score = f64::from(question.score(answer));
             accuracy.overall.add(score);
-            if let Some(kind) = question.answer_type {
-                accuracy.by_type.entry(kind).or_default().add(score);
+            if let Some(kind) = &question.answer_type {
+                accuracy.by_type.entry(kind.clone()).or_default().add(score);
             }
         }
     }
@@ -65,13 +65,13 @@ pub fn answer_accuracy<'a>(
 /// Accuracy and consistency on NLVR2 (`metrics.py` of lil-lab/nlvr).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StatementAccuracy {
-    /// Over statements whose truth is known.
+    /// Over statements with known truth.
     pub accuracy: Score,
-    /// Over sentences: right on all pairs of images that the sentence is about.
+    /// Over sentences: right on all pairs of images that the sentence describes.
     pub consistency: Score,
 }
 
-/// Counts `predictions`, one per statement, over the statements whose truth is known.
+/// Scores `predictions`, one per statement, over the statements with known truth.
 pub fn statement_accuracy<'a>(
     statements: impl IntoIterator<Item = &'a Statement>,
     predictions: impl IntoIterator<Item = bool>,
@@ -90,8 +90,8 @@ pub fn statement_accuracy<'a>(
     found
 }
 
-/// `split-set-pair-sentence` without the pair: what the pairs of one sentence share. An identifier of another form stands
-/// for itself.
+/// `split-set-pair-sentence` without the pair: the part that the pairs of one sentence share. An identifier of another
+/// form is returned unchanged.
 fn sentence_of(identifier: &str) -> String {
     match identifier.split('-').collect::<Vec<_>>().as_slice() {
         [split, set, _pair, rest @ ..] if !rest.is_empty() => format!("{split}-{set}--{}", rest.join("-")),
@@ -99,7 +99,7 @@ fn sentence_of(identifier: &str) -> String {
     }
 }
 
-/// The files that servers take.
+/// The prediction files of the evaluation servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerFile {
     /// VQA's.
@@ -111,7 +111,7 @@ pub enum AnswerFile {
 /// Writes a prediction file of answers.
 ///
 /// # Errors
-/// When an id is no number and VQA's form is asked for, or the file cannot be written.
+/// Returns an error if VQA's form is requested and an id is not a number, or the file cannot be written.
 pub fn write_answers<'a>(
     path: &Path,
     form: AnswerFile,
@@ -120,9 +120,10 @@ pub fn write_answers<'a>(
     let entry = |(id, answer): (&QuestionId, &str)| match (form, id) {
         (AnswerFile::Gqa, id) => Ok(json!({"questionId": id.to_string(), "prediction": answer})),
         (AnswerFile::Vqa, QuestionId::Number(id)) => Ok(json!({"question_id": id, "answer": answer})),
-        (AnswerFile::Vqa, QuestionId::Text(id)) => {
-            Err(Error::file(path, format!("question id '{id}' is no number, as VQA's form needs; write GQA's form")))
-        }
+        (AnswerFile::Vqa, QuestionId::Text(id)) => Err(Error::file(
+            path,
+            format!("question id '{id}' is not a number, which VQA's form needs; write GQA's form instead"),
+        )),
     };
     let entries = answers.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
     Ok(atomic_write(path, |file| {
@@ -134,7 +135,7 @@ pub fn write_answers<'a>(
 /// Writes NLVR2's prediction file.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_judgements<'a>(path: &Path, predictions: impl IntoIterator<Item = (&'a str, bool)>) -> Result<()> {
     Ok(atomic_write(path, |file| {
         for (identifier, prediction) in predictions {
@@ -148,13 +149,13 @@ pub fn write_judgements<'a>(path: &Path, predictions: impl IntoIterator<Item = (
 mod tests {
     use super::*;
 
-    fn question(id: u64, scores: Option<&[(&str, f32)]>, answer_type: AnswerType) -> Question {
+    fn question(id: u64, scores: Option<&[(&str, f32)]>, answer_type: &str) -> Question {
         Question {
             id: QuestionId::Number(id),
             image: 0,
             sentence: "What?".into(),
             scores: scores.map(|scores| scores.iter().map(|(answer, score)| (answer.to_string(), *score)).collect()),
-            answer_type: Some(answer_type),
+            answer_type: Some(answer_type.into()),
             question_type: None,
         }
     }
@@ -162,21 +163,21 @@ mod tests {
     #[test]
     fn soft_accuracy_counts_all_and_each_kind() {
         let questions = [
-            question(1, Some(&[("yes", 1.0)]), AnswerType::YesNo),
-            question(2, Some(&[("2", 0.9), ("3", 0.3)]), AnswerType::Number),
-            question(3, Some(&[]), AnswerType::Other),
-            question(4, None, AnswerType::Other),
-            question(5, Some(&[("no", 1.0)]), AnswerType::YesNo),
+            question(1, Some(&[("yes", 1.0)]), "yes/no"),
+            question(2, Some(&[("2", 0.9), ("3", 0.3)]), "number"),
+            question(3, Some(&[]), "other"),
+            question(4, None, "other"),
+            question(5, Some(&[("no", 1.0)]), "yes/no"),
         ];
         let found = answer_accuracy(&questions, ["yes", "3", "red", "red", "yes"]);
         assert!((found.overall.mean() - 1.3 / 4.0).abs() < 1e-7 && found.overall.count == 4);
         let kinds: Vec<_> =
-            found.by_type.iter().map(|(kind, score)| (*kind, score.mean() as f32, score.count)).collect();
-        assert_eq!(kinds, [(AnswerType::YesNo, 0.5, 2), (AnswerType::Number, 0.3, 1), (AnswerType::Other, 0.0, 1)]);
+            found.by_type.iter().map(|(kind, score)| (kind.as_str(), score.mean() as f32, score.count)).collect();
+        assert_eq!(kinds, [("number", 0.3, 1), ("other", 0.0, 1), ("yes/no", 0.5, 2)]);
     }
 
     #[test]
-    fn sentence_is_consistent_when_every_pair_is_right() {
+    fn a_sentence_is_consistent_if_every_pair_is_right() {
         let statement = |identifier: &str, label| Statement {
             identifier: identifier.into(),
             images: [0, 1],
@@ -209,7 +210,7 @@ mod tests {
             "[{\"questionId\":\"7\",\"prediction\":\"yes\"},{\"questionId\":\"07\",\"prediction\":\"no\"}]\n"
         );
         let error = write_answers(&path, AnswerFile::Vqa, [(&word, "no")]).unwrap_err().to_string();
-        assert!(error.contains("'07' is no number") && read().contains("questionId"), "{error}");
+        assert!(error.contains("'07' is not a number") && read().contains("questionId"), "{error}");
         write_judgements(&path, [("dev-1-0-0", true), ("dev-1-1-0", false)]).unwrap();
         assert_eq!(read(), "dev-1-0-0,True\ndev-1-1-0,False\n");
     }

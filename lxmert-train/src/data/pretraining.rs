@@ -1,12 +1,13 @@
-//! Sentences for pre-training: captions and questions of many data sets, in the original's files or from captions alone.
+//! Sentences for pre-training: captions and questions from many data sets, read from the original's files, or captions
+//! alone.
 //!
-//! The original's JSON (`mscoco_train.json`, `vgnococo.json`, …; airsplay/lxmert) is a list of images, each
-//! `{"img_id", "sentf": {"vqa": [sentences], "mscoco": […]}, "labelf": {"vqa": [{"answer": score}, …]}}`: sentences by
-//! category, and for categories of questions the answers, in the order of the sentences. An example is one sentence with
-//! its image. Files are read entry by entry and sentences kept as WordPieces ([`Sentences`]).
+//! The original's JSON (`mscoco_train.json`, `vgnococo.json`, …; airsplay/lxmert) is a list of images, each `{"img_id",
+//! "sentf": {"vqa": [sentences], "mscoco": […]}, "labelf": {"vqa": [{"answer": score}, …]}}`: sentences by category
+//! and, for categories of questions, the answers in the order of the sentences. An example is one sentence with its
+//! image. Files are read entry by entry, and sentences are stored as WordPieces ([`Sentences`]).
 
-use super::json_list::for_each_entry;
 use super::names;
+use super::rows::{Row, for_each_row};
 use super::sentences::Sentences;
 use crate::{Error, Result};
 use lxmert_core::answers::AnswerTable;
@@ -19,20 +20,20 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// Sentences tokenised at a time.
+/// How many sentences to tokenise at a time.
 const CHUNK: usize = 1 << 16;
 
 /// The category of sentences from caption files.
 pub const CAPTIONS: &str = "captions";
 
-/// What [`PretrainingSentences`] is read with.
+/// How to read [`PretrainingSentences`].
 #[derive(Debug, Clone, Copy)]
 pub struct ReadOptions<'a> {
-    /// Cuts sentences into WordPieces.
+    /// Splits sentences into WordPieces.
     pub text: &'a WordPiece,
     /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included; 20 in the paper.
     pub max_length: usize,
-    /// The answers that image question answering chooses from; without it answers are not kept.
+    /// The answers to choose from in image question answering; if `None`, answers are dropped.
     pub answers: Option<&'a AnswerTable>,
     /// Whether any number of images may lack features.
     pub allow_missing_images: bool,
@@ -68,17 +69,21 @@ struct Entry {
     labelf: BTreeMap<String, Vec<Option<BTreeMap<String, f32>>>>,
 }
 
+impl Row for Entry {
+    const FORM: &'static str = r#"{"img_id": "…", "sentf": {"mscoco": ["…"]}, "labelf": {"vqa": [{"yes": 1.0}]}}"#;
+}
+
 impl PretrainingSentences {
-    /// Reads the original's JSON files, one after the other. Sentences of images without features are left out.
+    /// Reads the original's JSON files one after the other. Sentences of images without features are left out.
     ///
     /// # Errors
-    /// When a file cannot be read or a row of it cannot be used (the error names it), when more than 1 % of the images
-    /// have no features (unless that is allowed), or when nothing is left.
+    /// Returns an error if a file cannot be read or contains an invalid row (the error names it), if more than 1 % of
+    /// the images lack features (unless allowed), or if no sentence is left.
     pub fn read(files: &[PathBuf], store: &FeatureStore, options: ReadOptions) -> Result<Self> {
         let mut builder = Builder::new(store, options);
         for path in files {
             let mut failed = Ok(());
-            let read = for_each_entry(path, |_, entry: Entry| {
+            let read = for_each_row(path, |_, _, entry: Entry| {
                 check(&entry)?;
                 failed = builder.push_entry(entry);
                 failed.is_ok().then_some(()).ok_or_else(String::new)
@@ -88,10 +93,10 @@ impl PretrainingSentences {
         builder.finish(files)
     }
 
-    /// The captions numbered `wanted` of a caption file, as examples without answers.
+    /// The captions of a caption file with the numbers `wanted`, as examples without answers.
     ///
     /// # Errors
-    /// As [`PretrainingSentences::read`].
+    /// See [`PretrainingSentences::read`].
     pub fn from_captions(
         captions: &Captions,
         wanted: &[usize],
@@ -111,7 +116,7 @@ impl PretrainingSentences {
         self.examples.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.examples.is_empty()
     }
@@ -141,15 +146,15 @@ impl PretrainingSentences {
         self.sentences.ids(example)
     }
 
-    /// The answers to an example's question, as labels with scores; `None` where the sentence is no question. A question
-    /// whose answers the table lacks has an empty label.
+    /// The answers to an example's question, as labels with scores; `None` if the sentence is not a question. If the
+    /// table has none of a question's answers, the label is empty.
     pub fn label(&self, example: usize) -> Option<&[(u32, f32)]> {
         let start = if example == 0 { 0 } else { self.label_ends[example - 1] };
         let label = &self.labels[start as usize..self.label_ends[example] as usize];
         self.examples[example].labelled.then_some(label)
     }
 
-    /// How many sentences each category has, and how many of them have an answer of the table.
+    /// How many sentences each category has, and how many of them have an answer in the table.
     pub fn categories(&self) -> Vec<(&str, usize, usize)> {
         let mut counts: Vec<_> = self.categories.iter().map(|name| (name.as_str(), 0, 0)).collect();
         for (index, example) in self.examples.iter().enumerate() {
@@ -160,7 +165,7 @@ impl PretrainingSentences {
         counts
     }
 
-    /// How many examples have an answer of the table.
+    /// How many examples have an answer in the table.
     pub fn answered(&self) -> usize {
         self.categories().iter().map(|(_, _, answered)| answered).sum()
     }
@@ -170,13 +175,13 @@ impl PretrainingSentences {
         self.answers_dropped
     }
 
-    /// How many sentences were cut to the longest length.
+    /// How many sentences were truncated to the maximum length.
     pub fn truncated(&self) -> usize {
         self.sentences.truncated()
     }
 
-    /// Another example whose sentence, put in the place of this one's, makes a mismatch: one of a different image, and not
-    /// the very same words. `None` when there is none.
+    /// Another example whose sentence makes a mismatch with this one's image: it belongs to a different image and has
+    /// different words. `None` if there is none.
     pub fn mismatch(&self, example: usize, rng: &mut impl Rng) -> Option<usize> {
         let differs = |&other: &usize| {
             self.examples[other].image != self.examples[example].image && self.tokens(other) != self.tokens(example)
@@ -186,7 +191,7 @@ impl PretrainingSentences {
     }
 }
 
-/// Whether a row can be used.
+/// Checks a row.
 fn check(entry: &Entry) -> std::result::Result<(), String> {
     if entry.img_id.is_empty() {
         return Err("img_id is empty".into());
@@ -208,14 +213,14 @@ fn check(entry: &Entry) -> std::result::Result<(), String> {
     }
 }
 
-/// Collects examples; sentences wait to be tokenised many at a time.
+/// Collects examples; sentences are tokenised in large chunks.
 struct Builder<'a> {
     store: &'a FeatureStore,
     finder: NameFinder<'a>,
     options: ReadOptions<'a>,
     data: PretrainingSentences,
     waiting: Vec<String>,
-    /// Every image, with its number in the data when it has features.
+    /// Every image, with its number in the data if it has features.
     images: HashMap<String, Option<u32>>,
     categories: HashMap<String, u32>,
 }
@@ -237,7 +242,7 @@ impl<'a> Builder<'a> {
         for (category, sentences) in &entry.sentf {
             let labels = entry.labelf.remove(category);
             for (i, sentence) in sentences.iter().enumerate() {
-                // `check` saw a label for every sentence of a labelled category.
+                // `check` made sure that every sentence of a labelled category has a label.
                 let label = labels.as_ref().and_then(|labels| labels.get(i)?.as_ref());
                 self.push(&entry.img_id, category, sentence, label)?;
             }
@@ -287,11 +292,11 @@ impl<'a> Builder<'a> {
     fn finish(mut self, files: &[PathBuf]) -> Result<PretrainingSentences> {
         self.tokenise()?;
         let mut names: Vec<String> = self.images.into_keys().collect();
-        names.sort_unstable(); // the examples in a message are then the same each time
+        names.sort_unstable(); // so that messages always list the same examples
         names::find_all(self.store, &self.finder, &names, self.options.allow_missing_images)?;
         if self.data.is_empty() {
             let path = files.first().map_or(Path::new("no file"), PathBuf::as_path);
-            return Err(Error::file(path, "holds no sentence to pre-train with"));
+            return Err(Error::file(path, "the files hold no sentence for pre-training"));
         }
         Ok(self.data)
     }
@@ -378,7 +383,7 @@ mod tests {
                 "row 2: b: the score of 'y'",
             ),
             (r#"{"img_id": "b", "sentf": {"vg": [""]}}"#, "row 2: b: an empty sentence"),
-            (r#"{"img_id": "b"}"#, "row 2: missing field `sentf`"),
+            (r#"{"img_id": "b"}"#, "row 2: it lacks sentf; its fields are img_id"),
             (r#"{"img_id": "c.jpg", "sentf": {"vg": ["x"]}}"#, "1 of 2"),
         ] {
             let json = format!(r#"[{{"img_id": "b", "sentf": {{"vg": ["x"]}}}}, {second}]"#);

@@ -1,16 +1,16 @@
-//! Expressions that name one object of an image: RefCOCO, RefCOCO+ and RefCOCOg (Yu et al. 2016; Mao et al. 2016), in the
-//! `refer` API's files.
+//! Expressions that name one object of an image: RefCOCO, RefCOCO+ and RefCOCOg (Yu et al. 2016; Mao et al. 2016), in
+//! the `refer` API's files.
 //!
-//! `refs(unc).p` (RefCOCO, RefCOCO+) or `refs(umd).p` (RefCOCOg) is a pickle: a list of dicts, one an object, `{ref_id, ann_id,
-//! image_id, split, sentences: [{sent_id, raw, sent, …}], …}`. It is read as data and no code of it runs. The same list as
-//! JSON, as the scenes have it, is read too; the file's first character tells which it is. `instances.json` beside it, in
-//! COCO's form, holds the images' names and sizes and the objects' boxes.
+//! `refs(unc).p` (RefCOCO, RefCOCO+) or `refs(umd).p` (RefCOCOg) is a pickle: a list of dicts, one per object,
+//! `{ref_id, ann_id, image_id, split, sentences: [{sent_id, raw, sent, …}], …}`. It is read as data; no code in it
+//! runs. The same list as JSON, which the scenes use, is read too; the file's first character tells them apart.
+//! `instances.json` beside it, in COCO's form, holds the images' names and sizes and the objects' boxes.
 //!
-//! One file holds every split, so it may be named to train on, to choose by and to report on. `train` and `val` serve the
-//! first two; the third reads every split but `train`: `val`, `testA`, `testB`, `test`.
+//! One file holds every split, so it may serve for training, validation and test. Training and validation read `train`
+//! and `val`; test reads every split but `train`: `val`, `testA`, `testB`, `test`.
 
 use super::image_examples::{Collector, ImageExample};
-use super::json_list::{first_character, for_each_entry};
+use super::rows::{Row, first_character, for_each_row, parse};
 use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::boxes::BoxXyxy;
@@ -35,15 +35,15 @@ pub struct Expression {
     pub split: String,
     /// The image, as an index into the file's names.
     pub image: usize,
-    /// The words, as they were typed.
+    /// The words as typed.
     pub sentence: String,
     /// The object's box in the image.
     pub box_xyxy_px: BoxXyxy,
-    /// Width and height of the image that the box is in.
+    /// Width and height of the image.
     pub image_size_px: [f32; 2],
 }
 
-/// Whether a split of the file is read for `role`.
+/// Whether to read a split of the file for `role`.
 fn serves(split: &str, role: Split) -> bool {
     match role {
         Split::Train => split == "train",
@@ -61,6 +61,11 @@ struct Entry {
     sentences: Vec<Sentence>,
 }
 
+impl Row for Entry {
+    const FORM: &'static str =
+        r#"{"ref_id": 1, "ann_id": 2, "image_id": 3, "split": "val", "sentences": [{"sent_id": 4, "raw": "…"}]}"#;
+}
+
 #[derive(Deserialize)]
 struct Sentence {
     sent_id: i64,
@@ -70,7 +75,7 @@ struct Sentence {
     sent: String,
 }
 
-/// What is read of `instances.json`.
+/// The parts of `instances.json` that are read.
 #[derive(Deserialize)]
 struct Instances {
     images: Vec<Image>,
@@ -98,12 +103,12 @@ impl ImageExample<1> for Expression {
     /// Reads a file of expressions and the `instances.json` beside it.
     ///
     /// # Errors
-    /// When a file is missing or damaged, names an image or a box that `instances.json` lacks, or has no expression for
-    /// `role`.
+    /// Returns an error if a file is missing or damaged, an image or a box is not in `instances.json`, or there is no
+    /// expression for `role`.
     fn read(path: &Path, role: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let beside = path.with_file_name(INSTANCES);
         if path.is_file() && !beside.is_file() {
-            let reason = format!("{INSTANCES}, which holds the objects' boxes, does not lie beside it");
+            let reason = format!("{INSTANCES}, which holds the objects' boxes, is not beside it");
             return Err(Error::file(path, reason));
         }
         let file = BufReader::with_capacity(1 << 20, File::open(&beside).map_err(Error::io(&beside))?);
@@ -148,20 +153,19 @@ impl ImageExample<1> for Expression {
     }
 }
 
-/// Calls `take` with each entry of a pickle or of a JSON list.
+/// Calls `take` with each entry of a pickle or a JSON list.
 fn for_each_ref(path: &Path, mut take: impl FnMut(Entry) -> std::result::Result<(), String>) -> Result<()> {
     if first_character(path)? == Some('[') {
-        return for_each_entry(path, |_, entry| take(entry));
+        return for_each_row(path, |_, _, entry| take(entry));
     }
     let serde_json::Value::Array(entries) = read_pickle(path)? else {
         return Err(Error::file(
             path,
-            "is a pickle of something other than a list; expected refs(unc).p or refs(umd).p",
+            "the pickle holds something other than a list; expected refs(unc).p or refs(umd).p",
         ));
     };
     for (row, entry) in (1..).zip(entries) {
-        let entry = serde_json::from_value(entry).map_err(|error| Error::row(path, row, error.to_string()))?;
-        take(entry).map_err(|reason| Error::row(path, row, reason))?;
+        parse(entry).and_then(&mut take).map_err(|reason| Error::row(path, row, reason))?;
     }
     Ok(())
 }
@@ -179,7 +183,7 @@ mod tests {
         "annotations": [{"id": 5000000000, "image_id": 12, "bbox": [1.5, 2, 10, 20.25], "segmentation": [[1, 2]]},
         {"id": 489209, "bbox": [0, 0, 5, 5]}, {"id": 1719310, "bbox": [3, 4, 50, 60]}], "categories": []}"#;
 
-    /// The refs that `make_pickles.py` wrote, as `name`, beside [`INSTANCES_JSON`].
+    /// Writes the refs that `make_pickles.py` wrote, as `name`, beside [`INSTANCES_JSON`].
     fn folder(fixture: &str, name: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lxmert-core/tests/fixtures/pickle");
@@ -190,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn pickles_of_the_refer_api_and_the_same_list_as_json_give_the_same_expressions() {
+    fn pickles_and_json_give_the_same_expressions() {
         let read = |path: &Path| Split::ALL.map(|role| Expression::read(path, role).unwrap());
         let (_folder, path) = folder("refs_protocol2.p", "refs(unc).p");
         let all = read(&path);
         let [(train_names, train), (val_names, val), (test_names, test)] = &all;
         assert_eq!(train_names, &["COCO_train2014_000000581857.jpg"]);
         assert_eq!(val_names, &["COCO_train2014_000000000012.jpg"]);
-        // What is reported on is every split but train.
+        // Test reads every split except train.
         assert_eq!(test_names, &["COCO_train2014_000000581857.jpg", "COCO_train2014_000000000012.jpg"]);
         let rows = |found: &[Expression]| -> Vec<(i64, i64, String, usize)> {
             found.iter().map(|e| (e.ref_id, e.sent_id, e.split.clone(), e.image)).collect()
@@ -228,10 +232,10 @@ mod tests {
         std::fs::write(&instances, "{").unwrap();
         assert!(error(Split::Train).contains("instances.json: this JSON is cut off"), "{}", error(Split::Train));
         std::fs::remove_file(&instances).unwrap();
-        assert!(error(Split::Train).contains("does not lie beside it"), "{}", error(Split::Train));
+        assert!(error(Split::Train).contains("is not beside it"), "{}", error(Split::Train));
         std::fs::write(&instances, INSTANCES_JSON).unwrap();
         std::fs::write(&path, json!([{"ref_id": 1}]).to_string()).unwrap();
-        assert!(error(Split::Train).contains("row 1: missing field"), "{}", error(Split::Train));
+        assert!(error(Split::Train).contains("row 1: it lacks ann_id"), "{}", error(Split::Train));
         std::fs::write(&path, "[]").unwrap();
         assert!(error(Split::Train).contains("holds no expression"), "{}", error(Split::Train));
         std::fs::write(&path, b"\x80\x02}q\x01.").unwrap();

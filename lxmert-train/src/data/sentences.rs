@@ -1,11 +1,11 @@
-//! Many tokenised sentences in two buffers: four bytes a WordPiece and eight a sentence, so that the nine million
+//! Many tokenised sentences in two buffers: four bytes per WordPiece and eight per sentence, so that the nine million
 //! sentences of pre-training take about half a gigabyte.
 
 use crate::Result;
 use lxmert_core::text::WordPiece;
 use rayon::prelude::*;
 
-/// Sentences as WordPiece ids, `[CLS]` first and `[SEP]` last in each.
+/// Sentences as WordPiece ids; each starts with `[CLS]` and ends with `[SEP]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sentences {
     ids: Vec<u32>,
@@ -14,10 +14,10 @@ pub struct Sentences {
 }
 
 impl Sentences {
-    /// Appends sentences, each cut to at most `max_length` WordPieces; on all cores.
+    /// Appends sentences, each truncated to at most `max_length` WordPieces; uses all cores.
     ///
     /// # Errors
-    /// When `max_length` is below 2 or the tokeniser fails.
+    /// Returns an error if `max_length` is below 2 or the tokeniser fails.
     pub fn extend<S: AsRef<str> + Sync>(&mut self, text: &WordPiece, sentences: &[S], max_length: usize) -> Result<()> {
         let encoded = sentences
             .par_iter()
@@ -36,12 +36,12 @@ impl Sentences {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// How many sentences were cut.
+    /// How many sentences were truncated.
     pub fn truncated(&self) -> usize {
         self.truncated
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_order_and_counts_cut_sentences() {
+    fn keeps_order_and_counts_truncated_sentences() {
         let text = WordPiece::bundled().unwrap();
         let mut sentences = Sentences::default();
         sentences.extend(&text, &["a red circle", "", "one two three four five"], 5).unwrap();

@@ -1,15 +1,14 @@
 //! Sentences that a photo entails, contradicts or leaves open: SNLI-VE (Xie et al. 2019).
 //!
-//! A file is JSON lines, `snli_ve_{train,dev,test}.jsonl`: `Flickr30K_ID` (in some releases `Flikr30kID`), the photo's name
-//! with or without `.jpg`; `sentence2`, the hypothesis; `gold_label`, `-` where the annotators did not agree; `pairID`. Other
-//! fields are not read. An example without a label is one to judge, not to learn from, and is not counted.
+//! A file is JSON lines, `snli_ve_{train,dev,test}.jsonl`: `Flickr30K_ID` (in some releases `Flikr30kID`), the photo's
+//! name with or without `.jpg`; `sentence2`, the hypothesis; `gold_label`, `-` if the annotators did not agree;
+//! `pairID`. Other fields are ignored. An example without a label is predicted, but neither trained on nor measured.
 
 use super::image_examples::{Collector, ImageExample};
+use super::rows::{Row, for_each_row};
 use super::splits::Split;
-use crate::{Error, Result};
+use crate::Result;
 use serde::Deserialize;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// The labels, by class.
@@ -24,7 +23,7 @@ pub struct Hypothesis {
     pub image: usize,
     /// The sentence.
     pub sentence: String,
-    /// Its class in [`LABELS`], where it has one.
+    /// Its class in [`LABELS`], if it has one.
     pub label: Option<u32>,
 }
 
@@ -41,6 +40,10 @@ struct Line {
     gold_label: Option<String>,
 }
 
+impl Row for Line {
+    const FORM: &'static str = r#"{"Flickr30K_ID": "2407214681", "pairID": "2407214681.jpg#0r1c", "sentence2": "…", "gold_label": "entailment"}"#;
+}
+
 /// An image id as text or as a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -49,13 +52,12 @@ enum Id {
     Number(u64),
 }
 
-/// A line's image name and the rest.
-fn parse(line: &str) -> std::result::Result<(String, Hypothesis), String> {
-    let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
+/// Splits a line into the image name and the rest.
+fn hypothesis(line: Line) -> std::result::Result<(String, Hypothesis), String> {
     let image = match line.flickr.or(line.flikr) {
         Some(Id::Text(name)) if !name.is_empty() => name,
         Some(Id::Number(number)) => number.to_string(),
-        _ => return Err("it names no photo: the field Flickr30K_ID or Flikr30kID is missing".into()),
+        _ => return Err("it names no photo: Flickr30K_ID or Flikr30kID is missing".into()),
     };
     let label = match line.gold_label.as_deref() {
         None | Some("-") => None,
@@ -63,7 +65,7 @@ fn parse(line: &str) -> std::result::Result<(String, Hypothesis), String> {
             LABELS
                 .iter()
                 .position(|known| *known == label)
-                .ok_or_else(|| format!("gold_label '{label}' is none of {} and -", LABELS.join(", ")))?
+                .ok_or_else(|| format!("gold_label '{label}' is not one of {}, -", LABELS.join(", ")))?
                 as u32,
         ),
     };
@@ -75,18 +77,11 @@ impl ImageExample<1> for Hypothesis {
 
     fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
-        let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(Error::io(path))?);
-        for (row, line) in (1..).zip(file.lines()) {
-            let line = line.map_err(Error::io(path))?;
-            if !line.trim().is_empty() {
-                let parsed = parse(&line);
-                // Releases differ in whether `pairID` is unique, so the row serves as the id.
-                let taken = parsed.and_then(|(name, hypothesis)| {
-                    found.push(row, [name.as_str()], |[image]| Self { image, ..hypothesis })
-                });
-                taken.map_err(|reason| Error::row(path, row, reason))?;
-            }
-        }
+        for_each_row(path, |row, _, line| {
+            let (name, hypothesis) = hypothesis(line)?;
+            // Releases differ in whether `pairID` is unique, so the row serves as the id.
+            found.push(row, [name.as_str()], |[image]| Self { image, ..hypothesis })
+        })?;
         found.finish(path)
     }
 
@@ -114,8 +109,8 @@ mod tests {
     }
 
     #[test]
-    fn reads_both_spellings_of_the_photo_and_no_agreement_as_no_label() {
-        // Lines as the two releases have them, other fields shortened.
+    fn reads_both_spellings_of_the_photo_and_dash_as_no_label() {
+        // Lines from the two releases, other fields shortened.
         let text = r#"{"annotator_labels": ["contradiction"], "captionID": "2407214681.jpg#0", "gold_label": "contradiction", "pairID": "2407214681.jpg#0r1c", "sentence1": "Two women.", "sentence1_parse": "(ROOT)", "sentence2": "Men are fighting.", "Flickr30K_ID": "2407214681"}
 {"Flikr30kID": "2407214681.jpg", "gold_label": "neutral", "pairID": "2407214681.jpg#0r1n", "sentence2": "Two sisters hug."}
 
@@ -134,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_by_its_number() {
+    fn errors_name_the_line() {
         let error = |text: &str| read(text).unwrap_err().to_string();
         let first = r#"{"Flickr30K_ID": "1", "gold_label": "neutral", "sentence2": "x"}"#;
         assert!(
@@ -143,8 +138,8 @@ mod tests {
         assert!(
             error(&format!("{first}\n{}", first.replace("Flickr30K_ID", "id"))).contains("row 2: it names no photo")
         );
-        assert!(error(&first.replace("sentence2", "s")).contains("missing field `sentence2`"));
-        assert!(error("").contains("holds no sentence"));
+        assert!(error(&first.replace("sentence2", "s")).contains("row 1: it lacks sentence2"));
+        assert!(error("").contains("the file is empty"));
         assert!(error(&first.replace("\"x\"", "\" \"")).contains("row 1: sentence 1 is empty"));
         assert!(error("[1]").contains("row 1"));
     }

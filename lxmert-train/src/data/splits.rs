@@ -1,7 +1,7 @@
-//! Which images train, which validate, which test.
+//! Which images are for training, validation and test.
 //!
-//! **Images** are split. If caption rows were, training would see other captions of nearly every
-//! validation image, and the validation accuracy would measure memory.
+//! **Images** are split. If caption rows were split, training would see other captions of nearly every validation
+//! image, and validation accuracy would measure memorisation.
 
 use crate::{Error, Result};
 use lxmert_core::captions::Captions;
@@ -15,7 +15,7 @@ use std::path::Path;
 /// The split of every image of a caption file.
 #[derive(Debug, Clone)]
 pub struct Splits {
-    /// Per image of [`Captions::images`]; `None` for images that the split file leaves out.
+    /// The split of each of [`Captions::images`]; `None` for images that the split file omits.
     pub of: Vec<Option<Split>>,
     /// Where the split comes from, for messages.
     pub source: String,
@@ -35,12 +35,11 @@ struct KarpathyEntry {
 }
 
 impl Splits {
-    /// The split that `file` gives, else the caption file's own, else one drawn by `seed`:
-    /// a tenth of the images (at least one) to validate, a tenth to test, the rest to train.
+    /// The split from `file`, otherwise the caption file's own, otherwise one drawn by `seed`: a tenth of the images
+    /// (at least one) for validation, a tenth for test, the rest for training.
     ///
     /// # Errors
-    /// When the split file cannot be read, puts an image into two splits, or leaves a split
-    /// without an image.
+    /// Returns an error if the split file cannot be read, puts an image into two splits, or leaves a split empty.
     pub fn choose(captions: &Captions, file: Option<&Path>, seed: u64) -> Result<Self> {
         let splits = match (file, &captions.splits) {
             (Some(path), _) => Self::read(path, &captions.images)?,
@@ -64,7 +63,7 @@ impl Splits {
     /// Reads `{"train": [names], "val": […], "test": […]}` or Karpathy's JSON.
     ///
     /// # Errors
-    /// When the file is neither, or names an image in two splits.
+    /// Returns an error if the file is neither, or puts an image into two splits.
     pub fn read(path: &Path, images: &[String]) -> Result<Self> {
         let file: SplitFile = read_json(path).map_err(|error| match error {
             lxmert_core::Error::Json { source, .. } if source.is_data() => Error::file(
@@ -102,8 +101,8 @@ impl Splits {
         Ok(Self { of, source: path.display().to_string() })
     }
 
-    /// 80/10/10 by image: images are ordered by a hash of their name and the seed, so the split
-    /// depends neither on the order of the file nor on how many captions an image has.
+    /// 80/10/10 by image. Images are ordered by a hash of their name and the seed, so the split depends neither on the
+    /// file's order nor on how many captions an image has.
     pub fn seeded(images: &[String], seed: u64) -> Self {
         let mut order: Vec<usize> = (0..images.len()).collect();
         order.sort_by_key(|&i| (name_hash(&images[i], seed), i));
@@ -146,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_seeded_split_is_by_image_complete_and_independent_of_order(n in 3usize..300, seed in any::<u64>()) {
+        fn a_seeded_split_is_complete_and_independent_of_order(n in 3usize..300, seed in any::<u64>()) {
             let images = names(n);
             let splits = Splits::seeded(&images, seed);
             let count = |s| splits.images(s).count();
@@ -162,7 +161,7 @@ mod tests {
 
         #[test]
         fn no_image_has_captions_in_two_splits(rows in proptest::collection::vec(0usize..20, 30..120), seed in any::<u64>()) {
-            // Captions of the same image lie apart in the file: row i belongs to image rows[i].
+            // Captions of an image are scattered over the file: row i belongs to image rows[i].
             let mut text = String::new();
             for (i, image) in rows.iter().enumerate() {
                 text.push_str(&format!("{image}.jpg| {i}| a caption\n"));
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn split_files_of_both_kinds_are_read_and_contradictions_refused() {
+    fn reads_both_kinds_of_split_files_and_rejects_contradictions() {
         let images = names(4);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), r#"{"train":["0.jpg"],"val":["1.jpg"],"test":["2.jpg"]}"#).unwrap();

@@ -1,10 +1,12 @@
 //! Statements about a pair of images, true or false: NLVR2 (Suhr et al. 2019).
 //!
 //! A file is a list of `{"uid", "identifier": "dev-850-0-0", "img0", "img1", "sent", "label": 1}`, as LXMERT
-//! distributes it. A statement without `label` (a hidden test split) is one to judge, not to learn from.
+//! distributes it, or NLVR2's own with one `{"identifier": "dev-850-0-0", "sentence", "label": "True", …}` per line,
+//! whose images are `dev-850-0-img0` and `dev-850-0-img1`. A statement without `label` (in a hidden test split) is
+//! predicted but not trained on.
 
 use super::image_examples::{Collector, ImageExample};
-use super::json_list::for_each_entry;
+use super::rows::{Row, for_each_row};
 use super::splits::Split;
 use crate::Result;
 use serde::Deserialize;
@@ -19,18 +21,35 @@ pub struct Statement {
     pub images: [usize; 2],
     /// The sentence.
     pub sentence: String,
-    /// Whether it is true, where that is known.
+    /// Whether it is true, if known.
     pub label: Option<bool>,
 }
 
 #[derive(Deserialize)]
 struct Entry {
     identifier: String,
-    img0: String,
-    img1: String,
+    #[serde(default)]
+    img0: Option<String>,
+    #[serde(default)]
+    img1: Option<String>,
+    #[serde(alias = "sentence")]
     sent: String,
     #[serde(default)]
     label: Option<Label>,
+}
+
+impl Row for Entry {
+    const FORM: &'static str =
+        r#"{"identifier": "dev-850-0-0", "img0": "dev-850-0-img0", "img1": "dev-850-0-img1", "sent": "…", "label": 1}"#;
+}
+
+impl Entry {
+    /// The two images' names. NLVR2's own files do not state them; they follow from `split-set-pair`.
+    fn images(&self) -> [String; 2] {
+        let pair = self.identifier.rsplit_once('-').map_or(self.identifier.as_str(), |(pair, _)| pair);
+        let name = |given: &Option<String>, side| given.clone().unwrap_or_else(|| format!("{pair}-img{side}"));
+        [name(&self.img0, 0), name(&self.img1, 1)]
+    }
 }
 
 /// 0, 1, true, false or NLVR2's own "True", "False".
@@ -61,11 +80,13 @@ impl ImageExample<2> for Statement {
     /// Reads a file of statements.
     ///
     /// # Errors
-    /// When the file cannot be read, is no such list, is empty, or has a row that cannot be used; the error names it.
+    /// Returns an error if the file cannot be read, is not such a list, is empty, or has an invalid row, which the
+    /// error names.
     fn read(path: &Path, _: Split) -> Result<(Vec<String>, Vec<Self>)> {
         let mut found = Collector::default();
-        for_each_entry(path, |_, entry: Entry| {
-            let Entry { identifier, img0, img1, sent: sentence, label } = entry;
+        for_each_row(path, |_, _, entry: Entry| {
+            let [left, right] = entry.images();
+            let Entry { identifier, sent: sentence, label, .. } = entry;
             let label = match label {
                 None => None,
                 Some(label) => Some(
@@ -74,7 +95,7 @@ impl ImageExample<2> for Statement {
                         .ok_or_else(|| format!("statement {identifier}: {label:?} is neither true nor false"))?,
                 ),
             };
-            found.push(identifier.clone(), [&img0, &img1], |images| Self { identifier, images, sentence, label })
+            found.push(identifier.clone(), [&left, &right], |images| Self { identifier, images, sentence, label })
         })?;
         found.finish(path)
     }
@@ -116,13 +137,24 @@ mod tests {
     }
 
     #[test]
-    fn names_the_row_that_cannot_be_used() {
+    fn reads_nlvr2s_own_lines() {
+        let (images, s) = read(
+            r#"{"sentence": "Two.", "validation": {"1": "True"}, "label": "False", "identifier": "train-0-3-1", "left_url": "u"}
+{"sentence": "Three.", "identifier": "train-0-3-2", "directory": 1}"#,
+        )
+        .unwrap();
+        assert_eq!(images, ["train-0-3-img0", "train-0-3-img1"]);
+        assert_eq!(s.iter().map(|s| (s.images, s.label)).collect::<Vec<_>>(), [([0, 1], Some(false)), ([0, 1], None)]);
+    }
+
+    #[test]
+    fn errors_name_the_invalid_row() {
         let error = |text: &str| read(text).unwrap_err().to_string();
         let first = r#"{"identifier": "a", "img0": "x", "img1": "y", "sent": "s", "label": 1}"#;
         assert!(error(&format!("[{first}, {first}]")).contains("row 2: statement a appears twice"));
         let second = first.replace("\"a\"", "\"b\"").replace(": 1", ": 2");
         assert!(error(&format!("[{first}, {second}]")).contains("row 2: statement b: Number(2) is neither"));
-        assert!(error(&format!("[{first}, {{}}]")).contains("row 2: missing field"));
+        assert!(error(&format!("[{first}, {{}}]")).contains("row 2: it lacks identifier"));
         assert!(error("[]").contains("no statement"));
     }
 }

@@ -1,22 +1,22 @@
-//! Answers as VQA's evaluation compares them (`vqaEval.py` of the VQA challenge): a person's "The 2 dogs." and a model's
-//! "two dogs" are the same answer.
+//! Normalises answers as VQA's evaluation does (`vqaEval.py` of the VQA challenge): a person's "The 2 dogs." and a
+//! model's "two dogs" are the same answer.
 //!
-//! The rules are applied to every answer of every person, as in the soft scores that the published models were trained
-//! on (bottom-up-attention-vqa's `compute_softscore.py`); the evaluation server leaves a question alone on which all ten
-//! people gave the very same answer, where it makes no difference to a score.
+//! The rules apply to every answer of every person, as in the soft scores that the published models were trained on
+//! (bottom-up-attention-vqa's `compute_softscore.py`). The evaluation server skips questions for which all ten people
+//! gave exactly the same answer; that does not change the score.
 
 use lxmert_core::answers::digits;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
-/// Marks that are taken out of an answer, or become a space.
+/// Punctuation that is removed from an answer or becomes a space.
 const PUNCTUATION: [char; 21] =
     [';', '/', '[', ']', '"', '{', '}', '(', ')', '=', '+', '\\', '_', '-', '>', '<', '@', '`', ',', '?', '!'];
 
-/// Python's `re.sub(…, re.UNICODE)` in the evaluation passes the flag, 32, as the most replacements.
+/// The evaluation passes Python's flag `re.UNICODE`, 32, to `re.sub` as the maximum number of replacements.
 const MOST_FULL_STOPS: usize = 32;
 
-/// The words that are also known with one of their apostrophes missing.
+/// Words that are also recognised with one apostrophe missing.
 const CONTRACTIONS: &str = "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've \
     hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've \
     mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've \
@@ -33,11 +33,11 @@ static CONTRACTED: LazyLock<HashMap<String, &'static str>> = LazyLock::new(|| {
             known.insert(format!("{}{}", &word[..at], &word[at + 1..]), word);
         }
     }
-    known.insert("somebody'd".into(), "somebodyd"); // the evaluation has this one the wrong way round
+    known.insert("somebody'd".into(), "somebodyd"); // the evaluation swaps this one
     known
 });
 
-/// An answer as the evaluation compares it: punctuation, number words, articles and contractions put right.
+/// An answer as the evaluation compares it: normalises punctuation, number words, articles and contractions.
 pub fn process(answer: &str) -> String {
     let words = punctuation(answer.replace(['\n', '\t'], " ").trim()).to_lowercase();
     let words = words.split_whitespace().map(|word| match word {
@@ -71,8 +71,8 @@ fn punctuation(answer: &str) -> String {
     kept
 }
 
-/// The score of each answer that people gave: the mean, over leaving each person out in turn, of
-/// min(1, others who said it / 3). With ten people: 0.3 for one, 0.6 for two, 0.9 for three, 1 for more.
+/// The score of each answer that people gave: the mean, over leaving out each person in turn, of min(1, others who said
+/// it / 3). With ten people: 0.3 for one, 0.6 for two, 0.9 for three, 1 for more.
 pub fn soft_scores<'a>(answers: impl IntoIterator<Item = &'a str>) -> Vec<(String, f32)> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for answer in answers {
@@ -91,7 +91,7 @@ pub fn soft_scores<'a>(answers: impl IntoIterator<Item = &'a str>) -> Vec<(Strin
 mod tests {
     use super::*;
 
-    /// Each pair from running the evaluation's own functions.
+    /// Each pair comes from running the evaluation's own functions.
     #[test]
     fn processes_answers_as_the_evaluation_does() {
         for (answer, processed) in [
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_leave_each_of_ten_people_out_in_turn() {
+    fn scores_leave_out_each_of_ten_people_in_turn() {
         let mut answers = vec!["Yes"; 4];
         answers.extend(["no", "no.", "The no"]);
         answers.extend(["two", "2"]);

@@ -1,4 +1,4 @@
-//! The model card: what a checkpoint was made of, how, and how good it is.
+//! The model card: how a checkpoint was trained, on what, and how good it is.
 
 use super::jsonl::EpochRecord;
 use crate::job::Job;
@@ -6,7 +6,7 @@ use crate::run_folder::{CheckpointParts, Report};
 use lxmert_core::ops::Precision;
 use std::fmt::Write;
 
-/// What a task says of itself and of its data.
+/// A task's description of itself and of its data.
 #[derive(Debug, Clone)]
 pub struct Description {
     /// `image-text matching`.
@@ -15,13 +15,13 @@ pub struct Description {
     pub pipeline_tag: &'static str,
     /// One sentence on what the model does.
     pub does: String,
-    /// Markdown: sizes of the splits, how examples are drawn.
+    /// Markdown: sizes of the splits, and how examples are drawn.
     pub data: String,
     /// Markdown: the losses and their weights; may be empty.
     pub losses: String,
 }
 
-/// What the card says.
+/// The contents of the card.
 pub struct Facts<'a> {
     /// The run.
     pub job: &'a Job,
@@ -31,11 +31,11 @@ pub struct Facts<'a> {
     pub parts: &'a CheckpointParts,
     /// The epoch of this checkpoint.
     pub epoch: &'a EpochRecord,
-    /// The test results, once there are any.
+    /// The test results, once available.
     pub report: Option<&'a Report>,
 }
 
-/// The card's text, with the hub's metadata block at its head.
+/// The card's text, starting with the hub's metadata block.
 pub fn model_card(facts: &Facts) -> String {
     let Facts { job, description, parts, epoch, report } = facts;
     let (recipe, config, preprocessing) = (&job.recipe, &parts.config, &parts.preprocessing);
@@ -71,7 +71,7 @@ pub fn model_card(facts: &Facts) -> String {
         recipe.weight_decay,
         recipe.batch_size * recipe.accumulate,
         recipe.seed,
-        if recipe.precision == Precision::F32 { "" } else { ", products of bf16" },
+        if recipe.precision == Precision::F32 { "" } else { ", products in bf16" },
     );
     if !description.losses.is_empty() {
         let _ = write!(text, "{}\n\n", description.losses);

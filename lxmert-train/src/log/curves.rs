@@ -1,7 +1,7 @@
-//! `curves.png`: losses, accuracies, the gradient norm and the learning rate over the epochs. A colour means the same set or
-//! task in every panel, and no value is cut: where a few are far above the others, the axis is logarithmic.
+//! `curves.png`: losses, accuracies, the gradient norm and the learning rate over the epochs. A colour means the same
+//! set or task in every panel. No value is clipped: if a few are far above the others, the axis is logarithmic.
 //!
-//! The font is bundled (DejaVu Sans, `assets/LICENSE_DEJAVU`), so a machine needs none of its own.
+//! The font is bundled (DejaVu Sans, `assets/LICENSE_DEJAVU`), so no system font is needed.
 
 use super::jsonl::Record;
 use crate::{Error, Result};
@@ -16,7 +16,8 @@ pub const FONT: &[u8] = include_bytes!("../../assets/DejaVuSans.ttf");
 /// DejaVu Sans Bold.
 pub const FONT_BOLD: &[u8] = include_bytes!("../../assets/DejaVuSans-Bold.ttf");
 
-/// Okabe & Ito's palette, told apart by colour-blind readers: blue, orange, green, vermilion, purple, sky blue, grey, black.
+/// Okabe & Ito's palette, which colour-blind readers can distinguish: blue, orange, green, vermilion, purple, sky blue,
+/// grey, black.
 pub const PALETTE: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -28,7 +29,7 @@ pub const PALETTE: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
 ];
 
-/// Makes the bundled font known to plotters as `sans-serif`; call before drawing text.
+/// Registers the bundled font with plotters as `sans-serif`; call this before drawing text.
 pub fn register_fonts() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
@@ -38,7 +39,7 @@ pub fn register_fonts() {
             (FontStyle::Italic, FONT),
             (FontStyle::Oblique, FONT),
         ] {
-            // The bytes are a valid font; were they not, drawing would say so.
+            // The bytes are a valid font; if they were not, drawing would fail.
             let _ = plotters::style::register_font("sans-serif", style, bytes);
         }
     });
@@ -47,22 +48,22 @@ pub fn register_fonts() {
 /// One line of a panel.
 struct Series {
     label: String,
-    /// What it is of, which gives its colour: "training", a validation set, a task.
+    /// What it shows, which determines its colour: "training", a validation set, or a task.
     of: String,
     /// (epochs, value).
     points: Vec<(f64, f64)>,
-    /// Whether each point is marked, and how.
+    /// Whether and how each point is marked.
     mark: Option<Mark>,
 }
 
-/// How points are marked; measures of one set differ in it.
+/// How points are marked; distinguishes measures of one set.
 #[derive(Clone, Copy)]
 enum Mark {
     Disc,
     Triangle,
 }
 
-/// One panel: its title, its lines, and a fixed range of values where the measure has one.
+/// One panel: its title, its lines, and a fixed range of values if the measure has one.
 struct Panel {
     title: String,
     series: Vec<Series>,
@@ -74,7 +75,7 @@ impl Panel {
         self.series.iter().flat_map(|series| &series.points).map(|point| point.1).filter(|value| value.is_finite())
     }
 
-    /// Whether a few values are so far above the others that these would lie flat on the axis.
+    /// Whether a few values are so far above the others that the others would look flat.
     fn is_logarithmic(&self) -> bool {
         const FAR: f64 = 20.0;
         let mut values: Vec<f64> = self.values().collect();
@@ -116,7 +117,7 @@ fn panels(records: &[Record]) -> Vec<Panel> {
     let training = |points, mark| Series { mark, ..line("training", points) };
     let mut losses = vec![training(loss, None)];
     losses.extend(of(&measured, &["loss"]));
-    // Where a set sums the others up, it stands for them beside the training loss, which does too.
+    // If one set combines the others, show only it beside the training loss, which combines them too.
     if measured.contains_key("all/loss") {
         losses.retain(|series| series.of == "training" || series.of == "all");
     }
@@ -153,7 +154,7 @@ fn of(measured: &Named, measures: &[&str]) -> Vec<Series> {
     series.collect()
 }
 
-/// The colour of each set and task: the same in every panel.
+/// The colour of each set and task, the same in every panel.
 fn colours(panels: &[Panel]) -> BTreeMap<String, RGBColor> {
     let mut names: Vec<&str> = vec!["training"];
     for series in panels.iter().flat_map(|panel| &panel.series) {
@@ -164,10 +165,10 @@ fn colours(panels: &[Panel]) -> BTreeMap<String, RGBColor> {
     names.into_iter().zip(PALETTE.into_iter().cycle()).map(|(name, colour)| (name.to_string(), colour)).collect()
 }
 
-/// Draws the curves of a run, two panels a line, 1200 pixels wide.
+/// Draws the curves of a run, two panels per row, 1200 pixels wide.
 ///
 /// # Errors
-/// When the picture cannot be drawn or written.
+/// Returns an error if the picture cannot be drawn or written.
 pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
     register_fonts();
     let panels = panels(records);
@@ -198,8 +199,8 @@ fn encode_png(pixels: &[u8], width: u32, height: u32) -> std::result::Result<Vec
 
 type DrawResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// Where the axis of epochs ends, in every panel alike: at the end of the last epoch that has begun. Steps are recorded now
-/// and then, so that a panel of steps alone would end earlier.
+/// The end of the epoch axis, the same in every panel: the end of the last epoch that has begun. Steps are recorded
+/// only now and then, so a panel with only steps would otherwise end earlier.
 fn epochs_shown(panels: &[Panel]) -> f64 {
     let points = panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.points);
     points.map(|(epochs, _)| *epochs).fold(1.0, f64::max).ceil()
@@ -274,7 +275,7 @@ fn draw_panel(
             Some(Mark::Disc) => {
                 chart.draw_series(points().map(|p| Circle::new(p, 4, color.filled())))?;
             }
-            // The first point stands alone until there is a second.
+            // A single first point is drawn as a dot until there is a second.
             None => {
                 chart.draw_series(points().take(1).map(|p| Circle::new(p, 3, color.filled())))?;
             }
@@ -294,11 +295,11 @@ fn draw_panel(
     Ok(())
 }
 
-/// The corner where a legend of these lines covers the least of them, over 0 to `x_max` and this range of values.
+/// The corner where the legend hides the least of these lines, over 0 to `x_max` and this range of values.
 fn emptiest_corner(series: &[Vec<(f64, f64)>], x_max: f64, (low, high): (f64, f64)) -> SeriesLabelPosition {
-    /// Points looked at between two of a line.
+    /// How many points to sample between two points of a line.
     const BETWEEN: usize = 8;
-    // The legend's share of the panel: about 160 pixels of 510, and 18 a line of 330.
+    // The legend's share of the panel: about 160 of 510 pixels, and 18 of 330 per line.
     let (wide, tall) = (0.34, 0.06 * series.len() as f64 + 0.05);
     let covered = |right: bool, top: bool| {
         let inside = |&(x, y): &(f64, f64)| {
@@ -320,7 +321,7 @@ fn emptiest_corner(series: &[Vec<(f64, f64)>], x_max: f64, (low, high): (f64, f6
         (SeriesLabelPosition::LowerLeft, covered(false, false)),
         (SeriesLabelPosition::UpperLeft, covered(false, true)),
     ];
-    // Never empty; the first of equals.
+    // Never empty; of equals, the first.
     corners
         .into_iter()
         .min_by_key(|(_, covered)| *covered)
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn places_the_legend_where_no_line_is() {
+    fn places_the_legend_away_from_the_lines() {
         let line = |from, to| vec![(0.0, from), (1.0, to)];
         let corner = |lines: &[Vec<(f64, f64)>]| format!("{:?}", emptiest_corner(lines, 1.0, (0.0, 1.0)));
         assert_eq!(corner(&[line(1.0, 0.0)]), "UpperRight");
@@ -385,9 +386,9 @@ mod tests {
     }
 
     #[test]
-    fn every_panel_ends_with_the_last_epoch() {
+    fn every_panel_ends_at_the_last_epoch() {
         let mut records = records(10);
-        // The last step's record lies somewhere in the tenth epoch.
+        // The last step's record is somewhere in the tenth epoch.
         records.retain(|record| !matches!(record, Record::Step(step) if step.epoch > 9.3));
         let panels = panels(&records);
         let rate = panels.last().unwrap();
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_values_far_above_the_others_make_the_axis_logarithmic() {
+    fn outliers_make_the_axis_logarithmic() {
         let mut records = records(3);
         let is_logarithmic = |records: &[Record], title: &str| {
             let panels = panels(records);
@@ -432,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_curves_of_ten_epochs_of_one_and_of_none() {
+    fn draws_curves_of_ten_one_and_no_epochs() {
         let folder = tempfile::tempdir().unwrap();
         let folder = std::env::var_os("LXMERT_KEEP_PICTURES").map_or(folder.path().to_path_buf(), Into::into);
         for epochs in [0, 1, 10] {

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object per line, appended during the run; each has a `"kind"`: `step`, `epoch` or `test`.
+//! `metrics.jsonl`: one JSON object per line, appended during the run. Each has a `"kind"`: `step`, `epoch` or `test`.
 
 use crate::measures::Measures;
 use crate::{Error, Result};
@@ -15,16 +15,16 @@ pub enum Record {
     Step(StepRecord),
     /// A finished epoch with its validation.
     Epoch(EpochRecord),
-    /// The best checkpoint on the test split, after the last epoch.
+    /// The results of the best checkpoint on the test split, after the last epoch.
     Test(TestRecord),
 }
 
-/// Training steps since the record before, averaged.
+/// The training steps since the previous record, averaged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Optimiser steps taken so far.
     pub step: u64,
-    /// Epochs finished so far, with the fraction of the current one.
+    /// Epochs finished so far, including the fraction of the current one.
     pub epoch: f64,
     /// Mean training loss.
     pub loss: f64,
@@ -34,10 +34,10 @@ pub struct StepRecord {
     pub gradient_norm: f64,
     /// Training examples per second.
     pub examples_per_second: f64,
-    /// The losses that make up the whole, each a mean.
+    /// The means of the losses that add up to the total.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, f64>,
-    /// Of each part that guesses (masked words, objects, …), the share of right guesses, with dropout.
+    /// Accuracy of each part that predicts something (masked words, objects, …), with dropout.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub accuracies: BTreeMap<String, f64>,
 }
@@ -49,12 +49,12 @@ pub struct EpochRecord {
     pub epoch: u64,
     /// Optimiser steps taken so far.
     pub step: u64,
-    /// Mean training loss of the epoch, with dropout, while the weights moved.
+    /// Mean training loss of the epoch, measured during training, with dropout.
     pub train_loss: f64,
-    /// Training accuracy of the epoch, likewise, where the task judges its examples.
+    /// Training accuracy of the epoch, measured likewise, if the task has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_accuracy: Option<f64>,
-    /// What the validation split gave.
+    /// Results on the validation split.
     pub validation: Measures,
     /// Whether this epoch is the best so far.
     pub best: bool,
@@ -63,7 +63,7 @@ pub struct EpochRecord {
 }
 
 impl EpochRecord {
-    /// The epoch in a line.
+    /// A one-line summary of the epoch.
     pub fn line(&self) -> String {
         let accuracy = self.train_accuracy.map_or_else(String::new, |accuracy| format!(", accuracy {accuracy:.3}"));
         format!(
@@ -82,7 +82,7 @@ impl EpochRecord {
 pub struct TestRecord {
     /// The epoch of the checkpoint that was tested.
     pub epoch: u64,
-    /// What the test split gave.
+    /// Results on the test split.
     pub test: Measures,
 }
 
@@ -93,11 +93,10 @@ pub struct JsonlWriter {
 }
 
 impl JsonlWriter {
-    /// Opens the file and keeps its first `keep` bytes: a resumed run writes again what came after the state that it
-    /// resumes from.
+    /// Opens the file and keeps its first `keep` bytes: a resumed run writes again what came after its saved state.
     ///
     /// # Errors
-    /// When the file cannot be opened or is shorter than `keep`.
+    /// Returns an error if the file cannot be opened or is shorter than `keep`.
     pub fn open(path: &Path, keep: u64) -> Result<Self> {
         let mut log = AppendLog::open(path)?;
         log.cut(keep)?;
@@ -107,7 +106,7 @@ impl JsonlWriter {
     /// Writes one record as one line.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&mut self, record: &Record) -> Result<()> {
         let mut line = serde_json::to_string(record).map_err(Error::json(self.log.path()))?;
         line.push('\n');
@@ -117,16 +116,16 @@ impl JsonlWriter {
     /// The file's length, for the training state.
     ///
     /// # Errors
-    /// When the file cannot be written to the disk.
+    /// Returns an error if the file cannot be synced to disk.
     pub fn position(&self) -> Result<u64> {
         Ok(self.log.sync()?)
     }
 }
 
-/// Reads `metrics.jsonl`. A last line cut short by a kill is left out.
+/// Reads `metrics.jsonl`. Skips a last line that a kill has truncated.
 ///
 /// # Errors
-/// When the file cannot be read or another line is not a record.
+/// Returns an error if the file cannot be read or another line is not a record.
 pub fn read_records(path: &Path) -> Result<Vec<Record>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let whole = match text.rfind('\n') {
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn reopening_drops_what_came_after_the_state_and_a_torn_line_is_left_out() {
+    fn reopening_drops_records_after_the_state_and_a_torn_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut writer = JsonlWriter::open(&path, 0).unwrap();

@@ -1,4 +1,4 @@
-//! What a run reports while it goes: lines of JSON, TensorBoard events, a progress bar, curves, the model card.
+//! The outputs of a running job: JSON lines, TensorBoard events, a progress bar, curves, the model card.
 
 pub mod card;
 pub mod curves;
@@ -19,15 +19,15 @@ use tensorboard::EventWriter;
 pub struct RunLog {
     metrics: JsonlWriter,
     events: EventWriter,
-    /// Since when examples are counted, and how many there were.
+    /// When counting examples began, and how many there were since.
     measured: (Instant, usize),
 }
 
 impl RunLog {
-    /// Opens a run's logs and cuts them back to these lengths in bytes, of `metrics.jsonl` and of the event file.
+    /// Opens a run's logs and truncates `metrics.jsonl` and the event file to these lengths in bytes.
     ///
     /// # Errors
-    /// When a file cannot be opened, or is shorter than that.
+    /// Returns an error if a file cannot be opened or is shorter than that.
     pub fn open(folder: &RunFolder, (metrics_bytes, events_bytes): (u64, u64)) -> Result<Self> {
         Ok(Self {
             metrics: JsonlWriter::open(&folder.metrics(), metrics_bytes)?,
@@ -36,15 +36,15 @@ impl RunLog {
         })
     }
 
-    /// Counts examples that were trained on, for the rate.
+    /// Counts trained examples, for the rate.
     pub fn count(&mut self, examples: usize) {
         self.measured.1 += examples;
     }
 
-    /// Records the steps that `sums` holds. `epoch`: epochs finished, with the fraction of the current one.
+    /// Records the steps in `sums`. `epoch`: epochs finished, including the fraction of the current one.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn step(&mut self, step: u64, epoch: f64, learning_rate: f64, sums: &Sums) -> Result<()> {
         let (since, examples) = std::mem::replace(&mut self.measured, (Instant::now(), 0));
         let record = StepRecord {
@@ -76,7 +76,7 @@ impl RunLog {
     /// Records a finished epoch.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
         let mut scalars = vec![("train/epoch_loss".to_string(), record.train_loss)];
         scalars.extend(record.train_accuracy.map(|accuracy| ("train/epoch_accuracy".to_string(), accuracy)));
@@ -85,10 +85,10 @@ impl RunLog {
         self.metrics.write(&Record::Epoch(record.clone()))
     }
 
-    /// Records the test.
+    /// Records the test results.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error if a file cannot be written.
     pub fn test(&mut self, step: u64, record: &TestRecord) -> Result<()> {
         let scalars: Vec<(String, f64)> =
             record.test.flat().map(|(name, value)| (format!("test/{name}"), value)).collect();
@@ -96,18 +96,18 @@ impl RunLog {
         self.metrics.write(&Record::Test(record.clone()))
     }
 
-    /// What has been recorded so far.
+    /// The records so far.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn records(&self, folder: &RunFolder) -> Result<Vec<Record>> {
         read_records(&folder.metrics())
     }
 
-    /// Draws the run's curves again.
+    /// Redraws the run's curves.
     ///
     /// # Errors
-    /// When the picture cannot be written.
+    /// Returns an error if the picture cannot be written.
     pub fn draw_curves(&self, folder: &RunFolder) -> Result<()> {
         curves::draw(&folder.curves(), &self.records(folder)?)
     }
@@ -115,7 +115,7 @@ impl RunLog {
     /// The files' lengths, for the training state.
     ///
     /// # Errors
-    /// When a file cannot be written to the disk.
+    /// Returns an error if a file cannot be synced to disk.
     pub fn positions(&self) -> Result<(u64, u64)> {
         Ok((self.metrics.position()?, self.events.position()?))
     }

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar over `total` units; hidden when `show` is false or stderr is no terminal.
+/// A bar over `total` units; hidden if `show` is false or stderr is not a terminal.
 pub fn bar(total: u64, unit: &str, show: bool) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(
         Some(total),

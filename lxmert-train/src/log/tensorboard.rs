@@ -10,17 +10,17 @@
 //! ```
 //!
 //! where `masked = rotate_right(crc, 15) + 0xa282ead8` (tensorflow's `lib/core/io/record_writer`).
-//! Of the Event message four fields are written: `wall_time` (1, double), `step` (2, varint),
-//! `file_version` (3, string, first record only) and `summary` (5), which holds `value`s (1) of a
-//! `tag` (1, string) and a `simple_value` (2, float). Written here and not by a crate because a
-//! resumed run must cut the file back to its state and append.
+//! Four fields of the Event message are written: `wall_time` (1, double), `step` (2, varint), `file_version` (3,
+//! string, only in the first record) and `summary` (5), which holds `value`s (1) with a `tag` (1, string) and a
+//! `simple_value` (2, float). This project writes them itself because a resumed run must truncate the file to its saved
+//! state and append.
 
 use crate::{Error, Result};
 use lxmert_core::files::AppendLog;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Name of the one event file of a run; TensorBoard looks for `tfevents` in it.
+/// Name of a run's only event file; TensorBoard looks for `tfevents` in it.
 pub const EVENT_FILE: &str = "events.out.tfevents.0000000000.lxmert-train";
 
 /// Appends scalars to a run's event file.
@@ -30,10 +30,10 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Opens the event file in `folder`, keeping its first `keep` bytes.
+    /// Opens the event file in `folder` and keeps its first `keep` bytes.
     ///
     /// # Errors
-    /// When the folder or file cannot be written, or the file is shorter than `keep`.
+    /// Returns an error if the folder or file cannot be written, or the file is shorter than `keep`.
     pub fn open(folder: &Path, keep: u64) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut log = AppendLog::open(folder.join(EVENT_FILE))?;
@@ -48,7 +48,7 @@ impl EventWriter {
     /// Writes scalars at a step.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn scalars<S: AsRef<str>>(&mut self, step: u64, values: &[(S, f64)]) -> Result<()> {
         let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
         self.record(&event(now(), step, Payload::Scalars(&values)))
@@ -57,7 +57,7 @@ impl EventWriter {
     /// The file's length, for the training state.
     ///
     /// # Errors
-    /// When the file cannot be written to the disk.
+    /// Returns an error if the file cannot be synced to disk.
     pub fn position(&self) -> Result<u64> {
         Ok(self.log.sync()?)
     }
@@ -118,7 +118,7 @@ fn bytes_field(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// CRC-32C (Castagnoli), bit by bit: a record is a hundred bytes.
+/// CRC-32C (Castagnoli), bit by bit; records are only about a hundred bytes.
 fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg()))
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crc_matches_the_standards_check_values() {
+    fn crc_matches_the_standard_check_values() {
         // RFC 3720, B.4, and the catalogue's check value of CRC-32C.
         assert_eq!(crc32c(b"123456789"), 0xE306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8A91_36AA);

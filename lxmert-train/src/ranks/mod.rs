@@ -220,6 +220,35 @@ impl World {
     }
 }
 
+/// What ranks tell each other of an example: always as many numbers, in which f32 and u32 keep their values.
+pub trait Numbers {
+    /// The value as numbers.
+    fn numbers(&self) -> Vec<f64>;
+
+    /// The value of these numbers.
+    fn of_numbers(numbers: &[f64]) -> Self;
+}
+
+impl Numbers for u32 {
+    fn numbers(&self) -> Vec<f64> {
+        vec![f64::from(*self)]
+    }
+
+    fn of_numbers(numbers: &[f64]) -> Self {
+        numbers.first().map_or(0, |number| *number as Self)
+    }
+}
+
+impl Numbers for bool {
+    fn numbers(&self) -> Vec<f64> {
+        vec![if *self { 1.0 } else { 0.0 }]
+    }
+
+    fn of_numbers(numbers: &[f64]) -> Self {
+        numbers.first() == Some(&1.0)
+    }
+}
+
 /// Numbers as bytes, for [`World::gather`].
 pub fn to_bytes(numbers: &[f64]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()

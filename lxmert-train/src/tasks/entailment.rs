@@ -4,61 +4,47 @@
 //! three yes-or-no scores by binary cross entropy; exactly one class is right here, which cross entropy says.) Examples whose
 //! annotators did not agree have no label: they are not learnt from and not counted.
 
-use super::examples::{ExampleBatch, ExampleSplits, judge_all};
+use super::examples::ExampleTask;
 use super::losses::cross_entropy;
-use super::{Exam, Reads, Step, Task};
 use crate::answering;
-use crate::data::image_examples::ImageExamples;
+use crate::data::batches::Batch;
 use crate::data::snli_ve::{Hypothesis, LABELS};
-use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
-use crate::origin::Origin;
-use crate::ranks::world;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
-use crate::run_folder::{CheckpointParts, open_checkpoint};
-use crate::sums::BatchLoss;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
-use indicatif::ProgressBar;
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
 use lxmert_core::answers::AnswerTable;
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::features::FeatureStore;
 use lxmert_core::files::atomic_write;
-use lxmert_core::model::AnswerModel;
-use lxmert_core::ops::PrepackedWeights;
+use lxmert_core::model::{AnswerModel, LxmertInputs, Pass};
 use lxmert_core::pretrained::Pretrained;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-/// The hypotheses of a split.
-type HypothesisSet = ImageExamples<Hypothesis, 1>;
-
 /// Judging whether photos entail sentences.
-pub struct Entailment {
-    data: ExampleSplits<Hypothesis, 1>,
-    config: LxmertConfig,
-    model: AnswerModel,
-    recipe: Recipe,
-    device: Device,
-}
+pub struct Entailment;
 
-impl Task for Entailment {
+impl ExampleTask<1> for Entailment {
     const NAME: &'static str = "entailment";
     const ABOUT: &'static str = "Does the photo entail the sentence, contradict it, or neither? SNLI-VE. Measured by accuracy, in all and by class";
-    const READS: Reads = Reads::Examples("entailment");
+    const STEM: &'static str = "entailment";
     const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
         name: "paper-snli-ve",
         about: "volta's SNLI-VE: 20 epochs of batches of 128 at 2e-5",
         recipe: || Self::recipe(Suits::Benchmark),
     }];
 
-    type Example = usize;
-    type Batch = ExampleBatch;
+    const ARCHITECTURE: &'static str = "LxmertForQuestionAnswering";
+
+    type Example = Hypothesis;
+    type Model = AnswerModel;
+    /// The class.
+    type Judgement = u32;
 
     fn recipe(suits: Suits) -> Recipe {
         let recipe = Recipe::fine_tuning_for(suits).for_task(Self::NAME, "all/accuracy");
@@ -78,75 +64,75 @@ impl Task for Entailment {
         }
     }
 
-    fn evaluate(exam: &Exam) -> Result<Measures> {
-        let checkpoint = open_checkpoint(exam.checkpoint, Self::NAME)?;
-        let model = model_of(&checkpoint, exam.how.device)?;
-        let store = FeatureStore::open(exam.data.features())?;
-        checkpoint.check_features(store.info().feature_dim)?;
-        let with = (&checkpoint.text, &checkpoint.preprocessing);
-        let (set, regions) = ExampleSplits::test_split(exam.data, &store, with, exam.allow_missing_images)?;
-        measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+    fn of_job(_: &Job) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
-        let recipe = job.recipe.clone();
-        let data = ExampleSplits::load(job, &origin.text, |_| true)?;
-        let config = origin.lxmert_config(data.store.info().feature_dim, Self::NAME)?;
-        let config = LxmertConfig { num_qa_labels: LABELS.len(), ..config };
-        let model = AnswerModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
-        Ok(Self { data, config, model, recipe, device: job.device.clone() })
+    fn of_checkpoint(_: &Pretrained) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
-        let labels = AnswerTable::new(LABELS.map(String::from).to_vec()).map_err(Error::Argument)?;
-        Ok(answering::starting_weights(checkpoint, &self.config, &labels, &self.recipe.allow_missing)?.0)
+    fn answers(&self) -> Vec<String> {
+        LABELS.map(String::from).to_vec()
     }
 
-    fn introduction(&self) -> Vec<String> {
-        self.data.introduction(self.recipe.max_length)
+    fn model(config: &LxmertConfig, vb: VarBuilder) -> candle_core::Result<AnswerModel> {
+        AnswerModel::new(config, vb)
     }
 
-    fn batches_per_epoch(&self) -> usize {
-        self.data.batches_per_epoch(self.recipe.batch_size)
-    }
-
-    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
-        self.data.epoch(&self.recipe, epoch)
-    }
-
-    fn read(&self, hypotheses: Vec<usize>) -> Result<ExampleBatch> {
-        self.data.read(hypotheses)
-    }
-
-    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
-        let logits = self.model.forward(&batch.inputs.inputs(step.device)?, &step.forward())?.logits; // [batch, 3]
-        let labels = labels(&self.data.train, &batch.examples);
-        let judged = logits.argmax(1)?.to_vec1::<u32>()?;
-        let right = judged.iter().zip(&labels).filter(|(judged, label)| Some(**judged) == **label).count();
-        step.loss(&losses(&logits, &labels)?.sum_all()?, labels.len(), right)
-    }
-
-    fn validate(&self) -> Result<Measures> {
-        let how = Evaluation::of_run(&self.recipe, &self.device);
-        measure_and_predict(&self.model, &self.data.validation, self.place(), how, None, &ProgressBar::hidden())
-    }
-
-    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = model_of(&Pretrained::open(folder)?, &self.device)?;
-        let how = Evaluation::of_run(&self.recipe, &self.device);
-        measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
-    }
-
-    fn checkpoint(&self) -> CheckpointParts {
-        CheckpointParts {
-            config: self.config.clone(),
-            architecture: "LxmertForQuestionAnswering",
-            preprocessing: self.recipe.preprocessing(&self.data.store),
-            answers: LABELS.map(String::from).to_vec(),
+    fn open(checkpoint: &Pretrained, device: &Device) -> Result<AnswerModel> {
+        let answers = checkpoint.answers()?;
+        if answers.answers() != LABELS {
+            let (count, labels) = (answers.len(), LABELS.join(", "));
+            let reason =
+                format!("its head has {count} answers other than {labels}; name a checkpoint of --task entailment");
+            return Err(Error::file(&checkpoint.place.weights, reason));
         }
+        Ok(checkpoint.answering(device)?)
     }
 
-    fn description(&self) -> Description {
+    fn starting_weights(
+        &self,
+        checkpoint: &Pretrained,
+        config: &LxmertConfig,
+        allow_missing: &[String],
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let labels = AnswerTable::new(self.answers()).map_err(Error::Argument)?;
+        Ok(answering::starting_weights(checkpoint, config, &labels, allow_missing)?.0)
+    }
+
+    fn logits(model: &AnswerModel, inputs: &LxmertInputs, pass: &Pass) -> candle_core::Result<Tensor> {
+        Ok(model.forward(inputs, pass)?.logits) // [batch, 3]
+    }
+
+    fn losses(&self, logits: &Tensor, hypotheses: &[&Hypothesis], _: &Batch) -> Result<Tensor> {
+        losses(logits, &hypotheses.iter().map(|hypothesis| hypothesis.label).collect::<Vec<_>>())
+    }
+
+    fn judge(&self, logits: &Tensor, _: &[&Hypothesis], _: &Batch) -> Result<Vec<u32>> {
+        Ok(logits.argmax(1)?.to_vec1()?)
+    }
+
+    fn is_right(&self, hypothesis: &Hypothesis, &class: &u32) -> bool {
+        hypothesis.label == Some(class)
+    }
+
+    fn measures(&self, hypotheses: &[Hypothesis], judged: &[(u32, f32)]) -> Measures {
+        measures(hypotheses.iter().zip(judged).map(|(hypothesis, &(class, loss))| (hypothesis, class, loss)))
+    }
+
+    /// `snli_ve.jsonl`, a line a hypothesis in the file's order: its `pairID`, and the `prediction` in words.
+    fn write_predictions(&self, folder: &Path, hypotheses: &[Hypothesis], judged: &[(u32, f32)]) -> Result<()> {
+        Ok(atomic_write(folder.join("snli_ve.jsonl"), |file| {
+            for (hypothesis, (class, _)) in hypotheses.iter().zip(judged) {
+                let prediction = LABELS.get(*class as usize);
+                writeln!(file, "{}", json!({"pairID": hypothesis.pair_id, "prediction": prediction}))?;
+            }
+            Ok(())
+        })?)
+    }
+
+    fn description(&self, data: String) -> Description {
         Description {
             title: "visual entailment".into(),
             pipeline_tag: "visual-question-answering",
@@ -155,72 +141,10 @@ impl Task for Entailment {
                  sentence's words. The classes of the answer head are {}.",
                 LABELS.join(", ")
             ),
-            data: self.data.table(),
+            data,
             losses: "Cross entropy of the three classes.".into(),
         }
     }
-}
-
-impl Entailment {
-    fn place(&self) -> (&FeatureStore, usize) {
-        (&self.data.store, self.data.regions)
-    }
-}
-
-/// The model of a checkpoint whose answers are the three labels.
-fn model_of(checkpoint: &Pretrained, device: &Device) -> Result<AnswerModel> {
-    let answers = checkpoint.answers()?;
-    if answers.answers() != LABELS {
-        let (count, labels) = (answers.len(), LABELS.join(", "));
-        let reason =
-            format!("its head has {count} answers other than {labels}; name a checkpoint of --task entailment");
-        return Err(Error::file(&checkpoint.place.weights, reason));
-    }
-    Ok(checkpoint.answering(device)?)
-}
-
-fn labels(set: &HypothesisSet, hypotheses: &[usize]) -> Vec<Option<u32>> {
-    hypotheses.iter().map(|&index| set.examples()[index].label).collect()
-}
-
-/// Measures over a set of hypotheses; the model's judgements go into the folder `predictions`. `place`: the store, and
-/// regions per image.
-fn measure_and_predict(
-    model: &AnswerModel,
-    set: &HypothesisSet,
-    place: (&FeatureStore, usize),
-    how: Evaluation,
-    predictions: Option<&Path>,
-    bar: &ProgressBar,
-) -> Result<Measures> {
-    bar.set_length(set.len() as u64);
-    let mut judged = vec![(0, 0.0); set.len()];
-    let prepacked = PrepackedWeights::new();
-    let run = how.forward(&prepacked).pooled_only();
-    let found = judge_all(set, place, how, bar, |hypotheses, inputs| {
-        let logits = model.forward(&inputs.inputs(how.device)?, &run)?.logits;
-        let losses = losses(&logits, &labels(set, hypotheses))?.to_vec1::<f32>()?;
-        let judgements = logits.argmax(1)?.to_vec1::<u32>()?;
-        Ok(judgements.into_iter().zip(losses).flat_map(|(judgement, loss)| [judgement.into(), loss.into()]).collect())
-    })?;
-    for (index, made) in found {
-        judged[index] = (made[0] as u32, made[1] as f32);
-    }
-    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
-        write_predictions(folder, set, judged.iter().map(|(judgement, _)| *judgement))?;
-    }
-    Ok(measures(set.examples().iter().zip(&judged).map(|(example, &(judgement, loss))| (example, judgement, loss))))
-}
-
-/// Writes `snli_ve.jsonl` into `folder`, a line a hypothesis in the file's order: its `pairID`, and the `prediction` in words.
-fn write_predictions(folder: &Path, set: &HypothesisSet, judged: impl Iterator<Item = u32>) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let lines: Vec<String> = (set.examples().iter().zip(judged))
-        .map(|(example, judgement)| {
-            json!({"pairID": example.pair_id, "prediction": LABELS.get(judgement as usize)}).to_string()
-        })
-        .collect();
-    Ok(atomic_write(folder.join("snli_ve.jsonl"), |file| writeln!(file, "{}", lines.join("\n")))?)
 }
 
 /// The loss of each hypothesis, `[batch]`; 0 where there is no label. `logits`: `[batch, 3]`.

@@ -1,33 +1,335 @@
-//! What tasks over files of examples share: three splits with their images' regions, and one loop over a split.
+//! What tasks over files of examples share. Such a task says what a model makes of an example ([`ExampleTask`]); the splits,
+//! the batches, training and measuring are the same for all of them ([`OverExamples`]).
 
+use super::{Exam, Reads, Step, Task};
 use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
-use crate::data::paths::Data;
 use crate::data::splits::Split;
 use crate::evaluate::{Evaluation, share_out};
 use crate::job::Job;
-use crate::recipe::Recipe;
+use crate::log::card::Description;
+use crate::measures::Measures;
+use crate::origin::Origin;
+use crate::ranks::{Numbers, world};
+use crate::recipe::{NamedRecipe, Recipe, Suits};
+use crate::run_folder::{CheckpointParts, open_checkpoint};
+use crate::sums::BatchLoss;
 use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
+use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
-use lxmert_core::pretrained::Preprocessing;
+use lxmert_core::model::{LxmertInputs, Pass};
+use lxmert_core::ops::PrepackedWeights;
+use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::WordPiece;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// A task over files of examples about `IMAGES` images each.
+pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
+    /// As `--task` names it.
+    const NAME: &'static str;
+    /// What it is, in a line of the help.
+    const ABOUT: &'static str;
+    /// What the scenes' own files start with.
+    const STEM: &'static str;
+    /// Its recipes that `--recipe` names.
+    const RECIPES: &'static [NamedRecipe];
+    /// transformers' class that opens its checkpoints.
+    const ARCHITECTURE: &'static str;
+
+    /// An example of its files.
+    type Example: ImageExample<IMAGES> + Sync;
+    /// The model.
+    type Model: Sync;
+    /// What a model says of an example.
+    type Judgement: Clone + Default + Numbers;
+
+    /// See [`Task::recipe`].
+    fn recipe(suits: Suits) -> Recipe;
+
+    /// What a training run asks.
+    ///
+    /// # Errors
+    /// When the job's data lacks something.
+    fn of_job(job: &Job) -> Result<Self>;
+
+    /// What a checkpoint was trained to answer.
+    ///
+    /// # Errors
+    /// When the checkpoint has no head for this task.
+    fn of_checkpoint(checkpoint: &Pretrained) -> Result<Self>;
+
+    /// The answers of its answer head, where it has one.
+    fn answers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether there is something to learn from this labelled example.
+    fn learns_from(&self, _: &Self::Example) -> bool {
+        true
+    }
+
+    /// Makes the model; see [`Task::new`].
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen.
+    fn model(config: &LxmertConfig, vb: VarBuilder) -> candle_core::Result<Self::Model>;
+
+    /// The model of a checkpoint.
+    ///
+    /// # Errors
+    /// When the checkpoint has no head for this task.
+    fn open(checkpoint: &Pretrained, device: &Device) -> Result<Self::Model>;
+
+    /// See [`Task::starting_weights`].
+    ///
+    /// # Errors
+    /// When the checkpoint does not fit, with every name that does not.
+    fn starting_weights(
+        &self,
+        checkpoint: &Pretrained,
+        config: &LxmertConfig,
+        allow_missing: &[String],
+    ) -> Result<BTreeMap<String, Tensor>>;
+
+    /// The model's logits, `[examples, …]`; `inputs` has a row for each image.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model.
+    fn logits(model: &Self::Model, inputs: &LxmertInputs, pass: &Pass) -> candle_core::Result<Tensor>;
+
+    /// The loss of each example, `[examples]`, that measures report.
+    ///
+    /// # Errors
+    /// When the logits have another shape.
+    fn losses(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Tensor>;
+
+    /// The loss of each example, `[examples]`, that training lowers.
+    ///
+    /// # Errors
+    /// As [`ExampleTask::losses`].
+    fn training_losses(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Tensor> {
+        self.losses(logits, examples, inputs)
+    }
+
+    /// What the logits say of each example.
+    ///
+    /// # Errors
+    /// When the logits have another shape.
+    fn judge(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Vec<Self::Judgement>>;
+
+    /// Whether that is right.
+    fn is_right(&self, example: &Self::Example, judgement: &Self::Judgement) -> bool;
+
+    /// Measures over a split: what was said of each example, and its loss.
+    fn measures(&self, examples: &[Self::Example], judged: &[(Self::Judgement, f32)]) -> Measures;
+
+    /// Writes what the benchmark's server takes into `folder`, which exists. There is at least one example.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    fn write_predictions(
+        &self,
+        folder: &Path,
+        examples: &[Self::Example],
+        judged: &[(Self::Judgement, f32)],
+    ) -> Result<()>;
+
+    /// What a user should know about the examples that are learnt from, a line each.
+    ///
+    /// # Errors
+    /// The reason when nothing can be learnt from them.
+    fn notes(&self, _: &[&Self::Example]) -> std::result::Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
+    /// What the model card says; `data` is the splits' table.
+    fn description(&self, data: String) -> Description;
+}
+
+/// An [`ExampleTask`] with its examples and its model.
+pub struct OverExamples<T: ExampleTask<IMAGES>, const IMAGES: usize> {
+    task: T,
+    data: ExampleSplits<T::Example, IMAGES>,
+    notes: Vec<String>,
+    config: LxmertConfig,
+    model: T::Model,
+    recipe: Recipe,
+    device: Device,
+}
+
+impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGES> {
+    const NAME: &'static str = T::NAME;
+    const ABOUT: &'static str = T::ABOUT;
+    const READS: Reads = Reads::Examples(T::STEM);
+    const RECIPES: &'static [NamedRecipe] = T::RECIPES;
+
+    type Example = usize;
+    type Batch = ExampleBatch;
+
+    fn recipe(suits: Suits) -> Recipe {
+        T::recipe(suits)
+    }
+
+    fn evaluate(exam: &Exam) -> Result<Measures> {
+        let checkpoint = open_checkpoint(exam.checkpoint, T::NAME)?;
+        let (task, model) = (T::of_checkpoint(&checkpoint)?, T::open(&checkpoint, exam.how.device)?);
+        let store = FeatureStore::open(exam.data.features())?;
+        checkpoint.check_features(store.info().feature_dim)?;
+        let text = (&checkpoint.text, checkpoint.preprocessing.max_length);
+        let files = &exam.data.examples()?.test;
+        let set = ImageExamples::read(Split::Test, files, &store, text, exam.allow_missing_images)?;
+        let regions = checkpoint.preprocessing.regions.min(store.info().regions);
+        measure(&task, &model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+    }
+
+    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
+        let recipe = job.recipe.clone();
+        let task = T::of_job(job)?;
+        let data = ExampleSplits::load(job, &origin.text, |example| task.learns_from(example))?;
+        let notes = task.notes(&chosen(&data.train, &data.learnt)).map_err(|reason| {
+            let first = job.data.examples().ok().and_then(|paths| paths.train.first());
+            Error::file(first.map_or(Path::new("no file"), PathBuf::as_path), reason)
+        })?;
+        let config = origin.lxmert_config(data.store.info().feature_dim, T::NAME)?;
+        // The hub's configuration has a place for an answer head alone; others are not in it.
+        let config = LxmertConfig { num_qa_labels: task.answers().len(), ..config };
+        let model = T::model(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        Ok(Self { task, data, notes, config, model, recipe, device: job.device.clone() })
+    }
+
+    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
+        self.task.starting_weights(checkpoint, &self.config, &self.recipe.allow_missing)
+    }
+
+    fn introduction(&self) -> Vec<String> {
+        let mut lines = self.data.introduction(self.recipe.max_length);
+        lines.extend(self.notes.iter().cloned());
+        lines
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.data.learnt.len().div_ceil(self.recipe.batch_size)
+    }
+
+    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
+        let (seed, batch_size) = (self.recipe.seed, self.recipe.batch_size);
+        let order = batches::shuffled(&self.data.learnt, seed, epoch);
+        batches::plan(&order, |&example| self.data.train.tokens(example).len(), batch_size, seed, epoch)
+    }
+
+    fn read(&self, examples: Vec<usize>) -> Result<ExampleBatch> {
+        Ok(ExampleBatch { inputs: self.data.train.batch(&self.data.store, self.data.regions, &examples)?, examples })
+    }
+
+    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
+        let logits = T::logits(&self.model, &batch.inputs.inputs(step.device)?, &step.forward())?;
+        let examples = chosen(&self.data.train, &batch.examples);
+        let judged = self.task.judge(&logits, &examples, &batch.inputs)?;
+        let right =
+            examples.iter().zip(&judged).filter(|(example, judged)| self.task.is_right(example, judged)).count();
+        let losses = self.task.training_losses(&logits, &examples, &batch.inputs)?;
+        step.loss(&losses.sum_all()?, examples.len(), right)
+    }
+
+    fn validate(&self) -> Result<Measures> {
+        self.measure(&self.model, &self.data.validation, None, &ProgressBar::hidden())
+    }
+
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+        let best = T::open(&Pretrained::open(folder)?, &self.device)?;
+        self.measure(&best, &self.data.test, Some(predictions), bar)
+    }
+
+    fn checkpoint(&self) -> CheckpointParts {
+        CheckpointParts {
+            config: self.config.clone(),
+            architecture: T::ARCHITECTURE,
+            preprocessing: self.recipe.preprocessing(&self.data.store),
+            answers: self.task.answers(),
+        }
+    }
+
+    fn description(&self) -> Description {
+        self.task.description(self.data.table())
+    }
+}
+
+impl<T: ExampleTask<IMAGES>, const IMAGES: usize> OverExamples<T, IMAGES> {
+    fn measure(
+        &self,
+        model: &T::Model,
+        set: &ImageExamples<T::Example, IMAGES>,
+        predictions: Option<&Path>,
+        bar: &ProgressBar,
+    ) -> Result<Measures> {
+        let how = Evaluation::of_run(&self.recipe, &self.device);
+        measure(&self.task, model, set, (&self.data.store, self.data.regions), how, predictions, bar)
+    }
+}
+
+/// Measures over a split; what the model says goes into the folder `predictions`. `place`: the store, and regions per image.
+fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
+    task: &T,
+    model: &T::Model,
+    set: &ImageExamples<T::Example, IMAGES>,
+    (store, regions): (&FeatureStore, usize),
+    how: Evaluation,
+    predictions: Option<&Path>,
+    bar: &ProgressBar,
+) -> Result<Measures> {
+    bar.set_length(set.len() as u64);
+    let prepacked = PrepackedWeights::new();
+    let pass = how.forward(&prepacked).pooled_only();
+    let all: Vec<usize> = (0..set.len()).collect();
+    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
+    let found = share_out(
+        order.clone(),
+        |numbers: Vec<usize>| Ok((set.batch(store, regions, &numbers)?, numbers)),
+        |_, (inputs, numbers)| {
+            let logits = T::logits(model, &inputs.inputs(how.device)?, &pass)?;
+            let examples = chosen(set, &numbers);
+            let losses = task.losses(&logits, &examples, &inputs)?.to_vec1::<f32>()?;
+            let judged = task.judge(&logits, &examples, &inputs)?.into_iter().zip(losses);
+            bar.inc(numbers.len() as u64);
+            Ok(judged.flat_map(|(said, loss)| said.numbers().into_iter().chain([f64::from(loss)])).collect())
+        },
+    )?;
+    let mut judged = vec![(T::Judgement::default(), 0f32); set.len()];
+    for (numbers, found) in order.iter().zip(&found) {
+        for (&number, found) in numbers.iter().zip(found.chunks_exact(found.len() / numbers.len().max(1))) {
+            let (loss, said) = found.split_last().unwrap_or((&0.0, &[]));
+            judged[number] = (T::Judgement::of_numbers(said), *loss as f32);
+        }
+    }
+    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        task.write_predictions(folder, set.examples(), &judged)?;
+    }
+    Ok(task.measures(set.examples(), &judged))
+}
+
+/// The examples of these numbers.
+fn chosen<'a, E, const IMAGES: usize>(set: &'a ImageExamples<E, IMAGES>, numbers: &[usize]) -> Vec<&'a E> {
+    numbers.iter().map(|&number| &set.examples()[number]).collect()
+}
+
 /// The examples of a training run.
-pub struct ExampleSplits<E, const IMAGES: usize> {
-    /// The images' regions.
-    pub store: FeatureStore,
+struct ExampleSplits<E, const IMAGES: usize> {
+    store: FeatureStore,
     /// Regions per image.
-    pub regions: usize,
+    regions: usize,
     /// Examples to train on.
-    pub train: ImageExamples<E, IMAGES>,
+    train: ImageExamples<E, IMAGES>,
     /// Examples that choose the best epoch.
-    pub validation: ImageExamples<E, IMAGES>,
+    validation: ImageExamples<E, IMAGES>,
     /// Examples that are measured, or predicted, at the end.
-    pub test: ImageExamples<E, IMAGES>,
+    test: ImageExamples<E, IMAGES>,
     /// The training examples that are learnt from.
-    pub learnt: Vec<usize>,
+    learnt: Vec<usize>,
 }
 
 /// A batch of training examples.
@@ -43,7 +345,7 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
     ///
     /// # Errors
     /// When a file cannot be understood, too many images have no features, or nothing is left to train or to validate on.
-    pub fn load(job: &Job, text: &WordPiece, learn: impl Fn(&E) -> bool) -> Result<Self> {
+    fn load(job: &Job, text: &WordPiece, learn: impl Fn(&E) -> bool) -> Result<Self> {
         let paths = job.data.examples()?;
         let store = FeatureStore::open(&paths.features)?;
         let text = (text, job.recipe.max_length);
@@ -67,23 +369,8 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
         Ok(Self { store, regions, train, validation, test, learnt })
     }
 
-    /// The test examples of files and a store that a checkpoint is measured on, and how many regions an image has there.
-    ///
-    /// # Errors
-    /// As [`ImageExamples::read`], and when the data is captions.
-    pub fn test_split(
-        data: &Data,
-        store: &FeatureStore,
-        (text, preprocessing): (&WordPiece, &Preprocessing),
-        allow_missing_images: bool,
-    ) -> Result<(ImageExamples<E, IMAGES>, usize)> {
-        let text = (text, preprocessing.max_length);
-        let set = ImageExamples::read(Split::Test, &data.examples()?.test, store, text, allow_missing_images)?;
-        Ok((set, preprocessing.regions.min(store.info().regions)))
-    }
-
     /// Lines on how many examples there are, for the start of a run.
-    pub fn introduction(&self, max_length: usize) -> Vec<String> {
+    fn introduction(&self, max_length: usize) -> Vec<String> {
         let noun = E::NOUN;
         let mut lines = vec![
             format!(
@@ -103,61 +390,11 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
     }
 
     /// The splits' sizes as a Markdown table.
-    pub fn table(&self) -> String {
+    fn table(&self) -> String {
         let (train, validation, test) = (self.learnt.len(), self.validation.len(), self.test.len());
         format!(
             "| split | {}s |\n| --- | ---: |\n| train | {train} |\n| validation | {validation} |\n| test | {test} |\n",
             E::NOUN
         )
     }
-
-    /// Training batches per epoch.
-    pub fn batches_per_epoch(&self, batch_size: usize) -> usize {
-        self.learnt.len().div_ceil(batch_size)
-    }
-
-    /// The batches of an epoch.
-    pub fn epoch(&self, &Recipe { seed, batch_size, .. }: &Recipe, epoch: u64) -> Vec<Vec<usize>> {
-        let order = batches::shuffled(&self.learnt, seed, epoch);
-        batches::plan(&order, |&example| self.train.tokens(example).len(), batch_size, seed, epoch)
-    }
-
-    /// Reads a training batch.
-    ///
-    /// # Errors
-    /// When the store is damaged.
-    pub fn read(&self, examples: Vec<usize>) -> Result<ExampleBatch> {
-        Ok(ExampleBatch { inputs: self.train.batch(&self.store, self.regions, &examples)?, examples })
-    }
-}
-
-/// Numbers that `work` makes of each example of `set`: it is called with batches of about equally long sentences, the examples'
-/// numbers and their inputs, and gives as many numbers for each of them. The batches are shared out among the ranks. Gives, in the
-/// batches' order, each example's number and what was made of it. `place`: the store, and regions per image.
-///
-/// # Errors
-/// The first error of reading or of `work`, or when Ctrl-C was pressed.
-pub fn judge_all<E: Sync, const IMAGES: usize>(
-    set: &ImageExamples<E, IMAGES>,
-    (store, regions): (&FeatureStore, usize),
-    how: Evaluation,
-    bar: &ProgressBar,
-    mut work: impl FnMut(&[usize], &Batch) -> Result<Vec<f64>>,
-) -> Result<Vec<(usize, Vec<f64>)>> {
-    let all: Vec<usize> = (0..set.len()).collect();
-    let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
-    let found = share_out(
-        order.clone(),
-        |examples: Vec<usize>| Ok((set.batch(store, regions, &examples)?, examples)),
-        |_, (inputs, examples)| {
-            let made = work(&examples, &inputs)?;
-            bar.inc(examples.len() as u64);
-            Ok(made)
-        },
-    )?;
-    let each = |(examples, numbers): (&Vec<usize>, &Vec<f64>)| {
-        let width = (numbers.len() / examples.len().max(1)).max(1);
-        examples.iter().copied().zip(numbers.chunks(width).map(<[f64]>::to_vec)).collect::<Vec<_>>()
-    };
-    Ok(order.iter().zip(&found).flat_map(each).collect())
 }

@@ -6,39 +6,27 @@
 //! number, which is the sum over the image's real regions. The region of the largest logit is right when its IoU is above
 //! 0.5. The IoU is the original's, in pixels with the last pixel inside the box.
 
-use super::examples::{ExampleBatch, ExampleSplits, judge_all};
+use super::examples::ExampleTask;
 use super::losses::binary_cross_entropy;
-use super::{Exam, Reads, Step, Task};
+use crate::Result;
 use crate::data::batches::Batch;
-use crate::data::image_examples::ImageExamples;
 use crate::data::refcoco::Expression;
-use crate::evaluate::Evaluation;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
-use crate::origin::Origin;
-use crate::ranks::world;
+use crate::ranks::Numbers;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
-use crate::run_folder::{CheckpointParts, open_checkpoint};
-use crate::sums::BatchLoss;
-use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
-use indicatif::ProgressBar;
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
 use lxmert_core::boxes::{self, BoxXyxy};
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::features::FeatureStore;
 use lxmert_core::files::atomic_write;
-use lxmert_core::model::ReferringModel;
-use lxmert_core::ops::PrepackedWeights;
+use lxmert_core::model::{LxmertInputs, Pass, ReferringModel};
 use lxmert_core::pretrained::Pretrained;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
-
-/// The expressions of a split.
-type ExpressionSet = ImageExamples<Expression, 1>;
 
 /// The IoU that a region must exceed to be right.
 const RIGHT: f32 = 0.5;
@@ -47,27 +35,26 @@ const RIGHT: f32 = 0.5;
 const HEAD: &str = "referring_head.";
 
 /// Finding the region that an expression names.
-pub struct Referring {
-    data: ExampleSplits<Expression, 1>,
-    config: LxmertConfig,
-    model: ReferringModel,
-    recipe: Recipe,
-    device: Device,
-}
+pub struct Referring;
 
-impl Task for Referring {
+impl ExampleTask<1> for Referring {
     const NAME: &'static str = "referring";
     const ABOUT: &'static str =
         "Which region does the expression name? RefCOCO, RefCOCO+, RefCOCOg. Measured by accuracy at an IoU above 0.5";
-    const READS: Reads = Reads::Examples("referring");
+    const STEM: &'static str = "referring";
     const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
         name: "paper-refcoco",
         about: "volta's RefCOCO+: 20 epochs of batches of 256 at 1e-4",
         recipe: || Self::recipe(Suits::Benchmark),
     }];
 
-    type Example = usize;
-    type Batch = ExampleBatch;
+    // No class of transformers has a head over regions' final states. The trunk opens in this one, which reports the head's
+    // two weights, `referring_head.{weight,bias}`, as unexpected.
+    const ARCHITECTURE: &'static str = "LxmertModel";
+
+    type Example = Expression;
+    type Model = ReferringModel;
+    type Judgement = Choice;
 
     fn recipe(suits: Suits) -> Recipe {
         let recipe = Recipe::fine_tuning_for(suits).for_task(Self::NAME, "val/accuracy");
@@ -90,78 +77,73 @@ impl Task for Referring {
         }
     }
 
-    fn evaluate(exam: &Exam) -> Result<Measures> {
-        let checkpoint = open_checkpoint(exam.checkpoint, Self::NAME)?;
-        let model = model_of(&checkpoint, exam.how.device)?;
-        let store = FeatureStore::open(exam.data.features())?;
-        checkpoint.check_features(store.info().feature_dim)?;
-        let with = (&checkpoint.text, &checkpoint.preprocessing);
-        let (set, regions) = ExampleSplits::test_split(exam.data, &store, with, exam.allow_missing_images)?;
-        measure_and_predict(&model, &set, (&store, regions), exam.how, exam.predictions, exam.bar)
+    fn of_job(_: &Job) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
-        let recipe = job.recipe.clone();
-        let data = ExampleSplits::load(job, &origin.text, |_| true)?;
-        // Answers are for questions; this head has no place in the hub's configuration.
-        let config = origin.lxmert_config(data.store.info().feature_dim, Self::NAME)?;
-        let config = LxmertConfig { num_qa_labels: 0, ..config };
-        let model = ReferringModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
-        Ok(Self { data, config, model, recipe, device: job.device.clone() })
+    fn of_checkpoint(_: &Pretrained) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>> {
-        let fresh = [vec![format!("{HEAD}*")], self.recipe.allow_missing.clone()].concat();
-        Ok(checkpoint.weights(&ReferringModel::expected(&self.config)?, &fresh)?)
+    fn model(config: &LxmertConfig, vb: VarBuilder) -> candle_core::Result<ReferringModel> {
+        ReferringModel::new(config, vb)
     }
 
-    fn introduction(&self) -> Vec<String> {
-        self.data.introduction(self.recipe.max_length)
+    fn open(checkpoint: &Pretrained, device: &Device) -> Result<ReferringModel> {
+        let lacking = "no head over regions; name a checkpoint of --task referring";
+        let model = checkpoint.model(device, ReferringModel::new);
+        Ok(model.map_err(|error| error.for_lacking_head(HEAD, lacking))?)
     }
 
-    fn batches_per_epoch(&self) -> usize {
-        self.data.batches_per_epoch(self.recipe.batch_size)
+    fn starting_weights(
+        &self,
+        checkpoint: &Pretrained,
+        config: &LxmertConfig,
+        allow_missing: &[String],
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let fresh = [vec![format!("{HEAD}*")], allow_missing.to_vec()].concat();
+        Ok(checkpoint.weights(&ReferringModel::expected(config)?, &fresh)?)
     }
 
-    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
-        self.data.epoch(&self.recipe, epoch)
+    fn logits(model: &ReferringModel, inputs: &LxmertInputs, pass: &Pass) -> candle_core::Result<Tensor> {
+        model.forward(inputs, pass) // [batch, regions]
     }
 
-    fn read(&self, expressions: Vec<usize>) -> Result<ExampleBatch> {
-        self.data.read(expressions)
+    fn losses(&self, logits: &Tensor, expressions: &[&Expression], inputs: &Batch) -> Result<Tensor> {
+        let targets: Vec<f32> =
+            (0..).zip(expressions).flat_map(|(row, expression)| overlaps(expression, inputs, row)).collect();
+        losses(logits, &targets, &inputs.region_mask)
     }
 
-    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
-        let ExampleBatch { examples, inputs } = &batch;
-        let logits = self.model.forward(&inputs.inputs(step.device)?, &step.forward())?; // [batch, regions]
-        let (losses, choices) = judge(&logits, &self.data.train, examples, inputs)?;
-        let right = choices.iter().filter(|choice| choice.iou > RIGHT).count();
-        step.loss(&losses.sum_all()?, examples.len(), right)
+    fn judge(&self, logits: &Tensor, expressions: &[&Expression], inputs: &Batch) -> Result<Vec<Choice>> {
+        let rows = (0..).zip(expressions).zip(logits.to_vec2::<f32>()?);
+        Ok(rows.map(|((row, expression), logits)| Choice::of(expression, inputs, row, &logits)).collect())
     }
 
-    fn validate(&self) -> Result<Measures> {
-        let how = Evaluation::of_run(&self.recipe, &self.device);
-        measure_and_predict(&self.model, &self.data.validation, self.place(), how, None, &ProgressBar::hidden())
+    fn is_right(&self, _: &Expression, choice: &Choice) -> bool {
+        choice.iou > RIGHT
     }
 
-    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
-        let best = model_of(&Pretrained::open(folder)?, &self.device)?;
-        let how = Evaluation::of_run(&self.recipe, &self.device);
-        measure_and_predict(&best, &self.data.test, self.place(), how, Some(predictions), bar)
+    fn measures(&self, expressions: &[Expression], judged: &[(Choice, f32)]) -> Measures {
+        measures(expressions.iter().zip(judged).map(|(expression, (choice, loss))| (expression, choice, *loss)))
     }
 
-    fn checkpoint(&self) -> CheckpointParts {
-        CheckpointParts {
-            config: self.config.clone(),
-            // No class of transformers has a head over regions' final states. The trunk opens in this one, which reports the
-            // head's two weights, `referring_head.{weight,bias}`, as unexpected.
-            architecture: "LxmertModel",
-            preprocessing: self.recipe.preprocessing(&self.data.store),
-            answers: Vec::new(),
-        }
+    /// `refcoco.json`: for each expression the chosen box (x y width height in pixels, as `instances.json` has them) and its
+    /// IoU with the named object's.
+    fn write_predictions(&self, folder: &Path, expressions: &[Expression], judged: &[(Choice, f32)]) -> Result<()> {
+        let entry = |(expression, (choice, _)): (&Expression, &(Choice, f32))| {
+            let bbox = choice.box_xyxy_px.map(|[x0, y0, x1, y1]| [x0, y0, x1 - x0, y1 - y0]);
+            let (ref_id, sent_id, split) = (expression.ref_id, expression.sent_id, &expression.split);
+            json!({"ref_id": ref_id, "sent_id": sent_id, "split": split, "bbox": bbox, "iou": choice.iou})
+        };
+        let entries: Vec<_> = expressions.iter().zip(judged).map(entry).collect();
+        Ok(atomic_write(folder.join("refcoco.json"), |file| {
+            serde_json::to_writer(&mut *file, &entries)?;
+            file.write_all(b"\n")
+        })?)
     }
 
-    fn description(&self) -> Description {
+    fn description(&self, data: String) -> Description {
         Description {
             title: "referring expressions".into(),
             pipeline_tag: "zero-shot-object-detection",
@@ -169,86 +151,12 @@ impl Task for Referring {
                    transformers' `LxmertModel` opens the trunk and reports `referring_head.*`, for which it has no class, as \
                    unexpected."
                 .into(),
-            data: self.data.table(),
+            data,
             losses: "Binary cross entropy of each region with the IoU of its box and the named object's, summed over the \
                      regions."
                 .into(),
         }
     }
-}
-
-impl Referring {
-    fn place(&self) -> (&FeatureStore, usize) {
-        (&self.data.store, self.data.regions)
-    }
-}
-
-/// The model of a checkpoint that was trained on referring expressions.
-fn model_of(checkpoint: &Pretrained, device: &Device) -> Result<ReferringModel> {
-    Ok(checkpoint
-        .model(device, ReferringModel::new)
-        .map_err(|error| error.for_lacking_head(HEAD, "no head over regions; name a checkpoint of --task referring"))?)
-}
-
-/// Each expression's loss, `[batch]`, and the region that is chosen for it. `logits`: `[batch, regions]`.
-fn judge(logits: &Tensor, set: &ExpressionSet, expressions: &[usize], inputs: &Batch) -> Result<(Tensor, Vec<Choice>)> {
-    let rows = logits.to_vec2::<f32>()?;
-    let (mut targets, mut choices) = (Vec::with_capacity(inputs.region_mask.len()), Vec::with_capacity(rows.len()));
-    for ((row, &index), logits) in expressions.iter().enumerate().zip(&rows) {
-        let expression = &set.examples()[index];
-        targets.extend(overlaps(expression, inputs, row));
-        choices.push(Choice::of(expression, inputs, row, logits));
-    }
-    Ok((losses(logits, &targets, &inputs.region_mask)?, choices))
-}
-
-/// Measures over a set of expressions; the chosen regions go into the folder `predictions`. `place`: the store, and regions
-/// per image.
-fn measure_and_predict(
-    model: &ReferringModel,
-    set: &ExpressionSet,
-    place: (&FeatureStore, usize),
-    how: Evaluation,
-    predictions: Option<&Path>,
-    bar: &ProgressBar,
-) -> Result<Measures> {
-    bar.set_length(set.len() as u64);
-    let mut chosen = vec![(Choice::default(), 0.0); set.len()];
-    let prepacked = PrepackedWeights::new();
-    let run = how.forward(&prepacked);
-    let found = judge_all(set, place, how, bar, |expressions, inputs| {
-        let logits = model.forward(&inputs.inputs(how.device)?, &run)?;
-        let (losses, choices) = judge(&logits, set, expressions, inputs)?;
-        let losses = losses.to_vec1::<f32>()?;
-        Ok(choices
-            .iter()
-            .zip(losses)
-            .flat_map(|(choice, loss)| choice.numbers().into_iter().chain([loss.into()]))
-            .collect())
-    })?;
-    for (index, made) in found {
-        chosen[index] = (Choice::of_numbers(&made), made[Choice::NUMBERS] as f32);
-    }
-    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
-        write_predictions(folder, set, &chosen)?;
-    }
-    Ok(measures(set.examples().iter().zip(&chosen).map(|(expression, (choice, loss))| (expression, choice, *loss))))
-}
-
-/// Writes `refcoco.json` into `folder`: for each expression the chosen box (x y width height in pixels, as `instances.json`
-/// has them) and its IoU with the named object's.
-fn write_predictions(folder: &Path, set: &ExpressionSet, chosen: &[(Choice, f32)]) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let entry = |(expression, (choice, _)): (&Expression, &(Choice, f32))| {
-        let bbox = choice.box_xyxy_px.map(|[x0, y0, x1, y1]| [x0, y0, x1 - x0, y1 - y0]);
-        let (ref_id, sent_id, split) = (expression.ref_id, expression.sent_id, &expression.split);
-        json!({"ref_id": ref_id, "sent_id": sent_id, "split": split, "bbox": bbox, "iou": choice.iou})
-    };
-    let entries: Vec<_> = set.examples().iter().zip(chosen).map(entry).collect();
-    Ok(atomic_write(folder.join("refcoco.json"), |file| {
-        serde_json::to_writer(&mut *file, &entries)?;
-        file.write_all(b"\n")
-    })?)
 }
 
 /// The IoU of each region of row `row` with the named object's box; 0 for padding.
@@ -287,23 +195,6 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// How many numbers [`Choice::numbers`] gives.
-    const NUMBERS: usize = 8;
-
-    /// The choice as numbers: whether there is a box, the box, and the rest.
-    fn numbers(&self) -> [f64; Self::NUMBERS] {
-        let [x0, y0, x1, y1] = self.box_xyxy_px.unwrap_or_default();
-        let there = if self.box_xyxy_px.is_some() { 1.0 } else { 0.0 };
-        [there, x0, y0, x1, y1, self.iou, self.best_iou, self.chance].map(f64::from)
-    }
-
-    /// What [`Choice::numbers`] gave, with or without more after it.
-    fn of_numbers(numbers: &[f64]) -> Self {
-        let at = |i: usize| numbers.get(i).map_or(0.0, |number| *number as f32);
-        let box_xyxy_px = (at(0) > 0.0).then(|| [at(1), at(2), at(3), at(4)]);
-        Self { box_xyxy_px, iou: at(5), best_iou: at(6), chance: at(7) }
-    }
-
     /// The region of the largest of `logits` (those of row `row`).
     fn of(expression: &Expression, batch: &Batch, row: usize, logits: &[f32]) -> Self {
         let [width, height] = expression.image_size_px;
@@ -319,6 +210,20 @@ impl Choice {
             best_iou: real.iter().map(|(_, iou, _)| *iou).fold(0.0, f32::max),
             chance: right as f32 / real.len().max(1) as f32,
         }
+    }
+}
+
+impl Numbers for Choice {
+    fn numbers(&self) -> Vec<f64> {
+        let [x0, y0, x1, y1] = self.box_xyxy_px.unwrap_or_default();
+        let chosen = if self.box_xyxy_px.is_some() { 1.0 } else { 0.0 };
+        [chosen, x0, y0, x1, y1, self.iou, self.best_iou, self.chance].map(f64::from).to_vec()
+    }
+
+    fn of_numbers(numbers: &[f64]) -> Self {
+        let at = |i: usize| numbers.get(i).map_or(0.0, |number| *number as f32);
+        let box_xyxy_px = (at(0) > 0.0).then(|| [at(1), at(2), at(3), at(4)]);
+        Self { box_xyxy_px, iou: at(5), best_iou: at(6), chance: at(7) }
     }
 }
 

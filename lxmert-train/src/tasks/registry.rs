@@ -1,6 +1,7 @@
 //! The tasks, one line each. Everything that depends on the task of a run is found here by its name.
 
 use super::entailment::Entailment;
+use super::examples::OverExamples;
 use super::matching::Matching;
 use super::pretraining::Pretraining;
 use super::questions::Questions;
@@ -19,10 +20,10 @@ pub static TASKS: [Entry; 7] = [
     Entry::of::<Matching>(),
     Entry::of::<Retrieval>(),
     Entry::of::<Pretraining>(),
-    Entry::of::<Questions>(),
-    Entry::of::<Statements>(),
-    Entry::of::<Entailment>(),
-    Entry::of::<Referring>(),
+    Entry::of::<OverExamples<Questions, 1>>(),
+    Entry::of::<OverExamples<Statements, 2>>(),
+    Entry::of::<OverExamples<Entailment, 1>>(),
+    Entry::of::<OverExamples<Referring, 1>>(),
 ];
 
 /// A [`Task`], as a value.

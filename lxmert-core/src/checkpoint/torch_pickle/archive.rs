@@ -1,21 +1,21 @@
-//! The directory of a zip archive, as far as torch writes one: which bytes each entry is.
+//! The directory of a zip archive, as far as torch writes one: which bytes belong to each entry.
 //!
-//! Our own, for two reasons: entries are wanted as ranges of the mapped file, not as streams, and the
-//! `zip` crate (9.8) finds the directory by searching for signatures and refuses some archives that
-//! torch writes and that Python's `zipfile` reads (`tests/fixtures/pth/expanded_to_terabytes.pth` is
-//! one). Layout after PKWARE's APPNOTE 6.3.10, §4.3: the end record (§4.3.16) names the central
-//! directory, whose headers (§4.3.12) name the local ones (§4.3.7), which the data follows. Numbers that
-//! do not fit stand in the zip64 records and extra fields (§4.3.14, §4.5.3).
+//! This project has its own reader for two reasons: it needs entries as ranges of the mapped file, not as streams, and
+//! the `zip` crate (9.8) finds the directory by searching for signatures and refuses some archives that torch writes
+//! and Python's `zipfile` reads (`tests/fixtures/pth/expanded_to_terabytes.pth` is one). The layout follows PKWARE's
+//! APPNOTE 6.3.10, §4.3: the end record (§4.3.16) points to the central directory, whose headers (§4.3.12) point to the
+//! local ones (§4.3.7), which the data follows. Numbers that do not fit are in the zip64 records and extra fields
+//! (§4.3.14, §4.5.3).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Where an entry's bytes are.
 pub(super) enum Entry {
-    /// In the file as they are.
+    /// Uncompressed in the file.
     Stored(Range<usize>),
     /// Compressed or encrypted.
-    Packed,
+    Compressed,
 }
 
 /// The entries by name; the error says what is wrong with the archive.
@@ -23,7 +23,7 @@ pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, &'static 
     let (count, mut at) = directory(bytes)?;
     let mut entries = BTreeMap::new();
     for _ in 0..count {
-        let cut = "its directory is cut";
+        let cut = "its directory is truncated";
         let header = bytes.get(at..).and_then(|rest| rest.get(..46)).ok_or(cut)?;
         if !header.starts_with(b"PK\x01\x02") {
             return Err("its directory is damaged");
@@ -36,15 +36,15 @@ pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, &'static 
             u32::MAX => wide.next().ok_or("an entry's zip64 size is missing"),
             value => Ok(u64::from(value)),
         };
-        // The order in which the extra field holds those that did not fit.
-        let (size, packed_size, local) = (number(24)?, number(20)?, number(42)?);
+        // The extra field holds the numbers that did not fit, in this order.
+        let (size, compressed_size, local) = (number(24)?, number(20)?, number(42)?);
         let encrypted = u16_at(header, 8) & 1 != 0;
-        let entry = if u16_at(header, 10) == 0 && !encrypted && size == packed_size {
+        let entry = if u16_at(header, 10) == 0 && !encrypted && size == compressed_size {
             Entry::Stored(
                 data(bytes, local, size).ok_or("an entry lies outside the file; the end is missing or moved")?,
             )
         } else {
-            Entry::Packed
+            Entry::Compressed
         };
         entries.insert(String::from_utf8_lossy(name).into_owned(), entry);
         at += 46 + name_length + extra_length + comment_length;
@@ -55,7 +55,7 @@ pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, &'static 
 /// How many headers the central directory has, and where it starts.
 fn directory(bytes: &[u8]) -> Result<(u64, usize), &'static str> {
     let missing = "its directory, which ends a zip archive, is missing";
-    // The end record is 22 bytes and a comment of at most 65535.
+    // The end record is 22 bytes plus a comment of at most 65535.
     let last = bytes.len().checked_sub(22).ok_or(missing)?;
     let end = (last.saturating_sub(65535)..=last)
         .rev()
@@ -90,7 +90,7 @@ fn zip64_extra(mut extra: &[u8]) -> impl Iterator<Item = u64> {
     numbers.chunks_exact(8).map(|number| u64_at(number, 0))
 }
 
-/// The bytes of an entry, behind its local header's name and extra field.
+/// The bytes of an entry, after its local header's name and extra field.
 fn data(bytes: &[u8], local: u64, size: u64) -> Option<Range<usize>> {
     let local = usize::try_from(local).ok()?;
     let header = bytes.get(local..)?.get(..30)?;
@@ -102,7 +102,7 @@ fn data(bytes: &[u8], local: u64, size: u64) -> Option<Range<usize>> {
     (end <= bytes.len()).then_some(start..end)
 }
 
-// Every caller has checked that the bytes are there.
+// Every caller has checked that these bytes exist.
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }

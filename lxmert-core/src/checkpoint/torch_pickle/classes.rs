@@ -1,10 +1,10 @@
-//! The classes and functions that a pickle of weights may name, and what each of them makes.
+//! The classes and functions that a pickle of weights may name, and what each of them builds.
 
 use super::vm::{Bytes, Heap, Id, Node};
 use crate::checkpoint::elements::Element;
 use std::rc::Rc;
 
-/// Everything a pickle may name. What is not here ends the read.
+/// Everything a pickle may name. Any other name ends the read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     OrderedDict,
@@ -22,32 +22,32 @@ pub enum Class {
     RebuildParameter,
     /// `numpy.dtype`.
     Dtype,
-    /// `numpy.ndarray`, which is named and never called.
+    /// `numpy.ndarray`, which is named but never called.
     Array,
-    /// NumPy's `_reconstruct`: an array yet to be filled.
+    /// NumPy's `_reconstruct`: an array to be filled later.
     ReconstructArray,
-    /// NumPy's `_frombuffer`: an array of some bytes.
+    /// NumPy's `_frombuffer`: an array over given bytes.
     ArrayFromBuffer,
     /// NumPy's `scalar`: a single number.
     Scalar,
-    /// `_codecs.encode`, by which older pickles write bytes as text.
+    /// `_codecs.encode`, with which older pickles write bytes as text.
     Encode,
-    /// `bytes`, by which they write none.
+    /// `bytes`, with which older pickles write empty bytes.
     Bytes,
 }
 
-/// An element type of torch: one that becomes a candle tensor, or one that is known by name alone.
+/// An element type of torch: one that becomes a candle tensor, or one known only by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElementType {
     Known(Element),
-    /// `UntypedStorage`: bytes, whose type the tensor states.
+    /// `UntypedStorage`: bytes whose type the tensor states.
     Untyped,
-    /// Complex and quantised numbers: bytes of one element, and the name for the message.
+    /// Complex and quantised numbers: the bytes of one element, and the name for the error message.
     Unsupported(usize, &'static str),
 }
 
 impl ElementType {
-    /// Bytes of one element in a storage.
+    /// Bytes per element in a storage.
     pub fn size(self) -> usize {
         match self {
             Self::Known(element) => element.size(),
@@ -58,7 +58,7 @@ impl ElementType {
 }
 
 impl Class {
-    /// The class called `module.name`, if a weight needs it.
+    /// The class called `module.name`, if weights need it.
     pub fn named(module: &str, name: &str) -> Option<Self> {
         Some(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
@@ -81,7 +81,7 @@ impl Class {
         })
     }
 
-    /// What calling the class with `arguments` makes.
+    /// Calls the class with `arguments`.
     pub fn call(self, heap: &Heap, arguments: &[Id]) -> Result<Call, String> {
         match self {
             Self::OrderedDict => ordered_dict(heap, arguments).map(|entries| Call::New(Node::Dict(entries))),
@@ -96,11 +96,11 @@ impl Class {
             }
             Self::RebuildParameter => match arguments.first() {
                 Some(&data) if matches!(heap.get(data), Node::Tensor(_)) => Ok(Call::Same(data)),
-                _ => Err("a parameter holds no tensor".into()),
+                _ => Err("a parameter does not hold a tensor".into()),
             },
             Self::Dtype => match arguments.first().and_then(|&code| heap.text(code)) {
                 Some(code) => Ok(Call::New(Node::Dtype(numpy_type(code)?))),
-                None => Err("an element type of NumPy without its code".into()),
+                None => Err("a NumPy element type without its code".into()),
             },
             Self::Array => Err("it makes an array by calling its class".into()),
             Self::ReconstructArray => Ok(Call::New(Node::Array(None))),
@@ -114,15 +114,15 @@ impl Class {
                     let bytes = bytes.ok_or("it encodes text that is not Latin-1")?;
                     Ok(Call::New(Node::Bytes(Bytes::Own(bytes.into()))))
                 }
-                None => Err("it encodes what is no text".into()),
+                None => Err("it encodes something other than text".into()),
             },
             Self::Bytes if arguments.is_empty() => Ok(Call::New(Node::Bytes(Bytes::At(0..0)))),
-            Self::Bytes => Err("it makes bytes of other values".into()),
+            Self::Bytes => Err("it makes bytes from other values".into()),
         }
     }
 }
 
-/// The element type of NumPy's code, such as `f4` or `<i8`.
+/// The element type of a NumPy code such as `f4` or `<i8`.
 fn numpy_type(code: &str) -> Result<ElementType, String> {
     use ElementType::Known;
     Ok(match code.trim_start_matches(['<', '=', '|']) {
@@ -136,16 +136,16 @@ fn numpy_type(code: &str) -> Result<ElementType, String> {
         "u4" => Known(Element::U32),
         "u1" => Known(Element::U8),
         "b1" => Known(Element::Bool),
-        _ => ElementType::Unsupported(1, "one of NumPy's"),
+        _ => ElementType::Unsupported(1, "a NumPy type"),
     })
 }
 
-/// An array of NumPy as the pickle states it.
+/// A NumPy array as the pickle describes it.
 #[derive(Debug, Clone)]
 pub struct ArraySpec {
     pub element: ElementType,
     pub shape: Vec<usize>,
-    /// Whether the first index runs fastest (Fortran's order).
+    /// Whether the first index varies fastest (Fortran order).
     pub first_fastest: bool,
     pub bytes: Bytes,
 }
@@ -154,28 +154,28 @@ impl ArraySpec {
     /// From the state `(version, shape, dtype, is_fortran, bytes)`.
     pub fn of_state(heap: &Heap, state: &[Id]) -> Result<Self, String> {
         let &[_, shape, dtype, first_fastest, bytes] = state else {
-            return Err("an array of NumPy is described in a way that NumPy does not".into());
+            return Err("a NumPy array is described in a way that NumPy does not use".into());
         };
-        let bytes = heap.bytes(bytes).ok_or("an array of NumPy without its numbers (of Python's objects?)")?;
+        let bytes = heap.bytes(bytes).ok_or("a NumPy array without its numbers (perhaps of Python objects)")?;
         Self::new(heap, shape, dtype, heap.int(first_fastest) == Some(1), bytes)
     }
 
     /// From `_frombuffer`'s `(bytes, dtype, shape, order)`.
     fn from_buffer(heap: &Heap, arguments: &[Id]) -> Result<Self, String> {
         let &[bytes, dtype, shape, order] = arguments else {
-            return Err("an array of NumPy is described in a way that NumPy does not".into());
+            return Err("a NumPy array is described in a way that NumPy does not use".into());
         };
-        let Node::Bytes(bytes) = heap.get(bytes) else { return Err("an array of NumPy without its numbers".into()) };
+        let Node::Bytes(bytes) = heap.get(bytes) else { return Err("a NumPy array without its numbers".into()) };
         Self::new(heap, shape, dtype, heap.text(order) == Some("F"), bytes.clone())
     }
 
     fn new(heap: &Heap, shape: Id, dtype: Id, first_fastest: bool, bytes: Bytes) -> Result<Self, String> {
-        let &Node::Dtype(element) = heap.get(dtype) else { return Err("an array of NumPy without a type".into()) };
-        let shape = heap.sizes(shape).filter(|shape| shape.len() <= 64).ok_or("an array of NumPy without a shape")?;
+        let &Node::Dtype(element) = heap.get(dtype) else { return Err("a NumPy array without a type".into()) };
+        let shape = heap.sizes(shape).filter(|shape| shape.len() <= 64).ok_or("a NumPy array without a shape")?;
         Ok(Self { element, shape, first_fastest, bytes })
     }
 
-    /// The tensor that it is, of a storage that holds nothing else; `None` when its size overflows.
+    /// The array as a tensor over a storage of its own; `None` if its size overflows.
     pub fn tensor(&self) -> Option<TensorSpec> {
         let mut stride = vec![1; self.shape.len()];
         let mut step = 1usize;
@@ -193,10 +193,10 @@ impl ArraySpec {
     }
 }
 
-/// What a call made.
+/// The result of a call.
 pub enum Call {
     New(Node),
-    /// An argument itself: a parameter is its tensor.
+    /// One of the arguments: a parameter becomes its tensor.
     Same(Id),
 }
 
@@ -232,24 +232,24 @@ fn element_type(name: &str) -> Option<ElementType> {
 /// `OrderedDict()` or `OrderedDict([[key, value], …])`.
 fn ordered_dict(heap: &Heap, arguments: &[Id]) -> Result<Vec<(Id, Id)>, String> {
     let Some(&items) = arguments.first() else { return Ok(Vec::new()) };
-    let items = heap.sequence(items).ok_or("an OrderedDict is made of what is no list")?;
+    let items = heap.sequence(items).ok_or("an OrderedDict is made from something other than a list")?;
     items
         .iter()
         .map(|&pair| match heap.sequence(pair) {
             Some(&[key, value]) => Ok((key, value)),
-            _ => Err("an OrderedDict is made of what are no pairs".to_string()),
+            _ => Err("an OrderedDict is made from something other than pairs".to_string()),
         })
         .collect()
 }
 
-/// A run of elements that lies elsewhere in the file, by the key that it has there.
+/// A run of elements elsewhere in the file, and its key there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Storage {
     pub key: Rc<str>,
     pub element: ElementType,
-    /// Elements of the whole storage.
+    /// Number of elements of the whole storage.
     pub elements: usize,
-    /// Where a storage view (legacy files alone have them) starts in the whole, in elements.
+    /// Where a storage view (only in legacy files) starts in the whole storage, in elements.
     pub view_offset: usize,
 }
 
@@ -260,10 +260,10 @@ impl std::hash::Hash for ElementType {
 }
 
 impl Storage {
-    /// From torch's persistent id, `('storage', class, key, location, elements[, view])`, where a legacy
-    /// file's `view` is `None` or `(key, offset, elements)`.
+    /// From torch's persistent id, `('storage', class, key, location, elements[, view])`. In a legacy file `view` is
+    /// `None` or `(key, offset, elements)`.
     pub fn of_persistent_id(heap: &Heap, id: Id) -> Result<Self, String> {
-        let bad = "a storage is named in a way that torch does not";
+        let bad = "a storage is named in a way that torch does not use";
         let items = heap.sequence(id).ok_or(bad)?;
         let (Some(&kind), Some(&class), Some(&key), Some(&elements)) =
             (items.first(), items.get(1), items.get(2), items.get(4))
@@ -271,7 +271,7 @@ impl Storage {
             return Err(bad.into());
         };
         if heap.text(kind) != Some("storage") {
-            return Err("it refers to an outside object that is no storage".into());
+            return Err("it refers to an external object that is not a storage".into());
         }
         let &Node::Class(Class::ElementType(element)) = heap.get(class) else { return Err(bad.into()) };
         let key = match heap.get(key) {
@@ -293,12 +293,12 @@ impl Storage {
     }
 }
 
-/// A tensor as the pickle states it: which elements of which storage.
+/// A tensor as the pickle describes it: which elements of which storage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TensorSpec {
     pub storage: Storage,
     pub element: ElementType,
-    /// In elements from the storage's (or its view's) start.
+    /// In elements, from the start of the storage or its view.
     pub offset: usize,
     pub shape: Vec<usize>,
     /// In elements.
@@ -306,9 +306,9 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// `(storage, offset, size, stride, …)`; version 3 states the element type at index 6.
+    /// From `(storage, offset, size, stride, …)`; version 3 states the element type at index 6.
     fn rebuild(heap: &Heap, arguments: &[Id], version: u8) -> Result<Self, String> {
-        let bad = "a tensor is described in a way that torch does not";
+        let bad = "a tensor is described in a way that torch does not use";
         let &[storage, offset, size, stride, ..] = arguments else { return Err(bad.into()) };
         let Node::Storage(storage) = heap.get(storage) else { return Err("a tensor has no storage".into()) };
         let element = if version == 3 {

@@ -1,20 +1,20 @@
-//! PyTorch's own files: the zip archive that `torch.save` writes since 1.6, and the legacy stream before; and plain pickles
-//! of NumPy arrays, as detectron2's model zoo has them.
+//! PyTorch's own files: the zip archive that `torch.save` writes since 1.6, and the older legacy stream; also plain
+//! pickles of NumPy arrays, as in detectron2's model zoo.
 //!
-//! The first two hold a pickle, in which each tensor states its shape and strides and names a storage, and the
-//! storages' raw elements beside it.
+//! The first two contain a pickle, in which each tensor states its shape and strides and names a storage, and beside it
+//! the storages' raw elements.
 //!
 //! - **zip**: stored (uncompressed) entries under one folder: `data.pkl`, one `data/<key>` per storage,
 //!   and `byteorder` (`little`; absent in the first versions).
-//! - **legacy**: five pickles one after another, namely torch's magic number, the protocol version 1001, a
-//!   dict of the machine's facts (`little_endian` among them), the object, and the list of the storages'
-//!   keys; then for each key the number of elements in eight bytes and the elements.
-//! - **NumPy's**: one pickle, of protocol 2 or later, in which every array states its element type, its shape and its bytes.
+//! - **legacy**: five pickles in a row: torch's magic number, the protocol version 1001, a dict that describes the
+//!   machine (`little_endian` among others), the object, and the list of the storages' keys; then for each key the
+//!   number of elements in eight bytes and the elements.
+//! - **NumPy's**: one pickle, of protocol 2 or later, in which every array states its element type, its shape and its
+//!   bytes.
 //!
-//! A storage may serve several tensors, each at its offset and with its strides. What is refused: any
-//! class that is no part of a tensor ([`Error::PickleClass`]), big-endian files, elements that candle has
-//! no type for, and tensors that together would take several times the file's size (strides of zero can
-//! make terabytes of four bytes).
+//! A storage may serve several tensors, each with its own offset and strides. The reader refuses any class that tensors
+//! do not need ([`Error::PickleClass`]), big-endian files, element types that candle lacks, and tensors that together
+//! would take several times the file's size (strides of zero can turn four bytes into terabytes).
 
 mod archive;
 mod classes;
@@ -32,10 +32,10 @@ use std::path::Path;
 use std::rc::Rc;
 use vm::{Bytes, Fault, Heap, Id, Node, Unpickled};
 
-/// Keys under which training scripts put the state dict, beside epoch and optimizer.
+/// Keys under which training scripts store the state dict, beside epoch and optimizer.
 const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
 
-/// `LONG1`, ten bytes, 0x1950a86a20f9469cfc6c: how the legacy stream starts, after the protocol.
+/// `LONG1`, ten bytes, 0x1950a86a20f9469cfc6c: the start of the legacy stream, after the protocol.
 const MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
 /// Whether this is a legacy stream.
@@ -46,7 +46,7 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
 /// The tensors of a zip `.pth`.
 pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     let entries = archive::entries(bytes).map_err(|e| {
-        Error::format(path, format!("a zip archive that cannot be read: {e}; the download may be cut, fetch it again"))
+        Error::format(path, format!("unreadable zip archive: {e}; the download may be truncated, fetch it again"))
     })?;
     let Some(folder) = entries.keys().filter_map(|name| name.strip_suffix("data.pkl")).min_by_key(|name| name.len())
     else {
@@ -54,21 +54,24 @@ pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -
         let holds = if names.is_empty() { "nothing".into() } else { names.join(", ") };
         return Err(Error::format(
             path,
-            format!("a zip archive, but not one of torch.save: no data.pkl in it ({holds})"),
+            format!("a zip archive, but not from torch.save: no data.pkl in it ({holds})"),
         ));
     };
     let entry = |name: &str| -> Result<Option<&[u8]>> {
         match entries.get(&format!("{folder}{name}")) {
             None => Ok(None),
             Some(Entry::Stored(range)) => Ok(bytes.get(range.clone())),
-            Some(Entry::Packed) => Err(Error::format(
+            Some(Entry::Compressed) => Err(Error::format(
                 path,
                 format!("'{folder}{name}' in it is compressed, which torch.save never does; save it again with torch"),
             )),
         }
     };
     if entries.contains_key(&format!("{folder}constants.pkl")) {
-        return Err(Error::format(path, "a TorchScript program, not a state dict; save model.state_dict() instead"));
+        return Err(Error::format(
+            path,
+            "this is a TorchScript program, not a state dict; save model.state_dict() instead",
+        ));
     }
     if entry("byteorder")?.is_some_and(|order| order == b"big") {
         return Err(Error::format(path, BIG_ENDIAN));
@@ -77,7 +80,7 @@ pub(super) fn read_zip(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -
     let object = unpickle(path, pickle, 0)?;
     let storage = |storage: &Storage| {
         entry(&format!("data/{}", storage.key))?
-            .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is cut", storage.key)))
+            .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is truncated", storage.key)))
     };
     tensors(path, bytes, &object, keep, &storage)
 }
@@ -111,7 +114,7 @@ pub(super) fn read_legacy(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
         .heap
         .sequence(keys.root)
         .and_then(|items| items.iter().map(|&key| keys.heap.text(key).map(Rc::<str>::from)).collect::<Option<Vec<_>>>())
-        .ok_or_else(|| Error::format(path, "its list of storages is no list of names"))?;
+        .ok_or_else(|| Error::format(path, "its list of storages is not a list of names"))?;
 
     let stated: HashMap<&str, &Storage> = object.heap.storages().map(|storage| (&*storage.key, storage)).collect();
     let mut found: HashMap<Rc<str>, Range<usize>> = HashMap::new();
@@ -119,7 +122,7 @@ pub(super) fn read_legacy(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
         let Some(storage) = stated.get(&*key) else {
             return Err(Error::format(path, format!("storage {key} belongs to no tensor")));
         };
-        let cut = || Error::format(path, format!("cut in storage {key}; fetch it again"));
+        let cut = || Error::format(path, format!("truncated in storage {key}; fetch it again"));
         let count = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(cut)?;
         if usize::try_from(u64::from_le_bytes(*count)) != Ok(storage.elements) {
             return Err(Error::format(
@@ -141,16 +144,16 @@ pub(super) fn read_legacy(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool
         let range = found.get(&storage.key).cloned();
         range
             .map(|range| &bytes[range])
-            .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is cut", storage.key)))
+            .ok_or_else(|| Error::format(path, format!("storage {} is missing: the file is truncated", storage.key)))
     };
     tensors(path, bytes, &object, keep, &storage)
 }
 
-/// The arrays of a pickle that is not torch's.
+/// The arrays of a pickle that torch did not write.
 pub(super) fn read_pickle(path: &Path, bytes: &[u8], keep: &dyn Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     let object = unpickle(path, bytes, 0)?;
     let storage = |storage: &Storage| -> Result<&[u8]> {
-        Err(Error::format(path, format!("storage {} of torch lies outside this pickle", storage.key)))
+        Err(Error::format(path, format!("torch storage {} lies outside this pickle", storage.key)))
     };
     tensors(path, bytes, &object, keep, &storage)
 }
@@ -168,7 +171,7 @@ fn unpickle(path: &Path, stream: &[u8], base: usize) -> Result<Unpickled> {
     })
 }
 
-/// The named tensors of a pickled object, copied out of their storages.
+/// Copies the named tensors of a pickled object out of their storages.
 fn tensors<'a>(
     path: &Path,
     file: &'a [u8],
@@ -180,7 +183,7 @@ fn tensors<'a>(
     if named.is_empty() {
         return Err(Error::format(
             path,
-            format!("holds no tensors by name, but {}", inventory(&object.heap, object.root)),
+            format!("holds no named tensors, but {}", inventory(&object.heap, object.root)),
         ));
     }
     let mut budget = file.len().saturating_mul(4).saturating_add(64 << 20);
@@ -211,13 +214,13 @@ fn tensors<'a>(
     Ok(tensors)
 }
 
-/// What becomes a tensor.
+/// A value that becomes a tensor.
 enum Value<'a> {
     Tensor(&'a TensorSpec),
     Array(&'a ArraySpec),
 }
 
-/// Names and tensors of a state dict, of one that lies under a usual key, or of a bare tensor or list.
+/// The names and tensors of a state dict, of one under a usual key, or of a bare tensor or list.
 fn named_tensors(heap: &Heap, root: Id) -> Vec<(String, Value<'_>)> {
     let tensor = |id: Id| match heap.get(id) {
         Node::Tensor(spec) => Some(Value::Tensor(spec)),
@@ -252,7 +255,7 @@ fn named_tensors(heap: &Heap, root: Id) -> Vec<(String, Value<'_>)> {
     }
 }
 
-/// What a pickle without tensors holds instead, for the message.
+/// What a pickle without tensors holds instead, for the error message.
 fn inventory(heap: &Heap, root: Id) -> String {
     match heap.get(root) {
         Node::Dict(entries) => {
@@ -268,13 +271,16 @@ fn inventory(heap: &Heap, root: Id) -> String {
     }
 }
 
-/// Copies one tensor out of its storage, checking every number that the pickle states first.
+/// Copies one tensor out of its storage, after checking every number that the pickle states.
 fn materialise(path: &Path, name: &str, spec: &TensorSpec, storage: &[u8], budget: &mut usize) -> Result<Tensor> {
     let element = match spec.element {
         ElementType::Known(element) => element,
         ElementType::Untyped => return Err(Error::format(path, format!("tensor '{name}' states no element type"))),
         ElementType::Unsupported(_, kind) => {
-            return Err(Error::format(path, format!("tensor '{name}' has elements of type {kind}, unknown here")));
+            return Err(Error::format(
+                path,
+                format!("tensor '{name}' has elements of type {kind}, which is not supported"),
+            ));
         }
     };
     let size = element.size();
@@ -287,7 +293,7 @@ fn materialise(path: &Path, name: &str, spec: &TensorSpec, storage: &[u8], budge
             ),
         )
     };
-    // Dimensions of zero count as one here, so that no later product of the others can overflow.
+    // Dimensions of zero count as one, so that no later product of the others can overflow.
     let bytes = spec.shape.iter().try_fold(size, |product, &n| product.checked_mul(n.max(1))).ok_or_else(outside)?;
     if spec.shape.contains(&0) {
         return Ok(element.tensor(&[], &spec.shape)?);
@@ -301,7 +307,7 @@ fn materialise(path: &Path, name: &str, spec: &TensorSpec, storage: &[u8], budge
         .zip(&spec.stride)
         .try_fold(spec.offset, |last, (&n, &stride)| last.checked_add((n - 1).checked_mul(stride)?));
     let end = last.and_then(|last| last.checked_add(1)?.checked_mul(size)).ok_or_else(outside)?;
-    let first = spec.offset * size; // no more than `end`, which was checked
+    let first = spec.offset * size; // at most `end`, which was checked
     let view = view.get(first..end).ok_or_else(outside)?;
     *budget = budget.checked_sub(bytes).ok_or_else(|| {
         Error::format(
@@ -324,7 +330,8 @@ fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
     })
 }
 
-/// The elements of a strided view in row-major order. Every index lies in `view`: the caller checked the last.
+/// The elements of a strided view in row-major order. Every index lies in `view`, because the caller checked the last
+/// one.
 fn gather(view: &[u8], size: usize, shape: &[usize], stride: &[usize], bytes: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes);
     let mut index = vec![0; shape.len()];

@@ -1,6 +1,6 @@
 //! Text as Python 2 writes it into a pickle: bytes without an encoding, and the escapes of protocol 0.
 
-/// Text of bytes: UTF-8 where they are, else Latin-1.
+/// Decodes bytes as UTF-8 if valid, otherwise as Latin-1.
 pub fn of_bytes(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_string(),
@@ -33,7 +33,7 @@ pub fn unquoted(line: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Text in Python's `raw-unicode-escape`: Latin-1 with `\uXXXX` and `\UXXXXXXXX`.
+/// Decodes Python's `raw-unicode-escape`: Latin-1 with `\uXXXX` and `\UXXXXXXXX`.
 pub fn raw_unicode(bytes: &[u8]) -> String {
     let mut units: Vec<u16> = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -48,7 +48,7 @@ pub fn raw_unicode(bytes: &[u8]) -> String {
         match code {
             Some(code) => {
                 match u16::try_from(code) {
-                    Ok(unit) => units.push(unit), // perhaps half of a surrogate pair, which Python 2 writes apart
+                    Ok(unit) => units.push(unit), // perhaps half of a surrogate pair, which Python 2 writes as two escapes
                     Err(_) => {
                         let character = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
                         units.extend_from_slice(character.encode_utf16(&mut [0; 2]));

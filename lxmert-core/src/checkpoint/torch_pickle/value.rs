@@ -4,15 +4,15 @@ use super::python_text;
 use super::vm::{Bytes, Heap, Id, Node, Unpickled};
 use serde_json::{Map, Value};
 
-/// Deepest nesting of lists and dicts that is followed.
+/// Maximum nesting of lists and dicts.
 const DEEPEST: usize = 64;
 
-/// The value pickled in `stream` as JSON. Tuples become lists; bytes and integer keys become text; NaN and infinities become
-/// null.
+/// Converts the value pickled in `stream` to JSON. Tuples become lists; bytes and integer keys become text; NaN and
+/// infinities become null.
 ///
 /// # Errors
-/// When it holds something JSON cannot represent, or a value that refers to itself so often that its JSON would be far
-/// longer than the pickle.
+/// Returns an error if it holds something that JSON cannot represent, or refers to itself so often that the JSON would
+/// be far longer than the pickle.
 pub fn to_json(stream: &[u8], pickle: &Unpickled) -> Result<Value, String> {
     // Values that the pickle states once and uses often (field names, words) are copied, so the JSON may be longer.
     let mut conversion =
@@ -23,13 +23,13 @@ pub fn to_json(stream: &[u8], pickle: &Unpickled) -> Result<Value, String> {
 struct Conversion<'a> {
     stream: &'a [u8],
     heap: &'a Heap,
-    /// Bytes of JSON, roughly, that may still be made.
+    /// Roughly how many more bytes of JSON may be produced.
     left: usize,
 }
 
 impl Conversion<'_> {
     fn spend(&mut self, bytes: usize) -> Result<(), String> {
-        self.left = self.left.checked_sub(bytes).ok_or("its values repeat each other without end")?;
+        self.left = self.left.checked_sub(bytes).ok_or("its values repeat one another too often")?;
         Ok(())
     }
 
@@ -75,7 +75,7 @@ impl Conversion<'_> {
                 Value::Object(map)
             }
             Node::Long => return Err("it holds an integer of more than 64 bits".into()),
-            _ => return Err("it holds more than lists, dicts, text and numbers".into()),
+            _ => return Err("it holds something other than lists, dicts, text and numbers".into()),
         })
     }
 }

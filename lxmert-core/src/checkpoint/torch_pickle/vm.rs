@@ -1,11 +1,10 @@
-//! A pickle machine that can build values and do nothing else.
+//! A pickle machine that can only build values.
 //!
-//! A pickle is a program for a stack machine. In Python its `GLOBAL` and `REDUCE` operations look up
-//! and call any function at all; here a name is looked up in [`classes`](super::classes)'s short table
-//! and what is not there ends the read. Values live in one arena and refer to each other by index, so
-//! that neither a deep nesting nor a cycle, which a hostile file makes with a few bytes, can exhaust
-//! the stack when it is walked or dropped. Memory is bounded by the file's own length: every operation
-//! adds at most a node and every text is a copy of bytes that are there.
+//! A pickle is a program for a stack machine. In Python its `GLOBAL` and `REDUCE` operations look up and call any
+//! function; here a name is looked up in the short table of [`classes`](super::classes), and any other name ends the
+//! read. Values live in one arena and refer to each other by index, so that neither deep nesting nor a cycle, which a
+//! hostile file makes with a few bytes, can exhaust the stack when values are walked or dropped. The file's length
+//! bounds the memory: every operation adds at most one node, and every text is a copy of bytes in the file.
 
 use super::classes::{ArraySpec, Call, Class, ElementType, Storage, TensorSpec};
 use super::python_text;
@@ -17,14 +16,14 @@ use std::rc::Rc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Id(u32);
 
-/// A value that a pickle built.
+/// A value that a pickle has built.
 #[derive(Debug, Clone)]
 pub enum Node {
     /// Python's `None`.
     None,
     Bool(bool),
     Int(i64),
-    /// An integer of more than 64 bits (torch's magic number is one), which nothing else here needs.
+    /// An integer of more than 64 bits (torch's magic number is one); nothing else here needs one.
     Long,
     Float(f64),
     Text(String),
@@ -39,27 +38,27 @@ pub enum Node {
     Tensor(TensorSpec),
     /// `numpy.dtype`.
     Dtype(ElementType),
-    /// `numpy.ndarray`, which a later operation fills.
+    /// `numpy.ndarray`, to be filled by a later operation.
     Array(Option<ArraySpec>),
-    /// An object of a known class that no weight needs (`torch.device`).
+    /// An object of a known class that weights do not need (`torch.device`).
     Opaque,
 }
 
 /// Python's `bytes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bytes {
-    /// Where they lie in the stream.
+    /// Their range in the stream.
     At(Range<usize>),
-    /// Those that text stands for.
+    /// Bytes that were encoded as text.
     Own(Rc<[u8]>),
 }
 
 /// Why a pickle cannot be read.
 #[derive(Debug)]
 pub enum Fault {
-    /// It asks for a class or an action outside the table.
+    /// It names a class or an action outside the table.
     Class { class: String, offset: usize },
-    /// It is cut, damaged or inconsistent.
+    /// It is truncated, damaged or inconsistent.
     Damaged { reason: String, offset: usize },
 }
 
@@ -72,16 +71,16 @@ pub struct Heap {
 impl Heap {
     /// The value at `id`.
     pub fn get(&self, id: Id) -> &Node {
-        // An `Id` is only ever made by `add`, and nodes are never removed.
+        // Only `add` makes an `Id`, and nodes are never removed.
         &self.nodes[id.0 as usize]
     }
 
-    /// Every storage that the pickle names, as often as it does.
+    /// Every storage that the pickle names, repetitions included.
     pub fn storages(&self) -> impl Iterator<Item = &Storage> {
         self.nodes.iter().filter_map(|node| if let Node::Storage(storage) = node { Some(storage) } else { None })
     }
 
-    /// The text at `id`, if it is one.
+    /// The text at `id`, if it is text.
     pub fn text(&self, id: Id) -> Option<&str> {
         match self.get(id) {
             Node::Text(text) => Some(text),
@@ -89,7 +88,7 @@ impl Heap {
         }
     }
 
-    /// The bytes at `id`, if they are some (or text, as Python 2 writes bytes).
+    /// The bytes at `id`, if they are bytes (or text, as Python 2 writes bytes).
     pub fn bytes(&self, id: Id) -> Option<Bytes> {
         match self.get(id) {
             Node::Bytes(bytes) => Some(bytes.clone()),
@@ -98,7 +97,7 @@ impl Heap {
         }
     }
 
-    /// The integer at `id`, if it is one (or a bool, which Python counts among them).
+    /// The integer at `id`, if it is one (or a bool, which Python counts as an integer).
     pub fn int(&self, id: Id) -> Option<i64> {
         match *self.get(id) {
             Node::Int(value) => Some(value),
@@ -121,12 +120,12 @@ impl Heap {
     }
 }
 
-/// A pickle's value and where its last operation ended.
+/// A pickle's value, and where its last operation ended.
 #[derive(Debug)]
 pub struct Unpickled {
     pub heap: Heap,
     pub root: Id,
-    /// Bytes of the stream that were read.
+    /// Number of bytes read from the stream.
     pub length: usize,
 }
 
@@ -149,8 +148,9 @@ struct Machine<'a> {
     heap: Heap,
     stack: Vec<Slot>,
     memo: HashMap<u32, Id>,
-    /// References that calls copied from one container to another, and bytes that were made of text. An honest pickle states
-    /// each once, so they are fewer than its bytes; a hostile one could double them with every few.
+    /// References that calls copied from one container to another, and bytes made from text. An honest pickle states
+    /// each once, so there are fewer of them than bytes in the file; a hostile one could double them with every few
+    /// bytes.
     copied: usize,
 }
 
@@ -163,7 +163,9 @@ impl<'a> Machine<'a> {
         let end = self.at.checked_add(length).filter(|&end| end <= self.stream.len());
         let Some(end) = end else {
             let left = self.stream.len() - self.at;
-            return Err(self.damaged(format!("the file is cut: {length} bytes should follow, {left} do")));
+            return Err(
+                self.damaged(format!("the file is truncated: {length} bytes should follow, but only {left} do"))
+            );
         };
         let bytes = &self.stream[self.at..end];
         self.at = end;
@@ -180,18 +182,18 @@ impl<'a> Machine<'a> {
         Ok(self.array::<1>()?[0])
     }
 
-    /// A length of `N` bytes, little-endian.
+    /// A little-endian length of `N` bytes.
     fn length<const N: usize>(&mut self) -> Result<usize, Fault> {
         let mut wide = [0; 8];
         wide[..N].copy_from_slice(self.take(N)?);
-        usize::try_from(u64::from_le_bytes(wide)).map_err(|_| self.damaged("a length is beyond any memory"))
+        usize::try_from(u64::from_le_bytes(wide)).map_err(|_| self.damaged("a length exceeds any memory"))
     }
 
-    /// The rest of the line, without its newline: protocol 0's arguments.
+    /// The rest of the line without its newline: an argument of protocol 0.
     fn raw_line(&mut self) -> Result<&'a [u8], Fault> {
         let rest = &self.stream[self.at..];
         let Some(length) = rest.iter().position(|&b| b == b'\n') else {
-            return Err(self.damaged("the file is cut in a line of text"));
+            return Err(self.damaged("the file is truncated in a line of text"));
         };
         self.at += length + 1;
         Ok(&rest[..length])
@@ -209,8 +211,8 @@ impl<'a> Machine<'a> {
     }
 
     fn add(&mut self, node: Node) -> Result<Id, Fault> {
-        let id = u32::try_from(self.heap.nodes.len())
-            .map_err(|_| self.damaged("it holds over four thousand million values"))?;
+        let id =
+            u32::try_from(self.heap.nodes.len()).map_err(|_| self.damaged("it holds more than four billion values"))?;
         self.heap.nodes.push(node);
         Ok(Id(id))
     }
@@ -234,7 +236,7 @@ impl<'a> Machine<'a> {
             return Err(self.damaged("an operation lacks its mark"));
         };
         let values = self.stack.drain(mark..).skip(1);
-        // Above the last mark there are only values.
+        // There are only values above the last mark.
         Ok(values.filter_map(|slot| if let Slot::Value(id) = slot { Some(id) } else { None }).collect())
     }
 
@@ -245,14 +247,16 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, key: u32) -> Result<(), Fault> {
-        let id =
-            *self.memo.get(&key).ok_or_else(|| self.damaged(format!("it recalls value {key}, which it never kept")))?;
+        let id = *self
+            .memo
+            .get(&key)
+            .ok_or_else(|| self.damaged(format!("it recalls value {key}, which it never stored")))?;
         self.stack.push(Slot::Value(id));
         Ok(())
     }
 
     fn number<T: std::str::FromStr>(&self, text: &str) -> Result<T, Fault> {
-        text.trim().parse().map_err(|_| self.damaged(format!("'{text}' is no number")))
+        text.trim().parse().map_err(|_| self.damaged(format!("'{text}' is not a number")))
     }
 
     fn text(&mut self, bytes: &[u8]) -> Result<(), Fault> {
@@ -260,7 +264,7 @@ impl<'a> Machine<'a> {
         self.push(Node::Text(text.to_string()))
     }
 
-    /// Python 2's strings: text in practice, bytes where they are not.
+    /// Python 2's strings: text in practice, bytes if they do not decode.
     fn old_string(&mut self, length: usize) -> Result<(), Fault> {
         match std::str::from_utf8(self.take(length)?) {
             Ok(text) => self.push(Node::Text(text.to_string())),
@@ -294,7 +298,7 @@ impl<'a> Machine<'a> {
         let list = self.top()?;
         match &mut self.heap.nodes[list.0 as usize] {
             Node::List(items) => items.extend_from_slice(more),
-            _ => return Err(self.damaged("it appends to what is no list")),
+            _ => return Err(self.damaged("it appends to something other than a list")),
         }
         Ok(())
     }
@@ -304,7 +308,7 @@ impl<'a> Machine<'a> {
         let dict = self.top()?;
         match &mut self.heap.nodes[dict.0 as usize] {
             Node::Dict(entries) => entries.extend(more),
-            _ => return Err(self.damaged("it sets an item of what is no dict")),
+            _ => return Err(self.damaged("it sets an item of something other than a dict")),
         }
         Ok(())
     }
@@ -320,10 +324,10 @@ impl<'a> Machine<'a> {
         let arguments = self.pop()?;
         let callee = self.pop()?;
         let Node::Class(class) = *self.heap.get(callee) else {
-            return Err(self.damaged("it calls what is no class"));
+            return Err(self.damaged("it calls something other than a class"));
         };
         let Node::Tuple(arguments) = self.heap.get(arguments) else {
-            return Err(self.damaged("it calls a class with what is no tuple"));
+            return Err(self.damaged("it calls a class with something other than a tuple"));
         };
         match class.call(&self.heap, arguments) {
             Ok(Call::New(node)) => {
@@ -351,16 +355,16 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// `BUILD` gives an object its attributes. A state dict's `OrderedDict` has one, `_metadata`, which no
-    /// weight needs; NumPy's element type has its byte order, its array all there is; any other object's attributes are its
-    /// class's business, hence refused.
+    /// `BUILD` sets an object's attributes. A state dict's `OrderedDict` has one, `_metadata`, which weights do not
+    /// need; for NumPy's element type it is the byte order, for NumPy's array the whole content. Any other object's
+    /// attributes are up to its class, so they are refused.
     fn build(&mut self, offset: usize) -> Result<(), Fault> {
         let state = self.pop()?;
         let object = self.top()?;
         let refused = |class: &str| Err(Fault::Class { class: class.into(), offset });
         match (self.heap.get(object), self.heap.get(state)) {
             (Node::Dict(_), Node::Dict(_)) => Ok(()),
-            (Node::Dict(_), _) => refused("a dict with a state of its own"),
+            (Node::Dict(_), _) => refused("a dict with extra state"),
             (Node::Dtype(_), Node::Tuple(state)) => match state.get(1).and_then(|&order| self.heap.text(order)) {
                 Some(">") => Err(self.damaged("its arrays were written on a big-endian machine")),
                 _ => Ok(()),
@@ -375,7 +379,7 @@ impl<'a> Machine<'a> {
                 self.heap.nodes[object.0 as usize] = Node::Array(Some(array));
                 Ok(())
             }
-            _ => refused("setting attributes of an object that has none here"),
+            _ => refused("setting attributes on an object that has none here"),
         }
     }
 
@@ -398,7 +402,7 @@ impl<'a> Machine<'a> {
                     }
                 }
                 0x95 => {
-                    self.take(8)?; // FRAME: a hint of how far to read ahead
+                    self.take(8)?; // FRAME: a hint how far to read ahead
                 }
                 b'.' => return self.pop(),
                 b'(' => self.stack.push(Slot::Mark),
@@ -545,7 +549,7 @@ impl<'a> Machine<'a> {
                 0x90 => {
                     self.pop_to_mark()?;
                     if !matches!(self.heap.get(self.top()?), Node::Set) {
-                        return Err(self.damaged("it adds to what is no set"));
+                        return Err(self.damaged("it adds to something other than a set"));
                     }
                 }
                 0x91 => {
@@ -567,7 +571,7 @@ impl<'a> Machine<'a> {
                     self.remember(key)?;
                 }
                 0x94 => {
-                    let key = u32::try_from(self.memo.len()).map_err(|_| self.damaged("it keeps too many values"))?;
+                    let key = u32::try_from(self.memo.len()).map_err(|_| self.damaged("it stores too many values"))?;
                     self.remember(key)?;
                 }
                 b'g' => {
@@ -592,7 +596,7 @@ impl<'a> Machine<'a> {
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
                     let (Some(module), Some(name)) = (self.heap.text(module), self.heap.text(name)) else {
-                        return Err(self.damaged("a class is named by what is no text"));
+                        return Err(self.damaged("a class is named by something other than text"));
                     };
                     let (module, name) = (module.to_string(), name.to_string());
                     self.global(&module, &name, offset)?;
@@ -614,20 +618,20 @@ impl<'a> Machine<'a> {
                 }
                 b'P' => {
                     let text = self.line()?.to_string();
-                    return Err(self.damaged(format!("it refers to an outside object '{}' by text", printable(&text))));
+                    return Err(self.damaged(format!("it refers to an external object '{}' by text", printable(&text))));
                 }
                 b'Q' => {
                     let id = self.pop()?;
                     self.persistent(id, offset)?;
                 }
                 0x97 | 0x98 => return Err(self.damaged("it refers to a buffer outside the file")),
-                unknown => return Err(self.damaged(format!("0x{unknown:02x} is no pickle operation"))),
+                unknown => return Err(self.damaged(format!("0x{unknown:02x} is not a pickle operation"))),
             }
         }
     }
 }
 
-/// A name from a file, fit for a terminal: control characters escaped, at most 120 characters.
+/// A name from a file, made safe for a terminal: control characters escaped, at most 120 characters.
 fn printable(name: &str) -> String {
     name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).take(120).collect()
 }

@@ -22,21 +22,21 @@ pub struct TrainDetectorArgs {
     /// Folder for model.safetensors, config.json and README.md [default: data/scenes-detector]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Updates
+    /// Number of updates
     #[arg(long, default_value_t = TrainingConfig::default().steps, value_name = "N")]
     pub steps: usize,
-    /// Scenes per update; every scene is drawn anew and seen once
+    /// Scenes per update; each scene is drawn anew and seen once
     #[arg(long, default_value_t = TrainingConfig::default().batch_size, value_name = "N")]
     pub batch_size: usize,
-    /// Highest learning rate
+    /// Peak learning rate
     #[arg(long, default_value_t = TrainingConfig::default().learning_rate, value_name = "RATE")]
     pub learning_rate: f64,
 }
 
-/// Runs the command. Nothing is written if it is stopped early.
+/// Runs the command. Writes nothing if it is stopped early.
 ///
 /// # Errors
-/// When training diverges, the folder cannot be written, or Ctrl-C was pressed.
+/// Returns an error if training diverges, the folder cannot be written, or Ctrl-C was pressed.
 pub fn run(args: &TrainDetectorArgs, seed: u64, device: &Device, progress: bool) -> Result<()> {
     let output = match &args.output {
         Some(folder) => folder.clone(),
@@ -71,11 +71,11 @@ pub fn run(args: &TrainDetectorArgs, seed: u64, device: &Device, progress: bool)
     Ok(())
 }
 
-/// Measures trained weights on held-out scenes and writes them, their configuration and their card to
-/// `folder`, which must exist. `minutes`: how long the training took.
+/// Measures trained weights on held-out scenes, and writes them with their configuration and card to `folder`, which
+/// must exist. `minutes`: how long training took.
 ///
 /// # Errors
-/// When a weight does not fit the configuration or a file cannot be written.
+/// Returns an error if a weight does not fit the configuration or a file cannot be written.
 pub fn publish(
     folder: &Path,
     training: &TrainingConfig,
@@ -89,7 +89,7 @@ pub fn publish(
     Ok(evaluation)
 }
 
-/// The test split of the data set that ships, drawn in memory.
+/// The test split of the shipped data set, drawn in memory.
 pub fn held_out_scenes() -> Vec<Scene> {
     let config = ScenesConfig::default();
     let test = records::split(config.count, config.seed).test;
@@ -108,7 +108,7 @@ fn progress_bar(steps: u64, progress: bool) -> indicatif::ProgressBar {
     bar
 }
 
-/// Writes the three files, each whole.
+/// Writes the three files, each whole or not at all.
 fn save(folder: &Path, config: &DetectorConfig, weights: &BTreeMap<String, Tensor>, card: &str) -> Result<()> {
     let weights: Vec<(String, Tensor)> = weights.iter().map(|(name, w)| (name.clone(), w.clone())).collect();
     save_safetensors(folder.join("model.safetensors"), &weights, &[("format".to_owned(), "pt".to_owned())].into())?;
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_scene_is_both_learnt_from_and_held_out() {
+    fn training_and_held_out_scenes_are_disjoint() {
         assert_ne!(TRAINING_SCENES_SEED, ScenesConfig::default().seed);
         assert_eq!(held_out_scenes().len(), 200);
     }

@@ -2,7 +2,7 @@
 
 use lxmert_core::boxes::{BoxXyxy, iou};
 
-/// A box that the detector found.
+/// A detection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Detected {
     /// Its box, in the frame of the true boxes.
@@ -13,7 +13,7 @@ pub struct Detected {
     pub score: f32,
 }
 
-/// One image: what is there, and what was found.
+/// One image: its true objects, and its detections.
 #[derive(Debug, Clone, Default)]
 pub struct ImageResult {
     /// Label id and box of each true object.
@@ -22,11 +22,10 @@ pub struct ImageResult {
     pub detections: Vec<Detected>,
 }
 
-/// Average precision of one label at an IoU threshold, or `None` when no image holds such an object.
+/// Average precision of one label at an IoU threshold, or `None` if no image contains such an object.
 ///
-/// COCO's definition: detections of all images by falling score, each matched to the free true box
-/// of its image that it overlaps most; precision made monotone and averaged at the 101 recalls
-/// 0, 0.01 … 1.
+/// COCO's definition: detections of all images by descending score, each matched to the unmatched true box of its image
+/// that it overlaps most; precision made monotone and averaged at the 101 recalls 0, 0.01 … 1.
 pub fn average_precision(images: &[ImageResult], label: u32, threshold: f32) -> Option<f64> {
     let total = images.iter().flat_map(|image| &image.objects).filter(|object| object.0 == label).count();
     if total == 0 {
@@ -95,22 +94,22 @@ mod tests {
     }
 
     #[test]
-    fn a_false_one_counts_by_its_rank() {
+    fn a_false_detection_counts_by_its_rank() {
         // right, wrong, right: precision 1 up to recall 0.5 (51 points), then 2/3 (50 points)
         let middle = ap(&[image(&[A, B], &[(A, 0.9), (NOWHERE, 0.8), (B, 0.7)])]);
         assert!((middle - (51.0 + 50.0 * 2.0 / 3.0) / 101.0).abs() < 1e-12);
-        // below all right ones it costs nothing
+        // ranked below all right ones it costs nothing
         assert_eq!(ap(&[image(&[A, B], &[(A, 0.9), (NOWHERE, 0.1), (B, 0.7)])]), 1.0);
     }
 
     #[test]
-    fn a_second_detection_of_the_same_object_is_false() {
+    fn a_duplicate_detection_is_false() {
         let twice = ap(&[image(&[A, B], &[(A, 0.9), (A, 0.8), (B, 0.7)])]);
         assert!((twice - (51.0 + 50.0 * 2.0 / 3.0) / 101.0).abs() < 1e-12);
     }
 
     #[test]
-    fn missed_objects_end_the_curve() {
+    fn missed_objects_lower_the_average() {
         assert!((ap(&[image(&[A, B], &[(A, 0.9)])]) - 51.0 / 101.0).abs() < 1e-12);
         assert_eq!(ap(&[image(&[A], &[])]), 0.0);
         assert_eq!(average_precision(&[image(&[A], &[])], 2, 0.5), None);

@@ -1,5 +1,5 @@
-//! Seeded initial weights: what a variable starts from depends on its name and the seed alone.
-//! (Candle's generator for the CPU cannot be seeded.)
+//! Seeded initial weights: a variable's initial value depends only on its name and the seed. (Candle's generator for
+//! the CPU cannot be seeded.)
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::Init;
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Variables by name, made as a network asks for them. Clones share the variables.
+/// Variables by name, created when a network requests them. Clones share the variables.
 #[derive(Debug, Clone)]
 pub struct SeededVariables {
     seed: u64,
@@ -19,12 +19,12 @@ pub struct SeededVariables {
 }
 
 impl SeededVariables {
-    /// No variable yet.
+    /// Creates an empty set.
     pub fn new(seed: u64) -> Self {
         Self { seed, variables: Arc::default() }
     }
 
-    /// A builder whose networks take their variables from here.
+    /// A builder for networks that take their variables from here.
     pub fn builder(&self, device: &Device) -> candle_nn::VarBuilder<'static> {
         candle_nn::VarBuilder::from_backend(Box::new(self.clone()), DType::F32, device.clone())
     }
@@ -35,7 +35,7 @@ impl SeededVariables {
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
-        // The map is whole between any two of its operations, whichever thread stopped.
+        // The map is consistent between any two operations, even if a thread panicked.
         self.variables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -57,7 +57,7 @@ impl SeededVariables {
                 (0.0, deviation)
             }
         };
-        // Box and Muller's transform; 1 − u keeps the logarithm finite.
+        // The Box–Muller transform; 1 − u keeps the logarithm finite.
         let mut normal = || {
             let (radius, angle) = (1.0 - f64::from(uniform(0.0, 1.0)), f64::from(uniform(0.0, 1.0)));
             (-2.0 * radius.max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_depend_on_name_and_seed_and_have_the_asked_spread() -> Result<()> {
+    fn values_depend_on_name_and_seed_and_have_the_right_spread() -> Result<()> {
         let get = |seed, name: &str, init| {
             let variables = SeededVariables::new(seed);
             variables.builder(&Device::Cpu).get_with_hints((400, 50), name, init)?.flatten_all()?.to_vec1::<f32>()
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stands_for_one_variable() -> Result<()> {
+    fn a_name_refers_to_one_variable() -> Result<()> {
         let variables = SeededVariables::new(0);
         let vb = variables.builder(&Device::Cpu);
         vb.get(3, "x")?;

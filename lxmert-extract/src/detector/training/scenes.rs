@@ -17,10 +17,10 @@ use lxmert_core::ops::Precision;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
-/// Seed of the scenes to learn from; the data set that ships has seed 0, so no scene is in both.
+/// Seed of the training scenes; the shipped data set has seed 0, so no scene is in both.
 pub const TRAINING_SCENES_SEED: u64 = 0x5CE9E5;
 
-/// A ResNet-FPN of the same code as the COCO detector, narrow, for pictures of 128 × 128.
+/// A narrow ResNet-FPN, built by the same code as the COCO detector, for pictures of 128 × 128.
 pub fn detector_config() -> DetectorConfig {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let attribute = |name: &str, classes: &[&str]| AttributeConfig {
@@ -43,7 +43,7 @@ pub fn detector_config() -> DetectorConfig {
         },
         fpn: Some(FpnConfig { channels: 64, pool_level: false, ..FpnConfig::default() }),
         rpn: RpnConfig {
-            // Objects are 16 to 24 or 32 to 48 px; the coarse levels serve the pyramid.
+            // Objects are 16 to 24 or 32 to 48 px; the coarse levels only serve the pyramid.
             anchor_sizes: vec![vec![15.0, 21.0], vec![30.0, 40.0], vec![56.0, 76.0], vec![96.0, 124.0]],
             aspect_ratios: vec![1.0, 1.5],
             pre_nms_top_n: 200,
@@ -61,7 +61,7 @@ pub fn detector_config() -> DetectorConfig {
     }
 }
 
-/// Label of an object and its value of each attribute head of [`detector_config`].
+/// The label of an object, and its value for each attribute head of [`detector_config`].
 pub fn answers(object: &Object) -> (u32, [u32; 3]) {
     let values = [object.colour.index(), object.size.index(), object.texture.index()];
     (1 + object.shape.index() as u32, values.map(|value| value as u32))
@@ -78,11 +78,11 @@ pub fn example(scene: &Scene) -> Example {
     }
 }
 
-/// Trains on scenes of [`TRAINING_SCENES_SEED`], every one seen once; `report` hears of each step.
-/// Gives the weights, rounded to f16 as they are stored.
+/// Trains on scenes of [`TRAINING_SCENES_SEED`], each seen once, and calls `report` at each step. Returns the weights,
+/// rounded to f16 as they are stored.
 ///
 /// # Errors
-/// When a configuration cannot be used, training diverges, or Ctrl-C was pressed.
+/// Returns an error if a configuration is invalid, training diverges, or Ctrl-C was pressed.
 pub fn train(
     training: &TrainingConfig,
     detector: &DetectorConfig,
@@ -103,23 +103,23 @@ pub fn train(
     trainer.weights().into_iter().map(rounded).collect()
 }
 
-/// The detector of these weights, for inference.
+/// A detector with these weights, for inference.
 ///
 /// # Errors
-/// When a weight is missing or misshapen.
+/// Returns an error if a weight is missing or misshapen.
 pub fn build(config: &DetectorConfig, weights: &BTreeMap<String, Tensor>, device: &Device) -> Result<Detector> {
     let tensors: HashMap<String, Tensor> = weights.clone().into_iter().collect();
     Detector::new(config, Precision::F32, VarBuilder::from_tensors(tensors, DType::F32, device))
 }
 
-/// How well a detector does on scenes it never saw.
+/// How well a detector does on unseen scenes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
     /// Number of scenes.
     pub scenes: usize,
     /// Number of objects in them.
     pub objects: usize,
-    /// Mean over the shapes of the average precision at IoU 0.5, COCO's 101 recalls.
+    /// Mean over the shapes of the average precision at IoU 0.5, with COCO's 101 recalls.
     pub ap50: f64,
     /// The same at IoU 0.75.
     pub ap75: f64,
@@ -127,7 +127,7 @@ pub struct Evaluation {
     pub ap50_of_label: Vec<(String, f64)>,
     /// Share of objects found: a detection of the right shape, score at least 0.5, IoU at least 0.5.
     pub recall: f64,
-    /// Of the objects found, the share whose attribute is right too, by head.
+    /// Of the objects found, the share with the right attribute, by head.
     pub attribute_accuracy: Vec<(String, f64)>,
 }
 
@@ -146,7 +146,7 @@ impl std::fmt::Display for Evaluation {
 /// Runs the detector on scenes.
 ///
 /// # Errors
-/// When a computation fails or Ctrl-C was pressed.
+/// Returns an error if a computation fails or Ctrl-C was pressed.
 pub fn evaluate(detector: &Detector, scenes: &[Scene]) -> Result<Evaluation> {
     let config = detector.config();
     let mut results = Vec::with_capacity(scenes.len());
@@ -168,7 +168,7 @@ pub fn evaluate(detector: &Detector, scenes: &[Scene]) -> Result<Evaluation> {
                 .collect::<candle_core::Result<Vec<_>>>()?
         };
         for (object, truth) in example.boxes_xyxy_px.iter().enumerate() {
-            // Detections come best first.
+            // Detections are sorted, best first.
             let hit = (0..count).find(|&i| {
                 detections.labels[i] == example.labels[object]
                     && detections.scores[i] >= 0.5

@@ -1,40 +1,40 @@
-//! What each anchor and each proposal should predict: matching to the true objects, and the
-//! sample of them that the losses see (torchvision's `_utils.py`: `Matcher`, `BalancedPositiveNegativeSampler`).
+//! What each anchor and each proposal should predict: matching with the true objects, and the sample that the losses
+//! see (torchvision's `_utils.py`: `Matcher`, `BalancedPositiveNegativeSampler`).
 
 use lxmert_core::boxes::{BoxXyxy, iou};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-/// What a candidate box stands for.
+/// What a candidate box matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Match {
     /// The true object with this index.
     Object(usize),
     /// Nothing.
     Background,
-    /// Between the thresholds: neither right nor wrong, left out of the losses.
+    /// Between the thresholds: ignored by the losses.
     Between,
 }
 
 /// The thresholds of matching, by intersection over union.
 #[derive(Debug, Clone, Copy)]
 pub struct Matcher {
-    /// At least this: the object.
+    /// An object from this IoU on.
     pub high: f32,
-    /// Less than this: background.
+    /// Background below this IoU.
     pub low: f32,
-    /// Whether the best candidates of an object are its own however little they overlap, so that
-    /// no object is without any (Ren et al. 2015, §3.1.2 (i)).
+    /// Whether the best candidates of an object match it however little they overlap, so that every object has one (Ren
+    /// et al. 2015, §3.1.2 (i)).
     pub keep_best_of_each_object: bool,
 }
 
 impl Matcher {
-    /// Anchors: 0.7 and 0.3, each object's best kept.
+    /// Anchors: 0.7 and 0.3; each object keeps its best.
     pub const ANCHORS: Self = Self { high: 0.7, low: 0.3, keep_best_of_each_object: true };
     /// Proposals: 0.5.
     pub const PROPOSALS: Self = Self { high: 0.5, low: 0.5, keep_best_of_each_object: false };
 
-    /// One match per candidate. Both sets of boxes are in the same frame.
+    /// One match per candidate. Both sets of boxes must be in the same frame.
     pub fn match_boxes(&self, candidates: &[BoxXyxy], objects: &[BoxXyxy]) -> Vec<Match> {
         let mut best_of_object = vec![0.0f32; objects.len()];
         let overlaps: Vec<Vec<f32>> = candidates
@@ -67,17 +67,16 @@ impl Matcher {
     }
 }
 
-/// Candidates drawn for the losses.
+/// Candidates sampled for the losses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Index of a candidate and of the object it stands for.
+    /// Indices of a candidate and of its matched object.
     pub positives: Vec<(usize, usize)>,
-    /// Indices of candidates that are background.
+    /// Indices of background candidates.
     pub negatives: Vec<usize>,
 }
 
-/// Draws `count` candidates, at most the share `positive_share` of them objects; what objects
-/// lack is filled with background.
+/// Samples `count` candidates, at most the fraction `positive_share` of them objects; the rest is background.
 pub fn sample(matches: &[Match], count: usize, positive_share: f32, rng: &mut impl Rng) -> Sample {
     let mut positives: Vec<(usize, usize)> = Vec::new();
     let mut negatives: Vec<usize> = Vec::new();
@@ -102,7 +101,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     #[test]
-    fn candidates_are_judged_by_their_overlap() {
+    fn candidates_are_matched_by_overlap() {
         let objects = [[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]];
         let candidates = [
             [0.0, 0.0, 10.0, 9.0],    // 0.9 of the first
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_has_its_share_of_objects_and_nothing_between() {
+    fn a_sample_has_its_share_of_objects_and_no_ignored_candidate() {
         let mut matches = vec![Match::Background; 100];
         matches[..30].fill(Match::Object(1));
         matches[30..50].fill(Match::Between);
@@ -134,6 +133,6 @@ mod tests {
         assert!(drawn.positives.iter().all(|&(index, object)| index < 30 && object == 1));
         assert!(drawn.negatives.iter().all(|&index| index >= 50));
         let few = sample(&matches[28..80], 40, 0.25, &mut ChaCha8Rng::seed_from_u64(1));
-        assert_eq!((few.positives.len(), few.negatives.len()), (2, 30), "all there are");
+        assert_eq!((few.positives.len(), few.negatives.len()), (2, 30), "all of them");
     }
 }

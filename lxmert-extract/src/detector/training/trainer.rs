@@ -19,19 +19,19 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Where the box loss turns from a square into a line, as in torchvision.
+/// Where the box loss changes from quadratic to linear, as in torchvision.
 const SMOOTH_L1_BETA: f64 = 1.0 / 9.0;
 
-/// How to train. What is not here is fixed by the papers and stands in [`Matcher`] and in the losses.
+/// Training settings. The papers fix the others; see [`Matcher`] and the losses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainingConfig {
-    /// Updates.
+    /// Number of updates.
     pub steps: usize,
     /// Images per update.
     pub batch_size: usize,
-    /// Highest learning rate of AdamW.
+    /// Peak learning rate of AdamW.
     pub learning_rate: f64,
-    /// Updates over which the rate rises; then it falls to 0 along a cosine.
+    /// Updates during which the rate rises; then it falls to 0 along a cosine.
     pub warmup_steps: usize,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -39,7 +39,7 @@ pub struct TrainingConfig {
     pub anchors_per_image: usize,
     /// Proposals per image in the losses of the heads, at most a quarter of them objects.
     pub proposals_per_image: usize,
-    /// Seed of the weights and of every draw.
+    /// Seed of the weights and of all random draws.
     pub seed: u64,
 }
 
@@ -86,25 +86,25 @@ pub struct Example {
 /// The losses of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepLosses {
-    /// Whether anchors are objects.
+    /// Loss of the anchors' objectness.
     pub objectness: f32,
-    /// Where the proposals lie.
+    /// Loss of the proposals' boxes.
     pub proposal_boxes: f32,
-    /// What the regions are.
+    /// Loss of the regions' classes.
     pub classes: f32,
-    /// Where the regions lie.
+    /// Loss of the regions' boxes.
     pub boxes: f32,
-    /// What the regions look like: the sum over the attribute heads.
+    /// Loss of the regions' attributes, summed over the heads.
     pub attributes: f32,
 }
 
 impl StepLosses {
-    /// What is minimised.
+    /// The sum, which training minimises.
     pub fn total(&self) -> f32 {
         self.objectness + self.proposal_boxes + self.classes + self.boxes + self.attributes
     }
 
-    /// Each loss moved by `share` of the way to another's: a moving average.
+    /// Moves each loss by `share` of the way to another's: a moving average.
     pub(super) fn towards(&self, other: &Self, share: f32) -> Self {
         let mix = |a: f32, b: f32| a + share * (b - a);
         Self {
@@ -145,7 +145,7 @@ impl Trainer {
     /// A network with fresh weights on `device`.
     ///
     /// # Errors
-    /// When a configuration cannot be used.
+    /// Returns an error if a configuration cannot be used.
     pub fn new(config: &TrainingConfig, detector: &DetectorConfig, device: &Device) -> Result<Self> {
         detector.validate()?;
         if config.steps == 0 || config.batch_size == 0 || config.anchors_per_image < 2 || config.proposals_per_image < 4
@@ -169,7 +169,7 @@ impl Trainer {
         })
     }
 
-    /// Updates so far.
+    /// Number of updates so far.
     pub fn steps_done(&self) -> usize {
         self.step
     }
@@ -179,11 +179,10 @@ impl Trainer {
         self.variables.all().into_iter().map(|(name, variable)| (name, variable.as_detached_tensor())).collect()
     }
 
-    /// Learns from a batch.
+    /// Trains on one batch.
     ///
     /// # Errors
-    /// When the images differ in size, an object has a label that does not exist, or the losses are no
-    /// longer finite.
+    /// Returns an error if the images differ in size, an object has an unknown label, or the losses are not finite.
     pub fn train_on(&mut self, batch: &[Example]) -> Result<StepLosses> {
         let (loss, losses) = self.losses(batch)?;
         if !losses.total().is_finite() {
@@ -300,7 +299,7 @@ impl Trainer {
         let (mut labels, mut positives, mut wanted, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut values: Vec<Vec<u32>> = vec![Vec::new(); self.detector.attributes.len()];
         for (image, example) in batch.iter().enumerate() {
-            // The true boxes are proposals too, so that the heads see objects from the first step on.
+            // The true boxes are proposals too, so that the heads see objects from the first step.
             let candidates = &mut proposals[image];
             candidates.extend(&truth[image]);
             let matches = Matcher::PROPOSALS.match_boxes(candidates, &truth[image]);
@@ -344,8 +343,8 @@ impl Trainer {
         Ok((class_loss, box_loss, attribute_loss))
     }
 
-    /// Smooth L1 over the positive rows of `deltas`, by the number of all samples, so that every
-    /// sample weighs the same whatever the share of objects.
+    /// Smooth L1 over the positive rows of `deltas`, divided by the number of all samples, so that every sample has the
+    /// same weight whatever the share of objects.
     fn box_loss(&self, deltas: &Tensor, rows: Vec<u32>, wanted: Vec<f32>, samples: usize) -> Result<Tensor> {
         if rows.is_empty() {
             return Ok(Tensor::new(0f32, &self.device)?);

@@ -20,8 +20,8 @@ struct Case {
 /// Relative to the largest output. Winograd's F(4×4, 3×3) loses about a digit against the direct sum's 1e-6.
 const BOUND: f32 = 2e-5;
 
-/// Relative to the largest output of a layer, which may be a small one. Operands of 8 bits are off by up to 2⁻⁸ together, and
-/// the transforms of tiles magnify that some ten times.
+/// Relative to the largest output of a layer, which may be small. Two 8-bit operands are off by up to 2⁻⁸ together, and
+/// the tile transforms magnify that about tenfold.
 const BF16_BOUND: f32 = 6e-2;
 
 fn check(case: &Case, relu: bool, residual: bool) {
@@ -44,7 +44,7 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
     let packed = PrepackedConv2d::new(&w, Some(&b), case.stride, case.padding, relu, precision).unwrap();
     let map = FeatureMap::from_tensor(&x, &pool).unwrap();
     let added = FeatureMap::from_tensor(&added, &pool).unwrap();
-    // Twice, so that the second run meets the first one's leftovers in the pool.
+    // Twice, so that the second run uses scratch memory that the first has filled.
     for _ in 0..2 {
         let residual = if residual { Residual::Same(&added) } else { Residual::None };
         let y = packed.forward(&map, residual).unwrap().into_tensor().unwrap();
@@ -55,7 +55,7 @@ fn check_in(precision: Precision, bound: f32, case: &Case, relu: bool, residual:
 #[test]
 fn layers_of_a_resnet_equal_the_composition() {
     for (channels, out, size, kernel, stride, padding) in [
-        // More tiles than a task takes, in both directions.
+        // More tiles than one task takes, in both directions.
         (16, 33, (9, 301), 3, 1, 1),
         (16, 33, (301, 9), 3, 1, 1),
         (3, 64, (37, 50), 7, 2, 3),
@@ -74,7 +74,7 @@ fn layers_of_a_resnet_equal_the_composition() {
 }
 
 #[test]
-fn a_coarser_map_is_enlarged_before_it_is_added() {
+fn a_coarser_map_is_upsampled_before_it_is_added() {
     let pool = BufferPool::new();
     for ((height, width), (coarse_height, coarse_width)) in [((8, 10), (4, 5)), ((5, 7), (3, 4)), ((6, 6), (6, 6))] {
         let x = random("x", &[2, 16, height, width]);
@@ -99,7 +99,7 @@ fn a_coarser_map_is_enlarged_before_it_is_added() {
 }
 
 #[test]
-fn pooling_of_maps_equals_pooling_of_tensors() {
+fn pooling_maps_equals_pooling_tensors() {
     let x = random("x", &[2, 19, 9, 8]);
     for (kernel, stride, padding) in [(3, 2, 1), (1, 2, 0), (2, 1, 1)] {
         let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
@@ -133,7 +133,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error() {
+fn rejects_inputs_that_do_not_fit() {
     let pool = BufferPool::new();
     let w = random("w", &[8, 16, 3, 3]);
     let packed = PrepackedConv2d::new(&w, None, 1, 1, false, Precision::F32).unwrap();
@@ -168,8 +168,8 @@ proptest! {
 }
 
 #[test]
-fn other_machines_kernels_pass() {
+fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["other_machines"]);
+        common::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

@@ -1,4 +1,4 @@
-//! The inference path over packed weights against the plain network.
+//! The inference path with prepacked weights against the plain network.
 
 mod common;
 
@@ -42,28 +42,28 @@ fn network(config: &DetectorConfig) -> Result<Network> {
     Ok(Network::new(config, NormMode::Folded, vb)?)
 }
 
-fn assert_close(packed: &Tensor, plain: &Tensor) -> Result<()> {
-    assert_eq!(packed.dims(), plain.dims());
+fn assert_close(prepacked: &Tensor, plain: &Tensor) -> Result<()> {
+    assert_eq!(prepacked.dims(), plain.dims());
     let largest = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    let difference = largest((packed - plain)?)? / largest(plain.clone())?;
-    // Winograd's rounding, some twenty layers deep.
+    let difference = largest((prepacked - plain)?)? / largest(plain.clone())?;
+    // Winograd's rounding, through some twenty layers.
     assert!(difference < 1e-4, "{difference}");
     Ok(())
 }
 
 #[test]
 fn levels_and_predictions_match_the_plain_network() -> Result<()> {
-    // Widths that are and are not multiples of a vector register; levels of odd sizes.
+    // Widths that are and are not multiples of a vector register; levels with odd sizes.
     for (block, width) in [(Block::Bottleneck, 16), (Block::Bottleneck, 6), (Block::Basic, 8)] {
         let network = network(&config(block, width))?;
-        let Some(packed) = PrepackedNetwork::new(&network, Precision::F32)? else {
-            assert!(lxmert_core::ops::use_reference(), "f32 on the CPU is packed");
+        let Some(prepacked) = PrepackedNetwork::new(&network, Precision::F32)? else {
+            assert!(lxmert_core::ops::use_reference(), "f32 on the CPU is prepacked");
             continue;
         };
         let images = procedural::tensor("images", &[2, 3, 96, 160], -1.0, 1.0, 1)?;
         let expected = network.levels(&images, false)?;
         let expected_predictions = network.rpn.forward_t(&expected, false)?;
-        let (levels, predictions) = packed.forward(&images, true)?;
+        let (levels, predictions) = prepacked.forward(&images, true)?;
         assert_eq!(levels.len(), expected.len());
         for (level, expected) in levels.iter().zip(&expected) {
             assert_close(level, expected)?;
@@ -77,7 +77,7 @@ fn levels_and_predictions_match_the_plain_network() -> Result<()> {
     Ok(())
 }
 
-/// Norm of the difference over norm.
+/// Norm of the difference divided by the norm.
 fn relative(got: &Tensor, expected: &Tensor) -> Result<f32> {
     let square = |t: &Tensor| -> Result<f32> { Ok(t.sqr()?.sum_all()?.to_scalar::<f32>()?) };
     Ok((square(&(got - expected)?)? / square(expected)?).sqrt())
@@ -88,14 +88,14 @@ fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
     if lxmert_core::ops::use_reference() {
         return Ok(());
     }
-    // The reference's network of full size, on an image of few pixels.
+    // The reference's full-size network, on a small image.
     let detector = common::reference_detector(0, Precision::F32)?;
     let images = procedural::tensor("images", &[1, 3, 160, 224], -2.0, 2.0, 1)?;
     let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| -> Result<_> {
-        let packed = PrepackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is packed")?;
-        let (levels, predictions) = packed.forward(&images, true)?;
+        let prepacked = PrepackedNetwork::new(detector.network(), precision)?.context("f32 on the CPU is prepacked")?;
+        let (levels, predictions) = prepacked.forward(&images, true)?;
         let boxes: Vec<[f32; 4]> = (0..12).map(|i| [i as f32 * 9.0, 10.0, i as f32 * 12.0 + 60.0, 140.0]).collect();
-        let features = packed.features(&levels[..4], &[boxes], (160, 224))?;
+        let features = prepacked.features(&levels[..4], &[boxes], (160, 224))?;
         Ok((levels, predictions, features))
     });
     let (exact, rounded) = (exact?, rounded?);
@@ -103,7 +103,7 @@ fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
     for (rounded, exact) in rounded.0.iter().zip(&exact.0) {
         errors.push(relative(rounded, exact)?);
     }
-    // Of all levels together, as proposals are ranked: the coarsest has 18 logits here.
+    // All levels together, as proposals are ranked: the coarsest has only 18 logits here.
     let all = |of: &dyn Fn(&LevelPrediction) -> Result<Tensor>, predictions: &[LevelPrediction]| -> Result<Tensor> {
         Ok(Tensor::cat(&predictions.iter().map(of).collect::<Result<Vec<_>>>()?, 0)?)
     };
@@ -112,7 +112,7 @@ fn products_of_bf16_stay_within_two_hundredths() -> Result<()> {
     errors.push(relative(&all(&logits, &rounded.1)?, &all(&logits, &exact.1)?)?);
     errors.push(relative(&all(&deltas, &rounded.1)?, &all(&deltas, &exact.1)?)?);
     println!("{errors:.4?}");
-    // Rounded, but not by much.
+    // Rounded, but not too much.
     assert!(errors.iter().all(|e| *e < 2e-2 && *e > 1e-4), "{errors:?}");
     Ok(())
 }
