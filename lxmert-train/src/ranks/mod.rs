@@ -134,7 +134,7 @@ impl World {
             Err(error) if error.is_interrupt() => vec![INTERRUPTED],
             Err(error) => [&[FAILED], error.to_string().as_bytes()].concat(),
         };
-        let mut all = self.exchange(&message);
+        let all = self.exchange(&message);
         let of_kind = |kind: u8| all.iter().position(|message| message.first() == Some(&kind));
         if let Some(rank) = of_kind(FAILED) {
             own?;
@@ -144,8 +144,7 @@ impl World {
         if of_kind(INTERRUPTED).is_some() {
             return Err(lxmert_core::Error::Interrupted.into());
         }
-        all.iter_mut().for_each(|message| drop(message.remove(0)));
-        Ok(all)
+        Ok(all.iter().map(|message| message[1..].to_vec()).collect())
     }
 
     /// Waits for all ranks, and fails on all if it fails on one; see [`World::gather`].
