@@ -1,8 +1,8 @@
-//! LXMERT's forward passes and training steps at the sizes that the peers' scripts time, one case after another, each in
-//! f32 and with products of bf16, as JSON lines that `lxmert-core/benches/peers/compare.py` reads.
+//! LXMERT's forward passes and training steps at the sizes that the peers' scripts time, in f32 and with bf16 products.
+//! Prints JSON lines for `lxmert-core/benches/peers/compare.py`.
 //!
-//! `cargo bench -p lxmert-train --bench steps -- [--runs N] [--batch N] [case …]`: seconds of each run of each case, after one run to warm
-//! up. A step is forward, backward, global norm and AdamW, with dropout.
+//! `cargo bench -p lxmert-train --bench steps -- [--runs N] [--batch N] [case …]` prints the seconds of each run of
+//! each case, after one warm-up run. A step is forward, backward, global norm and AdamW, with dropout.
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
@@ -20,41 +20,41 @@ use std::collections::{BTreeMap, HashMap};
 #[path = "../../lxmert-core/benches/peers/timing.rs"]
 mod timing;
 
-/// Times forward passes and training steps; one JSON line a case.
+/// Times forward passes and training steps; prints one JSON line per case.
 #[derive(Parser)]
 struct Arguments {
-    /// Timed runs of each case
+    /// Timed runs per case
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
-    /// Pairs of a batch in place of each case's own
+    /// Pairs per batch instead of each case's own number
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// The cases, by the names that are printed [default: all]
+    /// The cases to run, by their printed names [default: all]
     cases: Vec<String>,
     #[command(flatten)]
     common: CommonArgs,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What is timed.
+/// A case to time.
 struct Case {
     name: &'static str,
     preset: &'static str,
     student: bool,
     train: bool,
-    /// Whether only the pooled output is wanted, as in training and retrieval.
+    /// Whether to compute only the pooled output, as in training and retrieval.
     pooled: bool,
     batch: usize,
     words: usize,
-    /// Of them real, the rest padding; on average, where sentences differ.
+    /// How many of the words are real, the rest being padding; an average if sentences differ.
     real: fn(usize) -> usize,
     regions: usize,
     precision: Precision,
 }
 
-/// As long as Flickr30k's captions: 9 to 20 WordPieces, 14 on average.
+/// Lengths as of Flickr30k's captions: 9 to 20 WordPieces, 14 on average.
 fn captions(sentence: usize) -> usize {
     9 + (sentence * 7) % 12
 }
@@ -101,7 +101,7 @@ fn inputs(case: &Case, config: &LxmertConfig) -> Result<LxmertInputs> {
     })
 }
 
-/// Seconds of each of `runs` runs.
+/// Seconds for each of `runs` runs.
 fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
     let mut config = LxmertConfig::preset(case.preset)?;
     if case.student {
@@ -115,7 +115,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         Err(_) => bail!("the variables' lock is poisoned"),
     };
     let (inputs, pooled, precision) = (inputs(case, &config)?, case.pooled, case.precision);
-    let packed = PrepackedWeights::new();
+    let prepacked = PrepackedWeights::new();
     let run: Box<dyn FnMut() -> Result<()> + '_> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
@@ -131,10 +131,10 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
         })
     } else {
-        // Plain tensors, as read from a checkpoint: no graph is kept, and they are packed once, in the first run.
+        // Plain tensors, as if read from a checkpoint: no graph is kept, and the first run prepacks them.
         let weights: HashMap<_, _> = variables.into_iter().map(|(k, v)| (k, v.as_tensor().detach())).collect();
         let model = MatchingModel::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))?;
-        let run = Pass { pooled_only: pooled, precision, prepacked: Some(&packed), ..Pass::eval() };
+        let run = Pass { pooled_only: pooled, precision, prepacked: Some(&prepacked), ..Pass::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
     timing::time(runs, run)
@@ -143,7 +143,7 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     arguments.common.start()?;
-    // As the trainer does.
+    // As in the trainer.
     keep_freed_memory();
     for case in &CASES {
         for (suffix, precision) in [("", Precision::F32), (", bf16", Precision::Bf16)] {

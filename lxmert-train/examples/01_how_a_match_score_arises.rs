@@ -1,4 +1,4 @@
-//! How a match score arises: one image's regions, two sentences, one number each.
+//! How a match score arises: one image's regions, two sentences, and a number for each.
 //!
 //! Run the bare pipeline first (`cargo run -p lxmert-extract`, `cargo run -p lxmert-train`), then
 //! `cargo run -p lxmert-train --example 01_how_a_match_score_arises`.
@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
         println!("  {truth}  {}", dataset.sentence(pair));
     }
 
-    // %% What goes in: word pieces, and per region a feature vector with a box
+    // %% The inputs: word pieces, and per region a feature vector with a box
     let inputs = dataset.read(&pairs)?.inputs(&device)?;
     println!(
         "input_ids {:?}, visual_feats {:?}, visual_boxes {:?}",
@@ -46,14 +46,14 @@ fn main() -> anyhow::Result<()> {
         inputs.visual_boxes.dims()
     );
 
-    // %% What comes out: [CLS], pooled by tanh, through the matching head
+    // %% The outputs: [CLS], pooled by tanh, passes through the matching head
     let output = model.forward(&inputs, &Pass::capture(Capture::Maps))?;
     println!("pooled {:?}", output.trunk.pooled.dims());
     for (pair, logit) in pairs.iter().zip(output.logits.to_vec1::<f32>()?) {
         println!("  logit {logit:>7.3}, probability {:.3}  {}", sigmoid(logit), dataset.sentence(pair));
     }
 
-    // %% Where the words looked: the most attended region of each word in the last cross layer
+    // %% Where the words look: the most attended region of each word in the last cross layer
     let Some(last) = output.trunk.attentions.as_ref().and_then(|maps| maps.cross.last()) else { return Ok(()) };
     let map = last.language_to_vision.probabilities.i(0)?.mean(0)?.to_vec2::<f32>()?;
     let regions = dataset.store.regions(dataset.store_index[pairs[0].image])?;

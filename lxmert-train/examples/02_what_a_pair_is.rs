@@ -1,4 +1,4 @@
-//! What a pair is: matched, mismatched, hard; and why splits are by image.
+//! What a pair is (matched, mismatched, hard), and why splits are by image.
 //!
 //! Run `cargo run -p lxmert-extract` first, then `cargo run -p lxmert-train --example 02_what_a_pair_is`.
 
@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
     let train = dataset.pairs(Split::Train);
     println!("{} training captions, {} regions an image", train.len(), dataset.regions());
 
-    // %% An epoch: half of its pairs are mismatched, half of those by one word only
+    // %% An epoch: half of its pairs are mismatched, half of those by only one word
     let first = train.epoch(0, 0, 0.5);
     for pair in first.iter().take(6) {
         println!("  {:?}: {} with “{}”", pair.kind, dataset.image_name(pair), dataset.sentence(pair));
@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<()> {
     let matched = first.iter().filter(|pair| pair.matched()).count();
     println!("{} pairs, {:.1} % matched", first.len(), 100.0 * matched as f64 / first.len() as f64);
 
-    // %% The next epoch draws its mismatches anew; validation never changes
+    // %% The next epoch draws new mismatches; validation pairs never change
     let second = train.epoch(0, 1, 0.5);
     let seen: HashSet<_> = first.iter().filter(|p| !p.matched()).map(|p| (p.image, p.caption)).collect();
     let again = second.iter().filter(|p| !p.matched() && seen.contains(&(p.image, p.caption))).count();
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     let validation = dataset.pairs(Split::Val);
     println!("validation pairs drawn twice are equal: {}", validation.fixed() == validation.fixed());
 
-    // %% No image is in two splits: the student project's validation images were nearly all seen in training
+    // %% No image is in two splits. (The student project's validation images were nearly all in its training set.)
     let images = |split| dataset.pairs(split).fixed().iter().map(|p| p.image).collect::<HashSet<_>>();
     println!("images in both train and test: {}", images(Split::Train).intersection(&images(Split::Test)).count());
     Ok(())

@@ -1,4 +1,4 @@
-//! The answer head of a model that starts from another's weights.
+//! The answer head of a model that starts from other weights.
 
 use crate::Result;
 use candle_core::Tensor;
@@ -9,16 +9,16 @@ use lxmert_core::model::AnswerModel;
 use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 
-/// The last layer of an answer head: a row for each answer.
+/// The last layer of an answer head, one row per answer.
 const LAST_LAYER: [&str; 2] = ["answer_head.logit_fc.3.weight", "answer_head.logit_fc.3.bias"];
 
-/// The weights of an answering model out of a checkpoint of another task or of other answers, and how many answers have a
-/// row there. The head's last layer is taken over answer by answer, by the normalised words; answers that the checkpoint
-/// lacks start at zero (the original's `load_lxmert_qa`). Without a head in the checkpoint, or without a table that says what
-/// its answers are, the head starts at random. Names that `allow_missing` covers may be absent.
+/// The weights of an answering model from a checkpoint of another task or with other answers, and how many answers have
+/// a row there. The head's last layer is copied answer by answer, matched by normalised words; answers that the
+/// checkpoint lacks start at zero (the original's `load_lxmert_qa`). If the checkpoint has no head, or no table that
+/// says what its answers are, the head starts at random. Names that match `allow_missing` may be absent.
 ///
 /// # Errors
-/// With every name that is missing, unexpected or misshapen.
+/// Returns an error with every name that is missing, unexpected or misshapen.
 pub fn starting_weights(
     checkpoint: &Pretrained,
     config: &LxmertConfig,
@@ -50,7 +50,7 @@ pub fn starting_weights(
     Ok((take_weights(&checkpoint.place.weights, tensors, &expected, &fresh)?, matched))
 }
 
-/// Row `rows[i]` of `table` as row `i`; zeros for none. `table`: `[rows, …]`.
+/// Row `rows[i]` of `table` becomes row `i`; zeros for `None`. `table`: `[rows, …]`.
 fn take_rows(table: &Tensor, rows: &[Option<usize>]) -> Result<Tensor> {
     let zero = table.narrow(0, 0, 1)?.zeros_like()?;
     let with_zero = Tensor::cat(&[table, &zero], 0)?;
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_head_takes_the_rows_of_the_same_answers() {
+    fn a_new_head_copies_the_rows_of_equal_answers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         let old = tiny(4);
@@ -104,7 +104,7 @@ mod tests {
         let start =
             |config: &LxmertConfig| starting_weights(&Pretrained::open(folder.path()).unwrap(), config, &answers, &[]);
 
-        // Nothing says what the four answers are: the trunk is taken, and the head starts at random.
+        // The four answers are unknown: the trunk is used, and the head starts at random.
         let (found, matched) = start(&tiny(3)).unwrap();
         assert!(matched.is_none() && found.keys().all(|name| name.starts_with("lxmert.")) && found.len() > 50);
 

@@ -1,18 +1,18 @@
-//! What can go wrong in this crate, one variant per way to fail.
+//! The errors of this crate.
 
 use std::path::{Path, PathBuf};
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// One variant per way to fail; each says where, and what to do next where that is known.
+/// One variant per way to fail. Each says where and, if known, what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The core crate failed: files, checkpoints, the feature store, the model.
     #[error(transparent)]
     Core(#[from] lxmert_core::Error),
-    /// A photo or a detector.
+    /// A photo or a detector failed.
     #[error(transparent)]
     Extract(#[from] lxmert_extract::Error),
     /// A tensor operation failed.
@@ -30,7 +30,7 @@ pub enum Error {
         /// The first few names.
         examples: String,
     },
-    /// An argument or a setting that cannot be used.
+    /// An argument or a setting is unusable.
     #[error("{0}")]
     Argument(String),
     /// A run folder holds a run made with other settings.
@@ -43,7 +43,7 @@ pub enum Error {
     },
     /// The loss is no longer a number.
     #[error(
-        "step {step}: the loss is {loss}; lower --learning-rate (now {learning_rate}) or raise --warmup, and see that the features hold no infinities"
+        "step {step}: the loss is {loss}; lower --learning-rate (now {learning_rate}) or raise --warmup, and check the features for infinities"
     )]
     Diverged {
         /// The optimiser step, counted from 1.
@@ -76,7 +76,7 @@ pub enum Error {
     Drawing {
         /// The picture.
         path: PathBuf,
-        /// What the drawing library says.
+        /// The drawing library's message.
         reason: String,
     },
 }
@@ -94,12 +94,12 @@ impl Error {
         move |source| Self::Core(of_core(source))
     }
 
-    /// A row of a file that cannot be understood.
+    /// A row of a file cannot be parsed.
     pub fn row(path: impl AsRef<Path>, row: usize, reason: impl Into<String>) -> Self {
         Self::Core(lxmert_core::Error::row(path, row, reason))
     }
 
-    /// A file that as a whole is not what its place promises.
+    /// A whole file is not what its name or place implies.
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Core(lxmert_core::Error::format(path, reason))
     }

@@ -1,4 +1,4 @@
-//! How a model is run to be measured; scores of pairs, and the measures over them.
+//! How to run a model for measuring; scores of pairs, and measures over them.
 
 use crate::Result;
 use crate::data::Dataset;
@@ -13,26 +13,28 @@ use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{MatchingModel, Pass};
 use lxmert_core::ops::{Precision, PrepackedWeights};
 
-/// How a model is run to be measured: without dropout, batch by batch.
+/// How to run a model for measuring: without dropout, batch by batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Evaluation<'a> {
     /// Examples per batch.
     pub batch_size: usize,
-    /// What the products of the encoders' layers round their operands to; all else is f32 (see [`Pass::precision`]).
+    /// Precision to which the encoder layers' products round their operands; everything else is f32 (see
+    /// [`Pass::precision`]).
     pub precision: Precision,
     /// The device that holds the model.
     pub device: &'a Device,
 }
 
 impl<'a> Evaluation<'a> {
-    /// As a run by `recipe` measures itself: in f32 even if it trains in bf16, so that runs compare.
+    /// The settings with which a run by `recipe` measures itself: in f32 even if it trains in bf16, so that runs are
+    /// comparable.
     pub fn of_run(recipe: &Recipe, device: &'a Device) -> Self {
         Self { batch_size: recipe.evaluation_batch(), precision: Precision::F32, device }
     }
 
-    /// How to run the model, whose weights stay in `packed` from batch to batch.
-    pub fn forward<'p>(&self, packed: &'p PrepackedWeights) -> Pass<'p> {
-        Pass::eval().with_precision(self.precision).with_prepacked(packed)
+    /// How to run the model, whose weights stay in `prepacked` from batch to batch.
+    pub fn forward<'p>(&self, prepacked: &'p PrepackedWeights) -> Pass<'p> {
+        Pass::eval().with_precision(self.precision).with_prepacked(prepacked)
     }
 }
 
@@ -40,7 +42,7 @@ impl<'a> Evaluation<'a> {
 /// results. `work` is given a batch's number too.
 ///
 /// # Errors
-/// The first error of reading or of `work` on any rank, or when Ctrl-C was pressed.
+/// Returns the first error of reading or of `work` on any rank, or an error if Ctrl-C was pressed.
 pub fn share_out<E: Send, B: Send>(
     batches: Vec<Vec<E>>,
     read: impl Fn(Vec<E>) -> Result<B> + Send,
@@ -69,10 +71,10 @@ pub fn share_out<E: Send, B: Send>(
     Ok((0..count).map(next).collect())
 }
 
-/// The match logit of each pair, in the pairs' order, without dropout.
+/// The match logit of each pair, in order, without dropout.
 ///
 /// # Errors
-/// When the data does not fit the model, or Ctrl-C was pressed.
+/// Returns an error if the data does not fit the model, or Ctrl-C was pressed.
 pub fn logits(
     model: &MatchingModel,
     dataset: &Dataset,
@@ -81,8 +83,8 @@ pub fn logits(
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
     let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), how.batch_size);
-    let packed = PrepackedWeights::new();
-    let run = how.forward(&packed).pooled_only();
+    let prepacked = PreprepackedWeights::new();
+    let run = how.forward(&prepacked).pooled_only();
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect()).collect();
     let scored = share_out(
         planned,
@@ -103,7 +105,7 @@ pub fn logits(
 /// The measures over `pairs`; see [`logits`].
 ///
 /// # Errors
-/// As [`logits`].
+/// See [`logits`].
 pub fn metrics(
     model: &MatchingModel,
     dataset: &Dataset,

@@ -1,4 +1,4 @@
-//! One training run: its settings, its folder, and what to do with a run that is already there.
+//! One training run: its settings, its folder, and how to handle an existing run.
 
 use crate::data::LoadOptions;
 use crate::data::paths::Data;
@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What to do with a folder that already holds a run.
+/// How to handle a folder that already holds a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Start {
-    /// Start in an empty folder; resume an unfinished run of the same settings; leave a finished one alone.
+    /// Start in an empty folder; resume an unfinished run with the same settings; leave a finished one alone.
     #[default]
     Auto,
-    /// Resume, or fail when there is nothing to resume.
+    /// Resume, or fail if there is nothing to resume.
     Resume,
     /// Delete the run and start again.
     Overwrite,
@@ -26,7 +26,7 @@ pub enum Start {
 /// One training run.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// What is trained and how.
+    /// What to train and how.
     pub recipe: Recipe,
     /// The data.
     pub data: Data,
@@ -34,15 +34,15 @@ pub struct Job {
     pub output: PathBuf,
     /// Where to compute.
     pub device: Device,
-    /// What to do with a run that is already there.
+    /// How to handle an existing run.
     pub start: Start,
     /// Whether any number of captioned images may lack features.
     pub allow_missing_images: bool,
-    /// Optimiser steps between two saved states.
+    /// Optimiser steps between saved states.
     pub save_every_steps: u64,
-    /// Time between two saved states.
+    /// Time between saved states.
     pub save_every: Duration,
-    /// Stop, as by Ctrl-C, once this many steps are taken (for tests and for short sittings).
+    /// Stop after this many steps, as by Ctrl-C (for tests and short sessions).
     pub stop_after: Option<u64>,
     /// Whether to draw progress bars.
     pub show_progress: bool,
@@ -51,10 +51,10 @@ pub struct Job {
 }
 
 impl Job {
-    /// The settings that the run folder keeps.
+    /// The settings that are saved in the run folder.
     ///
     /// # Errors
-    /// When a file of the data cannot be read.
+    /// Returns an error if a data file cannot be read.
     pub fn settings(&self) -> Result<RunSettings> {
         let sha256 = |path: PathBuf| Ok((path.display().to_string(), lxmert_core::files::sha256(&path)?));
         let files = self.data.files().into_iter().map(sha256).collect::<Result<_>>()?;
@@ -72,14 +72,14 @@ impl Job {
     }
 }
 
-/// What a run was made with, kept in its `run.json`: a run is resumed only with the same settings.
+/// The settings of a run, saved in its `run.json`. A run is resumed only with the same settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
-    /// What is trained and how.
+    /// What to train and how.
     pub recipe: Recipe,
     /// The data.
     pub data: Data,
-    /// SHA-256 of each file that says what the data is (see [`Data::files`]).
+    /// SHA-256 of each file that defines the data (see [`Data::files`]).
     pub files: BTreeMap<String, String>,
 }
 
@@ -87,7 +87,7 @@ impl RunSettings {
     /// The settings of the run in a folder, if there is one.
     ///
     /// # Errors
-    /// When `run.json` cannot be understood.
+    /// Returns an error if `run.json` cannot be understood.
     pub fn read(folder: &RunFolder) -> Result<Option<Self>> {
         let path = folder.settings();
         if !path.is_file() {

@@ -1,10 +1,10 @@
-//! What an evaluation gives: named numbers, in named sets.
+//! The results of an evaluation: named numbers in named sets.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Numbers by set and measure: `random` / `accuracy`. A measure whose name ends with `loss` or `rank` is better
+/// Numbers by set and measure: `random` / `accuracy`. A measure with a name that ends with `loss` or `rank` is better
 /// lower, every other one higher.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -25,7 +25,7 @@ fn numbers<'de, D: Deserializer<'de>>(
     Ok(sets.into_iter().map(|(set, values)| (set, plain(values))).collect())
 }
 
-/// Decimals that a table shows; whole numbers are shown whole.
+/// Decimals in tables; whole numbers have none.
 const DECIMALS: usize = 4;
 
 impl Measures {
@@ -56,20 +56,21 @@ impl Measures {
         self.0.iter().flat_map(|(set, values)| values.iter().map(move |(name, v)| (format!("{set}/{name}"), *v)))
     }
 
-    /// The number that `set/measure` names, turned so that higher is better.
+    /// The number called `set/measure`, negated if lower is better.
     ///
     /// # Errors
-    /// When there is none, with those that there are.
+    /// Returns an error that lists the existing measures if there is none.
     pub fn watched(&self, name: &str) -> crate::Result<f64> {
         let value = name.split_once('/').and_then(|(set, measure)| self.get(set, measure));
         let value = value.ok_or_else(|| {
             let known = self.flat().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-            crate::Error::Argument(format!("--metric {name}: not measured here; there are {known}"))
+            crate::Error::Argument(format!("--metric {name}: not measured here; choose one of {known}"))
         })?;
         Ok(if lower_is_better(name) { -value } else { value })
     }
 
-    /// Markdown tables: a row for each set; sets of the same measures share a table. `what` heads the first column.
+    /// Markdown tables with a row per set; sets with the same measures share a table. `what` is the heading of the
+    /// first column.
     pub fn tables(&self, what: &str) -> String {
         // Names of measures, and the sets that have exactly these.
         let mut groups: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
@@ -120,7 +121,7 @@ fn number(value: f64) -> String {
     if value == value.trunc() && value.abs() >= 2.0 { format!("{value:.0}") } else { format!("{value:.DECIMALS$}") }
 }
 
-/// Whether a measure of this name is better when it is lower.
+/// Whether lower is better for a measure of this name.
 pub fn lower_is_better(name: &str) -> bool {
     name.ends_with("loss") || name.ends_with("rank")
 }

@@ -1,4 +1,4 @@
-//! What a set of scored pairs says: loss, accuracy, precision, recall, F1, area under the curve.
+//! Measures over scored pairs: loss, accuracy, precision, recall, F1, area under the curve.
 
 use crate::measures::Measures;
 use serde::{Deserialize, Serialize};
@@ -12,19 +12,19 @@ pub struct Metrics {
     pub loss: f64,
     /// Share of pairs on the right side of probability 0.5.
     pub accuracy: f64,
-    /// Of the pairs called matched, the share that is. 0 when none is called so.
+    /// Of the pairs called matched, the share that is. 0 if none is called so.
     pub precision: f64,
-    /// Of the matched pairs, the share called so. 0 when there is none.
+    /// Of the matched pairs, the share called so. 0 if there is none.
     pub recall: f64,
-    /// Harmonic mean of precision and recall. 0 when both are.
+    /// Harmonic mean of precision and recall. 0 if both are.
     pub f1: f64,
-    /// Probability that a matched pair scores above a mismatched one, ties counting half (the
-    /// area under the ROC curve). 0.5 when one kind is absent.
+    /// Probability that a matched pair scores above a mismatched one, with ties counting half (the area under the ROC
+    /// curve). 0.5 if one kind is absent.
     pub auc: f64,
 }
 
 impl Metrics {
-    /// From match logits and whether each pair matches.
+    /// Computes the measures from match logits and whether each pair matches.
     pub fn new(logits: &[f32], matched: &[bool]) -> Self {
         debug_assert_eq!(logits.len(), matched.len());
         let n = logits.len();
@@ -74,12 +74,12 @@ pub fn cross_entropy(logit: f32, matched: bool) -> f64 {
     x.max(0.0) - if matched { x } else { 0.0 } + (-x.abs()).exp().ln_1p()
 }
 
-/// The probability that a logit means.
+/// The probability of a logit.
 pub fn sigmoid(logit: f32) -> f32 {
     1.0 / (1.0 + (-logit).exp())
 }
 
-/// The rank-sum form of the area under the ROC curve, ties sharing their mean rank.
+/// The area under the ROC curve in its rank-sum form; ties share their mean rank.
 fn area_under_curve(scores: &[f32], positive: &[bool]) -> f64 {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
@@ -98,7 +98,7 @@ fn area_under_curve(scores: &[f32], positive: &[bool]) -> f64 {
     if p == 0.0 || n == 0.0 { 0.5 } else { (rank_sum - p * (p + 1.0) / 2.0) / (p * n) }
 }
 
-/// How high the right answers rank when everything is scored against everything.
+/// How high the right answers rank if every query scores every candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Ranking {
     /// Number of queries.
@@ -107,16 +107,16 @@ pub struct Ranking {
     pub candidates: usize,
     /// Share of queries with a right answer at rank 1.
     pub recall_at_1: f64,
-    /// … among the first 5.
+    /// Share of queries with a right answer among the first 5.
     pub recall_at_5: f64,
-    /// … among the first 10.
+    /// Share of queries with a right answer among the first 10.
     pub recall_at_10: f64,
     /// Median over the queries of the rank (from 1) of the best right answer.
     pub median_rank: f64,
 }
 
 impl Ranking {
-    /// From the rank (0 = first) of each query's best right answer.
+    /// Computes the measures from the rank (0 = first) of each query's best right answer.
     pub fn new(mut ranks: Vec<usize>, candidates: usize) -> Self {
         ranks.sort_unstable();
         let n = ranks.len();
@@ -153,7 +153,8 @@ impl Ranking {
 }
 
 /// Rank of the best right answer: how many wrong candidates score at least as much as it (ties
-/// count against the model, so a constant score ranks last, not first).
+/// Rank of the best right answer: the number of wrong candidates that score at least as high (ties count against the
+/// model, so a constant score ranks last, not first).
 pub fn best_rank(scores: &[f32], is_right: impl Fn(usize) -> bool) -> usize {
     let best =
         scores.iter().enumerate().filter(|(i, _)| is_right(*i)).map(|(_, &s)| s).fold(f32::NEG_INFINITY, f32::max);

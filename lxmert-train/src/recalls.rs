@@ -1,9 +1,8 @@
-//! Recalls: every image ranks every caption, and every caption every image.
+//! Recalls: every image ranks every caption, and every caption ranks every image.
 //!
-//! LXMERT scores a pair jointly, so each of the images × captions pairs goes through the
-//! cross-modality layers. Each image and each caption goes through its own encoder once. The cost
-//! is still quadratic: Flickr30k's 1,000 test images with 5,000 captions are
-//! 5,000,000 pairs, some hours on a CPU and minutes on a GPU; `--recall-images` takes fewer.
+//! LXMERT scores a pair jointly, so each of the images × captions pairs passes the cross-modality layers; each image
+//! and each caption passes its own encoder once. The cost is still quadratic: Flickr30k's 1,000 test images with 5,000
+//! captions are 5,000,000 pairs, some hours on a CPU and minutes on a GPU. `--recall-images` limits the images.
 
 use crate::Result;
 use crate::data::Dataset;
@@ -19,18 +18,18 @@ use lxmert_core::model::{MatchingModel, Stream};
 use lxmert_core::ops::PrepackedWeights;
 use std::time::Instant;
 
-/// Recalls both ways.
+/// Recalls in both directions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recalls {
-    /// Images that took part.
+    /// Number of images ranked.
     pub images: usize,
-    /// Captions that took part.
+    /// Number of captions ranked.
     pub captions: usize,
-    /// Each image ranks all captions; right are its own.
+    /// Each image ranks all captions; its own are right.
     pub image_to_text: Ranking,
-    /// Each caption ranks all images; right is its own.
+    /// Each caption ranks all images; its own is right.
     pub text_to_image: Ranking,
-    /// Seconds it took.
+    /// Seconds spent.
     pub seconds: f64,
 }
 
@@ -44,12 +43,12 @@ impl Recalls {
 
 /// One batch of captions, encoded.
 struct EncodedCaptions {
-    /// Places among the captions that take part.
+    /// Indices among the ranked captions.
     places: Vec<usize>,
     encoded: Stream,
 }
 
-/// The images of a split that take part, and their captions.
+/// The images of a split to rank, and their captions.
 pub fn participants(dataset: &Dataset, split: Split, max_images: usize) -> (Vec<usize>, Vec<usize>) {
     let mut images: Vec<usize> = dataset.splits.images(split).collect();
     images.truncate(max_images);
@@ -59,10 +58,10 @@ pub fn participants(dataset: &Dataset, split: Split, max_images: usize) -> (Vec<
     (images, captions)
 }
 
-/// Recalls both ways over the first `max_images` images of `split`.
+/// Recalls in both directions over the first `max_images` images of `split`.
 ///
 /// # Errors
-/// When the data does not fit the model, or Ctrl-C was pressed.
+/// Returns an error if the data does not fit the model, or Ctrl-C was pressed.
 pub fn recalls(
     model: &MatchingModel,
     dataset: &Dataset,
@@ -103,7 +102,7 @@ pub fn recalls(
 /// Match logits of all images (rows) with all captions (columns). The images are shared out among the ranks.
 ///
 /// # Errors
-/// As [`recalls`].
+/// See [`recalls`].
 pub fn score_all(
     model: &MatchingModel,
     dataset: &Dataset,
@@ -138,11 +137,11 @@ fn score_own(
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
     let batch_size = how.batch_size.max(1);
-    let packed = PrepackedWeights::new();
-    let run = how.forward(&packed).pooled_only();
+    let prepacked = PrepackedWeights::new();
+    let run = how.forward(&prepacked).pooled_only();
     let pair = |image: usize, caption: usize| Pair { image, caption, kind: PairKind::Matched };
 
-    // Captions once, in batches of about equal length.
+    // Each caption once, in batches of about equal length.
     let mut order: Vec<usize> = (0..captions.len()).collect();
     order.sort_by_key(|&place| dataset.tokens(&pair(0, captions[place])).len());
     let mut encoded_captions = Vec::new();
@@ -155,7 +154,7 @@ fn score_own(
         encoded_captions.push(EncodedCaptions { places: places.to_vec(), encoded });
     }
 
-    // Images once, then each image against each batch of captions.
+    // Each image once, then each image against each batch of captions.
     let (world, mut scores) = (world(), Vec::new());
     for (chunk, group) in images.chunks(batch_size).enumerate() {
         let Some(&any_caption) = captions.first() else { break };

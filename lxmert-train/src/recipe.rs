@@ -1,4 +1,4 @@
-//! Every setting of a run in one place, and the recipes that tasks start from.
+//! All settings of a run, and the recipes that tasks start from.
 
 use crate::task_weights::TaskWeights;
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ pub enum Optimiser {
     /// With bias correction; biases and norms do not decay.
     #[value(name = "adamw")]
     AdamW,
-    /// The original's: no bias correction, everything decays, the first step has a rate of 0.
+    /// The original's: no bias correction, everything decays, and the first step has a rate of 0.
     #[value(name = "bert-adam")]
     BertAdam,
 }
@@ -42,73 +42,73 @@ impl Optimiser {
     }
 }
 
-/// What an answer to a question is compared with.
+/// The target of the answer loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum AnswerLoss {
-    /// Every answer's score, by binary cross entropy, as the original does.
+    /// Every answer's score, by binary cross entropy, as in the original.
     #[default]
     Scores,
-    /// The best answer alone, by cross entropy, the original's option for GQA.
+    /// Only the best answer, by cross entropy; the original's option for GQA.
     One,
 }
 
-/// Over which regions the object and attribute losses run, and what they are divided by.
+/// Which regions the object and attribute losses cover, and how they are normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum RegionLosses {
-    /// The masked regions, weighted by the detector's confidence: the sum over them divided by the number of all regions,
-    /// times 1/0.15 (the paper).
+    /// The masked regions, weighted by the detector's confidence: their sum divided by the number of all regions, times
+    /// 1/0.15 (the paper).
     #[default]
     Masked,
     /// All regions, masked or not, for objects and attributes (the released code; airsplay/lxmert#41).
     Original,
-    /// The masked regions' mean, without confidences (volta).
+    /// The mean over the masked regions, without confidences (volta).
     PerMasked,
 }
 
-/// The data that a task's default recipe is for.
+/// The kind of data that a task's default recipe is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suits {
     /// The generated scenes.
     Scenes,
     /// Captioned photos, from random weights.
     Photos,
-    /// The published benchmark's files, with the paper's numbers.
+    /// The published benchmark's files, with the paper's settings.
     Benchmark,
 }
 
-/// A recipe that `--recipe` names.
+/// A recipe that `--recipe` can name.
 #[derive(Debug, Clone, Copy)]
 pub struct NamedRecipe {
     /// Its name.
     pub name: &'static str,
-    /// What it is, in a line of the help.
+    /// A one-line description for the help.
     pub about: &'static str,
-    /// Its numbers.
+    /// Its settings.
     pub recipe: fn() -> Recipe,
 }
 
-/// What is trained and how. Two runs with equal recipes, data and thread counts end with equal weights.
+/// What to train and how. Two runs with equal recipes, data and thread counts end with equal weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// What is trained, by the task's name.
+    /// The task's name.
     pub task: String,
-    /// The model's configuration: a preset, a `config.json`, or a checkpoint with one; none for that of `init`.
+    /// The model's configuration: a preset, a `config.json`, or a checkpoint with one; `None` to use that of `init`.
     pub config: Option<String>,
-    /// How the two streams meet; none for what the configuration says.
+    /// How the two streams attend to each other; `None` to follow the configuration.
     pub cross_layer: Option<CrossLayer>,
-    /// A checkpoint to start from; none starts from random weights.
+    /// The initial checkpoint; `None` to start from random weights.
     pub init: Option<String>,
-    /// Weights that this checkpoint may lack, by patterns (`*` any characters, `?` one); they start fresh.
+    /// Patterns of weights that this checkpoint may lack (`*` any characters, `?` one character); they start fresh.
     pub allow_missing: Vec<String>,
     /// Dropout of hidden states and of attention probabilities.
     pub dropout: f32,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of newly initialised weights.
     pub initializer_range: f64,
     /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included.
     pub max_length: usize,
-    /// Regions per image, best first; none for all that the store holds.
+    /// Regions per image, best first; `None` for all in the store.
     pub regions: Option<usize>,
     /// Examples per batch.
     pub batch_size: usize,
@@ -116,53 +116,52 @@ pub struct Recipe {
     pub accumulate: usize,
     /// Passes over the training examples.
     pub epochs: u64,
-    /// Optimiser steps instead of epochs.
+    /// Optimiser steps, instead of epochs.
     pub steps: Option<u64>,
     /// Which optimiser.
     pub optimiser: Optimiser,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Share of the steps over which the rate rises to its peak.
+    /// Fraction of the steps during which the rate rises to its peak.
     pub warmup: f64,
     /// Weight decay.
     pub weight_decay: f64,
     /// Whether biases and norms decay too.
     pub decay_all: bool,
-    /// Largest global gradient norm; 0 does not clip.
+    /// Limit of the global gradient norm; 0 for no limit.
     pub clip: f64,
-    /// What the products of the encoders' layers round their operands to in training; weights, optimiser and evaluation are
-    /// f32.
+    /// Precision to which the encoder layers' products round their operands in training; weights, optimiser and
+    /// evaluation are f32.
     pub precision: Precision,
-    /// Whether row 0 of the position and segment tables gets no gradient, as in the original, where it is torch's padding
-    /// row, though it is `[CLS]`'s position and the only segment.
+    /// Whether row 0 of the position and segment tables gets no gradient. So it is in the original, where it is torch's
+    /// padding row, although it is `[CLS]`'s position and the only segment.
     pub freeze_padding_rows: bool,
-    /// Share of the mismatched training pairs that are hard.
+    /// Fraction of the mismatched training pairs that are hard.
     pub hard_negatives: f64,
-    /// Weight of the masked-word loss beside the matching loss; 0 leaves it out.
+    /// Weight of the masked-word loss beside the matching loss; 0 to omit it.
     pub masked_words: f64,
-    /// Weight of the word-region alignment loss beside the matching loss; 0 leaves it out.
+    /// Weight of the word-region alignment loss beside the matching loss; 0 to omit it.
     pub alignment: f64,
     /// Weights of the pre-training tasks.
     pub task_weights: TaskWeights,
-    /// Over which regions pre-training's object and attribute losses run.
+    /// Which regions pre-training's object and attribute losses cover.
     pub region_losses: RegionLosses,
-    /// The epoch, from 0, in which pre-training begins to learn answers.
+    /// The epoch, counted from 0, in which pre-training begins to learn answers.
     pub answers_from_epoch: u64,
-    /// What answers to questions are compared with.
+    /// The target of the answer loss.
     pub answer_loss: AnswerLoss,
     /// The validation measure that chooses the best epoch, as `set/measure`.
     pub metric: String,
-    /// Stop after this many epochs without a better one.
+    /// Stop after this many epochs without improvement.
     pub patience: Option<u64>,
-    /// Test images that take part in retrieval; 0 leaves it out.
+    /// Number of test images in retrieval; 0 to omit it.
     pub recall_images: usize,
     /// Seed of weights, pairs, order and dropout.
     pub seed: u64,
 }
 
 impl Recipe {
-    /// For real photos: the student project's size, batch and epochs, with a rate that suits training from random
-    /// weights.
+    /// For real photos: the student project's size, batch and epochs, with a learning rate for random initial weights.
     pub fn photos() -> Self {
         Self {
             task: "matching".into(),
@@ -200,7 +199,7 @@ impl Recipe {
         }
     }
 
-    /// For the generated scenes: minutes on two cores (measurements in the model card).
+    /// For the generated scenes: trains in minutes on two cores (results in the model card).
     pub fn scenes() -> Self {
         Self {
             config: Some("tiny".into()),
@@ -214,8 +213,8 @@ impl Recipe {
         }
     }
 
-    /// The original's numbers for fine-tuning on real photos (Tan & Bansal 2019, §4.2): the published size, to be started
-    /// from a pre-trained checkpoint by `--init`.
+    /// The original's settings for fine-tuning on real photos (Tan & Bansal 2019, §4.2): the published size, meant to
+    /// start from a pre-trained checkpoint with `--init`.
     pub fn fine_tuning() -> Self {
         Self {
             config: Some("base".into()),
@@ -230,7 +229,7 @@ impl Recipe {
     }
 
     /// The recipe that most fine-tuning tasks start from: [`Recipe::fine_tuning`], or the scenes' at half of matching's
-    /// rate. With matching's own rate a checkpoint to start from loses in the first epoch what it knows.
+    /// rate. At matching's own rate, a pre-trained checkpoint forgets what it has learnt in the first epoch.
     pub fn fine_tuning_for(suits: Suits) -> Self {
         match suits {
             Suits::Scenes => Self { learning_rate: 5e-4, ..Self::scenes() },
@@ -239,7 +238,7 @@ impl Recipe {
         }
     }
 
-    /// The same numbers for another task, without what learns beside matching. `metric` chooses the best epoch.
+    /// The same settings for another task, without the losses beside matching. `metric` chooses the best epoch.
     #[must_use]
     pub fn for_task(self, task: &str, metric: &str) -> Self {
         let (hard_negatives, masked_words, alignment) = (0.0, 0.0, 0.0);
@@ -255,12 +254,12 @@ impl Recipe {
         AdamWConfig { weight_decay: self.weight_decay, decay_all: self.decay_all, ..base }
     }
 
-    /// How many of the `stored` regions of an image are used, best first.
+    /// How many of an image's `stored` regions are used, best first.
     pub fn regions_of(&self, stored: usize) -> usize {
         self.regions.map_or(stored, |count| count.min(stored))
     }
 
-    /// How a run by this recipe on this store's features puts data before its model.
+    /// How a run by this recipe on this store's features prepares data for its model.
     pub fn preprocessing(&self, store: &FeatureStore) -> Preprocessing {
         let info = store.info();
         let regions = self.regions_of(info.regions);
@@ -272,10 +271,10 @@ impl Recipe {
         self.batch_size.max(64)
     }
 
-    /// Whether the numbers can be used.
+    /// Checks that the settings are usable.
     ///
     /// # Errors
-    /// With the option's name and value.
+    /// Returns an error with the option's name and value.
     pub fn check(&self) -> Result<()> {
         let bad = |what: &str, value: String, wanted: &str| Err(Error::Argument(format!("--{what} {value}: {wanted}")));
         for (name, value) in [("batch-size", self.batch_size), ("accumulate", self.accumulate)] {

@@ -1,9 +1,9 @@
-//! The state from which a killed run resumes, equal to the bit.
+//! The state from which a killed run resumes bit for bit.
 //!
-//! It is one safetensors file, renamed into place whole: weights (`model.<name>`), AdamW's moments,
-//! and, as JSON in the file's metadata, the position: step, epoch, place in the epoch, best epoch,
-//! the running sums of the epoch, and how long the logs were. No random generator has a state to
-//! save: pairs, order and dropout are functions of the seed, the epoch and the step.
+//! It is one safetensors file, written atomically: weights (`model.<name>`), AdamW's moments and, as JSON in the file's
+//! metadata, the position: step, epoch, batch in the epoch, best epoch, the epoch's running sums, and the lengths of
+//! the logs. No random generator has a state to save: pairs, order and dropout are functions of the seed, the epoch and
+//! the step.
 
 use crate::measures::nan_for_null;
 use crate::sums::Sums;
@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Where a run stands.
+/// The position of a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// Optimiser steps taken.
     pub step: u64,
     /// Epochs finished.
     pub epoch: u64,
-    /// Batches of the current epoch that are done.
+    /// Finished batches of the current epoch.
     pub batch: usize,
     /// Sums over the current epoch.
     pub epoch_sums: Sums,
@@ -30,19 +30,19 @@ pub struct Position {
     pub log_sums: Sums,
     /// The best epoch so far.
     pub best: Option<Best>,
-    /// Whether training has ended and only the test is left.
+    /// Whether training has finished and only the test is left.
     pub trained: bool,
     /// Length of `metrics.jsonl` in bytes.
     pub metrics_bytes: u64,
     /// Length of the event file in bytes.
     pub events_bytes: u64,
-    /// Seconds spent, over all sittings.
+    /// Seconds spent, over all sessions.
     pub seconds: f64,
 }
 
 impl Position {
-    /// Takes in the watched measure of the epoch that has just ended, higher being better; gives whether the epoch is the
-    /// best so far. NaN is worse than every number.
+    /// Records the watched measure of the epoch that has just ended (higher is better); returns whether the epoch is
+    /// the best so far. NaN is worse than every number.
     pub fn take_measure(&mut self, value: f64) -> bool {
         let better = |best: &Best| value > best.value || best.value.is_nan() && !value.is_nan();
         let is_best = self.best.as_ref().is_none_or(better);
@@ -58,7 +58,7 @@ impl Position {
 pub struct Best {
     /// Its number, from 1.
     pub epoch: u64,
-    /// The watched measure, higher is better.
+    /// The watched measure; higher is better.
     #[serde(deserialize_with = "nan_for_null")]
     pub value: f64,
 }
@@ -66,7 +66,7 @@ pub struct Best {
 /// Writes the state.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Returns an error if it cannot be written.
 pub fn save(path: &Path, position: &Position, optimiser: &AdamW) -> Result<()> {
     let mut tensors = optimiser.state()?;
     tensors.extend(optimiser.parameters().map(|(name, var)| (format!("model.{name}"), var.as_tensor().clone())));
@@ -78,14 +78,14 @@ pub fn save(path: &Path, position: &Position, optimiser: &AdamW) -> Result<()> {
 /// Reads the state into the optimiser's parameters and moments.
 ///
 /// # Errors
-/// When the file is not a training state of this model.
+/// Returns an error if the file is not a training state of this model.
 pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
     let position = position(path)?;
     let tensors: BTreeMap<String, Tensor> = read_tensors(path)?;
     for (name, var) in optimiser.parameters() {
         let tensor = tensors
             .get(&format!("model.{name}"))
-            .ok_or_else(|| Error::file(path, format!("lacks the weight '{name}'")))?;
+            .ok_or_else(|| Error::file(path, format!("the weight '{name}' is missing")))?;
         if tensor.shape() != var.shape() {
             return Err(Error::file(
                 path,
@@ -98,10 +98,10 @@ pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
     Ok(position)
 }
 
-/// Reads the position alone.
+/// Reads only the position.
 ///
 /// # Errors
-/// When the file is not a training state.
+/// Returns an error if the file is not a training state.
 pub fn position(path: &Path) -> Result<Position> {
     use std::io::Read;
     let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
@@ -112,12 +112,12 @@ pub fn position(path: &Path) -> Result<Position> {
     let bad =
         |reason: &str| Error::file(path, format!("not a training state ({reason}); start again with --overwrite"));
     if size > total.saturating_sub(8) {
-        return Err(bad("its header is cut short"));
+        return Err(bad("its header is truncated"));
     }
     let mut header = vec![0u8; size as usize];
     file.read_exact(&mut header).map_err(Error::io(path))?;
     let header: serde_json::Value = serde_json::from_slice(&header).map_err(|_| bad("its header is not JSON"))?;
-    let json = header["__metadata__"]["position"].as_str().ok_or_else(|| bad("it says no position"))?;
+    let json = header["__metadata__"]["position"].as_str().ok_or_else(|| bad("it has no position"))?;
     serde_json::from_str(json).map_err(|e| bad(&e.to_string()))
 }
 
@@ -126,12 +126,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nan_is_best_only_until_there_is_a_number() {
+    fn nan_is_the_best_only_until_there_is_a_number() {
         let mut position = Position::default();
         let mut best_after = |value| {
             position.epoch += 1;
             position.take_measure(value);
-            // Through the state file and back, where JSON has no NaN.
+            // Through the state file and back, since JSON has no NaN.
             position = serde_json::from_str(&serde_json::to_string(&position).unwrap()).unwrap();
             position.best.unwrap().epoch
         };

@@ -1,4 +1,4 @@
-//! What a run writes, and reading a checkpoint back.
+//! What a run writes, and how to read a checkpoint back.
 //!
 //! ```text
 //! runs/<name>/
@@ -9,10 +9,10 @@
 //!   metrics.jsonl          one JSON object per line (crate::log::jsonl)
 //!   tensorboard/           an event file
 //!   curves.png             losses, accuracies, gradient norm, learning rate
-//!   predictions/           of the test split, in the form that a benchmark's server takes; not for matching
-//!   report.json            the test results; there only once the run has finished
-//!   state.safetensors      what --resume needs; there only until then
-//!   run.lock               locked by the process that trains here, if one does
+//!   predictions/           of the test split, in the benchmark server's format; not for matching
+//!   report.json            the test results; only after the run has finished
+//!   state.safetensors      the state for --resume; only until then
+//!   run.lock               locked by the process that trains here, if any
 //! ```
 
 use crate::log::jsonl::TestRecord;
@@ -81,7 +81,7 @@ impl RunFolder {
         self.root.join("report.json")
     }
 
-    /// What a benchmark's server takes, of the test split.
+    /// Prediction files for a benchmark's server, for the test split.
     pub fn predictions(&self) -> PathBuf {
         self.root.join("predictions")
     }
@@ -91,14 +91,14 @@ impl RunFolder {
         self.root.join("state.safetensors")
     }
 
-    /// The file that the process which trains here has locked.
+    /// The file that the training process has locked.
     pub fn lock(&self) -> PathBuf {
         self.root.join("run.lock")
     }
 
-    /// Removes the temporary files that a killed run has left.
+    /// Removes temporary files that a killed run has left.
     pub fn remove_leftovers(&self) {
-        // The root may hold files of the user's, the folders in it hold only ours.
+        // The root may contain the user's files; its subfolders contain only ours.
         let own = [self.settings(), self.state(), self.curves(), self.report()];
         remove_leftovers(&self.root, |name| own.iter().any(|path| path.file_name().is_some_and(|own| own == name)));
         for folder in [self.best(), self.last(), self.predictions()] {
@@ -106,12 +106,12 @@ impl RunFolder {
         }
     }
 
-    /// Deletes what a run has written (and nothing else that lies in the folder).
+    /// Deletes what a run has written, and nothing else in the folder.
     ///
     /// # Errors
-    /// When something cannot be deleted.
+    /// Returns an error if something cannot be deleted.
     pub fn clear(&self) -> Result<()> {
-        // The report goes first: without it nobody takes half a run for a finished one.
+        // Delete the report first: without it nobody mistakes half a run for a finished one.
         for file in [self.report(), self.state(), self.settings(), self.metrics(), self.curves()] {
             remove(&file, std::fs::remove_file(&file))?;
         }
@@ -122,18 +122,19 @@ impl RunFolder {
     }
 }
 
-/// The lock of a run folder: one process trains there at a time. The system releases it when the process ends, however
-/// that happens, so that the lock of a dead process never stands in the way.
+/// The lock of a run folder: one process trains there at a time. The system releases it however the process ends, so a
+/// dead process never blocks the folder.
 #[derive(Debug)]
 pub struct Lock {
     _file: std::fs::File,
 }
 
 impl Lock {
-    /// Locks the folder, which must exist. `command` is written down for whoever else wants it.
+    /// Locks the folder, which must exist. `command` is recorded for processes that find the folder locked.
     ///
     /// # Errors
-    /// When another process holds the lock, with its number and command; when the file cannot be written.
+    /// Returns an error if another process holds the lock, with its number and command, or if the file cannot be
+    /// written.
     pub fn take(folder: &RunFolder, command: &str) -> Result<Self> {
         let path = folder.lock();
         let open = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -177,7 +178,7 @@ pub struct Report {
     pub epochs: u64,
     /// Trained parameters.
     pub parameters: usize,
-    /// Seconds spent training and validating, over all sittings.
+    /// Seconds spent on training and validation, over all sessions.
     pub training_seconds: f64,
     /// Test results of the best checkpoint.
     #[serde(flatten)]
@@ -188,47 +189,47 @@ impl Report {
     /// Reads `report.json`.
     ///
     /// # Errors
-    /// When it is not there or not a report.
+    /// Returns an error if it does not exist or is not a report.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         serde_json::from_str(&text).map_err(Error::json(path))
     }
 }
 
-/// What a checkpoint holds besides the weights.
+/// The parts of a checkpoint other than the weights.
 #[derive(Debug, Clone)]
 pub struct CheckpointParts {
     /// The model's configuration.
     pub config: LxmertConfig,
     /// The name of the class that opens it in transformers.
     pub architecture: &'static str,
-    /// How to put data before the model.
+    /// How to prepare data for the model.
     pub preprocessing: Preprocessing,
-    /// The answers of its answer head, by class; empty where it has none.
+    /// The answers of its answer head, by class; empty if it has none.
     pub answers: Vec<String>,
 }
 
-/// Writes a JSON file whole.
+/// Writes a JSON file, whole or not at all.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Returns an error if it cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(Error::json(path))?;
     write_text(path, &(text + "\n"))
 }
 
-/// Writes a text file whole.
+/// Writes a text file, whole or not at all.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Returns an error if it cannot be written.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     Ok(atomic_write(path, |file| file.write_all(text.as_bytes()))?)
 }
 
-/// Writes a checkpoint in the hub's layout. Each file is written whole, the weights last.
+/// Writes a checkpoint in the hub's layout. Each file is written whole or not at all, the weights last.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// Returns an error if a file cannot be written.
 pub fn save_checkpoint(
     folder: &Path,
     parts: &CheckpointParts,
@@ -255,14 +256,14 @@ pub fn save_checkpoint(
     Ok(save_safetensors(folder.join("model.safetensors"), weights, &metadata)?)
 }
 
-/// [`Pretrained::open`]. Where there is no checkpoint, the error names the command that trains one for `task`.
+/// [`Pretrained::open`]. If there is no checkpoint, the error names the command that trains one for `task`.
 ///
 /// # Errors
-/// As [`Pretrained::open`].
+/// See [`Pretrained::open`].
 pub fn open_checkpoint(place: &Path, task: &str) -> Result<Pretrained> {
     let place = Place::find(place).map_err(|error| match error {
         lxmert_core::Error::Format { path, reason } => {
-            Error::file(path, format!("{reason}; `cargo run -p lxmert-train -- --task {task}` trains one"))
+            Error::file(path, format!("{reason}; train one with `cargo run -p lxmert-train -- --task {task}`"))
         }
         other => other.into(),
     })?;
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn second_lock_names_the_holder_and_a_released_lock_can_be_taken() {
+    fn a_second_lock_names_the_holder_and_a_released_lock_is_free() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = RunFolder::new(temporary.path());
         let first = Lock::take(&folder, "lxmert-train --epochs 3").unwrap();

@@ -1,4 +1,4 @@
-//! What a batch gives, and running sums of it over steps and epochs.
+//! The result of a batch, and running sums over steps and epochs.
 
 use crate::measures::nan_for_null;
 use candle_core::Tensor;
@@ -9,15 +9,16 @@ use std::ops::AddAssign;
 /// The result of one batch.
 #[derive(Debug)]
 pub struct BatchLoss {
-    /// To differentiate: the batch's summed losses over the examples of the whole optimiser step.
+    /// The value to differentiate: the batch's summed losses divided by the number of examples in the whole optimiser
+    /// step.
     pub loss: Tensor,
     /// Examples in the batch.
     pub examples: usize,
-    /// Sum over the examples of the loss that the log shows, in f64.
+    /// Sum over the examples of the loss to log, in f64.
     pub sum: f64,
-    /// Examples that were judged right, and how many were judged.
+    /// Number of correct predictions, and of predictions.
     pub right: (usize, usize),
-    /// The losses that make up the whole, where there are several.
+    /// The losses that add up to the total, if there are several.
     pub parts: Vec<Part>,
 }
 
@@ -26,9 +27,9 @@ pub struct BatchLoss {
 pub struct Part {
     /// Its name.
     pub name: &'static str,
-    /// Its mean over the batch, before its weight.
+    /// Its mean over the batch, before weighting.
     pub loss: f64,
-    /// Guesses that were right, and how many there were; 0 where it has none to count.
+    /// Number of correct guesses, and of guesses; 0 if there are none to count.
     pub right: (usize, usize),
 }
 
@@ -38,15 +39,15 @@ pub struct Sums {
     /// Sum of the examples' losses.
     #[serde(deserialize_with = "nan_for_null")]
     pub loss: f64,
-    /// Examples judged right.
+    /// Correct predictions.
     pub right: usize,
-    /// Examples judged.
+    /// Predictions.
     pub judged: usize,
     /// Examples.
     pub examples: usize,
-    /// Of each part of the loss: the sum of its batch means, and the batches that had it.
+    /// For each part of the loss: the sum of its batch means, and how many batches had it.
     pub parts: BTreeMap<String, (f64, u64)>,
-    /// Of each part that guesses: right guesses, and guesses.
+    /// For each part with guesses: correct guesses, and guesses.
     pub guesses: BTreeMap<String, (usize, usize)>,
     /// Sum of the gradient norms.
     pub norm: f64,
@@ -89,19 +90,19 @@ impl Sums {
         more.guesses.iter().for_each(|(name, counts)| add(&mut self.guesses, name, *counts));
     }
 
-    /// Adds an optimiser step's batches and the norm of its gradient.
+    /// Adds the batches of an optimiser step, and the norm of its gradient.
     pub fn add_step(&mut self, step: &Self, norm: f64) {
         self.add_batches(step);
         self.norm += norm;
         self.steps += 1;
     }
 
-    /// Mean loss of an example.
+    /// Mean loss per example.
     pub fn mean_loss(&self) -> f64 {
         self.loss / self.examples.max(1) as f64
     }
 
-    /// Share of the judged examples that were right; none when none was judged.
+    /// Share of correct predictions; `None` if there are none.
     pub fn accuracy(&self) -> Option<f64> {
         (self.judged > 0).then(|| self.right as f64 / self.judged as f64)
     }
@@ -111,7 +112,7 @@ impl Sums {
         self.parts.iter().map(|(name, (sum, batches))| (name.clone(), sum / *batches as f64)).collect()
     }
 
-    /// Of each part that guesses, the share of right guesses.
+    /// The share of correct guesses, for each part with guesses.
     pub fn part_accuracies(&self) -> BTreeMap<String, f64> {
         self.guesses.iter().map(|(name, (right, all))| (name.clone(), *right as f64 / (*all).max(1) as f64)).collect()
     }

@@ -1,10 +1,10 @@
-//! The weights of the pre-training tasks, as `--task-weights` takes them.
+//! The weights of the pre-training tasks, in the format of `--task-weights`.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The weight of each pre-training task; 0 leaves it out.
+/// The weight of each pre-training task; 0 to omit it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TaskWeights {
     /// Masked words.
@@ -40,7 +40,7 @@ impl TaskWeights {
         self.all().iter().find(|(known, _)| *known == name).map(|(_, weight)| *weight)
     }
 
-    /// Whether every weight is 0, so that nothing is learnt.
+    /// Whether every weight is 0, so that nothing is trained.
     pub fn all_zero(&self) -> bool {
         self.all().iter().all(|(_, weight)| *weight == 0.0)
     }
@@ -50,13 +50,13 @@ impl TaskWeights {
         self.objects + self.attributes + self.features > 0.0
     }
 
-    /// The weights in an epoch, counted from 0: answers are learnt from epoch `from` on (in the paper, the last ten of
-    /// twenty).
+    /// The weights in an epoch, counted from 0: answers are learnt from epoch `from` on (in the paper, in the last ten
+    /// of twenty).
     pub fn in_epoch(&self, epoch: u64, from: u64) -> Self {
         Self { answers: if epoch >= from { self.answers } else { 0.0 }, ..*self }
     }
 
-    /// The tasks that `asked` switches on and these weights switch off.
+    /// The tasks that `asked` switches on but these weights switch off.
     pub fn left_out(&self, asked: &Self) -> Vec<&'static str> {
         let both = self.all().into_iter().zip(asked.all());
         both.filter(|((_, now), (_, then))| *now == 0.0 && *then > 0.0).map(|((name, _), _)| name).collect()

@@ -1,8 +1,8 @@
-//! The training loop: epochs of batches, validation after each, the best checkpoint to the test.
+//! The training loop: epochs of batches, validation after each, and a test of the best checkpoint.
 //!
-//! Read [`run`] for the life of a run and `Trainer::epoch` for a step. Whatever happens between
-//! two optimiser steps (Ctrl-C, a kill, a power cut), the run resumes from its last saved state
-//! and ends with the weights it would have had.
+//! Read [`run`] for the life of a run and `Trainer::epoch` for a step. Whatever happens between two optimiser steps
+//! (Ctrl-C, a kill, a power cut), the run resumes from its last saved state and ends with the weights it would have
+//! had.
 
 use crate::data::batches;
 use crate::job::{Job, RunSettings, Start};
@@ -33,24 +33,24 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// Optimiser steps between two step records.
+/// Optimiser steps between step records.
 const LOG_EVERY: u64 = 20;
 
 /// How [`run`] ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// The run has ended now.
+    /// The run has just finished.
     Finished(Report),
-    /// A run of the same settings had already ended; nothing was done.
+    /// A run with the same settings had already finished; nothing was done.
     AlreadyFinished(Report),
 }
 
-/// Trains task `T`, or resumes its training, and tests the best checkpoint. Nothing that is in the folder is deleted before
-/// the data and the checkpoint to start from have been read and found to fit.
+/// Trains task `T`, or resumes its training, and tests the best checkpoint. Nothing in the folder is deleted until the
+/// data and the initial checkpoint have been read and found to fit.
 ///
 /// # Errors
-/// When the data or settings cannot be used, the folder holds another run or another process trains there, the loss
-/// diverges, or Ctrl-C was pressed (the state is saved).
+/// Returns an error if the data or settings are unusable, the folder holds another run, another process trains there,
+/// the loss diverges, or Ctrl-C was pressed (the state is saved).
 pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
     let world = world();
     let check = || {
@@ -110,14 +110,14 @@ fn found(job: &Job, folder: &RunFolder, settings: &RunSettings) -> Result<Found>
     }
 }
 
-/// Refuses to start from a checkpoint that `--overwrite` is about to delete.
+/// Rejects an initial checkpoint that `--overwrite` is about to delete.
 fn refuse_init_inside(job: &Job) -> Result<()> {
     let Some(init) = job.recipe.init.as_deref().filter(|init| !init.starts_with("hf:")) else { return Ok(()) };
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let weights = Place::find(init)?.weights;
     if real(&weights).starts_with(real(&job.output)) {
         return Err(Error::Argument(format!(
-            "--init {init}: --overwrite would delete this checkpoint, which lies in {}; use another --output, or move the \
+            "--init {init}: --overwrite would delete this checkpoint, which is in {}; use another --output, or move the \
              checkpoint first",
             job.output.display()
         )));
@@ -138,15 +138,15 @@ struct Trainer<'a, T> {
     log: Option<RunLog>,
     saved: Instant,
     saved_step: u64,
-    /// Seconds of earlier sittings, and when this one began.
+    /// Seconds of earlier sessions, and when this one began.
     sitting: (f64, Instant),
 }
 
 /// The projection of a region's features: `[hidden, width of the features]`.
 const REGION_WEIGHTS: &str = "lxmert.encoder.visn_fc.visn_fc.weight";
 
-/// An unfit checkpoint's error, with what to do: other features where it takes another width, and leave to start fresh
-/// for what it lacks.
+/// The error for a checkpoint that does not fit, with advice: other features if it needs another width, and
+/// `--allow-missing` for weights that it lacks.
 fn cannot_start(error: Error) -> Error {
     let Error::Core(lxmert_core::Error::Checkpoint { missing, misshapen, .. }) = &error else { return error };
     let of_another_width =
@@ -154,13 +154,13 @@ fn cannot_start(error: Error) -> Error {
     let regions = misshapen.iter().find(of_another_width);
     let what_to_do = match (regions, missing.first()) {
         (Some(weight), _) => format!(
-            "it takes regions of {} numbers, the store has {}: use the features of the detector it was trained on",
+            "it needs regions of {} numbers, but the store has {}: use the features of the detector it was trained on",
             weight.found.last().unwrap_or(&0),
             weight.expected.last().unwrap_or(&0)
         ),
-        (None, Some(first)) => format!("to let what is missing start fresh, name it: --allow-missing '{first}'"),
-        (None, None) if !misshapen.is_empty() => "it has other classes, or is of another size".into(),
-        (None, None) => "it is of another network".into(),
+        (None, Some(first)) => format!("to start missing weights fresh, pass --allow-missing '{first}'"),
+        (None, None) if !misshapen.is_empty() => "it has other classes or another size".into(),
+        (None, None) => "it belongs to another network".into(),
     };
     Error::Argument(format!("--init {error}; {what_to_do}"))
 }
@@ -192,7 +192,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             log::info!("{shares}");
         }
         if resumes {
-            log::info!("going on from step {} of {total_steps}", position.step);
+            log::info!("resuming from step {} of {total_steps}", position.step);
         }
         Ok(Self {
             schedule: Schedule { warmup_steps, total_steps, idle_start: recipe.optimiser.idle_start() },
@@ -249,7 +249,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(())
     }
 
-    /// The rest of the current epoch, from wherever the position says.
+    /// Trains the rest of the current epoch, from the current position.
     fn epoch(&mut self, bar: &ProgressBar) -> Result<()> {
         let recipe = &self.job.recipe;
         let epoch = self.position.epoch;
@@ -347,7 +347,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let recipe = &self.job.recipe;
         bar.set_message("validating");
         let validation = match self.task.validate() {
-            // Ctrl-C while validating: the epoch's last step is not lost.
+            // Ctrl-C during validation: keep the epoch's last step.
             Err(e) if e.is_interrupt() => {
                 self.world.agree(self.save_state())?;
                 return Err(e);
@@ -374,7 +374,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let without_better = epoch - self.position.best.map_or(epoch, |best| best.epoch);
         let patience_ended = recipe.patience.is_some_and(|patience| without_better >= patience);
         if patience_ended {
-            log::info!("{without_better} epochs without a better one; stopping early");
+            log::info!("no improvement for {without_better} epochs; stopping early");
         }
         self.position.trained = patience_ended || self.position.step >= self.schedule.total_steps;
         if let Some(log) = self.log.as_mut() {
@@ -409,7 +409,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.world.same(&format!("the weights after epoch {epoch}"), &lxmert_core::files::hex(&hash.finalize()))
     }
 
-    /// Tests the best checkpoint and writes the report; the run is then finished.
+    /// Tests the best checkpoint and writes the report, which finishes the run.
     fn test(&mut self) -> Result<Report> {
         let bar = progress::bar(0, "examples", self.job.show_progress);
         bar.set_prefix("test");
@@ -439,7 +439,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             write_text(&self.folder.best().join("README.md"), &card)?;
         }
         write_json(&self.folder.report(), &report)?;
-        // The report says that the run has finished; the state is of no more use.
+        // The report marks the run as finished; the state is no longer needed.
         let state = self.folder.state();
         std::fs::remove_file(&state).map_err(Error::io(&state))?;
         self.world.agree(Ok(()))?;
@@ -521,8 +521,8 @@ impl Round {
     }
 }
 
-/// Zeroes the gradient of row 0 of the position and segment tables, as torch's `padding_idx=0` does in the original. Row 0
-/// of the word table is the padding's: no word that counts reads it.
+/// Zeroes the gradient of row 0 of the position and segment tables, as torch's `padding_idx=0` does in the original.
+/// Row 0 of the word table belongs to padding: no real word uses it.
 fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> Result<()> {
     for ((name, _), gradient) in optimiser.parameters().zip(gradients) {
         let table = name.ends_with(".position_embeddings.weight") || name.ends_with(".token_type_embeddings.weight");
@@ -563,10 +563,10 @@ mod tests {
             let (path, unexpected) = ("x".into(), vec!["surprise".into()]);
             cannot_start(lxmert_core::Error::Checkpoint { path, missing, unexpected, misshapen }.into()).to_string()
         };
-        assert!(said(&[], &[128, 2048]).contains("it takes regions of 2048 numbers, the store has 256"));
-        assert!(said(&[], &[768, 256]).ends_with("it has other classes, or is of another size"));
+        assert!(said(&[], &[128, 2048]).contains("it needs regions of 2048 numbers, but the store has 256"));
+        assert!(said(&[], &[768, 256]).ends_with("it has other classes or another size"));
         assert!(said(&["a", "b"], &[128, 256]).ends_with("--allow-missing 'a'"));
-        assert!(said(&[], &[128, 256]).ends_with("it is of another network"));
+        assert!(said(&[], &[128, 256]).ends_with("it belongs to another network"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Questions, statements, entailment and referring expressions, from files and a feature store to predictions: a model learns what the features tell, and its
-//! checkpoint starts another task and answers alone.
+//! Questions, statements, entailment and referring expressions, from files and a feature store to predictions: a model
+//! learns what the features show, and its checkpoint answers questions and initialises another task.
 
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
@@ -32,7 +32,7 @@ fn write(path: &Path, value: &Value) -> Vec<PathBuf> {
     vec![path.to_path_buf()]
 }
 
-/// Two questions about each of the images of [`common::write_data`]; `labelled` says whether with answers.
+/// Two questions about each of the images of [`common::write_data`], with answers if `labelled`.
 fn questions(images: std::ops::Range<usize>, labelled: bool) -> Value {
     let entry = |id: usize, image: usize, sent: &str, answer: &str| {
         let mut entry =
@@ -82,8 +82,8 @@ fn run(job: &Job) -> lxmert_train::run_folder::Report {
     }
 }
 
-/// The checkpoint of `root/run` named as a repository of the hub: asked, measured and started from. `printed`: what it
-/// answers when it is asked from its folder.
+/// The checkpoint of `root/run`, named as a repository on the hub: asks it, measures it and starts from it. `printed`:
+/// its answer when it is asked from its folder.
 fn from_the_hub(root: &Path, printed: &str) {
     let endpoint = loopback::serve_folder(&root.join("run/best"));
     let command = |arguments: &[&str]| {
@@ -149,7 +149,7 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
     asked("900").code(1).stderr(predicates::str::contains("no image '900'"));
     from_the_hub(root, &printed);
 
-    // Measured alone, on other questions, the checkpoint writes the same form of predictions.
+    // Measured separately on other questions, the checkpoint writes predictions in the same format.
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     evaluate.arg("evaluate").arg(root.join("run")).args(["--task", "questions", "--json", "--features"]);
     evaluate.arg(root.join("features")).arg("--test-file").arg(root.join("valid.json")).args(["--precision", "bf16"]);
@@ -163,7 +163,7 @@ fn learns_questions_and_answers_them_from_the_checkpoint() {
     let error = checkpoint.ask(&wide, "What color is it?", 3, &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("2048") && error.contains("12") && error.contains("'test'"), "{error}");
 
-    // The head of a run on fewer answers, in another order, starts from this one by their words.
+    // The head of a run with fewer answers, in another order, starts from this one's rows by the answers' words.
     let fewer = root.join("fewer.json");
     std::fs::write(&fewer, json!(["a star", "green", "red"]).to_string()).unwrap();
     let Data::Examples(paths) = job.data.clone() else { unreachable!() };
@@ -228,7 +228,7 @@ fn learns_statements_about_two_images() {
 
 /// The original's NLVR2 snapshots: `lxrt_encoder.model.bert.*`, and `logit_fc.*` over the width of two pooled outputs.
 #[test]
-fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
+fn an_nlvr2_snapshot_starts_statements_with_its_head_and_can_be_measured() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 12);
@@ -260,7 +260,7 @@ fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
     let files = write(&root.join("all.json"), &(0..12).map(statement).collect());
     let data = ExamplePaths { train: files.clone(), valid: files.clone(), test: files, ..ExamplePaths::default() };
     let mut job = job(root, "statements", data, "run");
-    // At a rate of 0 what is saved is what it started from.
+    // At a rate of 0 the saved weights are the initial ones.
     job.recipe = Recipe { init: Some(place.display().to_string()), learning_rate: 0.0, epochs: 1, ..job.recipe };
     let report = run(&job);
     let saved = read_tensors(root.join("run/best/model.safetensors")).unwrap();
@@ -269,7 +269,7 @@ fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&saved[name]), values(wanted), "{name}");
     }
-    // With a config.json beside it the snapshot is measured as it is.
+    // With a config.json beside it the snapshot can be measured directly.
     std::fs::write(root.join("config.json"), config.to_json("LxmertModel")).unwrap();
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     evaluate.arg("evaluate").arg(&place).args(["--task", "statements", "--json", "--features"]);
@@ -286,7 +286,7 @@ fn nlvr2_snapshot_starts_statements_with_its_head_and_is_measured_as_it_is() {
         .stderr(predicates::str::contains("statements about two images"));
 }
 
-/// `evaluate` of `root/run` on a file; its predictions go into `root/again`.
+/// Runs `evaluate` on `root/run` and a file; its predictions go into `root/again`.
 fn evaluate(root: &Path, task: &str, file: &str) -> Value {
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     evaluate.arg("evaluate").arg(root.join("run")).args(["--task", task, "--json", "--features"]);
@@ -296,11 +296,11 @@ fn evaluate(root: &Path, task: &str, file: &str) -> Value {
 }
 
 #[test]
-fn learns_what_a_photo_entails() {
+fn learns_visual_entailment() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 96);
-    // Both spellings of the photo; of every fourth photo the second line has no agreed label.
+    // Both spellings of the photo's field; for every fourth photo the second line has no agreed label.
     let lines = |name: &str, images: std::ops::Range<usize>| {
         let line = |photo: &str, image: usize, sentence: &str, label: &str| {
             let id = format!("{image}{}", label.chars().next().unwrap());
@@ -340,7 +340,7 @@ fn learns_what_a_photo_entails() {
 }
 
 #[test]
-fn learns_which_region_an_expression_names() {
+fn learns_referring_expressions() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 96);
@@ -394,7 +394,7 @@ fn learns_which_region_an_expression_names() {
 }
 
 #[test]
-fn says_what_a_task_cannot_read() {
+fn errors_say_what_a_task_cannot_read() {
     let folder = tempfile::tempdir().unwrap();
     let command = || {
         let mut command = Command::cargo_bin("lxmert-train").unwrap();

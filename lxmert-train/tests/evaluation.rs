@@ -1,4 +1,4 @@
-//! Measuring in bf16: logits are those of f32 but for the rounding, in pairs and in retrieval.
+//! Measuring in bf16: logits equal those of f32 up to rounding, for pairs and for retrieval.
 
 mod common;
 
@@ -15,7 +15,7 @@ use lxmert_train::data::{Dataset, LoadOptions};
 use lxmert_train::evaluate::{self, Evaluation};
 use lxmert_train::recalls::{participants, score_all};
 
-/// Norm of the difference over the norm of `want`, as for the model's own outputs in bf16.
+/// Norm of the difference divided by the norm of `want`, as for the model's own outputs in bf16.
 fn relative(got: &[f32], want: &[f32]) -> f32 {
     let difference: f32 = got.iter().zip(want).map(|(got, want)| (got - want).powi(2)).sum();
     (difference / want.iter().map(|want| want.powi(2)).sum::<f32>()).sqrt()
@@ -50,7 +50,8 @@ fn bf16_logits_differ_from_f32_by_rounding_only() {
     for (what, (got, want)) in ["pairs", "retrieval"].iter().zip(rounded.iter().zip(&exact)) {
         let error = relative(got, want);
         println!("{what}: {} logits, {error:.1e}", want.len());
-        // A bf16 is off by at most 2^-9 = 2e-3 of itself; the layers one after another add up to some of these.
+        // A bf16 number is off by at most 2^-9 = 2e-3 of itself; over successive layers this adds up to a few times as
+        // much.
         assert!((1e-4..2e-2).contains(&error), "{what}: {error:.1e}");
     }
 }

@@ -1,5 +1,5 @@
-//! What a run's model is made of: a checkpoint to start from brings its configuration and vocabulary, `--config` names any
-//! size, and what contradicts is an error.
+//! Where a run's model comes from: an initial checkpoint brings its configuration and vocabulary, `--config` names any
+//! size, and contradictions are errors.
 
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The captions' words, in no order of BERT's.
+/// The captions' words, in another order than BERT's.
 const WORDS: [&str; 23] = [
     "red", "[SEP]", "a", "green", "[MASK]", "blue", "yellow", "circle", "[CLS]", "square", "star", "cross", "there",
     "is", "one", "here", ",", "and", "it", ".", "[UNK]", "thing", "[PAD]",
@@ -66,7 +66,7 @@ fn lxmert(folder: &Path) {
     std::fs::write(folder.join("config.json"), config().to_json("LxmertForPreTraining")).unwrap();
 }
 
-/// A BERT of three layers, 24 wide.
+/// A BERT with three layers, 24 wide.
 fn bert(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     let shapes = PretrainingModel::expected(&LxmertConfig { l_layers: 3, ..config() }).unwrap().into_iter();
@@ -81,7 +81,7 @@ fn bert(folder: &Path) {
     std::fs::write(folder.join("config.json"), bert.to_string()).unwrap();
 }
 
-/// So many epochs on the data in `root`, into `root/NAME`.
+/// Trains this many epochs on the data in `root`, into `root/NAME`.
 fn train_epochs(root: &Path, name: &str, epochs: &str, flags: &[&str]) -> Command {
     let mut command = Command::cargo_bin("lxmert-train").unwrap();
     command.args(["--data", ".", "--features", "features", "--output", name, "--batch-size", "8"]);
@@ -100,7 +100,7 @@ fn saved(root: &Path, run: &str) -> LxmertConfig {
     LxmertConfig::from_file(root.join(run).join("best/config.json")).unwrap()
 }
 
-/// A configuration without what the recipe and the task decide.
+/// A configuration without the values that the recipe and the task decide.
 fn sizes(config: LxmertConfig) -> LxmertConfig {
     let of_task = LxmertConfig::default();
     LxmertConfig {
@@ -127,7 +127,7 @@ fn init_alone_brings_the_configuration_and_the_vocabulary() {
         |run: &str| WordPiece::from_vocab(root.join(run).join("best/vocab.txt")).unwrap().vocabulary().to_vec();
     assert_eq!(vocabulary("run"), WORDS);
 
-    // The same from the hub; and BERT, whose sizes are no preset's.
+    // The same from the hub; and a BERT whose sizes match no preset.
     let endpoint = loopback::serve_folder(&root.join("lxmert"));
     let mut hub = train(root, "hub", &["--init", "hf:owner/repo", "--masked-words", "1"]);
     hub.env("HF_ENDPOINT", &endpoint).env("HF_HUB_CACHE", root.join("cache")).env("HF_TOKEN", "hf_test");
@@ -139,7 +139,7 @@ fn init_alone_brings_the_configuration_and_the_vocabulary() {
     assert_eq!(sizes(saved(root, "from-bert")), sizes(layers));
     assert_eq!(vocabulary("from-bert"), WORDS);
 
-    // What was trained is measured with its own configuration and vocabulary.
+    // A trained model is measured with its own configuration and vocabulary.
     let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
     evaluate.args(["evaluate", "run", "--data", ".", "--features", "features", "--recall-images", "0", "--json"]);
     let measured = evaluate.current_dir(root).assert().success().get_output().stdout.clone();
@@ -149,7 +149,7 @@ fn init_alone_brings_the_configuration_and_the_vocabulary() {
 }
 
 #[test]
-fn a_run_goes_on_with_its_own_configuration_when_the_checkpoint_it_started_from_is_gone() {
+fn a_run_resumes_with_its_own_configuration_if_its_initial_checkpoint_is_gone() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     common::write_data(root, 24);

@@ -1,4 +1,4 @@
-//! Each pre-training loss, their sum and its gradients, as transformers' `LxmertForPreTraining` computes them on the same
+//! Each pre-training loss, their sum and its gradients against transformers' `LxmertForPreTraining` with the same
 //! weights, masks and labels (`scripts/pretraining_losses.py`), within 1e-4 of themselves.
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -125,6 +125,6 @@ fn losses_and_gradients_match_the_reference_for_every_region_loss() {
 }
 
 #[test]
-fn batch_with_nothing_masked_learns_from_the_other_tasks() {
+fn a_batch_with_nothing_masked_learns_from_the_other_tasks() {
     Case::read().check("nothing_masked", RegionLosses::Masked, false);
 }

@@ -1,4 +1,4 @@
-//! How a training run ends from outside: signals that schedulers and closed terminals send, and closed or full output.
+//! How a training run reacts to signals from schedulers and closed terminals, and to closed or full output.
 #![cfg(unix)]
 
 mod common;
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// A run with far more epochs than it gets, which saves its state by itself never.
+/// A run with far more epochs than it has time for, which never saves its state on its own.
 fn arguments(folder: &Path, run: &str) -> String {
     format!(
         "--data {folder} --output {folder}/{run} --preset tiny --batch-size 4 --epochs 5000 --save-every 1000000 \
@@ -23,7 +23,7 @@ fn data() -> TempDir {
     folder
 }
 
-/// Starts a run through the shell by `launch`, and waits for its first record.
+/// Starts a run through the shell with `launch`, and waits for its first record.
 fn start(folder: &Path, run: &str, launch: &str) -> Child {
     let program = assert_cmd::cargo::cargo_bin("lxmert-train");
     let mut child = Command::new("sh")
@@ -33,7 +33,7 @@ fn start(folder: &Path, run: &str, launch: &str) -> Child {
         .unwrap();
     let records = folder.join(run).join("metrics.jsonl");
     while records.metadata().map_or(0, |metadata| metadata.len()) == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before its first record");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its first record");
         std::thread::sleep(Duration::from_millis(5));
     }
     child
@@ -49,9 +49,9 @@ fn step(folder: &Path, run: &str) -> Option<u64> {
 }
 
 #[test]
-fn sigterm_and_sighup_save_the_state_and_end_with_130() {
+fn sigterm_and_sighup_save_the_state_and_exit_130() {
     let folder = data();
-    // Tests that run under nohup hand down that SIGHUP is ignored.
+    // If the tests run under nohup, child processes inherit that SIGHUP is ignored.
     let launch = if cfg!(target_os = "linux") { "exec env --default-signal=HUP" } else { "exec" };
     for signal in ["-TERM", "-HUP"] {
         let child = start(folder.path(), signal, launch);
@@ -76,7 +76,7 @@ fn a_run_under_nohup_survives_sighup() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// A finished run's command, which prints the report and ends.
+/// The command of a finished run, which prints the report and ends.
 fn finished(folder: &Path) -> (PathBuf, Vec<String>) {
     let program = assert_cmd::cargo::cargo_bin("lxmert-train");
     let words = arguments(folder, "run").replace("--epochs 5000", "--epochs 1");
@@ -86,7 +86,7 @@ fn finished(folder: &Path) -> (PathBuf, Vec<String>) {
 }
 
 #[test]
-fn a_closed_pipe_ends_quietly_and_a_full_disk_is_an_error() {
+fn a_closed_pipe_is_quiet_and_a_full_disk_is_an_error() {
     let folder = data();
     let (program, words) = finished(folder.path());
     let mut child = Command::new(&program).args(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

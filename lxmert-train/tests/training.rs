@@ -1,6 +1,6 @@
-//! The command, from a caption file and a feature store to a checkpoint: a run killed and resumed
-//! equals an unbroken one; a run folder is deleted only when a new run can start, and has one
-//! training at a time; a checkpoint is measured alone.
+//! The command, from a caption file and a feature store to a checkpoint: a killed and resumed run equals an
+//! uninterrupted one; a run folder is deleted only if a new run can start, and has one training at a time; a checkpoint
+//! is measured separately.
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// A folder with the data of so many images in it, and the data's own.
+/// A temporary folder with a data set of this many images, and the path of the data set.
 fn data(images: usize) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
@@ -28,7 +28,7 @@ fn command(data: &Path, output: &Path) -> Command {
     command
 }
 
-/// A tiny model with dropout and accumulation: everything that a resumed run must get right.
+/// A tiny model with dropout and accumulation, to cover everything that a resumed run must get right.
 fn arguments(data: &Path, output: &Path) -> Vec<String> {
     let text = format!(
         "--data {} --output {} --preset tiny --dropout 0.1 --batch-size 4 --accumulate 2 --epochs 2 --lr 1e-3 \
@@ -47,7 +47,7 @@ fn weights(run: &Path) -> [String; 2] {
     ["best", "last"].map(|name| sha256(run.join(name).join("model.safetensors")))
 }
 
-/// Training records without what a clock says.
+/// Training records without timings.
 fn losses(run: &Path) -> Vec<(u64, f64)> {
     lxmert_train::log::read_records(&run.join("metrics.jsonl"))
         .unwrap()
@@ -61,7 +61,7 @@ fn losses(run: &Path) -> Vec<(u64, f64)> {
 }
 
 #[test]
-fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
+fn a_stopped_and_killed_run_ends_with_the_weights_of_an_uninterrupted_one() {
     let (folder, data) = data(24);
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
     command(&data, &whole).assert().success();
@@ -81,7 +81,7 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    // Garbage after the last saved record, as a kill in the middle of a line leaves.
+    // Garbage after the last saved record, as left by a kill in the middle of a line.
     if broken.join("state.safetensors").exists() {
         use std::io::Write;
         let mut file = std::fs::OpenOptions::new().append(true).open(broken.join("metrics.jsonl")).unwrap();
@@ -92,7 +92,7 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     assert_eq!(losses(&whole), losses(&broken));
     assert!(!broken.join("state.safetensors").exists());
 
-    // A finished run is left alone; other settings are refused by name; --overwrite starts anew.
+    // A finished run is left alone; other settings are rejected by name; --overwrite starts again.
     let before = weights(&whole);
     command(&data, &whole).assert().success().stdout(predicate::str::contains("already finished"));
     command(&data, &whole)
@@ -103,7 +103,7 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     command(&data, &whole).args(["--weight-decay", "0.5", "--overwrite"]).assert().success();
     assert_ne!(before, weights(&whole));
 
-    // The checkpoint alone, and what is written beside it.
+    // The checkpoint, and the files beside it.
     for file in ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "README.md"] {
         assert!(whole.join("best").join(file).is_file(), "{file}");
     }
@@ -118,7 +118,7 @@ fn run_stopped_and_killed_ends_with_the_weights_of_an_unbroken_one() {
     assert_eq!(measured["test"], report["test"]);
     assert_eq!(measured["precision"], "f32");
 
-    // In bf16 it is the same measures, of other logits; another precision is refused.
+    // In bf16 it has the same measures from other logits; other precisions are rejected.
     let in_precision = |precision| {
         let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
         evaluate.arg("evaluate").arg(&whole).arg("--data").arg(&data).args([
@@ -154,7 +154,7 @@ fn pre_training_and_retrieval_resume() {
         let report = std::fs::read_to_string(whole.join("report.json")).unwrap();
         assert!(report.contains(if task == "retrieval" { "recall@1" } else { "\"objects\"" }), "{report}");
     }
-    // What was pre-trained starts matching, and its own losses are no longer there to be confused with.
+    // The pre-trained checkpoint starts matching, and its own report is gone, so the two cannot be confused.
     let matching = folder.path().join("matching");
     let init = folder.path().join("pretraining/best");
     command(&data, &matching).args(["--init".as_ref(), init.as_os_str()]).assert().success();
@@ -166,7 +166,7 @@ fn pre_training_and_retrieval_resume() {
 }
 
 #[test]
-fn init_that_does_not_fit_says_what_may_start_fresh() {
+fn an_init_that_does_not_fit_says_what_may_start_fresh() {
     let (folder, data) = data(12);
     let (run, place) = (folder.path().join("run"), folder.path().join("pooler.safetensors"));
     let tensor = |shape: &[usize]| Tensor::full(0.5f32, shape, &Device::Cpu).unwrap();
@@ -201,7 +201,7 @@ fn init_that_does_not_fit_says_what_may_start_fresh() {
 }
 
 #[test]
-fn names_missing_files_with_what_to_do() {
+fn errors_name_missing_files_and_say_what_to_do() {
     let (folder, data) = data(12);
     let run = folder.path().join("run");
     command(&data, &run).arg("--resume").assert().code(1).stderr(predicate::str::contains("no unfinished run"));
@@ -219,9 +219,9 @@ fn names_missing_files_with_what_to_do() {
     command(&data, &run).args(["--epochs", "nine"]).assert().code(2);
 }
 
-/// `--resume --output DIR` takes the run's own settings; what is given beside it must agree with them.
+/// `--resume --output DIR` uses the run's own settings; other options must agree with them.
 #[test]
-fn refuses_by_name_what_differs_from_the_run_beside_resume() {
+fn resume_rejects_options_that_differ_from_the_run() {
     let (folder, data) = data(12);
     let run = folder.path().join("run");
     command(&data, &run).args(["--seed", "7", "--stop-after", "1"]).assert().code(130);
@@ -247,7 +247,7 @@ fn refuses_by_name_what_differs_from_the_run_beside_resume() {
     assert_eq!(lxmert_train::resume::position(&run.join("state.safetensors")).unwrap().step, 2);
 }
 
-/// What is in a folder, file by file.
+/// The contents of a folder, file by file.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -269,7 +269,7 @@ fn overwrite_deletes_nothing_before_data_and_init_are_checked() {
     let before = contents(&run);
     assert!(before.contains_key(&run.join("report.json")) && before.contains_key(&run.join("best/model.safetensors")));
 
-    // A start from within the folder to be deleted, however it is named.
+    // An initial checkpoint inside the folder to be deleted, in every spelling.
     let inside = [run.clone(), run.join("best"), run.join("last/model.safetensors"), other.join("../run/best")];
     std::fs::create_dir(&other).unwrap();
     for init in inside {
@@ -277,7 +277,7 @@ fn overwrite_deletes_nothing_before_data_and_init_are_checked() {
         overwrite.arg("--overwrite").arg("--init").arg(init);
         overwrite.assert().code(1).stderr(predicate::str::contains("--overwrite would delete this checkpoint"));
     }
-    // A checkpoint that is not there, or does not fit; data that cannot be read.
+    // A checkpoint that is missing or does not fit; data that cannot be read.
     for (flag, value, said) in [
         ("--init", "nowhere", "nowhere"),
         ("--init", "pooler.safetensors", "missing"),
@@ -292,7 +292,7 @@ fn overwrite_deletes_nothing_before_data_and_init_are_checked() {
     }
     assert_eq!(contents(&run), before);
 
-    // From beside the folder it starts.
+    // From outside the folder it can start.
     std::fs::rename(run.join("best"), other.join("best")).unwrap();
     let mut overwrite = command(&data, &run);
     overwrite.args(["--overwrite", "--stop-after", "1", "--init"]).arg(other.join("best"));
@@ -301,7 +301,7 @@ fn overwrite_deletes_nothing_before_data_and_init_are_checked() {
 }
 
 #[test]
-fn second_training_in_a_folder_is_refused_and_a_killed_one_leaves_nothing_behind() {
+fn a_second_training_in_a_folder_is_rejected_and_a_killed_one_is_cleaned_up() {
     let (folder, data) = data(24);
     let run = folder.path().join("run");
     let mut arguments = arguments(&data, &run);
@@ -324,12 +324,12 @@ fn second_training_in_a_folder_is_refused_and_a_killed_one_leaves_nothing_behind
     }
     first.kill().unwrap();
     first.wait().unwrap();
-    // What a kill in the middle of a write leaves.
+    // Leftovers of a kill in the middle of a write.
     let leftovers =
         [run.join(".state.safetensors.Ab3dE9.unfinished"), run.join("last/.model.safetensors.Ab3dE9.unfinished")];
     std::fs::create_dir_all(run.join("last")).unwrap();
     leftovers.iter().for_each(|path| std::fs::write(path, "half").unwrap());
-    // The dead process's lock does not stand in the way.
+    // The dead process's lock does not block the folder.
     train(&["--stop-after", "1"]).code(130);
     assert!(leftovers.iter().all(|path| !path.exists()));
 }

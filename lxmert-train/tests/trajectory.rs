@@ -1,6 +1,6 @@
-//! Twenty AdamW steps of image-text matching, step by step as transformers and torch take them
-//! (`make_lxmert.py`'s `trajectory`), and the same with `LXMERT_KERNELS=reference`. Each tolerance is
-//! about five times the largest deviation measured, which is written beside it.
+//! Twenty AdamW steps of image-text matching against the same steps by transformers and torch (`make_lxmert.py`'s
+//! `trajectory`), with kernels and with `LXMERT_KERNELS=reference`. Each tolerance is about five times the largest
+//! measured deviation, which is noted beside it.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
@@ -12,7 +12,7 @@ use lxmert_core::procedural;
 use lxmert_train::tasks::losses::binary_cross_entropy;
 use std::collections::BTreeMap;
 
-/// `ranges` of make_lxmert.py: between which values a weight's formula runs.
+/// `ranges` of make_lxmert.py: the range of a weight's formula.
 fn range(name: &str, shape: &[usize]) -> (f64, f64) {
     if name.contains("LayerNorm") || name.contains("layer_norm") {
         return if name.ends_with("weight") { (0.8, 1.2) } else { (-0.1, 0.1) };
@@ -50,7 +50,7 @@ fn inputs(tag: &str, batch: usize, length: usize, regions: usize, width: usize, 
     }
 }
 
-/// Loss and gradient norm of each of the reference's steps, taken by our code.
+/// Loss and gradient norm of each of the reference's steps, computed by our code.
 fn trajectory(reference: &serde_json::Value, precision: Precision) -> Vec<(f64, f64)> {
     let number = |key: &str| reference[key].as_f64().unwrap();
     let (seed, batch) = (number("seed") as u64, number("batch") as usize);
@@ -108,7 +108,7 @@ fn wanted(reference: &serde_json::Value) -> Vec<(f64, f64)> {
     series("losses").zip(series("grad_norms")).collect()
 }
 
-/// What the child process prints its numbers after.
+/// What the child process prints before its numbers.
 const PRINTED: &str = "steps as JSON: ";
 
 #[test]
@@ -123,7 +123,7 @@ fn twenty_steps_follow_the_reference_with_kernels_and_without() {
     if std::env::var_os("LXMERT_KERNELS").is_some() {
         return; // the child
     }
-    // The same steps by the plain compositions: the variable is read once a process.
+    // The same steps by the plain compositions: a process reads the variable only once.
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     child.env("LXMERT_KERNELS", "reference").env("CANDLE_NUM_THREADS", "1").arg("--nocapture");
     let child = child.output().unwrap();

@@ -35,7 +35,7 @@ fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
     let output = viz(&made).args(["--pairs", "2"]).assert().success().get_output().stdout.clone();
     let text = String::from_utf8(output).unwrap();
     assert!(text.contains("random test pairs: accuracy") && text.contains("hard test pairs: accuracy"), "{text}");
-    assert!(text.contains("grounding: of") && text.contains("relevancy (Chefer)"), "{text}");
+    assert!(text.contains("grounding: share of") && text.contains("relevancy (Chefer)"), "{text}");
     assert!(!text.contains("Not the data"), "{text}");
     // Every object is a region with its true box here, so some region always hits.
     assert!(text.contains("any of the regions: 100.0 %"), "{text}");

@@ -1,25 +1,25 @@
-//! Align before fuse (Li et al. 2021): before the streams meet, each sentence's words are compared
-//! with each image's regions, and a sentence must be nearest to its own image, and the image to its
-//! own sentence (InfoNCE, van den Oord et al. 2018). A sentence's similarity to an image is the mean
-//! over its words of the best region's cosine (late interaction, Yao et al. 2022).
+//! Align before fuse (Li et al. 2021): before the streams meet, each sentence's words are compared with each image's
+//! regions. A sentence must be most similar to its own image, and the image to its own sentence (InfoNCE, van den Oord
+//! et al. 2018). A sentence's similarity to an image is the mean over its words of the best region's cosine (late
+//! interaction, Yao et al. 2022).
 //!
-//! Every pair of the batch is a lesson here, where matching has one bit per pair, and no attention has
-//! to be right before the gradient says anything; cross attention then compares like with like.
+//! Every pair in the batch is a training signal here, whereas matching gives one bit per pair, and the gradient is
+//! useful before any attention is right; cross-attention then compares like with like.
 
 use super::losses::cross_entropy;
 use crate::Result;
 use crate::data::batches::Batch;
 use candle_core::{D, Tensor};
 
-/// What cosines are divided by (Radford et al. 2021 begin at it).
+/// The temperature that divides cosines (the initial value in Radford et al. 2021).
 const TEMPERATURE: f64 = 0.07;
 
-/// Mean of both directions' cross entropies over the batch's matched pairs; none when fewer than two
-/// different images are matched. `matched`: each matched row with its image. `language`: `[batch, words, hidden]`; `vision`: `[batch, regions,
-/// hidden]`, both before the cross-modality layers.
+/// Mean of both directions' cross entropies over the batch's matched pairs; `None` if fewer than two different images
+/// are matched. `matched`: each matched row with its image. `language`: `[batch, words, hidden]`; `vision`: `[batch,
+/// regions, hidden]`, both before the cross-modality layers.
 ///
 /// # Errors
-/// When the batch does not fit.
+/// Returns an error if the batch does not match.
 pub fn loss(matched: &[(u32, usize)], batch: &Batch, language: &Tensor, vision: &Tensor) -> Result<Option<Tensor>> {
     let device = language.device();
     // One pair per image: a second caption of the same image would be a false negative.
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn aligned_streams_cost_less_than_crossed_ones() {
+    fn aligned_streams_have_a_lower_loss_than_swapped_ones() {
         let device = Device::Cpu;
         let matched = [(0, 7), (1, 8)];
         let language = Tensor::new(&[[[1f32, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]], &device).unwrap();

@@ -1,8 +1,8 @@
 //! Does the photo entail the sentence? SNLI-VE (Xie et al. 2019).
 //!
-//! The answer head with three classes: contradiction, neutral, entailment. The loss is their cross entropy. (volta trains
-//! three yes-or-no scores by binary cross entropy; exactly one class is right here, which cross entropy says.) Examples whose
-//! annotators did not agree have no label: they are not learnt from and not counted.
+//! The answer head has three classes: contradiction, neutral, entailment. The loss is their cross entropy. (volta
+//! trains three independent scores by binary cross entropy; exactly one class is right here, which cross entropy
+//! expresses.) Examples without annotator agreement have no label: they are neither trained on nor measured.
 
 use super::examples::ExampleTask;
 use super::losses::cross_entropy;
@@ -26,12 +26,12 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-/// Judging whether photos entail sentences.
+/// Predicting whether photos entail sentences.
 pub struct Entailment;
 
 impl ExampleTask<1> for Entailment {
     const NAME: &'static str = "entailment";
-    const ABOUT: &'static str = "Does the photo entail the sentence, contradict it, or neither? SNLI-VE. Measured by accuracy, in all and by class";
+    const ABOUT: &'static str = "Does the photo entail the sentence, contradict it, or neither? SNLI-VE. Measured by accuracy, overall and by class";
     const STEM: &'static str = "entailment";
     const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
         name: "paper-snli-ve",
@@ -85,7 +85,7 @@ impl ExampleTask<1> for Entailment {
         if answers.answers() != LABELS {
             let (count, labels) = (answers.len(), LABELS.join(", "));
             let reason =
-                format!("its head has {count} answers other than {labels}; name a checkpoint of --task entailment");
+                format!("its head has {count} answers other than {labels}; use a checkpoint of --task entailment");
             return Err(Error::file(&checkpoint.place.weights, reason));
         }
         Ok(checkpoint.answering(device)?)
@@ -121,7 +121,7 @@ impl ExampleTask<1> for Entailment {
         measures(hypotheses.iter().zip(judged).map(|(hypothesis, &(class, loss))| (hypothesis, class, loss)))
     }
 
-    /// `snli_ve.jsonl`, a line a hypothesis in the file's order: its `pairID`, and the `prediction` in words.
+    /// `snli_ve.jsonl`, one line per hypothesis in the file's order: its `pairID`, and the `prediction` in words.
     fn write_predictions(&self, folder: &Path, hypotheses: &[Hypothesis], judged: &[(u32, f32)]) -> Result<()> {
         Ok(atomic_write(folder.join("snli_ve.jsonl"), |file| {
             for (hypothesis, (class, _)) in hypotheses.iter().zip(judged) {
@@ -147,16 +147,16 @@ impl ExampleTask<1> for Entailment {
     }
 }
 
-/// The loss of each hypothesis, `[batch]`; 0 where there is no label. `logits`: `[batch, 3]`.
+/// The loss of each hypothesis, `[batch]`; 0 if it has no label. `logits`: `[batch, 3]`.
 fn losses(logits: &Tensor, labels: &[Option<u32>]) -> Result<Tensor> {
     let classes: Vec<u32> = labels.iter().map(|label| label.unwrap_or(0)).collect();
     let weights: Vec<f32> = labels.iter().map(|label| if label.is_some() { 1.0 } else { 0.0 }).collect();
     Ok((cross_entropy(logits, &classes)? * Tensor::from_vec(weights, labels.len(), logits.device())?)?)
 }
 
-/// Accuracy over all hypotheses that have a label, and over those of each class.
+/// Accuracy over all labelled hypotheses, and over those of each class.
 fn measures<'a>(judged: impl IntoIterator<Item = (&'a Hypothesis, u32, f32)>) -> Measures {
-    // Of each class: hypotheses, right ones, and the sum of losses.
+    // For each class: number of hypotheses, correct ones, and the sum of losses.
     let mut sums = [[0f64; 3]; LABELS.len()];
     let mut all = 0.0;
     for (hypothesis, judgement, loss) in judged {
@@ -186,13 +186,13 @@ mod tests {
     use candle_core::{Device, Var};
 
     #[test]
-    fn the_loss_is_cross_entropy_and_none_without_a_label() {
+    fn the_loss_is_cross_entropy_and_zero_without_a_label() {
         let logits = Var::new(&[[1f32, 2.0, 3.0], [0.5, -1.0, 4.0]], &Device::Cpu).unwrap();
         let loss = losses(&logits, &[Some(0), None]).unwrap();
         let z: f64 = [1f64, 2.0, 3.0].iter().map(|x| x.exp()).sum();
         let got: Vec<f32> = loss.to_vec1().unwrap();
         assert!((f64::from(got[0]) - (z.ln() - 1.0)).abs() < 2e-6 && got[1] == 0.0, "{got:?}");
-        // The gradient is the softmax less one at the label, and nothing without one.
+        // The gradient is the softmax minus one at the label, and zero without one.
         let gradients = loss.sum_all().unwrap().backward().unwrap();
         let got: Vec<f32> = gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let want = [1f64.exp() / z - 1.0, 2f64.exp() / z, 3f64.exp() / z, 0.0, 0.0, 0.0];
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn accuracy_is_over_labelled_hypotheses_in_all_and_by_class() {
+    fn accuracy_is_over_labelled_hypotheses_overall_and_by_class() {
         let hypothesis = |label: Option<u32>| Hypothesis { pair_id: "a".into(), image: 0, sentence: "x".into(), label };
         let examples = [Some(0), Some(2), Some(2), None, Some(2)].map(hypothesis);
         let judged = examples.iter().zip([0, 2, 1, 1, 0]).map(|(example, judgement)| (example, judgement, 0.5));

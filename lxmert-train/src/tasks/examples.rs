@@ -1,5 +1,5 @@
-//! What tasks over files of examples share. Such a task says what a model makes of an example ([`ExampleTask`]); the splits,
-//! the batches, training and measuring are the same for all of them ([`OverExamples`]).
+//! What tasks over files of examples share. Such a task defines what a model predicts for an example ([`ExampleTask`]);
+//! the splits, the batches, training and measuring are the same for all ([`OverExamples`]).
 
 use super::{Exam, Reads, Step, Task};
 use crate::data::batches::{self, Batch};
@@ -29,65 +29,65 @@ use std::path::{Path, PathBuf};
 
 /// A task over files of examples about `IMAGES` images each.
 pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
-    /// As `--task` names it.
+    /// Its name for `--task`.
     const NAME: &'static str;
-    /// What it is, in a line of the help.
+    /// A one-line description for the help.
     const ABOUT: &'static str;
-    /// What the scenes' own files start with.
+    /// The prefix of the scenes' own files.
     const STEM: &'static str;
-    /// Its recipes that `--recipe` names.
+    /// Its recipes for `--recipe`.
     const RECIPES: &'static [NamedRecipe];
-    /// transformers' class that opens its checkpoints.
+    /// The class in transformers that opens its checkpoints.
     const ARCHITECTURE: &'static str;
 
     /// An example of its files.
     type Example: ImageExample<IMAGES> + Sync;
     /// The model.
     type Model: Sync;
-    /// What a model says of an example.
+    /// A model's prediction for an example.
     type Judgement: Clone + Default + Numbers;
 
     /// See [`Task::recipe`].
     fn recipe(suits: Suits) -> Recipe;
 
-    /// What a training run asks.
+    /// Settings of a training run.
     ///
     /// # Errors
-    /// When the job's data lacks something.
+    /// Returns an error if the job's data lacks something.
     fn of_job(job: &Job) -> Result<Self>;
 
-    /// What a checkpoint was trained to answer.
+    /// Settings of a checkpoint.
     ///
     /// # Errors
-    /// When the checkpoint has no head for this task.
+    /// Returns an error if the checkpoint has no head for this task.
     fn of_checkpoint(checkpoint: &Pretrained) -> Result<Self>;
 
-    /// The answers of its answer head, where it has one.
+    /// The answers of its answer head, if it has one.
     fn answers(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Whether there is something to learn from this labelled example.
+    /// Whether this labelled example is usable for training.
     fn learns_from(&self, _: &Self::Example) -> bool {
         true
     }
 
-    /// Makes the model; see [`Task::new`].
+    /// Builds the model; see [`Task::new`].
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     fn model(config: &LxmertConfig, vb: VarBuilder) -> candle_core::Result<Self::Model>;
 
-    /// The model of a checkpoint.
+    /// Opens the model of a checkpoint.
     ///
     /// # Errors
-    /// When the checkpoint has no head for this task.
+    /// Returns an error if the checkpoint has no head for this task.
     fn open(checkpoint: &Pretrained, device: &Device) -> Result<Self::Model>;
 
     /// See [`Task::starting_weights`].
     ///
     /// # Errors
-    /// When the checkpoint does not fit, with every name that does not.
+    /// Returns an error with every mismatched name if the checkpoint does not fit.
     fn starting_weights(
         &self,
         checkpoint: &Pretrained,
@@ -95,42 +95,42 @@ pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
         allow_missing: &[String],
     ) -> Result<BTreeMap<String, Tensor>>;
 
-    /// The model's logits, `[examples, …]`; `inputs` has a row for each image.
+    /// The model's logits, `[examples, …]`; `inputs` has one row per image.
     ///
     /// # Errors
-    /// When the inputs do not fit the model.
+    /// Returns an error if the inputs do not fit the model.
     fn logits(model: &Self::Model, inputs: &LxmertInputs, pass: &Pass) -> candle_core::Result<Tensor>;
 
-    /// The loss of each example, `[examples]`, that measures report.
+    /// The loss of each example to report, `[examples]`.
     ///
     /// # Errors
-    /// When the logits have another shape.
+    /// Returns an error if the logits have another shape.
     fn losses(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Tensor>;
 
-    /// The loss of each example, `[examples]`, that training lowers.
+    /// The loss of each example to minimise in training, `[examples]`.
     ///
     /// # Errors
-    /// As [`ExampleTask::losses`].
+    /// See [`ExampleTask::losses`].
     fn training_losses(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Tensor> {
         self.losses(logits, examples, inputs)
     }
 
-    /// What the logits say of each example.
+    /// The prediction for each example.
     ///
     /// # Errors
-    /// When the logits have another shape.
+    /// Returns an error if the logits have another shape.
     fn judge(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Vec<Self::Judgement>>;
 
-    /// Whether that is right.
+    /// Whether a prediction is right.
     fn is_right(&self, example: &Self::Example, judgement: &Self::Judgement) -> bool;
 
-    /// Measures over a split: what was said of each example, and its loss.
+    /// Measures over a split, from the prediction and loss of each example.
     fn measures(&self, examples: &[Self::Example], judged: &[(Self::Judgement, f32)]) -> Measures;
 
-    /// Writes what the benchmark's server takes into `folder`, which exists. There is at least one example.
+    /// Writes the benchmark server's prediction file into `folder`, which exists. There is at least one example.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     fn write_predictions(
         &self,
         folder: &Path,
@@ -138,15 +138,15 @@ pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
         judged: &[(Self::Judgement, f32)],
     ) -> Result<()>;
 
-    /// What a user should know about the examples that are learnt from, a line each.
+    /// Notes for the user about the training examples, one per line.
     ///
     /// # Errors
-    /// The reason when nothing can be learnt from them.
+    /// The reason, if nothing can be learnt from them.
     fn notes(&self, _: &[&Self::Example]) -> std::result::Result<Vec<String>, String> {
         Ok(Vec::new())
     }
 
-    /// What the model card says; `data` is the splits' table.
+    /// The text of the model card; `data` is the splits' table.
     fn description(&self, data: String) -> Description;
 }
 
@@ -195,7 +195,7 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
             Error::file(first.map_or(Path::new("no file"), PathBuf::as_path), reason)
         })?;
         let config = origin.lxmert_config(data.store.info().feature_dim, T::NAME)?;
-        // The hub's configuration has a place for an answer head alone; others are not in it.
+        // The hub's configuration only has a field for an answer head; other heads are not in it.
         let config = LxmertConfig { num_qa_labels: task.answers().len(), ..config };
         let model = T::model(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
         Ok(Self { task, data, notes, config, model, recipe, device: job.device.clone() })
@@ -271,7 +271,7 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> OverExamples<T, IMAGES> {
     }
 }
 
-/// Measures over a split; what the model says goes into the folder `predictions`. `place`: the store, and regions per image.
+/// Measures over a split; writes predictions into the folder `predictions`. `place`: the store, and regions per image.
 fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     task: &T,
     model: &T::Model,
@@ -312,7 +312,7 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     Ok(task.measures(set.examples(), &judged))
 }
 
-/// The examples of these numbers.
+/// The examples with these numbers.
 fn chosen<'a, E, const IMAGES: usize>(set: &'a ImageExamples<E, IMAGES>, numbers: &[usize]) -> Vec<&'a E> {
     numbers.iter().map(|&number| &set.examples()[number]).collect()
 }
@@ -324,11 +324,11 @@ struct ExampleSplits<E, const IMAGES: usize> {
     regions: usize,
     /// Examples to train on.
     train: ImageExamples<E, IMAGES>,
-    /// Examples that choose the best epoch.
+    /// Examples for choosing the best epoch.
     validation: ImageExamples<E, IMAGES>,
-    /// Examples that are measured, or predicted, at the end.
+    /// Examples to measure or predict at the end.
     test: ImageExamples<E, IMAGES>,
-    /// The training examples that are learnt from.
+    /// Numbers of the training examples that are used.
     learnt: Vec<usize>,
 }
 
@@ -336,15 +336,16 @@ struct ExampleSplits<E, const IMAGES: usize> {
 pub struct ExampleBatch {
     /// Their numbers.
     pub examples: Vec<usize>,
-    /// Their images and sentences; a row for each image.
+    /// Their images and sentences; one row per image.
     pub inputs: Batch,
 }
 
 impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
-    /// Reads the job's files. Training learns from the labelled examples that `learn` says yes to.
+    /// Reads the job's files. Training uses the labelled examples that `learn` accepts.
     ///
     /// # Errors
-    /// When a file cannot be understood, too many images have no features, or nothing is left to train or to validate on.
+    /// Returns an error if a file cannot be parsed, too many images lack features, or no example is left for training
+    /// or validation.
     fn load(job: &Job, text: &WordPiece, learn: impl Fn(&E) -> bool) -> Result<Self> {
         let paths = job.data.examples()?;
         let store = FeatureStore::open(&paths.features)?;
@@ -369,7 +370,7 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
         Ok(Self { store, regions, train, validation, test, learnt })
     }
 
-    /// Lines on how many examples there are, for the start of a run.
+    /// Lines about the number of examples, for the start of a run.
     fn introduction(&self, max_length: usize) -> Vec<String> {
         let noun = E::NOUN;
         let mut lines = vec![
@@ -384,7 +385,7 @@ impl<E: ImageExample<IMAGES>, const IMAGES: usize> ExampleSplits<E, IMAGES> {
         ];
         let cut = self.train.truncated() + self.validation.truncated() + self.test.truncated();
         if cut > 0 {
-            lines.push(format!("{cut} {noun}s are longer than --max-length {max_length} and were cut"));
+            lines.push(format!("{cut} {noun}s are longer than --max-length {max_length} and were truncated"));
         }
         lines
     }

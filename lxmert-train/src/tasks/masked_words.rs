@@ -1,6 +1,6 @@
-//! Masked words with the image in sight: the masked cross-modality language model of Tan & Bansal
-//! (2019, §3.1.1), as a helper of matching. A binary answer per pair teaches slowly which word means
-//! which region; a word that can only be read off the image teaches it directly.
+//! Masked words with the image in view: the masked cross-modality language model of Tan & Bansal (2019, §3.1.1), as an
+//! auxiliary loss for matching. One binary answer per pair teaches only slowly which word means which region; a word
+//! that can only be read off the image teaches it directly.
 
 use super::losses::cross_entropy;
 use crate::Result;
@@ -11,14 +11,14 @@ use lxmert_core::text::{SpecialIds, WordPiece};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Share of the words that are chosen (Devlin et al. 2019).
+/// Fraction of the words that are chosen (Devlin et al. 2019).
 const CHOSEN: f64 = 0.15;
-/// Of the chosen: share that becomes `[MASK]`, and share up to which it becomes a random word; the
-/// rest stays.
+/// Of the chosen words, the fraction that becomes `[MASK]`, and the cumulative fraction up to which they become random
+/// words; the rest stays.
 const MASKED: f64 = 0.8;
 const RANDOM: f64 = 0.9;
 
-/// What masking needs of a vocabulary: the ids that stand for no word, and how many ids there are.
+/// What masking needs to know about a vocabulary: the ids of special entries, and the number of ids.
 #[derive(Debug, Clone, Copy)]
 pub struct WordIds {
     special: SpecialIds,
@@ -31,36 +31,35 @@ impl From<&WordPiece> for WordIds {
     }
 }
 
-/// The words of one batch that are to be guessed.
+/// The words of one batch to be predicted.
 #[derive(Debug, Default)]
 pub struct MaskedWords {
     /// Rows of the `[batch · words, hidden]` language output.
     rows: Vec<u32>,
-    /// The word that stood there.
+    /// The original words.
     targets: Vec<u32>,
 }
 
-/// What became of the guesses.
+/// The results of the predictions.
 #[derive(Debug)]
 pub struct Guesses {
     /// Mean cross entropy, a scalar to differentiate.
     pub loss: Tensor,
-    /// Guesses that were right.
+    /// Number of correct predictions.
     pub right: usize,
-    /// Guesses.
+    /// Number of predictions.
     pub count: usize,
 }
 
 impl MaskedWords {
-    /// Words that are masked already: row of the `[batch · words, hidden]` output, and the word that stood there.
+    /// Words that are already masked: row of the `[batch · words, hidden]` output, and the original word.
     pub fn given(words: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let (rows, targets) = words.into_iter().unzip();
         Self { rows, targets }
     }
 
-    /// Masks words of `batch` in place, in every row alike, so that a mask says nothing about the
-    /// match; those of the rows that `guessed` says yes to are to be guessed. The draw is a function of `seed` and
-    /// `number`.
+    /// Masks words of `batch` in place, in every row alike, so that a mask reveals nothing about the match. Only words
+    /// in rows that `guessed` accepts are to be predicted. The draw is a function of `seed` and `number`.
     pub fn draw(batch: &mut Batch, guessed: impl Fn(usize) -> bool, ids: WordIds, seed: u64, number: u64) -> Self {
         let SpecialIds { cls, sep, mask, .. } = ids.special;
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -84,10 +83,10 @@ impl MaskedWords {
         words
     }
 
-    /// Mean cross entropy of the guesses; none when no word was chosen. `language`: `[batch, words, hidden]`.
+    /// Mean cross entropy of the predictions; `None` if no word was chosen. `language`: `[batch, words, hidden]`.
     ///
     /// # Errors
-    /// When the batch does not fit the model.
+    /// Returns an error if the batch does not fit the model.
     pub fn loss(&self, head: &WordHead, language: &Tensor) -> Result<Option<Guesses>> {
         if self.rows.is_empty() {
             return Ok(None);
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn chooses_fifteen_percent_and_guesses_only_the_rows_asked_for() {
+    fn chooses_fifteen_percent_and_predicts_only_in_the_given_rows() {
         let ids = WordIds::from(&WordPiece::bundled().unwrap());
         let (mut masked, original) = (batch(ids.special), batch(ids.special));
         let words = MaskedWords::draw(&mut masked, |row| row == 0, ids, 1, 2);
@@ -138,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn masks_with_the_vocabulary_s_own_ids() {
+    fn masks_with_the_vocabularys_own_ids() {
         let special = SpecialIds { pad: 9, unk: 8, cls: 7, sep: 6, mask: 5 };
         let mut masked = batch(special);
         MaskedWords::draw(&mut masked, |_| true, WordIds { special, count: 5 }, 1, 2);
         assert_eq!((masked.input_ids[0], masked.input_ids[399]), (7, 6));
         let count = |id: u32| masked.input_ids.iter().filter(|&&found| found == id).count();
         assert!((60..=150).contains(&count(5)) && count(103) == 0, "{} [MASK]", count(5));
-        assert!(masked.input_ids.iter().all(|id| !(8..2000).contains(id)), "random words are of the vocabulary");
+        assert!(masked.input_ids.iter().all(|id| !(8..2000).contains(id)), "random words must be in the vocabulary");
     }
 }

@@ -30,7 +30,7 @@ use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Matching on captioned images, with what may learn beside it.
+/// Matching on captioned images, with optional auxiliary losses.
 pub struct Matching {
     pub(super) dataset: Dataset,
     config: LxmertConfig,
@@ -53,7 +53,7 @@ pub struct PairBatch {
 }
 
 impl PairBatch {
-    /// Each matched row with its image.
+    /// The matched rows, each with its image.
     fn matched(&self) -> Vec<(u32, usize)> {
         let rows = self.pairs.iter().enumerate().filter(|(_, pair)| pair.matched());
         rows.map(|(row, pair)| (row as u32, pair.image)).collect()
@@ -163,7 +163,7 @@ impl Task for Matching {
             let matched = |row: usize| batch.pairs[row].matched();
             (head, MaskedWords::draw(&mut batch.inputs, matched, self.word_ids, self.recipe.seed, step.number))
         });
-        // Only the guesses of masked words read the streams after they have met.
+        // Only the prediction of masked words needs the streams after they have met.
         let run = Pass { pooled_only: words.is_none(), ..step.forward() };
         let inputs = batch.inputs.inputs(step.device)?;
         let language = self.model.trunk.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), &run)?;
@@ -173,7 +173,7 @@ impl Task for Matching {
         let targets = batch.targets(step.device)?;
         let mut loss = (binary_cross_entropy(&output.logits, &targets)?.sum_all()? / step.divisor.max(1) as f64)?;
 
-        // What learns beside matching, each a mean over its share of the optimiser step.
+        // Auxiliary losses, each a mean weighted by the batch's share of the optimiser step.
         let share = batch.pairs.len() as f64 / step.divisor as f64;
         let guesses = match &words {
             Some((head, words)) => words.loss(head, &output.trunk.language)?,
@@ -239,7 +239,7 @@ impl Task for Matching {
         }
         data.push_str(&format!(
             "\nSplit by image ({}). Half of the pairs are mismatched; {:.0} % of the mismatched training pairs are hard \
-             (one word changed) where the data has hard negatives.",
+             (one word changed) if the data has hard negatives.",
             dataset.splits.source,
             100.0 * self.recipe.hard_negatives
         ));
@@ -259,10 +259,10 @@ impl Task for Matching {
     }
 }
 
-/// Every measure of a matching model on the test split: pairs, hard pairs, retrieval over the first `recall_images`.
+/// All measures of a matching model on the test split: pairs, hard pairs, retrieval over the first `recall_images`.
 ///
 /// # Errors
-/// When the data does not fit the model, or Ctrl-C was pressed.
+/// Returns an error if the data does not fit the model, or Ctrl-C was pressed.
 pub fn test(
     model: &MatchingModel,
     dataset: &Dataset,
@@ -305,7 +305,7 @@ mod tests {
         assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - want).abs() < 1e-4);
         let gradients = loss.backward().unwrap();
         let gradient: Vec<f32> = gradients.get(x.as_tensor()).unwrap().to_vec1().unwrap();
-        // d/dx = sigmoid(x) - y; at exactly 0 the two pieces meet and candle's subgradients decide.
+        // d/dx = sigmoid(x) - y; at exactly 0 the two pieces meet, and candle's subgradients decide.
         for (g, want) in gradient.iter().zip([-0.425_557_5, 0.119_202_92, 1.0, -1.0]) {
             assert!((g - want).abs() < 1e-5, "{gradient:?}");
         }

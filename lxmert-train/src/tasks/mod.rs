@@ -1,4 +1,4 @@
-//! What a model is trained to do: one file per task, each a [`Task`], and one [`registry`] of them.
+//! The tasks that a model can be trained for: one file per task, each a [`Task`], and one [`registry`] of them.
 //!
 //! To add a task, write its file here and its reader under [`data`](crate::data), and add a line to
 //! [`registry::TASKS`]. The command line, the training loop and the logs find it there.
@@ -36,19 +36,20 @@ use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The data that a task reads.
+/// The kind of data that a task reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reads {
     /// Captioned images.
     Captions,
-    /// Files of examples. The stem is what the scenes' own files start with (see [`ExamplePaths::scenes`](crate::data::paths::ExamplePaths::scenes)).
+    /// Files of examples. The string is the prefix of the scenes' own files (see
+    /// [`ExamplePaths::scenes`](crate::data::paths::ExamplePaths::scenes)).
     Examples(&'static str),
-    /// Captioned images where they are named, else files of examples.
+    /// Captioned images if they are given, otherwise files of examples.
     Either(&'static str),
 }
 
 impl Reads {
-    /// Whether it is files of examples, when no captioned images are named.
+    /// The prefix, if the task reads files of examples when no captioned images are given.
     pub fn stem(self) -> Option<&'static str> {
         match self {
             Self::Captions => None,
@@ -60,10 +61,10 @@ impl Reads {
 /// One training step's context.
 #[derive(Debug)]
 pub struct Step<'a> {
-    /// Number of the batch in the whole run, from 0: what masks are drawn from, besides the seed.
+    /// Number of the batch in the whole run, from 0; with the seed it determines the masks.
     pub number: u64,
-    /// Examples of the whole optimiser step: losses are sums over the batch divided by it, so that accumulated
-    /// batches weigh by their size.
+    /// Number of examples in the whole optimiser step. Losses are sums over the batch divided by it, so that
+    /// accumulated batches are weighted by size.
     pub divisor: usize,
     /// The device to compute on.
     pub device: &'a Device,
@@ -83,10 +84,10 @@ impl<'a> Step<'a> {
         self.dropout.as_ref().map_or_else(Pass::eval, Pass::train).with_precision(self.precision)
     }
 
-    /// A batch's loss out of the sum over its examples: `right` of them were judged right.
+    /// A batch's loss from the sum over its examples, of which `right` were predicted correctly.
     ///
     /// # Errors
-    /// When the sum is no scalar.
+    /// Returns an error if the sum is not a scalar.
     pub fn loss(&self, sum: &Tensor, examples: usize, right: usize) -> Result<BatchLoss> {
         Ok(BatchLoss {
             loss: (sum / self.divisor.max(1) as f64)?,
@@ -98,37 +99,37 @@ impl<'a> Step<'a> {
     }
 }
 
-/// A checkpoint to be measured on a test split, outside of a run.
+/// A checkpoint to measure on a test split, outside a run.
 #[derive(Debug)]
 pub struct Exam<'a> {
-    /// The checkpoint, in any form that [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
+    /// The checkpoint, in any form that [`Place::find`](lxmert_core::checkpoint::Place::find) accepts.
     pub checkpoint: &'a Path,
-    /// Where the test split lies.
+    /// The data with the test split.
     pub data: &'a Data,
     /// How to run the model.
     pub how: Evaluation<'a>,
     /// Whether any number of images may lack features.
     pub allow_missing_images: bool,
-    /// Seed of the split, where the data brings none.
+    /// Seed of the split, if the data does not define one.
     pub seed: u64,
-    /// Test images that take part in retrieval; 0 leaves it out.
+    /// Number of test images in retrieval; 0 to omit it.
     pub recall_images: usize,
-    /// The folder for predictions, if they are wanted.
+    /// The folder for predictions, if wanted.
     pub predictions: Option<&'a Path>,
-    /// Moved on example by example.
+    /// Advances with each example.
     pub bar: &'a ProgressBar,
 }
 
-/// One kind of training: examples in, losses and measures out. The loop ([`trainer`](crate::trainer)) owns the optimiser,
-/// the order of things and every file; a task owns its data and its model.
+/// One kind of training: examples in, losses and measures out. The loop ([`trainer`](crate::trainer)) owns the
+/// optimiser, the schedule and every file; a task owns its data and its model.
 pub trait Task: Sync + Sized {
-    /// As `--task` names it.
+    /// Its name for `--task`.
     const NAME: &'static str;
-    /// What it is, in a line of the help.
+    /// A one-line description for the help.
     const ABOUT: &'static str;
     /// The data that it reads.
     const READS: Reads;
-    /// Its recipes that `--recipe` names.
+    /// Its recipes for `--recipe`.
     const RECIPES: &'static [NamedRecipe] = &[];
 
     /// One training example.
@@ -136,73 +137,73 @@ pub trait Task: Sync + Sized {
     /// A batch, read from the store.
     type Batch: Send;
 
-    /// The recipe that a run on such data starts from.
+    /// The default recipe for a run on such data.
     fn recipe(suits: Suits) -> Recipe;
 
-    /// Measures of a checkpoint on a test split. What a benchmark's server takes is written where [`Exam::predictions`]
-    /// says.
+    /// Measures a checkpoint on a test split. Prediction files for the benchmark's server go into
+    /// [`Exam::predictions`].
     ///
     /// # Errors
-    /// When the checkpoint has no head for this task, the data does not fit it, or Ctrl-C was pressed.
+    /// Returns an error if the checkpoint has no head for this task, the data does not fit it, or Ctrl-C was pressed.
     fn evaluate(exam: &Exam) -> Result<Measures>;
 
-    /// Loads the data and makes the model, whose variables go into `variables` (their values are set afterwards).
+    /// Loads the data and builds the model with its variables in `variables` (their values are set afterwards).
     ///
     /// # Errors
-    /// When the data cannot be used.
+    /// Returns an error if the data is unusable.
     fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self>;
 
-    /// The weights to start from out of `checkpoint`. Those of a new head may be missing.
+    /// The initial weights from `checkpoint`. Those of a new head may be missing.
     ///
     /// # Errors
-    /// When the checkpoint does not fit, with every name that does not.
+    /// Returns an error with every mismatched name if the checkpoint does not fit.
     fn starting_weights(&self, checkpoint: &Pretrained) -> Result<BTreeMap<String, Tensor>>;
 
-    /// What a user should know at the start, a line each.
+    /// Notes for the user at the start, one per line.
     fn introduction(&self) -> Vec<String>;
 
     /// Training batches per epoch.
     fn batches_per_epoch(&self) -> usize;
 
-    /// The batches of an epoch, a function of the seed and the epoch alone.
+    /// The batches of an epoch, a function of the seed and the epoch only.
     fn epoch(&self, epoch: u64) -> Vec<Vec<Self::Example>>;
 
-    /// Reads a batch; called on a thread of its own, ahead of need.
+    /// Reads a batch; called ahead of need on a separate thread.
     ///
     /// # Errors
-    /// When the store is damaged.
+    /// Returns an error if the store is damaged.
     fn read(&self, examples: Vec<Self::Example>) -> Result<Self::Batch>;
 
     /// The loss of a batch.
     ///
     /// # Errors
-    /// When the batch does not fit the model.
+    /// Returns an error if the batch does not fit the model.
     fn loss(&self, batch: Self::Batch, step: &Step) -> Result<BatchLoss>;
 
     /// Measures on the validation split, without dropout.
     ///
     /// # Errors
-    /// When the data does not fit, or Ctrl-C was pressed.
+    /// Returns an error if the data does not fit, or Ctrl-C was pressed.
     fn validate(&self) -> Result<Measures>;
 
-    /// Measures of the run's checkpoint in `folder` on the test split, with `bar` moved on example by example. Predictions
-    /// go into the folder `predictions`.
+    /// Measures the run's checkpoint in `folder` on the test split and advances `bar` with each example. Predictions go
+    /// into the folder `predictions`.
     ///
     /// # Errors
-    /// As [`Task::validate`].
+    /// See [`Task::validate`].
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures>;
 
-    /// What a checkpoint holds besides the weights.
+    /// The parts of a checkpoint other than the weights.
     fn checkpoint(&self) -> CheckpointParts;
 
-    /// What the model card says.
+    /// The text of the model card.
     fn description(&self) -> Description;
 }
 
-/// Refuses an [`Exam`] of a task that has nothing to predict for a server.
+/// Rejects predictions in an [`Exam`] of a task for which no server takes them.
 fn refuse_predictions(exam: &Exam, task: &str) -> Result<()> {
     match exam.predictions {
         None => Ok(()),
-        Some(_) => Err(Error::Argument(format!("--predictions: no server takes predictions of --task {task}"))),
+        Some(_) => Err(Error::Argument(format!("--predictions: --task {task} has no prediction file"))),
     }
 }

@@ -1,9 +1,9 @@
 //! Questions about an image: VQA and GQA (Tan & Bansal 2019, §4).
 //!
-//! Every answer of the table is a yes or no of its own: the loss of a question is the binary cross entropy of each
+//! Every answer in the table is an independent yes or no: the loss of a question is the binary cross entropy of each
 //! answer's logit with its score, summed over the answers (the original's mean times their number). With `--answer-loss
-//! one`, which suits GQA's single answers, it is the cross entropy with the best answer, times the number of answers (the
-//! original's `--mceLoss`). The model's answer is the one of the largest logit.
+//! one`, which suits GQA's single answers, it is the cross entropy with the best answer, times the number of answers
+//! (the original's `--mceLoss`). The model's answer is the one with the largest logit.
 
 use super::examples::ExampleTask;
 use super::losses::{binary_cross_entropy, cross_entropy};
@@ -34,7 +34,7 @@ pub struct Questions {
 impl ExampleTask<1> for Questions {
     const NAME: &'static str = "questions";
     const ABOUT: &'static str =
-        "Answers to questions: VQA, GQA. Measured by accuracy, by kind of answer where the data says it";
+        "Answers to questions: VQA, GQA. Measured by accuracy, by answer type if the data states it";
     const STEM: &'static str = "questions";
     const RECIPES: &'static [NamedRecipe] = &[
         NamedRecipe {
@@ -63,7 +63,7 @@ impl ExampleTask<1> for Questions {
     fn of_job(job: &Job) -> Result<Self> {
         let Some(path) = &job.data.examples()?.answers else {
             return Err(Error::Argument(
-                "questions need the table of answers to choose from; name it by --answers, such as data/answers/vqa.json or data/answers/gqa.json".into(),
+                "questions need a table of answers to choose from; pass --answers, such as data/answers/vqa.json or data/answers/gqa.json".into(),
             ));
         };
         Ok(Self { answers: AnswerTable::read(path)?, loss: job.recipe.answer_loss })
@@ -77,7 +77,7 @@ impl ExampleTask<1> for Questions {
         self.answers.answers().to_vec()
     }
 
-    /// By scores, a question whose answers are not in the table teaches that none of them is right.
+    /// With scores as targets, a question without an answer in the table teaches that none of them is right.
     fn learns_from(&self, question: &Question) -> bool {
         self.loss == AnswerLoss::Scores || !self.target(question).is_empty()
     }
@@ -98,7 +98,7 @@ impl ExampleTask<1> for Questions {
     ) -> Result<BTreeMap<String, Tensor>> {
         let (weights, matched) = answering::starting_weights(checkpoint, config, &self.answers, allow_missing)?;
         match matched {
-            Some(matched) => log::info!("{matched} of {} answers start from the checkpoint's", self.answers.len()),
+            Some(matched) => log::info!("{matched} of {} answers start from the checkpoint's rows", self.answers.len()),
             None => log::info!("the answer head starts from random weights"),
         }
         Ok(weights)
@@ -107,12 +107,12 @@ impl ExampleTask<1> for Questions {
     fn notes(&self, learnt: &[&Question]) -> std::result::Result<Vec<String>, String> {
         let without = learnt.iter().filter(|question| self.target(question).is_empty()).count();
         if without == learnt.len() {
-            let reason = format!("none of its {without} questions has an answer of the table");
-            return Err(format!("{reason}; name the table of these answers by --answers"));
+            let reason = format!("none of its {without} questions has an answer in the table");
+            return Err(format!("{reason}; pass the table of these answers as --answers"));
         }
         let mut lines = vec![format!("{} answers", self.answers.len())];
         if without > 0 {
-            lines.push(format!("{without} training questions have no answer of the table"));
+            lines.push(format!("{without} training questions have no answer in the table"));
         }
         Ok(lines)
     }
@@ -154,7 +154,7 @@ impl ExampleTask<1> for Questions {
         measures
     }
 
-    /// `vqa.json` where the questions' ids are numbers, else `gqa.json`.
+    /// `vqa.json` if the questions' ids are numbers, otherwise `gqa.json`.
     fn write_predictions(&self, folder: &Path, questions: &[Question], judged: &[(u32, f32)]) -> Result<()> {
         let vqa = questions.iter().all(|question| matches!(question.id, QuestionId::Number(_)));
         let (name, form) = if vqa { ("vqa.json", AnswerFile::Vqa) } else { ("gqa.json", AnswerFile::Gqa) };
@@ -181,8 +181,8 @@ impl ExampleTask<1> for Questions {
 }
 
 impl Questions {
-    /// The answers of a question, as labels of the table; empty where it has none there. Answers are looked up as they are
-    /// written.
+    /// The answers of a question, as labels of the table; empty if none is in the table. Answers are looked up exactly
+    /// as written.
     fn target(&self, question: &Question) -> SoftLabel {
         let scores = question.scores.iter().flatten().map(|(answer, score)| (answer.as_str(), *score));
         self.answers.soft_label(scores, false)
@@ -197,8 +197,8 @@ impl Questions {
     }
 }
 
-/// The loss of each question, `[batch]`. `logits`: `[batch, answers]`; a question without a target has, by its best answer,
-/// no loss, and by scores that of "none of them".
+/// The loss of each question, `[batch]`. `logits`: `[batch, answers]`. A question without a target has no loss with
+/// `--answer-loss one`; with scores it has the loss of "none of them".
 fn answer_losses(logits: &Tensor, targets: &[SoftLabel], loss: AnswerLoss) -> Result<Tensor> {
     let device = logits.device();
     let (batch, answers) = logits.dims2()?;
@@ -222,7 +222,7 @@ fn answer_losses(logits: &Tensor, targets: &[SoftLabel], loss: AnswerLoss) -> Re
     }
 }
 
-/// The first answer of the largest score.
+/// The first of the answers with the largest score.
 fn best(target: &[(u32, f32)]) -> Option<(u32, f32)> {
     target.iter().copied().reduce(|best, next| if next.1 > best.1 { next } else { best })
 }

@@ -1,10 +1,10 @@
-//! Referring expressions: which region does the expression name? RefCOCO, RefCOCO+, RefCOCOg (Bugliarello et al. 2021; their
-//! code is e-bug/volta).
+//! Referring expressions: which region does the expression name? RefCOCO, RefCOCO+, RefCOCOg (Bugliarello et al. 2021;
+//! their code is e-bug/volta).
 //!
-//! Every region is a yes or no of its own. Its target is the IoU of its box with the named object's, and the loss of an
+//! Every region is an independent yes or no. Its target is the IoU of its box with the named object's. The loss of an
 //! expression is the binary cross entropy of each region's logit with its target: the mean over the regions times their
-//! number, which is the sum over the image's real regions. The region of the largest logit is right when its IoU is above
-//! 0.5. The IoU is the original's, in pixels with the last pixel inside the box.
+//! number, that is, the sum over the image's real regions. The region with the largest logit is right if its IoU is
+//! above 0.5. The IoU is the original's, in pixels with the last pixel inside the box.
 
 use super::examples::ExampleTask;
 use super::losses::binary_cross_entropy;
@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-/// The IoU that a region must exceed to be right.
+/// The IoU above which a region is right.
 const RIGHT: f32 = 0.5;
 
 /// The head's weights.
@@ -48,8 +48,8 @@ impl ExampleTask<1> for Referring {
         recipe: || Self::recipe(Suits::Benchmark),
     }];
 
-    // No class of transformers has a head over regions' final states. The trunk opens in this one, which reports the head's
-    // two weights, `referring_head.{weight,bias}`, as unexpected.
+    // transformers has no class with a head over regions' final states. This class opens the trunk and reports the
+    // head's two weights, `referring_head.{weight,bias}`, as unexpected.
     const ARCHITECTURE: &'static str = "LxmertModel";
 
     type Example = Expression;
@@ -90,7 +90,7 @@ impl ExampleTask<1> for Referring {
     }
 
     fn open(checkpoint: &Pretrained, device: &Device) -> Result<ReferringModel> {
-        let lacking = "no head over regions; name a checkpoint of --task referring";
+        let lacking = "no head over regions; use a checkpoint of --task referring";
         let model = checkpoint.model(device, ReferringModel::new);
         Ok(model.map_err(|error| error.for_lacking_head(HEAD, lacking))?)
     }
@@ -128,7 +128,7 @@ impl ExampleTask<1> for Referring {
         measures(expressions.iter().zip(judged).map(|(expression, (choice, loss))| (expression, choice, *loss)))
     }
 
-    /// `refcoco.json`: for each expression the chosen box (x y width height in pixels, as `instances.json` has them) and its
+    /// `refcoco.json`: for each expression the chosen box (x y width height in pixels, as in `instances.json`) and its
     /// IoU with the named object's.
     fn write_predictions(&self, folder: &Path, expressions: &[Expression], judged: &[(Choice, f32)]) -> Result<()> {
         let entry = |(expression, (choice, _)): (&Expression, &(Choice, f32))| {
@@ -175,13 +175,13 @@ fn regions_px(batch: &Batch, row: usize, width: f32, height: f32) -> impl Iterat
     boxes_normalised.iter().zip(mask).map(move |(b, &real)| (real > 0.0).then(|| boxes::to_pixels(b, width, height)))
 }
 
-/// The loss of each expression, `[batch]`. `logits`: `[batch, regions]`; `targets` and `mask`: as many values.
+/// The loss of each expression, `[batch]`. `logits`: `[batch, regions]`; `targets` and `mask` have as many values.
 fn losses(logits: &Tensor, targets: &[f32], mask: &[f32]) -> Result<Tensor> {
     let of = |values: &[f32]| Tensor::from_slice(values, logits.shape(), logits.device());
     Ok((binary_cross_entropy(logits, &of(targets)?)? * of(mask)?)?.sum(1)?)
 }
 
-/// What a model chose for an expression, and what there was to choose from.
+/// The model's choice for an expression, and what there was to choose from.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Choice {
     /// The chosen region's box; `None` in an image without regions.
@@ -190,12 +190,12 @@ pub struct Choice {
     pub iou: f32,
     /// The largest IoU of the image's regions.
     pub best_iou: f32,
-    /// The share of the image's regions that would be right.
+    /// The fraction of the image's regions that would be right.
     pub chance: f32,
 }
 
 impl Choice {
-    /// The region of the largest of `logits` (those of row `row`).
+    /// The region with the largest of `logits` (those of row `row`).
     fn of(expression: &Expression, batch: &Batch, row: usize, logits: &[f32]) -> Self {
         let [width, height] = expression.image_size_px;
         let ious = overlaps(expression, batch, row);
@@ -227,8 +227,8 @@ impl Numbers for Choice {
     }
 }
 
-/// By split: expressions, accuracy, the upper bound (the share whose image has a region that is right), and what a region
-/// chosen at random would score.
+/// By split: expressions, accuracy, the upper bound (the share of expressions with a right region in the image), and
+/// the expected score of a random region.
 fn measures<'a>(chosen: impl IntoIterator<Item = (&'a Expression, &'a Choice, f32)>) -> Measures {
     let mut sums: BTreeMap<&str, [f64; 5]> = BTreeMap::new();
     for (expression, choice, loss) in chosen {
@@ -260,9 +260,9 @@ mod tests {
     use candle_core::{Device, Var};
 
     #[test]
-    fn the_loss_is_binary_cross_entropy_with_the_iou_times_the_number_of_regions() {
+    fn the_loss_is_binary_cross_entropy_with_the_iou_summed_over_regions() {
         let logits = Var::new(&[[0.5f32, -1.0, 9.0], [2.0, 0.0, -3.0]], &Device::Cpu).unwrap();
-        // The first image has two regions: its third logit is padding's and counts for nothing.
+        // The first image has two regions: its third logit belongs to padding and does not count.
         let (targets, mask) = ([0.8f32, 0.1, 0.0, 0.0, 0.0, 1.0], [1f32, 1.0, 0.0, 1.0, 1.0, 1.0]);
         let loss = losses(&logits, &targets, &mask).unwrap();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
@@ -271,7 +271,7 @@ mod tests {
         let want = [bce(0.5, 0.8) + bce(-1.0, 0.1), bce(2.0, 0.0) + bce(0.0, 0.0) + bce(-3.0, 1.0)];
         let got: Vec<f32> = loss.to_vec1().unwrap();
         assert!(got.iter().zip(want).all(|(g, w)| (f64::from(*g) - w).abs() < 2e-6), "{got:?}, not {want:?}");
-        // The gradient by a logit is its sigmoid less its target.
+        // The gradient with respect to a logit is its sigmoid minus its target.
         let gradients = loss.sum_all().unwrap().backward().unwrap();
         let got: Vec<f32> = gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let want = [sigmoid(0.5) - 0.8, sigmoid(-1.0) - 0.1, 0.0, sigmoid(2.0), 0.5, sigmoid(-3.0) - 1.0];
@@ -302,18 +302,18 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_the_ious_of_the_regions_and_0_for_padding() {
-        // 10 × 10 pixels with the last one inside: the whole first region, 10 of the second's 25 columns.
+    fn targets_are_the_regions_ious_and_zero_for_padding() {
+        // 10 × 10 pixels including the last: the whole first region, 10 of the second's 25 columns.
         let close = |got: Vec<f32>, want: [f32; 2]| got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6);
         let named = expression("val", [0.0, 0.0, 9.0, 9.0]);
         assert!(close(overlaps(&named, &batch(), 0), [1.0, 0.4]), "{:?}", overlaps(&named, &batch(), 0));
         assert!(close(overlaps(&named, &batch(), 1), [0.0, 0.0]));
-        // A box in the corner overlaps the padding's zeros by a pixel, which does not count.
+        // A box in the corner overlaps the padding's zeros by one pixel, which does not count.
         assert!(close(overlaps(&expression("val", [0.0; 4]), &batch(), 1), [0.0, 0.0]));
     }
 
     #[test]
-    fn the_best_scored_region_is_right_above_one_half() {
+    fn the_best_scored_region_is_right_above_an_iou_of_one_half() {
         let named = expression("testA", [0.0, 0.0, 9.0, 9.0]);
         let (first, second) =
             (Choice::of(&named, &batch(), 0, &[2.0, 1.0]), Choice::of(&named, &batch(), 0, &[1.0, 2.0]));

@@ -1,4 +1,4 @@
-//! The tasks, one line each. Everything that depends on the task of a run is found here by its name.
+//! The tasks, one line each. Code that depends on a run's task looks it up here by name.
 
 use super::entailment::Entailment;
 use super::examples::OverExamples;
@@ -26,19 +26,19 @@ pub static TASKS: [Entry; 7] = [
     Entry::of::<OverExamples<Referring, 1>>(),
 ];
 
-/// A [`Task`], as a value.
+/// A [`Task`] as a value.
 pub struct Entry {
-    /// As `--task` names it.
+    /// Its name for `--task`.
     pub name: &'static str,
-    /// What it is, in a line of the help.
+    /// A one-line description for the help.
     pub about: &'static str,
     /// The data that it reads.
     pub reads: Reads,
-    /// Its recipes that `--recipe` names.
+    /// Its recipes for `--recipe`.
     pub recipes: &'static [NamedRecipe],
-    /// The recipe that a run on such data starts from.
+    /// The default recipe for a run on such data.
     pub recipe: fn(Suits) -> Recipe,
-    /// Measures of a checkpoint on a test split.
+    /// Measures a checkpoint on a test split.
     pub evaluate: fn(&Exam) -> Result<Measures>,
     train: fn(&Job) -> Result<Outcome>,
 }
@@ -66,7 +66,7 @@ impl std::fmt::Debug for Entry {
 /// The task of this name.
 ///
 /// # Errors
-/// When there is none, with the names of those there are.
+/// Returns an error that lists the tasks if there is none.
 pub fn task(name: &str) -> Result<&'static Entry> {
     TASKS.iter().find(|task| task.name == name).ok_or_else(|| {
         let known: Vec<&str> = TASKS.iter().map(|task| task.name).collect();
@@ -77,7 +77,7 @@ pub fn task(name: &str) -> Result<&'static Entry> {
 /// The recipe of this name.
 ///
 /// # Errors
-/// When there is none.
+/// Returns an error if there is none.
 pub fn named_recipe(name: &str) -> Result<&'static NamedRecipe> {
     recipes().find(|recipe| recipe.name == name).ok_or_else(|| Error::Argument(format!("no recipe is called '{name}'")))
 }
@@ -87,10 +87,10 @@ pub fn recipes() -> impl Iterator<Item = &'static NamedRecipe> {
     TASKS.iter().flat_map(|task| task.recipes)
 }
 
-/// The task that a job's recipe names, trained; see [`trainer::run`].
+/// Trains the task that a job's recipe names; see [`trainer::run`].
 ///
 /// # Errors
-/// When the recipe names no task, or as [`trainer::run`].
+/// As [`trainer::run`]; also if the recipe names no task.
 pub fn train(job: &Job) -> Result<Outcome> {
     (task(&job.recipe.task)?.train)(job)
 }

@@ -1,11 +1,12 @@
-//! Retrieval: of four pairs, which is the true one?
+//! Retrieval: which of four pairs is the true one?
 //!
-//! Each caption makes a group of four: its own image; the image with a caption of another; another image with the
-//! caption; and the image with a caption that is hard to tell from the true one. The loss is the cross entropy of the
-//! four match logits (Lu et al. 2019, §4, in ViLBERT). The hard caption is the false sibling of `hard_negatives.csv` where
-//! the data has one; else, of 32 captions of other images, the one that shares the most words.
+//! Each caption gives a group of four: its own image; the image with another image's caption; another image with the
+//! caption; and the image with a caption that is hard to distinguish from the true one. The loss is the cross entropy
+//! of the four match logits (Lu et al. 2019, §4, ViLBERT). The hard caption is the false variant in
+//! `hard_negatives.csv` if the data has one; otherwise, of 32 captions of other images, the one that shares the most
+//! words.
 //!
-//! It is evaluated as [`Matching`] is: pairs, hard pairs, and recalls over the whole test split.
+//! It is evaluated like [`Matching`]: pairs, hard pairs, and recalls over the whole test split.
 
 use super::losses::cross_entropy;
 use super::matching::{Matching, PairBatch};
@@ -31,7 +32,7 @@ use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-/// Captions among which a hard one is looked for.
+/// How many captions to search for a hard one.
 const CANDIDATES: usize = 32;
 
 /// A true pair, then the three false ones.
@@ -40,13 +41,13 @@ pub type Group = [Pair; 4];
 /// Retrieval on captioned images.
 pub struct Retrieval {
     matching: Matching,
-    /// Captions of the training split, with more than one image among them.
+    /// Captions of the training split; they belong to at least two images.
     captions: Vec<usize>,
 }
 
 impl Task for Retrieval {
     const NAME: &'static str = "retrieval";
-    const ABOUT: &'static str = "Which of four pairs is the true one? Measured as matching is";
+    const ABOUT: &'static str = "Which of four pairs is the true one? Measured like matching";
     const READS: Reads = Reads::Captions;
     const RECIPES: &'static [NamedRecipe] = &[NamedRecipe {
         name: "paper-retrieval",

@@ -1,7 +1,7 @@
 //! Statements about two images, true or false: NLVR2 (Suhr et al. 2019; Tan & Bansal 2019, §4).
 //!
-//! The sentence is read with each image by the same trunk, the two pooled outputs are laid side by side, and a head of its
-//! own says "false" or "true"; the loss is the cross entropy of that. The head starts at random, whatever the checkpoint.
+//! The same trunk reads the sentence with each image; a separate head classifies the two concatenated pooled outputs as
+//! "false" or "true", with cross entropy as loss. The head starts at random, whatever the checkpoint.
 
 use super::examples::ExampleTask;
 use super::losses::cross_entropy;
@@ -22,7 +22,7 @@ use lxmert_core::pretrained::Pretrained;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Judging statements.
+/// Predicting whether statements are true.
 pub struct Statements;
 
 impl ExampleTask<2> for Statements {
@@ -35,7 +35,7 @@ impl ExampleTask<2> for Statements {
         recipe: || Self::recipe(Suits::Benchmark),
     }];
 
-    // No class of transformers has a head over two images. The trunk opens in this one, which finds every key of its own and
+    // transformers has no class with a head over two images. This class opens the trunk, finds all its keys, and
     // reports the head's six, `answer_head.logit_fc.{0,2,3}.{weight,bias}`, as unexpected.
     const ARCHITECTURE: &'static str = "LxmertModel";
 
@@ -72,7 +72,7 @@ impl ExampleTask<2> for Statements {
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors = checkpoint.tensors().clone();
         let expected = PairModel::expected(config)?;
-        // A head over two images is taken over; one of another task, of another shape, is not.
+        // Use the checkpoint's head if it is over two images; skip a head of another task, which has another shape.
         let shape_of = |name: &str| expected.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.as_slice());
         let same_head =
             (tensors.iter()).all(|(name, t)| !name.starts_with("answer_head.") || shape_of(name) == Some(t.dims()));
@@ -88,7 +88,7 @@ impl ExampleTask<2> for Statements {
     }
 
     fn losses(&self, logits: &Tensor, statements: &[&Statement], _: &Batch) -> Result<Tensor> {
-        // A statement without a label counts as false, and is not measured.
+        // A statement without a label counts as false but is not measured.
         let labels: Vec<u32> = statements.iter().map(|statement| u32::from(statement.label == Some(true))).collect();
         Ok(cross_entropy(logits, &labels)?)
     }
@@ -114,7 +114,7 @@ impl ExampleTask<2> for Statements {
         measures
     }
 
-    /// What NLVR2's evaluation takes: `nlvr2.csv`.
+    /// Writes `nlvr2.csv` for NLVR2's evaluation.
     fn write_predictions(&self, folder: &Path, statements: &[Statement], judged: &[(bool, f32)]) -> Result<()> {
         let identifiers = statements.iter().map(|statement| statement.identifier.as_str());
         write_judgements(&folder.join("nlvr2.csv"), identifiers.zip(judged.iter().map(|(judged, _)| *judged)))

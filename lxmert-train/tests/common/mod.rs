@@ -1,4 +1,4 @@
-//! A small data set whose captions are told by the features: enough to train on in seconds.
+//! A small data set whose features determine the captions: enough to train on in seconds.
 
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo, StoreWriter};
 use std::fmt::Write;

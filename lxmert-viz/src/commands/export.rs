@@ -11,7 +11,7 @@ use lxmert_train::data::splits::Split;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Pairs scored at once.
+/// Pairs to score at once.
 const BATCH: usize = 32;
 
 /// A part of the data.
@@ -19,9 +19,9 @@ const BATCH: usize = 32;
 pub enum Part {
     /// The images that the model was trained on
     Train,
-    /// The images that chose the best epoch
+    /// The images for choosing the best epoch
     Val,
-    /// The images that were held out
+    /// The held-out images
     Test,
     /// Every image
     All,
@@ -33,13 +33,13 @@ pub struct ExportArgs {
     /// One image and one sentence.
     #[command(flatten)]
     pub subject: SubjectArgs,
-    /// Every caption of this part of the data instead of one pair
+    /// Export every caption of this part of the data instead of one pair
     #[arg(long, value_enum, value_name = "PART", conflicts_with_all = ["image", "text"])]
     pub split: Option<Part>,
-    /// With --split: each caption's false sibling too, where there is one
+    /// With --split: also each caption's false variant, if there is one
     #[arg(long, requires = "split")]
     pub false_captions: bool,
-    /// Leave out the attention maps, which take by far the most room
+    /// Omit the attention maps, which take by far the most space
     #[arg(long)]
     pub no_maps: bool,
 }
@@ -48,7 +48,7 @@ impl ExportArgs {
     /// Scores the pairs and writes the file.
     ///
     /// # Errors
-    /// When there is no such image, a computation fails, or the file cannot be written.
+    /// Returns an error if there is no such image, a computation fails, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         let path = file(session)?;
         let (scorer, data) = session.open()?;
@@ -123,7 +123,7 @@ impl ExportArgs {
     }
 }
 
-/// The file that `--output` names, or the default name in its folder.
+/// The file that `--output` names, or the default file in its folder.
 fn file(session: &Session) -> Result<PathBuf> {
     const NAME: &str = "export.safetensors";
     match &session.figures.output {
@@ -132,7 +132,7 @@ fn file(session: &Session) -> Result<PathBuf> {
             Some("safetensors") => Ok(output.clone()),
             None => Ok(output.join(NAME)),
             Some(_) => {
-                let reason = "the arrays are written as .safetensors; name such a file, or a folder";
+                let reason = "the arrays are written as .safetensors; pass such a file, or a folder";
                 Err(Error::Argument(format!("--output {}: {reason}", output.display())))
             }
         },

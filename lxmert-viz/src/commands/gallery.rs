@@ -1,4 +1,4 @@
-//! The bare command: the pictures and measures of a run, with an index that says what each shows.
+//! The command without a subcommand: the pictures and measures of a run, with an index that says what each shows.
 
 use super::predictions;
 use super::{Report, Session};
@@ -21,7 +21,7 @@ use std::path::Path;
 /// Makes every picture of a run; `pairs`: how many test pairs to explain.
 ///
 /// # Errors
-/// When a file is missing or damaged, a picture cannot be written, or Ctrl-C was pressed.
+/// Returns an error if a file is missing or damaged, a picture cannot be written, or Ctrl-C was pressed.
 pub fn run(session: &Session, pairs: usize) -> Result<Report> {
     let started = std::time::Instant::now();
     let folder = session.folder()?;
@@ -32,7 +32,7 @@ pub fn run(session: &Session, pairs: usize) -> Result<Report> {
     if let Some(annotations) = &annotations {
         let found = measure_grounding(session, &data, &scorer, annotations)?;
         report.say(format!(
-            "grounding: of {} held-out captions that name one object, the share whose strongest region is that object \
+            "grounding: share of {} held-out captions naming one object for which the strongest region is that object \
              (IoU ≥ {}):\n{found}",
             found.all.phrases,
             grounding::HIT_IOU
@@ -50,7 +50,7 @@ pub fn run(session: &Session, pairs: usize) -> Result<Report> {
     Ok(report)
 }
 
-/// The index: what was measured, and each picture with what it shows.
+/// The index: the measures, and each picture with what it shows.
 fn index_text(report: &Report, session: &Session, folder: &Path) -> String {
     let mut text = format!("# Pictures of {}, on {}\n\n", session.places.checkpoint.display(), session.places.name);
     if let Some(notice) = &session.places.notice {
@@ -81,10 +81,10 @@ fn measure_grounding(
     Ok(found)
 }
 
-/// A pair to explain, with what is known of it.
+/// A pair to explain, and what is known about it.
 struct Subject {
     example: Example,
-    /// Words to look at, each with its object's true box where that is known.
+    /// Words to look at, each with its object's true box if known.
     words: Vec<(String, Option<BoxXyxy>)>,
 }
 
@@ -98,7 +98,7 @@ fn subjects(data: &DataSet, annotations: Option<&Annotations>, count: usize) -> 
             let image = (*image).to_string();
             let scene = annotations.and_then(|a| a.scenes.iter().find(|scene| scene.image == image));
             if let Some(scene) = scene {
-                // The kinds take turns: one object, a relation, a pair.
+                // The kinds alternate: one object, a relation, a pair.
                 let wanted = ["object", "relation", "pair"][i % 3];
                 let is_wanted = |kind| format!("{kind:?}").eq_ignore_ascii_case(wanted);
                 let caption = scene.captions.iter().find(|c| is_wanted(c.kind)).or(scene.captions.first())?;
@@ -111,7 +111,7 @@ fn subjects(data: &DataSet, annotations: Option<&Annotations>, count: usize) -> 
                     let name = if before == 0 { noun.to_string() } else { format!("{noun}:{}", before + 1) };
                     words.push((name, Some(normalise(&object.box_xyxy_px, size.0, size.1))));
                 }
-                // Two mentions of one noun: name the first by its number too, else both are meant.
+                // If both mentions use the same noun, give the first its number too; otherwise both are meant.
                 if words.len() == 2 && words[1].0.ends_with(":2") {
                     words[0].0.push_str(":1");
                 }

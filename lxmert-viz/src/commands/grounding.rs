@@ -23,7 +23,7 @@ impl GroundingArgs {
     /// Measures, and writes the table.
     ///
     /// # Errors
-    /// When no true boxes are known, a computation fails, or the file cannot be written.
+    /// Returns an error if no true boxes are known, a computation fails, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         let folder = session.folder()?;
         let (scorer, data) = session.open()?;
@@ -33,7 +33,7 @@ impl GroundingArgs {
             (Some(folder), _) => {
                 let found = entities::read(folder, &images)?;
                 report.say(format!(
-                    "{} of {} test images are annotated; phrases left out: {} without a box, {} that mean nothing visible",
+                    "{} of {} test images are annotated; phrases left out: {} without a box, {} for nothing visible",
                     images.len() - found.missing,
                     images.len(),
                     found.without_box,
@@ -46,7 +46,7 @@ impl GroundingArgs {
                 grounding::scene_cases(&read_annotations(folder)?, &images)
             }
             (None, None) => {
-                let reason = "no true boxes: name the folder of Flickr30k Entities with --entities";
+                let reason = "no true boxes: pass the folder of Flickr30k Entities as --entities";
                 return Err(Error::Argument(reason.into()));
             }
         };
@@ -56,7 +56,7 @@ impl GroundingArgs {
         let found = grounding::measure(&data, &scorer, &cases, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         report.say(format!(
-            "the region that a phrase's words point to, in {} captions; the share of phrases that it hits",
+            "the region that a phrase's words point to, in {} captions: share of phrases for which it is right",
             cases.len()
         ));
         report.say(found.by_kind().trim_end());

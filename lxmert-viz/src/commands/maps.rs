@@ -55,22 +55,22 @@ pub struct OverlayArgs {
     /// Image and sentence.
     #[command(flatten)]
     pub subject: SubjectArgs,
-    /// The word that looks; "red:2" is the second "red" [default: the whole sentence]
+    /// The word whose attention to draw; "red:2" is the second "red" [default: the whole sentence]
     #[arg(long)]
     pub word: Option<String>,
-    /// How regions are weighed
+    /// How to weigh regions
     #[arg(long, value_enum, default_value_t = Method::Attention, value_name = "METHOD")]
     pub by: Method,
 }
 
-/// An attention, its layer and its head, both from 1; `None` as in [`Explained::heatmap`].
+/// A kind of attention, its layer and its head, both from 1; `None` as in [`Explained::heatmap`].
 type Choice = (Direction, Option<usize>, Option<usize>);
 
 impl HeatmapArgs {
     /// Draws one attention map, or all of them.
     ///
     /// # Errors
-    /// When there is no such image, layer or head, or a file cannot be written.
+    /// Returns an error if there is no such image, layer or head, or a file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         if self.all {
             session.folder()?;
@@ -90,10 +90,10 @@ impl HeatmapArgs {
 }
 
 impl HeadsArgs {
-    /// Draws all heads beside each other.
+    /// Draws all heads side by side.
     ///
     /// # Errors
-    /// When there is no such image or layer, or the file cannot be written.
+    /// Returns an error if there is no such image or layer, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         let MapArgs { direction, layer } = self.map;
         draw(session, &self.subject, |explained, _| {
@@ -107,7 +107,7 @@ impl OverlayArgs {
     /// Draws the photo with its regions.
     ///
     /// # Errors
-    /// When there is no such image or word, or the file cannot be written.
+    /// Returns an error if there is no such image or word, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         draw(session, &self.subject, |explained, data| {
             let photo = data.photo(explained.image)?;
@@ -118,7 +118,7 @@ impl OverlayArgs {
     }
 }
 
-/// Scores the chosen image and sentence with its gradients, draws, and writes.
+/// Scores the chosen image and sentence with gradients, draws, and writes.
 fn draw(
     session: &Session,
     chosen: &SubjectArgs,

@@ -1,4 +1,4 @@
-//! What each subcommand does: it takes a [`Session`] and its own options, writes files, and gives a [`Report`].
+//! The subcommands: each takes a [`Session`] and its own options, writes files, and returns a [`Report`].
 
 pub mod export;
 pub mod gallery;
@@ -32,36 +32,36 @@ use std::path::{Path, PathBuf};
 
 /// What every command needs.
 pub struct Session {
-    /// Where things lie.
+    /// Where the files are.
     pub places: Places,
-    /// Where figures go, and how they are drawn.
+    /// Where figures are written, and how they are drawn.
     pub figures: FigureArgs,
     /// Where to compute.
     pub device: Device,
-    /// The seed of what is drawn at random.
+    /// The seed of random draws.
     pub seed: u64,
     /// Whether to draw progress bars.
     pub progress: bool,
 }
 
 impl Session {
-    /// The checkpoint.
+    /// Opens the checkpoint.
     ///
     /// # Errors
-    /// As [`Scorer::open`].
+    /// See [`Scorer::open`].
     pub fn scorer(&self) -> Result<Scorer> {
         Scorer::open(&self.places.checkpoint, &self.device)
     }
 
-    /// The data, for a model that looks at `regions` regions of an image.
+    /// Opens the data, for a model that looks at `regions` regions of an image.
     ///
     /// # Errors
-    /// As [`DataSet::open`].
+    /// See [`DataSet::open`].
     pub fn data(&self, regions: usize) -> Result<DataSet> {
         DataSet::open(self.places.clone(), regions)
     }
 
-    /// The checkpoint and the data.
+    /// Opens the checkpoint and the data.
     ///
     /// # Errors
     /// As [`Scorer::open`] and [`DataSet::open`].
@@ -76,7 +76,7 @@ impl Session {
         self.figures.folder(self.places.plots())
     }
 
-    /// Writes a figure of the data to `path` with the extension of each format.
+    /// Writes a figure of the data to `path`, with the extension of each format.
     fn save(&self, mut sheet: Canvas, path: &Path, shows: impl Into<String>, report: &mut Report) -> Result<()> {
         if let Some(notice) = &self.places.notice {
             sheet.footer(notice);
@@ -84,7 +84,7 @@ impl Session {
         self.save_photo(&sheet, path, shows, report)
     }
 
-    /// The same for a figure of a photo that the user named, which is of no data set.
+    /// The same for a figure of the user's own photo, which belongs to no data set.
     fn save_photo(&self, sheet: &Canvas, path: &Path, shows: impl Into<String>, report: &mut Report) -> Result<()> {
         let shows = shows.into();
         for path in self.figures.write(sheet, path)? {
@@ -96,7 +96,7 @@ impl Session {
         Ok(())
     }
 
-    /// A bar for a job of `length` parts.
+    /// A progress bar for a job of `length` parts.
     fn bar(&self, length: usize, what: &str) -> indicatif::ProgressBar {
         let bar =
             if self.progress { indicatif::ProgressBar::new(length as u64) } else { indicatif::ProgressBar::hidden() };
@@ -108,21 +108,21 @@ impl Session {
     }
 }
 
-/// A file and what it shows.
+/// A file, and what it shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// The file.
     pub path: PathBuf,
-    /// One line, or nothing where the command says it all.
+    /// One line; empty if the command explains it.
     pub shows: String,
 }
 
 /// What a command found and wrote.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// Results for the reader, a paragraph each.
+    /// Results for the user, one paragraph each.
     pub lines: Vec<String>,
-    /// The files, in the order of writing.
+    /// The files, in writing order.
     pub files: Vec<Written>,
     /// Characters that PNG files show as boxes.
     boxes: BTreeSet<char>,
@@ -144,13 +144,13 @@ impl Report {
         Ok(())
     }
 
-    /// What the user should know of all figures, once.
+    /// A warning that concerns all figures, printed once.
     pub fn warning(&self) -> Option<String> {
         let some: Vec<String> = self.boxes.iter().take(8).map(char::to_string).collect();
         (!some.is_empty()).then(|| {
             format!(
                 "{} characters ({}{}) are not in the bundled font: PNG files show a box for each; --format svg leaves them \
-                 to the viewer's fonts",
+                 to the fonts of the viewer",
                 self.boxes.len(),
                 some.join(" "),
                 if self.boxes.len() > some.len() { " …" } else { "" }
@@ -195,10 +195,10 @@ impl SubjectArgs {
     }
 }
 
-/// Which detector finds the regions of a photo.
+/// The detector that finds the regions of a photo.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct DetectorArgs {
-    /// Which detector finds the regions [default: the one whose features the checkpoint was trained on]
+    /// Detector that finds the regions [default: the one whose features the checkpoint was trained on]
     #[arg(long, value_name = "scenes|coco|visual-genome|DIR")]
     pub detector: Option<DetectorChoice>,
     /// The detector's weights: a file, or `hf:owner/repo/file[@revision]` [default: the detector's own]
@@ -228,7 +228,8 @@ impl Seen {
 }
 
 impl DetectorArgs {
-    /// The regions of a photo for a model that takes `takes.0` numbers a region and was trained on `takes.1` regions.
+    /// Finds the regions of a photo for a model that takes `takes.0` numbers per region and was trained on `takes.1`
+    /// regions.
     fn find(&self, session: &Session, path: &Path, takes: (usize, usize)) -> Result<Seen> {
         let photo = photo::read(path)?;
         let count = self.regions.map_or(takes.1, usize::from);
@@ -243,13 +244,13 @@ impl DetectorArgs {
     }
 }
 
-/// Draws the training curves of the run, as PNG alone.
+/// Draws the training curves of the run, only as PNG.
 ///
 /// # Errors
-/// When the run has no record of its training, SVG alone is asked for, or the picture cannot be written.
+/// Returns an error if the run has no training record, only SVG is requested, or the picture cannot be written.
 pub fn curves(session: &Session) -> Result<Report> {
     if !session.figures.formats().contains(&Format::Png) {
-        return Err(Error::Argument("the training curves are drawn as .png alone; leave --format out".into()));
+        return Err(Error::Argument("the training curves are drawn only as .png; omit --format".into()));
     }
     let mut path = session.figures.file(session.places.plots(), "curves")?.into_os_string();
     path.push(".png");
@@ -263,7 +264,7 @@ fn draw_curves(session: &Session, path: PathBuf) -> Result<Report> {
     Ok(report)
 }
 
-/// One line about a scored pair: "P(match) = 0.97 (match)".
+/// A one-line summary of a scored pair: "P(match) = 0.97 (match)".
 fn verdict_line(probability: f32) -> String {
     let word = if probability >= 0.5 { "match" } else { "mismatch" };
     format!("P(match) = {} ({word})", percent(probability))

@@ -30,17 +30,17 @@ pub struct PairArgs {
     pub detector: DetectorArgs,
 }
 
-/// How many links are listed.
+/// How many links to list.
 const LINKS: usize = 10;
 
 impl PairArgs {
     /// Finds the photo's regions, scores it with the sentence, and draws heatmaps, head grids and overlays.
     ///
     /// # Errors
-    /// When the model cannot take the regions, the sentence lacks the word, or a file cannot be written.
+    /// Returns an error if the regions do not fit the model, the sentence lacks the word, or a file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         if self.text.trim().is_empty() {
-            return Err(Error::Argument("--text is empty: nothing to match the photo with".into()));
+            return Err(Error::Argument("--text is empty: there is nothing to match the photo with".into()));
         }
         let scorer = session.scorer()?;
         let takes = (scorer.config().visual_feat_dim, scorer.regions());
@@ -95,7 +95,7 @@ fn links(explained: &Explained, photo: &RgbImage, report: &mut Report) -> Result
     Ok(())
 }
 
-/// "bicycle", or "bi (bicycle)" when the word is cut into pieces.
+/// "bicycle", or "bi (bicycle)" if the word consists of several pieces.
 fn piece_name(explained: &Explained, piece: usize) -> String {
     let token = &explained.scored.encoding.tokens[piece];
     match explained.words.iter().find(|word| word.pieces.contains(&piece)) {

@@ -19,7 +19,7 @@ impl PerturbationArgs {
     /// Measures, draws, and writes the numbers beside the picture.
     ///
     /// # Errors
-    /// When there is nothing to perturb, a computation fails, or a file cannot be written.
+    /// Returns an error if there is nothing to perturb, a computation fails, or a file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         let folder = session.folder()?;
         let (scorer, data) = session.open()?;
@@ -32,7 +32,7 @@ impl PerturbationArgs {
         bar.finish_and_clear();
         let mut report = Report::default();
         report.say(format!(
-            "perturbation of {} true captions; score: the share still called a match\n{found}",
+            "perturbation of {} true captions; score: share still called a match\n{found}",
             found.examples
         ));
         let sheet = pictures::perturbation::draw(&found, &data.places.name, session.figures.look());

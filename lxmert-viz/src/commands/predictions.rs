@@ -1,4 +1,4 @@
-//! `grid`: test pairs with what the model says of them, and the surest mistakes.
+//! `grid`: test pairs with the model's verdicts, and the most confident mistakes.
 
 use super::{Report, Session};
 use crate::Result;
@@ -11,14 +11,14 @@ use lxmert_train::data::pairs::PairKind;
 use std::collections::HashSet;
 use std::path::Path;
 
-/// Pairs scored at once.
+/// Pairs to score at once.
 const BATCH: usize = 64;
-/// At most this many test pairs of a set are scored.
+/// Maximum number of test pairs of a set to score.
 const MOST_PAIRS: usize = 4000;
-/// Cards on a picture.
+/// Cards per picture.
 const CARDS: usize = 12;
 
-/// An example and the probability that the model gives it.
+/// An example and the model's probability for it.
 type Judged = (Example, f32);
 
 fn is_right((example, probability): &Judged) -> bool {
@@ -28,7 +28,7 @@ fn is_right((example, probability): &Judged) -> bool {
 /// Draws test pairs.
 ///
 /// # Errors
-/// When the checkpoint or the data cannot be read, or a file cannot be written.
+/// Returns an error if the checkpoint or the data cannot be read, or a file cannot be written.
 pub fn run(session: &Session) -> Result<Report> {
     let folder = session.folder()?;
     let (scorer, data) = session.open()?;
@@ -37,7 +37,8 @@ pub fn run(session: &Session) -> Result<Report> {
     Ok(report)
 }
 
-/// Scores the fixed test pairs and the hard ones, says the accuracies, and draws some of each and the surest mistakes.
+/// Scores the fixed test pairs and the hard ones, reports the accuracies, and draws some of each and the most confident
+/// mistakes.
 pub(super) fn draw(
     session: &Session,
     data: &DataSet,
@@ -53,11 +54,11 @@ pub(super) fn draw(
         }
         let judged = judge(session, data, scorer, (name, spread(&pairs, MOST_PAIRS)))?;
         let right = judged.iter().filter(|pair| is_right(pair)).count();
-        let share = right as f64 / judged.len() as f64; // pairs is not empty
+        let share = right as f64 / judged.len() as f64; // `pairs` is not empty
         let figures = format!("accuracy {share:.3} ({right} of {})", judged.len());
         report.say(format!("{name} test pairs: {figures}"));
         let title = match name {
-            "hard" => format!("Hard pairs of {}: one word or relation swapped", data.places.name),
+            "hard" => format!("Hard pairs of {}: one word or relation changed", data.places.name),
             _ => format!("Test pairs of {}", data.places.name),
         };
         let subtitle = format!("held-out pairs, evenly spread through the {name} test set: {figures}");
@@ -69,15 +70,17 @@ pub(super) fn draw(
     let shown = surest(&wrong, CARDS);
     if !shown.is_empty() {
         let title = format!("Where the model is most confidently wrong on {}", data.places.name);
-        let subtitle = "of all test pairs, random and hard, the surest mistake of each image, the surest first".into();
+        let subtitle =
+            "among all test pairs, random and hard: the most confident mistake of each image, most confident first"
+                .into();
         let sheet = picture(session, data, (title, subtitle), &shown)?.draw()?;
-        let shows = "the surest mistakes of all test pairs, one an image";
+        let shows = "the most confident mistakes of all test pairs, one per image";
         session.save(sheet, &folder.join("predictions-mistakes"), shows, report)?;
     }
     Ok(())
 }
 
-/// The surest of the mistakes, one an image.
+/// The most confident of the mistakes, one per image.
 fn surest(wrong: &[Judged], count: usize) -> Vec<&Judged> {
     let mut order: Vec<&Judged> = wrong.iter().collect();
     order.sort_by(|a, b| (b.1 - 0.5).abs().total_cmp(&(a.1 - 0.5).abs()));
@@ -87,10 +90,10 @@ fn surest(wrong: &[Judged], count: usize) -> Vec<&Judged> {
     order
 }
 
-/// `count` of `all`, half of them matching pairs, taken alternately.
+/// `count` of `all`, alternating between matches and mismatches.
 fn balanced(all: &[Judged], count: usize) -> Vec<&Judged> {
     let (yes, no): (Vec<_>, Vec<_>) = all.iter().partition(|(e, _)| e.kind == PairKind::Matched);
-    // From another place of the list, so that the two halves do not show the same images.
+    // Start at another place in the list, so that the two halves do not show the same images.
     let shift = no.len() / (2 * count.max(1));
     let no: Vec<_> = no.into_iter().skip(shift).collect();
     let (yes, no) = (spread(&yes, count.div_ceil(2)), spread(&no, count / 2));
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn each_image_shows_its_surest_mistake_alone() {
+    fn each_image_shows_only_its_most_confident_mistake() {
         let wrong = [
             judged("a", "one", PairKind::Matched, 0.02),
             judged("b", "two", PairKind::Hard, 0.6),

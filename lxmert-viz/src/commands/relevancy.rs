@@ -34,10 +34,11 @@ pub struct RelevancyArgs {
 }
 
 impl RelevancyArgs {
-    /// Draws what the methods say.
+    /// Draws the methods' results.
     ///
     /// # Errors
-    /// When the checkpoint cannot be read or lacks the answer, there is no such image, or the file cannot be written.
+    /// Returns an error if the checkpoint cannot be read or lacks the answer, there is no such image, or the file
+    /// cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         match &self.question {
             Some(question) => self.answer(session, question),
@@ -75,7 +76,7 @@ impl RelevancyArgs {
     fn answer(&self, session: &Session, question: &str) -> Result<Report> {
         let checkpoint = &session.places.checkpoint;
         if checkpoint.starts_with(&session.places.run) && !checkpoint.exists() {
-            let advice = "train one with `cargo run -p lxmert-train -- --task questions`, or name one by --checkpoint";
+            let advice = "train one with `cargo run -p lxmert-train -- --task questions`, or pass one as --checkpoint";
             let (what, path) = ("a checkpoint that answers questions", checkpoint.clone());
             return Err(Error::Missing { what, path, advice: advice.into() });
         }
@@ -95,7 +96,7 @@ impl RelevancyArgs {
             report.say(format!("  {:.3}  {}", answer.probability, answer.answer));
         }
         let explained = Explained::new(&seen.name, question, &answered.scored, &answered.regions, &seen.label_names);
-        // Answers are told apart by their question too.
+        // Include the question in the file name.
         let question = slug(&question.to_lowercase().replace(['.', '/', '\\'], " "));
         let of = format!("-{question}-{}", slug(&answered.answer));
         self.draw(session, explained.of_answer(&answered.answer), &seen, &of, report)

@@ -1,4 +1,4 @@
-//! A checkpoint that answers questions, and what an answer rests on.
+//! A checkpoint that answers questions, and what an answer is based on.
 
 use super::maps;
 use super::scorer::{Scored, batch, keep_regions};
@@ -10,7 +10,7 @@ use lxmert_core::model::{Capture, Pass};
 use lxmert_core::pretrained::Pretrained;
 use std::path::Path;
 
-/// A question model, ready to explain its answers.
+/// A question-answering model that can explain its answers.
 pub struct Asker {
     answerer: Answerer,
     device: Device,
@@ -19,7 +19,7 @@ pub struct Asker {
 /// An answer with its maps.
 #[derive(Debug, Clone)]
 pub struct Answered {
-    /// The best answers, the best first.
+    /// The best answers, best first.
     pub best: Vec<Answer>,
     /// The answer that the maps explain.
     pub answer: String,
@@ -29,29 +29,29 @@ pub struct Answered {
     pub regions: Regions,
 }
 
-/// How many of the best answers are listed.
+/// How many of the best answers to list.
 const BEST: usize = 5;
 
 impl Asker {
-    /// Opens the checkpoint of a model trained on questions; `place`: any form that
-    /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
+    /// Opens the checkpoint of a model trained on questions; `place` may have any form that
+    /// [`Place::find`](lxmert_core::checkpoint::Place::find) accepts.
     ///
     /// # Errors
-    /// [`Error::Core`] when a file is missing or damaged, or the checkpoint answers no questions.
+    /// [`Error::Core`] if a file is missing or damaged, or the checkpoint does not answer questions.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
         Ok(Self { answerer: Answerer::new(Pretrained::open(place)?, device)?, device: device.clone() })
     }
 
-    /// Length of a region's feature and number of regions that the model was trained on.
+    /// The length of a region's feature and the number of regions that the model was trained on.
     pub fn takes(&self) -> (usize, usize) {
         (self.answerer.config.visual_feat_dim, self.answerer.preprocessing.regions)
     }
 
-    /// Answers `question` about `regions` and explains the top answer, or `answer` where one is named.
+    /// Answers `question` about `regions` and explains the top answer, or `answer` if one is given.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the question is empty, the model knows no such answer, or the regions do not fit;
-    /// [`Error::Candle`] when a computation fails.
+    /// [`Error::Argument`] if the question is empty, the model has no such answer, or the regions do not fit;
+    /// [`Error::Candle`] if a computation fails.
     pub fn explain(&self, regions: &Regions, question: &str, answer: Option<&str>) -> Result<Answered> {
         let Self { answerer, device } = self;
         let Answerer { config, preprocessing, text, answers, model } = answerer;

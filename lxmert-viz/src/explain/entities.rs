@@ -1,7 +1,7 @@
-//! Flickr30k Entities (Plummer et al., ICCV 2015): which phrase of a caption means which boxes of its photo.
+//! Flickr30k Entities (Plummer et al., ICCV 2015): which phrases of a caption refer to which boxes in its photo.
 //!
 //! ```text
-//! Sentences/1000092795.txt     a caption a line, phrases marked:
+//! Sentences/1000092795.txt     one caption per line, phrases marked:
 //!     [/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] look at [/EN#3/bodyparts their hands] .
 //! Annotations/1000092795.xml   boxes by the phrases' numbers:
 //!     <annotation>
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A number may have several boxes, a box several numbers, and a phrase several types (`clothing/other`). Number 0
-//! (`notvisual`) means nothing that can be seen; scenes mostly have no box. Pixels count from 1, both ends within.
+//! (`notvisual`) refers to nothing visible; scenes mostly have no box. Pixels count from 1; both ends are inside.
 
 use super::grounding::{Case, Target};
 use crate::{Error, Result};
@@ -26,27 +26,27 @@ use std::path::Path;
 /// A marked phrase.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phrase {
-    /// The number that annotations name; 0 where nothing can be seen.
+    /// Its number in the annotations; 0 for nothing visible.
     pub id: u64,
     /// Its types: "people", "clothing".
     pub kinds: Vec<String>,
-    /// Where it lies in the sentence, in bytes.
+    /// Its byte range in the sentence.
     pub range: Range<usize>,
 }
 
-/// A caption without its marks.
+/// A caption without its markup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sentence {
-    /// The plain words.
+    /// The plain sentence.
     pub text: String,
     /// The phrases, in order.
     pub phrases: Vec<Phrase>,
 }
 
-/// Reads one line of a sentence file. The error is a reason.
+/// Reads one line of a sentence file. The error is only the reason.
 ///
 /// # Errors
-/// When a mark is not closed or not of the form `[/EN#number/type words]`.
+/// Returns an error if a mark is not closed or does not have the form `[/EN#number/type words]`.
 pub fn sentence(line: &str) -> std::result::Result<Sentence, String> {
     let (mut text, mut phrases) = (String::new(), Vec::new());
     let mut rest = line.trim();
@@ -54,7 +54,7 @@ pub fn sentence(line: &str) -> std::result::Result<Sentence, String> {
         text.push_str(&rest[..start]);
         let marked = &rest[start..];
         let end = marked.find(']').ok_or_else(|| format!("no ']' after '{marked}'"))?;
-        let fault = || format!("'{}' is not of the form [/EN#number/type words]", &marked[..=end]);
+        let fault = || format!("'{}' does not have the form [/EN#number/type words]", &marked[..=end]);
         let (head, words) = marked["[/EN#".len()..end].split_once(' ').ok_or_else(fault)?;
         let mut parts = head.split('/');
         let id = parts.next().and_then(|id| id.parse().ok()).ok_or_else(fault)?;
@@ -71,10 +71,10 @@ pub fn sentence(line: &str) -> std::result::Result<Sentence, String> {
     Ok(Sentence { text, phrases })
 }
 
-/// Reads one annotation file: the normalised boxes of each number that has any. The error is a reason.
+/// Reads one annotation file: the normalised boxes of each number that has any. The error is only the reason.
 ///
 /// # Errors
-/// When it is no XML, has no size, or a box is not four numbers.
+/// Returns an error if it is not XML, has no size, or a box is not four numbers.
 pub fn annotation(xml: &str) -> std::result::Result<BTreeMap<u64, Vec<BoxXyxy>>, String> {
     let document = Document::parse(xml).map_err(|e| e.to_string())?;
     let root = document.root_element();
@@ -89,7 +89,7 @@ pub fn annotation(xml: &str) -> std::result::Result<BTreeMap<u64, Vec<BoxXyxy>>,
             let [x0, y0, x1, y1] = ["xmin", "ymin", "xmax", "ymax"].map(|side| number(bounds, side));
             let corners = normalise(&[x0? - 1.0, y0? - 1.0, x1?, y1?], width, height);
             for name in object.children().filter(|node| node.has_tag_name("name")) {
-                let id = text(name).parse().map_err(|_| format!("<name>{}</name> is no number", text(name)))?;
+                let id = text(name).parse().map_err(|_| format!("<name>{}</name> is not a number", text(name)))?;
                 boxes.entry(id).or_default().push(corners);
             }
         }
@@ -108,30 +108,30 @@ fn text<'a>(node: Node<'a, 'a>) -> &'a str {
 fn number(node: Node, name: &str) -> std::result::Result<f32, String> {
     let value = child(node, name).map(text).unwrap_or_default();
     let parsed = value.parse::<f32>().ok().filter(|value| value.is_finite());
-    parsed.ok_or_else(|| format!("<{}>: '{value}' as <{name}> is no number", node.tag_name().name()))
+    parsed.ok_or_else(|| format!("<{}>: '{value}' as <{name}> is not a number", node.tag_name().name()))
 }
 
-/// What a folder of annotations says of some images.
+/// The annotations of some images in a folder.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Entities {
-    /// The captions with the phrases that have a box.
+    /// The captions, with their phrases that have a box.
     pub cases: Vec<Case>,
-    /// Phrases left out: nothing to see (number 0).
+    /// Phrases left out because nothing is visible (number 0).
     pub not_visual: usize,
-    /// Phrases left out: no box.
+    /// Phrases left out because they have no box.
     pub without_box: usize,
-    /// Images without a file here.
+    /// Images without a file in the folder.
     pub missing: usize,
 }
 
-/// Reads `Sentences/` and `Annotations/` below `folder` for the images of these names.
+/// Reads `Sentences/` and `Annotations/` below `folder` for the images with these names.
 ///
 /// # Errors
-/// [`Error::Missing`] when the folder has not both, or holds none of the images; [`Error::Format`] with the file and
-/// the row when one is not as described above; [`Error::Core`].
+/// [`Error::Missing`] if the folder lacks either, or contains none of the images; [`Error::Format`] with the file and
+/// row if one does not have the form above; [`Error::Core`].
 pub fn read(folder: &Path, images: &[&str]) -> Result<Entities> {
     let [sentences, annotations] = ["Sentences", "Annotations"].map(|part| folder.join(part));
-    let advice = "unpack Flickr30k Entities' annotations.zip and name the folder that holds Sentences and Annotations";
+    let advice = "unpack Flickr30k Entities' annotations.zip and pass the folder that holds Sentences and Annotations";
     for part in [&sentences, &annotations] {
         if !part.is_dir() {
             return Err(Error::Missing {
@@ -219,7 +219,7 @@ mod tests {
         assert!(annotation("<annotation>").is_err());
         assert_eq!(annotation("<annotation/>").unwrap_err(), "no <size>");
         let wrong = XML.replace("<xmin>151</xmin>", "<xmin>left</xmin>");
-        assert_eq!(annotation(&wrong).unwrap_err(), "<bndbox>: 'left' as <xmin> is no number");
+        assert_eq!(annotation(&wrong).unwrap_err(), "<bndbox>: 'left' as <xmin> is not a number");
         assert!(annotation(&XML.replace("<width>200", "<width>0")).is_err());
     }
 

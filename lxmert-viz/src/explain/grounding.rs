@@ -1,11 +1,11 @@
 //! Does the model look at what a phrase names? Measured where the true boxes are known: on held-out scenes, and on
 //! Flickr30k Entities ([`super::entities`]).
 //!
-//! Each way of weighing regions chooses, for each phrase, the region with the largest weight in the mean of the rows
-//! of the phrase's word pieces. Two measures say whether it is right: in the *pointing game* its centre must lie in
-//! one of the phrase's boxes; by *overlap* the region and one of the boxes must have an intersection over union of at
-//! least 0.5. Two figures say what a share is worth: a region drawn blindly (chance), and any of the regions (the
-//! best that a choice can reach). A phrase of several types counts in each of them.
+//! For each phrase, each way of weighing regions chooses the region with the largest weight in the mean of the rows of
+//! the phrase's word pieces. Two measures say whether it is right: in the *pointing game* its centre must be inside one
+//! of the phrase's boxes; by *overlap* the region and one of the boxes must have an intersection over union of at least
+//! 0.5. Two figures put a share into perspective: a random region (chance), and any of the regions (the best that a
+//! choice can reach). A phrase with several types counts for each of them.
 
 use super::methods::{Method, region_weights};
 use super::scorer::{PairInput, Scorer};
@@ -20,16 +20,16 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-/// The least overlap of a hit.
+/// Minimum overlap of a hit.
 pub const HIT_IOU: f32 = 0.5;
 
-/// The types of Flickr30k Entities, in the order of its papers' tables; others follow by name.
+/// The types of Flickr30k Entities, in the order of its paper's tables; others follow by name.
 const KINDS: [&str; 8] = ["people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene", "other"];
 
-/// Pairs scored at once.
+/// Pairs to score at once.
 const BATCH: usize = 32;
 
-/// A caption and what its phrases name.
+/// A caption, and what its phrases name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
     /// The image's name.
@@ -40,35 +40,35 @@ pub struct Case {
     pub targets: Vec<Target>,
 }
 
-/// A phrase and where what it names is.
+/// A phrase, and where the object that it names is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// Where it lies in the caption, in bytes.
+    /// Its byte range in the caption.
     pub range: Range<usize>,
     /// Its types.
     pub kinds: Vec<String>,
-    /// The true boxes, normalised; one at least.
+    /// The true boxes, normalised; at least one.
     pub boxes_normalised: Vec<BoxXyxy>,
 }
 
-/// Which words ask.
+/// Which words to take the rows of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Query {
     /// The phrase.
     Phrase,
-    /// The whole sentence: the mean over its words, or for the methods that start from the score the row
-    /// of `[CLS]`, where the score is read.
+    /// The whole sentence: the mean over its words, or, for methods that start from the score, the row of `[CLS]`,
+    /// where the score is read.
     Sentence,
 }
 
 const QUERIES: [Query; 2] = [Query::Phrase, Query::Sentence];
 
-/// How many phrases hit, or the expectation of it, by both measures.
+/// How many phrases are hits, or the expectation of that number, by both measures.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Hits {
-    /// The region's centre lies in a box.
+    /// The region's centre is inside a box.
     pub pointing: f64,
-    /// Region and a box overlap by [`HIT_IOU`].
+    /// The region and a box overlap by at least [`HIT_IOU`].
     pub overlap: f64,
 }
 
@@ -92,16 +92,16 @@ impl Hits {
     }
 }
 
-/// The measures of the phrases of one type.
+/// The measures for the phrases of one type.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The type; "all" for every phrase.
     pub kind: String,
     /// How many phrases.
     pub phrases: usize,
-    /// The share of hits when a region is drawn blindly.
+    /// The expected share of hits of a random region.
     pub chance: Hits,
-    /// The share of phrases that any region hits.
+    /// The share of phrases for which any region is a hit.
     pub ceiling: Hits,
     shares: Vec<Hits>,
 }
@@ -112,7 +112,7 @@ impl Row {
         Self { kind: kind.into(), phrases: 0, chance: Hits::default(), ceiling: Hits::default(), shares }
     }
 
-    /// The shares of `method` asked by `query`.
+    /// The shares for `method`, asked by `query`.
     pub fn share(&self, method: Method, query: Query) -> Hits {
         let at = Method::ALL.iter().position(|m| *m == method).unwrap_or(0) * QUERIES.len();
         self.shares[at + usize::from(query == Query::Sentence)]
@@ -142,7 +142,7 @@ pub struct Grounding {
 }
 
 impl Grounding {
-    /// The pointing game and the overlap of every type, by the phrases, as two tables.
+    /// Two tables by type: the pointing game and the overlap, asked by the phrases.
     pub fn by_kind(&self) -> String {
         type Measure = fn(Hits) -> f64;
         let measures: [(&str, Measure); 2] =
@@ -166,7 +166,7 @@ impl Grounding {
         out
     }
 
-    /// The same, a row per type and method.
+    /// The same as CSV, one row per type and method.
     pub fn to_csv(&self) -> String {
         let mut out = String::from("kind,phrases,method,pointing,iou50\n");
         for row in self.kinds.iter().chain([&self.all]) {
@@ -189,15 +189,15 @@ impl std::fmt::Display for Grounding {
         }
         write!(
             f,
-            "  a region drawn blindly: {:.1} %; any of the regions: {:.1} %",
+            "  a random region: {:.1} %; any of the regions: {:.1} %",
             100.0 * self.all.chance.overlap,
             100.0 * self.all.ceiling.overlap
         )
     }
 }
 
-/// The captions of the scenes in `held_out`: each names one or two objects, whose nouns are the phrases, and whose type
-/// is the caption's: "object", "pair", "relation".
+/// The captions of the scenes in `held_out`. Each names one or two objects; their nouns are the phrases. A phrase's
+/// type is the caption's: "object", "pair" or "relation".
 pub fn scene_cases(annotations: &Annotations, held_out: &HashSet<&str>) -> Vec<Case> {
     let scenes = annotations.scenes.iter().filter(|scene| held_out.contains(scene.image.as_str()));
     scenes
@@ -219,7 +219,7 @@ pub fn scene_cases(annotations: &Annotations, held_out: &HashSet<&str>) -> Vec<C
         .collect()
 }
 
-/// Those of the cases that name a single object.
+/// Only the cases that name a single object.
 pub fn single_objects(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().filter(|case| case.targets.iter().all(|target| target.kinds == ["object"])).collect()
 }
@@ -232,7 +232,7 @@ const fn kind_name(kind: CaptionKind) -> &'static str {
     }
 }
 
-/// The first whole `word` in `text` from byte `from` on.
+/// The first whole-word occurrence of `word` in `text` from byte `from` on.
 fn find_word(text: &str, from: usize, word: &str) -> Option<Range<usize>> {
     let starts = text[from..].match_indices(word).map(|(offset, _)| from + offset);
     let inside = |at: Option<char>| at.is_some_and(char::is_alphanumeric);
@@ -242,15 +242,14 @@ fn find_word(text: &str, from: usize, word: &str) -> Option<Range<usize>> {
     whole.next().map(|start| start..start + word.len())
 }
 
-/// Scores every case with its gradients and counts hits. `done` hears after each batch how many
-/// cases are through.
+/// Scores every case with gradients and counts hits. Calls `done` after each batch with the number of finished cases.
 ///
 /// # Errors
-/// [`Error::Argument`] when the store lacks an image; [`Error::Shape`] when there is no case; what
-/// [`Scorer::score`] says.
+/// [`Error::Argument`] if the store lacks an image; [`Error::Shape`] if there is no case; the errors of
+/// [`Scorer::score`].
 pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl FnMut(usize)) -> Result<Grounding> {
     if cases.is_empty() {
-        return Err(Error::Shape("no held-out caption with a phrase whose box is known".into()));
+        return Err(Error::Shape("no held-out caption has a phrase with a known box".into()));
     }
     let mut all = Row::new("all");
     let mut kinds: Vec<Row> = KINDS.into_iter().map(Row::new).collect();
@@ -298,13 +297,13 @@ pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl F
     Ok(Grounding { all, kinds })
 }
 
-/// The word pieces that lie in a range of the sentence; none when they were cut off.
+/// The word pieces in a range of the sentence; empty if they were truncated.
 fn pieces_within(encoding: &Encoding, range: &Range<usize>) -> Vec<usize> {
     let within = |(from, to): &(usize, usize)| *from >= range.start && *to <= range.end && to > from;
     encoding.offsets.iter().enumerate().filter(|(_, offset)| within(offset)).map(|(i, _)| i).collect()
 }
 
-/// The first of the largest weights; `None` when no weight is above zero.
+/// The first of the largest weights; `None` if no weight is above zero.
 fn strongest(weights: &[f32]) -> Option<usize> {
     let mut best = None;
     for (i, weight) in weights.iter().enumerate() {
@@ -328,21 +327,21 @@ mod tests {
     }
 
     #[test]
-    fn a_region_hits_by_its_centre_or_by_its_overlap() {
+    fn a_region_is_a_hit_by_centre_or_by_overlap() {
         let boxes = [[0.0, 0.0, 0.2, 0.2], [0.5, 0.5, 1.0, 1.0]];
         let hits = |region: BoxXyxy| {
             let found = Hits::of(&region, &boxes);
             (found.pointing, found.overlap)
         };
-        assert_eq!(hits([0.5, 0.5, 1.0, 1.0]), (1.0, 1.0), "the second box counts as the first does");
-        assert_eq!(hits([0.7, 0.7, 0.8, 0.8]), (1.0, 0.0), "within, but far smaller");
+        assert_eq!(hits([0.5, 0.5, 1.0, 1.0]), (1.0, 1.0), "the second box counts like the first");
+        assert_eq!(hits([0.7, 0.7, 0.8, 0.8]), (1.0, 0.0), "inside, but far smaller");
         assert_eq!(hits([0.3, 0.3, 0.4, 0.4]), (0.0, 0.0));
-        // 0.15 of width 0.2 in common: IoU 0.15 / 0.25 = 0.6.
+        // They share 0.15 of width 0.2: IoU 0.15 / 0.25 = 0.6.
         assert_eq!(hits([0.05, 0.0, 0.25, 0.2]), (1.0, 1.0));
     }
 
     #[test]
-    fn rows_give_shares_and_a_phrase_counts_in_each_of_its_types() {
+    fn rows_give_shares_and_a_phrase_counts_for_each_of_its_types() {
         let mut row = Row::new("people");
         let (hit, miss) = (Hits { pointing: 1.0, overlap: 0.0 }, Hits::default());
         let mut shares = vec![miss; 10];
@@ -359,14 +358,14 @@ mod tests {
     }
 
     #[test]
-    fn words_are_found_whole() {
+    fn finds_whole_words_only() {
         assert_eq!(find_word("a starry star", 0, "star"), Some(9..13));
         assert_eq!(find_word("a star and a star", 6, "star"), Some(13..17));
         assert_eq!(find_word("a starry sky", 0, "star"), None);
     }
 
     #[test]
-    fn the_phrases_of_scenes_are_the_nouns_of_their_objects() {
+    fn phrases_of_scenes_are_their_objects_nouns() {
         let config = lxmert_extract::scenes::ScenesConfig { count: 3, ..Default::default() };
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("scenes");

@@ -1,5 +1,5 @@
-//! Attention maps on the host, and how they get there: from what a forward pass captured and the scalar that is to be
-//! explained. A match score and the score of an answer take the same way.
+//! Attention maps on the host, built from what a forward pass captured and the scalar to be explained. Match scores and
+//! answer scores take the same path.
 
 use super::matrix::Matrix;
 use crate::{Error, Result};
@@ -7,16 +7,16 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 use lxmert_core::model::{AttentionMap, Attentions};
 
-/// Which attention.
+/// A kind of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Direction {
     /// Cross layers: each word attends to the regions
     LanguageToVision,
     /// Cross layers: each region attends to the words
     VisionToLanguage,
-    /// Cross layers: words attend to words, after the cross attention
+    /// Cross layers: words attend to words, after the cross-attention
     LanguageSelf,
-    /// Cross layers: regions attend to regions, after the cross attention
+    /// Cross layers: regions attend to regions, after the cross-attention
     VisionSelf,
     /// Language layers: words attend to words
     Language,
@@ -25,7 +25,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// All of them: the cross layers' first.
+    /// All of them, the cross layers' first.
     pub const ALL: [Self; 6] = [
         Self::LanguageToVision,
         Self::VisionToLanguage,
@@ -54,7 +54,7 @@ impl Direction {
         }
     }
 
-    /// For the names of files and of exported arrays.
+    /// A name for files and exported arrays.
     pub const fn slug(self) -> &'static str {
         match self {
             Self::LanguageToVision => "language-to-vision",
@@ -67,13 +67,13 @@ impl Direction {
     }
 }
 
-/// One attention module's heads, for one pair.
+/// The heads of one attention module, for one pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadMaps {
     /// Attention probabilities of each head, queries × keys.
     pub probabilities: Vec<Matrix>,
-    /// The score's gradient with respect to them; `None` where it was not asked for, or where the score does not
-    /// depend on this module (the last layer's image side).
+    /// The score's gradient with respect to them; `None` if it was not requested, or if the score does not depend on
+    /// this module (the last layer's image side).
     pub gradients: Option<Vec<Matrix>>,
 }
 
@@ -83,7 +83,7 @@ impl HeadMaps {
         mean(&self.probabilities)
     }
 
-    /// `mean_h max(0, ∇A ⊙ A)` (Chefer et al. 2021, eq. 5); zero where there is no gradient.
+    /// `mean_h max(0, ∇A ⊙ A)` (Chefer et al. 2021, eq. 5); zero if there is no gradient.
     pub fn weighted(&self) -> Matrix {
         let Some(gradients) = &self.gradients else {
             let (rows, columns) = self.probabilities.first().map_or((0, 0), |m| (m.rows, m.columns));
@@ -102,7 +102,7 @@ impl HeadMaps {
     }
 }
 
-/// The mean of matrices of one shape.
+/// The mean of matrices with the same shape.
 pub(super) fn mean(maps: &[Matrix]) -> Matrix {
     let Some((first, rest)) = maps.split_first() else { return Matrix::zeros(0, 0) };
     let mut sum = rest.iter().fold(first.clone(), |sum, map| sum.plus(map));
@@ -117,18 +117,18 @@ pub struct CrossMaps {
     pub language_to_vision: HeadMaps,
     /// Regions over words.
     pub vision_to_language: HeadMaps,
-    /// Words over words, after the cross attention; absent in layers without it.
+    /// Words over words, after the cross-attention; absent in layers without it.
     pub language_self: Option<HeadMaps>,
     /// Regions over regions, likewise.
     pub vision_self: Option<HeadMaps>,
 }
 
-/// Which way a score is explained: what raises it, or what lowers it.
+/// Which side of a score to explain: what raises it, or what lowers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stance {
-    /// What speaks for it.
+    /// What raises it.
     For,
-    /// What speaks against it.
+    /// What lowers it.
     Against,
 }
 
@@ -141,7 +141,7 @@ impl Stance {
         }
     }
 
-    /// What there is to explain of a score with this probability: why it is high, or why it is low.
+    /// What to explain about a score with this probability: why it is high, or why it is low.
     pub fn of(probability: f32) -> Self {
         if probability >= 0.5 { Self::For } else { Self::Against }
     }
@@ -163,7 +163,7 @@ pub struct PairMaps {
 }
 
 impl PairMaps {
-    /// The layers that have this attention, in order; none when the model has no such layer.
+    /// The layers with this attention, in order; empty if the model has no such layer.
     pub fn layers(&self, direction: Direction) -> Vec<&HeadMaps> {
         match direction {
             Direction::Language => self.language.iter().collect(),
@@ -175,7 +175,7 @@ impl PairMaps {
         }
     }
 
-    /// The maps to explain the score by, or its negative, whose gradients have the other sign.
+    /// The maps for explaining the score, or its negative, whose gradients have the opposite sign.
     #[must_use]
     pub fn taking(&self, stance: Stance) -> Self {
         let mut maps = self.clone();
@@ -196,30 +196,29 @@ impl PairMaps {
     /// The last cross-modality layer.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the model has none.
+    /// [`Error::Shape`] if the model has none.
     pub fn last_cross(&self) -> Result<&CrossMaps> {
         self.cross.last().ok_or_else(|| Error::Shape("the model has no cross-modality layer".into()))
     }
 
-    /// The last layer where words attend to words: in the last cross layer, or, where the cross layers have
-    /// none (the student's), the last language layer.
+    /// The last layer in which words attend to words: in the last cross layer or, if the cross layers have none (the
+    /// student's), in the last language layer.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the model has neither.
+    /// [`Error::Shape`] if the model has neither.
     pub fn last_language_self(&self) -> Result<&HeadMaps> {
         let own = self.last_cross()?.language_self.as_ref().or(self.language.last());
         own.ok_or_else(|| Error::Shape("the model has no layer where words attend to words".into()))
     }
 }
 
-/// Batched maps to one [`PairMaps`] per pair, padding cut off. `sizes`: words and regions of each pair.
-///
-/// `target` is what is to be explained: one logit per pair, `[batch]`, each depending on its own pair alone
-/// (so that the gradient of their sum holds each one's). Without it the maps come without gradients; with it
-/// they must have been captured with probes.
+/// Splits batched maps into one [`PairMaps`] per pair, without padding. `sizes`: words and regions of each pair.
+/// `target` is what to explain: one logit per pair, `[batch]`, each depending only on its own pair (so that the
+/// gradient of their sum contains each one's). If `None`, the maps have no gradients; otherwise they must have been
+/// captured with probes.
 ///
 /// # Errors
-/// [`Error::Candle`] when a computation fails.
+/// [`Error::Candle`] if a computation fails.
 pub fn read(attentions: &Attentions, target: Option<&Tensor>, sizes: &[(usize, usize)]) -> Result<Vec<PairMaps>> {
     let gradients = target.map(|logits| logits.sum_all()?.backward()).transpose()?;
     let gradients = gradients.as_ref();
@@ -259,7 +258,7 @@ pub fn read(attentions: &Attentions, target: Option<&Tensor>, sizes: &[(usize, u
         .collect())
 }
 
-/// One module's maps of a whole batch, on the host.
+/// One module's maps for a whole batch, on the host.
 struct Batched {
     /// Heads, queries, keys.
     shape: [usize; 3],
@@ -299,13 +298,13 @@ impl Batched {
     }
 }
 
-/// Made-up maps for the tests of the methods.
+/// Synthetic maps for the tests of the methods.
 #[cfg(test)]
 pub(super) mod example {
     use super::*;
     use lxmert_core::procedural::values;
 
-    /// Two heads' maps from the formula, rows summing to 1, gradients in -0.7..1.
+    /// Two heads' maps from the formula; rows sum to 1, gradients are in -0.7..1.
     fn heads(name: &str, rows: usize, columns: usize, with_gradient: bool) -> HeadMaps {
         let split = |values: Vec<f32>| -> Vec<Matrix> {
             values.chunks(rows * columns).map(|v| Matrix { rows, columns, values: v.to_vec() }).collect()

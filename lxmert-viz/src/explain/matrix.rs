@@ -12,12 +12,12 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// All zero.
+    /// A matrix of zeros.
     pub fn zeros(rows: usize, columns: usize) -> Self {
         Self { rows, columns, values: vec![0.0; rows * columns] }
     }
 
-    /// One on the diagonal.
+    /// The identity matrix.
     pub fn identity(size: usize) -> Self {
         let mut out = Self::zeros(size, size);
         for i in 0..size {
@@ -31,7 +31,7 @@ impl Matrix {
         &self.values[row * self.columns..(row + 1) * self.columns]
     }
 
-    /// The mean of several rows; zeros when there are none.
+    /// The mean of several rows; zeros if there are none.
     pub fn mean_of_rows(&self, rows: &[usize]) -> Vec<f32> {
         let mut out = vec![0.0; self.columns];
         for row in rows {
@@ -42,7 +42,7 @@ impl Matrix {
         out
     }
 
-    /// Rows become columns.
+    /// The transpose.
     pub fn transposed(&self) -> Self {
         let mut out = Self::zeros(self.columns, self.rows);
         for r in 0..self.rows {
@@ -53,7 +53,7 @@ impl Matrix {
         out
     }
 
-    /// The matrix product; the inner sizes agree.
+    /// The matrix product; the inner sizes must agree.
     pub(crate) fn times(&self, other: &Self) -> Self {
         debug_assert_eq!(self.columns, other.rows);
         let mut out = Self::zeros(self.rows, other.columns);
@@ -67,7 +67,7 @@ impl Matrix {
         out
     }
 
-    /// The sum; the shapes agree.
+    /// The sum; the shapes must agree.
     pub(crate) fn plus(&self, other: &Self) -> Self {
         let values = self.values.iter().zip(&other.values).map(|(a, b)| a + b).collect();
         Self { values, ..*self }

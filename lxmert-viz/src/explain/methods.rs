@@ -1,12 +1,11 @@
-//! The methods that say which regions and words a score rests on: raw attention and four that go further.
+//! The methods that say which regions and words a score is based on: raw attention and four that go further.
 //!
-//! A map of attention says where a layer reads, not whether what it reads there matters. Chefer, Gur & Wolf (ICCV 2021)
-//! therefore weight each map by the gradient of the score with respect to it and follow the result through the layers
-//! ([`super::relevancy`]). Beside it stand the simpler methods that they compare with, so that a reader can see what each
-//! step adds.
+//! An attention map says where a layer reads, not whether what it reads there matters. Chefer, Gur & Wolf (ICCV 2021)
+//! therefore weight each map by the gradient of the score with respect to it and propagate the result through the
+//! layers ([`super::relevancy`]). The simpler methods that they compare with are here too, to show what each step adds.
 //!
-//! Every method gives one matrix, words × regions, and for the whole sentence a weight for each word and each region: the
-//! row of `[CLS]`, since the score is read there.
+//! Every method gives a matrix, words × regions, and for the whole sentence a weight for each word and each region: the
+//! row of `[CLS]`, where the score is read.
 
 use super::maps::{HeadMaps, PairMaps, mean};
 use super::matrix::Matrix;
@@ -15,14 +14,14 @@ use super::rollout::{rolled, rollout};
 use super::words::{self, Word};
 use crate::Result;
 
-/// A way to say which regions matter.
+/// A method that says which regions matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Method {
     /// The last cross layer's attention, mean over heads
     Attention,
     /// The last cross layer's attention times its positive gradient (transformer attribution)
     GradientAttention,
-    /// Relevancy followed through all layers (Chefer et al. 2021)
+    /// Relevancy propagated through all layers (Chefer et al. 2021)
     Relevancy,
     /// Attention multiplied through all layers (Abnar & Zuidema 2020)
     Rollout,
@@ -31,11 +30,11 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them, in the order of reports.
+    /// All methods, in the order of reports.
     pub const ALL: [Self; 5] =
         [Self::Attention, Self::GradientAttention, Self::Relevancy, Self::Rollout, Self::GradCam];
 
-    /// For titles and tables.
+    /// A name for titles and tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Attention => "attention",
@@ -46,7 +45,7 @@ impl Method {
         }
     }
 
-    /// For the names of files and of exported arrays.
+    /// A name for files and exported arrays.
     pub const fn slug(self) -> &'static str {
         match self {
             Self::Attention => "attention",
@@ -57,7 +56,7 @@ impl Method {
         }
     }
 
-    /// What it reads, in a line.
+    /// A one-line explanation.
     pub const fn explanation(self) -> &'static str {
         match self {
             Self::Attention => "attention of the last cross layer, mean of its heads",
@@ -68,7 +67,7 @@ impl Method {
         }
     }
 
-    /// For colour bars.
+    /// The kind of weight, for colour bars.
     pub const fn weight_kind(self) -> &'static str {
         match self {
             Self::Attention => "attention weight",
@@ -77,7 +76,7 @@ impl Method {
         }
     }
 
-    /// The ones that are drawn and measured side by side, as in Chefer et al. 2021.
+    /// The methods to draw and measure side by side, as in Chefer et al. 2021.
     pub const COMPARED: [Self; 4] = [Self::Attention, Self::Rollout, Self::GradCam, Self::Relevancy];
 
     /// Whether it needs the score's gradient.
@@ -88,7 +87,7 @@ impl Method {
     /// Words × regions, values ≥ 0.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) when the model has no cross-modality layer.
+    /// [`Error::Shape`](crate::Error::Shape) if the model has no cross-modality layer.
     pub fn words_to_regions(self, maps: &PairMaps) -> Result<Matrix> {
         let last = &maps.last_cross()?.language_to_vision;
         Ok(match self {
@@ -100,11 +99,12 @@ impl Method {
         })
     }
 
-    /// What the score, read at `[CLS]`, rests on: the row of `[CLS]` over the words and over the regions, as
-    /// Chefer et al. compare the methods. Its own entry among the words is set to zero.
+    /// What the score, read at `[CLS]`, is based on: the row of `[CLS]` over the words and over the regions, as Chefer
+    /// et al. compare the methods. The entry of `[CLS]` itself is set to zero.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) when the model has no cross-modality layer, or no layer where words attend to words.
+    /// [`Error::Shape`](crate::Error::Shape) if the model has no cross-modality layer, or no layer in which words
+    /// attend to words.
     pub fn sentence(self, maps: &PairMaps) -> Result<Relevance> {
         let own = maps.last_language_self()?;
         let words = match self {
@@ -126,15 +126,15 @@ impl Method {
 /// How much each word piece and each region matters to a score.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Relevance {
-    /// One weight per word piece, `[CLS]` first; `[CLS]`'s own is 0.
+    /// One weight per word piece, `[CLS]` first; that of `[CLS]` itself is 0.
     pub words: Vec<f32>,
     /// One weight per region.
     pub regions: Vec<f32>,
 }
 
-/// How much each region matters to `pieces` of the sentence in `matrix`, the words × regions that `method` gives. `None`
-/// asks for the whole sentence, which attention answers with the mean over its words and the other methods with the row
-/// of `[CLS]`, where the score is read.
+/// How much each region matters to `pieces` of the sentence in `matrix`, the words × regions matrix of `method`. `None`
+/// asks for the whole sentence: attention uses the mean over its words, the other methods the row of `[CLS]`, where the
+/// score is read.
 pub fn region_weights(matrix: &Matrix, method: Method, pieces: Option<&[usize]>, words: &[Word]) -> Vec<f32> {
     match (pieces, method) {
         (Some(pieces), _) => matrix.mean_of_rows(pieces),
@@ -143,7 +143,7 @@ pub fn region_weights(matrix: &Matrix, method: Method, pieces: Option<&[usize]>,
     }
 }
 
-/// Each head's map times its mean gradient, mean over heads, negative parts dropped.
+/// Each head's map times its mean gradient, averaged over heads, negative values dropped.
 fn grad_cam(maps: &HeadMaps) -> Matrix {
     let Some(gradients) = &maps.gradients else { return maps.weighted() };
     let scaled: Vec<Matrix> = maps
@@ -186,7 +186,7 @@ mod tests {
             assert_eq!(found.words[1..], words.row(0)[1..]);
             assert_eq!(found.regions, regions.row(0));
         }
-        // The student's cross layers have no attention among words: the last language layer answers.
+        // The student's cross layers have no attention among words, so the last language layer is used.
         let mut student = maps.clone();
         student.cross.iter_mut().for_each(|layer| layer.language_self = None);
         let own = maps.language[0].mean();
@@ -202,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn gradient_attention_is_the_last_layer_alone() {
+    fn gradient_attention_uses_only_the_last_layer() {
         let want = [0.051174, 0.0, 0.0, 0.114738, 0.123589, 0.005391, 0.0, 0.0, 0.0, 0.116652, 0.171371, 0.005071];
         assert_close(&Method::GradientAttention.words_to_regions(&pair()).unwrap().values, &want);
     }
 
     #[test]
-    fn what_speaks_against_a_score_is_what_speaks_for_its_negative() {
+    fn evidence_against_a_score_is_evidence_for_its_negative() {
         let maps = pair();
         let against = Method::GradientAttention.words_to_regions(&maps.taking(Stance::Against)).unwrap();
         let product = |i: usize| -> f32 {
@@ -222,7 +222,11 @@ mod tests {
         assert_close(&against.values, &want);
         assert_eq!(maps.taking(Stance::For), maps);
         let attention = |maps: &PairMaps| Method::Attention.words_to_regions(maps).unwrap();
-        assert_eq!(attention(&maps.taking(Stance::Against)), attention(&maps), "without gradients there is no side");
+        assert_eq!(
+            attention(&maps.taking(Stance::Against)),
+            attention(&maps),
+            "without gradients both sides are equal"
+        );
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! What a score rests on: a checkpoint's attention maps, the methods that read them, and two measures of the methods.
+//! What a score is based on: a checkpoint's attention maps, the methods that read them, and two measures of the
+//! methods.
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`scorer`], [`asker`] | a checkpoint that scores pairs, one that answers questions, each with its attention maps |
+//! | [`scorer`], [`asker`] | a checkpoint that scores pairs, and one that answers questions, with their attention maps |
 //! | [`maps`], [`matrix`] | the captured attention and its gradients, as small matrices |
-//! | [`methods`] | attention, gradient × attention, Grad-CAM, and what all methods answer |
-//! | [`rollout`], [`relevancy`] | the two methods that go through all layers |
+//! | [`methods`] | attention, gradient × attention, Grad-CAM, and the common interface |
+//! | [`rollout`], [`relevancy`] | the two methods that use all layers |
 //! | [`words`] | a sentence's words and their word pieces |
 //! | [`perturbation`] | whether a method knows what matters, measured by removing it |
 //! | [`grounding`], [`entities`] | whether the region that a phrase points to is the one it names |

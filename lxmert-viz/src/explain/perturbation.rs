@@ -1,18 +1,18 @@
-//! Does a method know what matters? Take away what it calls relevant, and see whether the match goes with it.
+//! Does a method know what matters? Remove what it calls relevant, and see whether the match disappears.
 //!
 //! The perturbation test of Chefer et al. (ICCV 2021, §4), for matching. Each example is a true caption of a test
-//! image, whose match logit is explained. *Positive*: the most relevant goes first, and a good method's curve falls
-//! at once (small area). *Negative*: the least relevant goes first, and a good method's curve stays up (large area).
-//! The score is the share of these pairs that the model still calls a match. False captions are left out: of them
-//! the model says "no match" all the more, the less it sees, so nothing could fall.
+//! image, and its match logit is explained. *Positive*: the most relevant is removed first, and a good method's curve
+//! falls at once (small area). *Negative*: the least relevant is removed first, and a good method's curve stays up
+//! (large area). The score is the share of these pairs that the model still calls a match. False captions are left out:
+//! the less the model sees, the more it says "no match", so their score could not fall.
 //!
-//! What is removed is dropped from the sequence, not zeroed. Words keep their order and move up, `[CLS]` and `[SEP]` stay.
-//! At the last step nothing of the image or of the sentence is left, and all methods meet: words that attend to no region
-//! take zeros from them, as in the reference (the softmax of an empty row times no values). Equal weights go in random
-//! order, so that a method without an opinion counts as chance.
+//! Removed items are dropped from the sequence, not zeroed. Words keep their order and move up; `[CLS]` and `[SEP]`
+//! stay. At the last step nothing of the image or of the sentence is left, and all methods meet: words that attend to
+//! no region get zeros, as in the reference (the softmax of an empty row times no values). Items with equal weights are
+//! removed in random order, so that a method without an opinion scores at chance.
 //!
-//! The reference removes 25, 50, 75, 80, 85, 90, 95 and 100 % of 36 regions. Here each of these fractions is rounded to a
-//! whole number of the things there are, and no fraction comes twice: of 12 regions 3, 6, 9, 10, 11 and 12 go ([`steps`]).
+//! The reference removes 25, 50, 75, 80, 85, 90, 95 and 100 % of 36 regions. Here each fraction is rounded to a whole
+//! number of items, without repetition: of 12 regions, 3, 6, 9, 10, 11 and 12 are removed ([`steps`]).
 
 use super::methods::{Method, Relevance};
 use super::scorer::{PairInput, Scorer, keep_regions};
@@ -27,7 +27,7 @@ use std::fmt::Write as _;
 /// The fractions that the reference removes (`pert_steps`).
 const REFERENCE_STEPS: [f64; 9] = [0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
 
-/// The reference's fractions as whole numbers of `count` things, none twice.
+/// The reference's fractions as distinct whole numbers of `count` items, again as fractions.
 pub fn steps(count: usize) -> Vec<f64> {
     let count = count.max(1) as f64;
     let mut steps = REFERENCE_STEPS.map(|step| (step * count).round() / count).to_vec();
@@ -35,10 +35,10 @@ pub fn steps(count: usize) -> Vec<f64> {
     steps
 }
 
-/// Examples explained, and perturbed pairs scored, at once.
+/// How many examples to explain, and perturbed pairs to score, at once.
 const BATCH: usize = 64;
 
-/// What is taken away.
+/// What is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Regions of the image.
@@ -47,7 +47,7 @@ pub enum Side {
     Words,
 }
 
-/// What goes first.
+/// What is removed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// The most relevant.
@@ -57,7 +57,7 @@ pub enum Order {
 }
 
 impl Side {
-    /// For tables and files.
+    /// A name for tables and files.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Regions => "regions",
@@ -67,7 +67,7 @@ impl Side {
 }
 
 impl Order {
-    /// For tables and files.
+    /// A name for tables and files.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Positive => "positive",
@@ -84,12 +84,12 @@ pub const TESTS: [(Side, Order); 4] = [
     (Side::Words, Order::Negative),
 ];
 
-/// The rankings that are tested: every method, and `None` for a random one.
+/// The rankings to test: every method, and `None` for a random ranking.
 pub fn rankings() -> impl Iterator<Item = Option<Method>> {
     Method::ALL.into_iter().map(Some).chain([None])
 }
 
-/// For tables and files.
+/// A name for tables and files.
 pub fn ranking_name(ranking: Option<Method>) -> &'static str {
     ranking.map_or("random", Method::name)
 }
@@ -97,17 +97,17 @@ pub fn ranking_name(ranking: Option<Method>) -> &'static str {
 /// One line of one test.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// What is taken away.
+    /// What is removed.
     pub side: Side,
-    /// What goes first.
+    /// What is removed first.
     pub order: Order,
-    /// By which method; `None` is random.
+    /// The method that ranks; `None` for random.
     pub ranking: Option<Method>,
     /// The fractions removed.
     pub steps: Vec<f64>,
-    /// Per step the share of pairs still called a match.
+    /// The share of pairs still called a match, per step.
     pub scores: Vec<f64>,
-    /// The area under it over the fraction removed, 0..1.
+    /// The area under the curve over the fraction removed, 0..1.
     pub area: f64,
     /// The standard error of that area over the examples.
     pub error: f64,
@@ -123,7 +123,7 @@ pub struct Perturbation {
 }
 
 impl Curve {
-    /// Per step the standard error of the share, over `examples` pairs.
+    /// The standard error of the share over `examples` pairs, per step.
     pub fn score_errors(&self, examples: usize) -> Vec<f64> {
         self.scores.iter().map(|p| (p * (1.0 - p) / examples.max(1) as f64).sqrt()).collect()
     }
@@ -135,7 +135,7 @@ impl Perturbation {
         self.curves.iter().find(|c| (c.side, c.order) == test && c.ranking == ranking)
     }
 
-    /// Every point as a table: side, order, method, fraction removed, share still matched, its standard error.
+    /// Every point as CSV: side, order, method, fraction removed, share still matched, its standard error.
     pub fn to_csv(&self) -> String {
         let mut out = String::from("side,order,method,removed,matched,standard_error\n");
         for curve in &self.curves {
@@ -148,7 +148,7 @@ impl Perturbation {
         out
     }
 
-    /// The same with the areas.
+    /// The same as JSON, with the areas.
     pub fn to_json(&self) -> serde_json::Value {
         let curve = |c: &Curve| {
             serde_json::json!({
@@ -180,10 +180,10 @@ impl std::fmt::Display for Perturbation {
     }
 }
 
-/// Runs the four tests on `examples`, which are true captions. `done` hears how many are through.
+/// Runs the four tests on `examples`, which are true captions. Calls `done` with the number of finished examples.
 ///
 /// # Errors
-/// [`Error::Shape`] when there is no example; what [`Scorer::score`] says.
+/// [`Error::Shape`] if there is no example; the errors of [`Scorer::score`].
 pub fn measure(
     data: &DataSet,
     scorer: &Scorer,
@@ -192,7 +192,7 @@ pub fn measure(
     mut done: impl FnMut(usize),
 ) -> Result<Perturbation> {
     if examples.is_empty() {
-        return Err(Error::Shape("no true caption of a test image: nothing to perturb".into()));
+        return Err(Error::Shape("no true caption of a test image, so there is nothing to perturb".into()));
     }
     let lines: Vec<((Side, Order), Option<Method>)> =
         TESTS.into_iter().flat_map(|test| rankings().map(move |ranking| (test, ranking))).collect();
@@ -248,8 +248,8 @@ pub fn measure(
     Ok(Perturbation { examples: examples.len(), curves: curves.collect() })
 }
 
-/// The steps for the regions and for the words of these examples: of the most regions that an image has, and of the words
-/// that a sentence has in the median.
+/// The steps for the regions and for the words of these examples, based on the largest number of regions of an image
+/// and the median number of words of a sentence.
 fn sequences(data: &DataSet, scorer: &Scorer, examples: &[Example]) -> Result<[Vec<f64>; 2]> {
     let mut regions = 0;
     let mut words = Vec::with_capacity(examples.len());
@@ -261,7 +261,7 @@ fn sequences(data: &DataSet, scorer: &Scorer, examples: &[Example]) -> Result<[V
     Ok([steps(regions), steps(words[words.len() / 2])])
 }
 
-/// What of one pair is to be scored, each set of kept regions or words once.
+/// The variants of one pair to score; each set of kept regions or words occurs once.
 #[derive(Default)]
 struct Variants {
     numbers: HashMap<(Side, Vec<usize>), usize>,
@@ -281,7 +281,7 @@ impl Variants {
     fn score(&self, scorer: &Scorer, regions: &Regions, ids: &[u32]) -> Result<Vec<f32>> {
         let mut logits = vec![0.0; self.kept.len()];
         let all = 0..self.kept.len();
-        // Images without regions do not go into a batch with others.
+        // Images without regions must not be in a batch with others.
         let (bare, others): (Vec<usize>, Vec<usize>) =
             all.partition(|&i| matches!(&self.kept[i], (Side::Regions, kept) if kept.is_empty()));
         for chunk in bare.chunks(BATCH).chain(others.chunks(BATCH)) {
@@ -301,7 +301,7 @@ impl Variants {
     }
 }
 
-/// `weights.len()` things ranked, the one to keep longest first; equal weights by `ties`.
+/// `weights.len()` items ranked, the one to keep longest first; equal weights are ordered by `ties`.
 fn ranked(weights: &[f32], ties: &[f32], order: Order) -> Vec<usize> {
     let mut ranked: Vec<usize> = (0..weights.len()).collect();
     ranked.sort_by(|&a, &b| {
@@ -312,12 +312,12 @@ fn ranked(weights: &[f32], ties: &[f32], order: Order) -> Vec<usize> {
     ranked
 }
 
-/// `int((1 − step) · count)`, where rounding must not turn 2 into 1.999….
+/// `int((1 − step) · count)`, safe against rounding 2 to 1.999….
 fn number_kept(count: usize, step: f64) -> usize {
     ((1.0 - step) * count as f64 + 1e-9) as usize
 }
 
-/// The regions left when `step` of them is removed, in their order.
+/// The regions left after removing the fraction `step` of them, in order.
 pub fn kept_regions(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec<usize> {
     let mut kept = ranked(weights, ties, order);
     kept.truncate(number_kept(weights.len(), step));
@@ -325,7 +325,7 @@ pub fn kept_regions(weights: &[f32], ties: &[f32], order: Order, step: f64) -> V
     kept
 }
 
-/// The word pieces left when `step` of those between `[CLS]` and `[SEP]` is removed, in their order, with both.
+/// The word pieces left after removing the fraction `step` of those between `[CLS]` and `[SEP]`, in order, with both.
 pub fn kept_words(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec<usize> {
     let last = weights.len().saturating_sub(1);
     if last < 2 {
@@ -338,7 +338,7 @@ pub fn kept_words(weights: &[f32], ties: &[f32], order: Order, step: f64) -> Vec
     kept
 }
 
-/// The area under the scores over the fractions removed, by trapezoids.
+/// The area under the scores over the fractions removed, by the trapezoidal rule.
 fn area(steps: &[f64], scores: &[f64]) -> f64 {
     let parts = steps.windows(2).zip(scores.windows(2));
     parts.map(|(step, score)| (step[1] - step[0]) * (score[0] + score[1]) / 2.0).sum()
@@ -358,7 +358,7 @@ mod tests {
     const TIES: [f32; 6] = [0.1, 0.6, 0.3, 0.2, 0.5, 0.4];
 
     #[test]
-    fn the_most_relevant_goes_first_or_last() {
+    fn the_most_relevant_is_removed_first_or_last() {
         let weights = [0.1, 0.9, 0.5, 0.7];
         assert_eq!(kept_regions(&weights, &TIES, Order::Positive, 0.5), [0, 2]);
         assert_eq!(kept_regions(&weights, &TIES, Order::Negative, 0.5), [1, 3]);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_weights_go_in_random_order() {
+    fn equal_weights_are_removed_in_random_order() {
         let kept = kept_regions(&[0.0; 6], &TIES, Order::Negative, 0.5);
         assert_eq!(kept, kept_regions(&[0.0; 6], &TIES, Order::Positive, 0.5));
         assert_eq!(kept, [0, 2, 3]);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn each_step_removes_another_whole_number_of_things() {
+    fn each_step_removes_a_different_whole_number_of_items() {
         let removed = |count: usize| -> Vec<usize> {
             steps(count).iter().map(|step| count - number_kept(count, *step)).collect()
         };
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_cut_is_scored_once() {
+    fn equal_variants_are_scored_once() {
         let mut variants = Variants::default();
         assert_eq!(variants.index(Side::Regions, vec![0, 1]), 0);
         assert_eq!(variants.index(Side::Words, vec![0, 1]), 1);

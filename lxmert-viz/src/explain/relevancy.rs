@@ -1,10 +1,10 @@
-//! Relevancy followed through all layers (Chefer, Gur & Wolf, ICCV 2021).
+//! Relevancy propagated through all layers (Chefer, Gur & Wolf, ICCV 2021).
 
 use super::maps::PairMaps;
 use super::matrix::Matrix;
 use crate::Result;
 
-/// What [`relevancy`] finds.
+/// The result of [`relevancy`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Relevancy {
     /// `R^tt`: words × words.
@@ -15,13 +15,13 @@ pub struct Relevancy {
 
 /// The relevancy maps of Chefer et al. 2021 (eq. 5–11), for a score read from the words' side.
 ///
-/// Start: each word and each region is relevant to itself only. A self-attention layer adds
-/// `Ā·R` to both relevancies of its side (eq. 6, 7); a cross-attention layer adds to all four
-/// relevancies from the values before the layer (eq. 10, 11); in the last layer only the words'
-/// attentions count, since nothing reads the regions after it.
+/// At the start each word and each region is relevant only to itself. A self-attention layer adds `Ā·R` to both
+/// relevancies of its side (eq. 6, 7); a cross-attention layer adds to all four relevancies, computed from the values
+/// before the layer (eq. 10, 11). In the last layer only the words' attentions count, since nothing reads the regions
+/// after it.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) when the model has no cross-modality layer.
+/// [`Error::Shape`](crate::Error::Shape) if the model has no cross-modality layer.
 pub fn relevancy(maps: &PairMaps) -> Result<Relevancy> {
     let (mut tt, mut ii) = (Matrix::identity(maps.words), Matrix::identity(maps.regions));
     let (mut ti, mut it) = (Matrix::zeros(maps.words, maps.regions), Matrix::zeros(maps.regions, maps.words));
@@ -56,15 +56,15 @@ pub fn relevancy(maps: &PairMaps) -> Result<Relevancy> {
     Ok(Relevancy { words_to_words: tt, words_to_regions: ti })
 }
 
-/// Eq. 6 and 7, both from the values before.
+/// Eq. 6 and 7, both computed from the values before.
 fn self_attention_rule(weighted: &Matrix, own: &mut Matrix, other: &mut Matrix) {
     let (to_own, to_other) = (weighted.times(own), weighted.times(other));
     *own = own.plus(&to_own);
     *other = other.plus(&to_other);
 }
 
-/// Eq. 8 and 9: `R − I`, each row divided by its sum, plus `I`. A row that has gathered nothing yet
-/// (all its gradients were negative) sums to 0 and stays as it is, where the original divides 0 by 0.
+/// Eq. 8 and 9: `R − I`, each row divided by its sum, plus `I`. A row that has gathered nothing yet (all its gradients
+/// were negative) sums to 0 and stays unchanged, whereas the original divides 0 by 0.
 fn row_normalised(relevancy: &Matrix) -> Matrix {
     let mut out = relevancy.clone();
     for row in 0..out.rows {
@@ -128,7 +128,7 @@ mod tests {
     /// tt = 1.5·1.5 = 2.25, ti = 1·1.5 = 1.5, ii = 1.25·3, it = 3·3 = 9. Last layer, words' side:
     /// ti = 1.5 + 2·0.125·2 = 2, tt = 2.25 + 0.125·9 = 3.375; its self attention doubles both.
     #[test]
-    fn the_rules_come_in_the_order_of_the_paper() {
+    fn the_rules_are_applied_in_the_papers_order() {
         let found = relevancy(&numbers(0.5, 0.25)).unwrap();
         assert_eq!((found.words_to_regions.values[0], found.words_to_words.values[0]), (4.0, 6.75));
     }
@@ -138,7 +138,7 @@ mod tests {
     /// it = 4.5; last layer: tt normalised is 0.5/0.5 + 1 = 2, so ti = 0.75 + 0.5 = 1.25 and
     /// tt = 1.5 + 0.125·4.5 = 2.0625; doubled.
     #[test]
-    fn a_row_that_has_gathered_nothing_counts_as_the_identity() {
+    fn an_empty_row_counts_as_the_identity() {
         for nothing in [0.0, -3.0] {
             let found = relevancy(&numbers(nothing, 0.25)).unwrap();
             assert_eq!((found.words_to_regions.values[0], found.words_to_words.values[0]), (2.5, 4.125));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_that_are_all_negative_give_zeros_and_not_nan() {
+    fn all_negative_gradients_give_zeros_and_not_nan() {
         let mut maps = pair();
         let negate = |heads: &mut HeadMaps| {
             for m in heads.gradients.iter_mut().flatten() {

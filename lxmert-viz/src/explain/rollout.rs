@@ -1,11 +1,11 @@
-//! Attention rollout (Abnar & Zuidema 2020): attention multiplied through the layers.
+//! Attention rollout (Abnar & Zuidema 2020): the product of the layers' attention.
 
 use super::maps::{HeadMaps, PairMaps};
 use super::matrix::Matrix;
 use crate::Result;
 
-/// Attention rollout: per side the product of `(A + I) / 2` over its layers, joined by the last cross
-/// layer's attention as `Rᵗᵗᵀ · A · Rⁱⁱ`.
+/// Attention rollout: for each side the product of `(A + I) / 2` over its layers, joined by the last cross layer's
+/// attention as `Rᵗᵗᵀ · A · Rⁱⁱ`.
 pub(super) fn rollout(maps: &PairMaps) -> Result<Matrix> {
     let last = maps.last_cross()?;
     let earlier = &maps.cross[..maps.cross.len() - 1];

@@ -1,4 +1,4 @@
-//! A trained checkpoint that says how well sentences and images match, and shows where it looks.
+//! A trained checkpoint that scores how well sentences and images match, with its attention maps.
 
 use super::maps::{self, PairMaps};
 use crate::{Error, Result};
@@ -12,7 +12,7 @@ use lxmert_core::pretrained::Pretrained;
 use lxmert_core::text::{Encoding, WordPiece};
 use std::path::Path;
 
-/// Longest sentence in word pieces; longer ones are cut, with a warning.
+/// Longest sentence in word pieces; longer ones are truncated, with a warning.
 pub const LONGEST_SENTENCE: usize = 50;
 
 /// A matching model with its vocabulary.
@@ -34,20 +34,20 @@ pub struct PairInput<'a> {
     pub text: &'a str,
 }
 
-/// What a model says of a pair.
+/// A model's result for a pair.
 #[derive(Debug, Clone)]
 pub struct Scored {
-    /// The logit: of the match, or of an answer.
+    /// The logit of the match or of an answer.
     pub logit: f32,
     /// The sentence as the model read it.
     pub encoding: Encoding,
-    /// Every attention map, when asked for.
+    /// Every attention map, if requested.
     pub maps: Option<PairMaps>,
 }
 
 impl Scored {
-    /// The logit's sigmoid: the probability that sentence and image belong together, or the score that the answer is
-    /// expected to get.
+    /// The logit's sigmoid: the probability that sentence and image belong together, or the expected score of the
+    /// answer.
     pub fn probability(&self) -> f32 {
         1.0 / (1.0 + (-self.logit).exp())
     }
@@ -55,18 +55,18 @@ impl Scored {
     /// The maps.
     ///
     /// # Errors
-    /// [`Error::Shape`] when they were not asked for.
+    /// [`Error::Shape`] if they were not requested.
     pub fn maps(&self) -> Result<&PairMaps> {
         self.maps.as_ref().ok_or_else(|| Error::Shape("this pair was scored without its attention maps".into()))
     }
 }
 
 impl Scorer {
-    /// Opens a matching or pre-training checkpoint; `place`: any form that
-    /// [`Place::find`](lxmert_core::checkpoint::Place::find) takes.
+    /// Opens a matching or pre-training checkpoint; `place` may have any form that
+    /// [`Place::find`](lxmert_core::checkpoint::Place::find) accepts.
     ///
     /// # Errors
-    /// [`Error::Core`] when there is none, a file is damaged, or keys are missing, unexpected or misshapen.
+    /// [`Error::Core`] if there is none, a file is damaged, or keys are missing, unexpected or misshapen.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
         let pretrained = Pretrained::open(place)?;
         let model = pretrained.matching(device)?;
@@ -81,7 +81,7 @@ impl Scorer {
         })
     }
 
-    /// Regions an image that the model was trained on.
+    /// How many regions per image the model was trained on.
     pub fn regions(&self) -> usize {
         self.regions
     }
@@ -91,7 +91,7 @@ impl Scorer {
         &self.config
     }
 
-    /// What [`batch`] needs: the length of a feature, and the id that fills the shorter sentences.
+    /// The sizes that [`batch`] needs: the length of a feature, and the id of `[PAD]`.
     fn sizes(&self) -> (usize, u32) {
         (self.config.visual_feat_dim, self.vocabulary.special().pad)
     }
@@ -99,7 +99,7 @@ impl Scorer {
     /// Scores pairs in one batch. With [`Capture::Probes`] the maps carry the match logit's gradients.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the regions' features are not as long as the model's; [`Error::Candle`].
+    /// [`Error::Argument`] if the regions' features have another length than the model's; [`Error::Candle`].
     pub fn score(&self, pairs: &[PairInput], capture: Capture) -> Result<Vec<Scored>> {
         if pairs.is_empty() {
             return Ok(Vec::new());
@@ -127,10 +127,10 @@ impl Scorer {
             .collect())
     }
 
-    /// A sentence as the model reads it; one that is too long is cut, with a warning.
+    /// A sentence as the model reads it; if it is too long it is truncated, with a warning.
     ///
     /// # Errors
-    /// [`Error::Core`] when it cannot be encoded.
+    /// [`Error::Core`] if it cannot be encoded.
     pub fn encode(&self, text: &str) -> Result<Encoding> {
         let longest = LONGEST_SENTENCE.min(self.config.max_position_embeddings);
         let encoding = self.vocabulary.encode(text, longest)?;
@@ -140,11 +140,11 @@ impl Scorer {
         Ok(encoding)
     }
 
-    /// The match logits of encoded pairs, in one batch, without maps. Images without regions, of which the words take
-    /// zeros as from an attention over nothing, are a batch of their own.
+    /// The match logits of encoded pairs, in one batch, without maps. Images without regions must be in a separate
+    /// batch: their words get zeros from an attention over nothing.
     ///
     /// # Errors
-    /// As [`Scorer::score`]; also when some images have regions and others none.
+    /// As [`Scorer::score`]; also if only some images have regions.
     pub fn logits(&self, pairs: &[(&Regions, &[u32])]) -> Result<Vec<f32>> {
         if pairs.is_empty() {
             return Ok(Vec::new());
@@ -159,24 +159,24 @@ impl Scorer {
     }
 }
 
-/// Pairs of regions and word piece ids, padded to one batch. `sizes`: the length of a feature that the model takes, and the id
+/// Pairs of regions and word piece ids, padded to one batch. `sizes`: the length of a feature in the model, and the id
 /// of `[PAD]`.
 ///
 /// # Errors
-/// [`Error::Argument`] when features have another length or an image has no region.
+/// [`Error::Argument`] if features have another length or an image has no region.
 pub fn batch(pairs: &[(&Regions, &[u32])], sizes: (usize, u32), device: &Device) -> Result<LxmertInputs> {
     if pairs.iter().any(|(regions, _)| regions.boxes.is_empty()) {
-        return Err(Error::Argument("an image without regions: nothing to attend to".into()));
+        return Err(Error::Argument("an image without regions gives the words nothing to attend to".into()));
     }
     padded(pairs, sizes, device)
 }
 
-/// [`batch`], but none of the images may have a region: an attention over nothing gives zeros.
+/// [`batch`] that also accepts only images without regions: an attention over nothing gives zeros.
 fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Device) -> Result<LxmertInputs> {
     for (regions, _) in pairs {
         if regions.feature_dim != width {
             return Err(Error::Argument(format!(
-                "regions with {} numbers each, but the model was trained on {width}: \
+                "the regions have {} numbers each, but the model was trained on {width}: \
                  use the detector and the feature store it was trained with",
                 regions.feature_dim
             )));
@@ -188,7 +188,7 @@ fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Dev
     Ok(Batch::of_regions(pairs, usize::MAX, pad).inputs(device)?)
 }
 
-/// The regions whose numbers (within range) are in `kept`, in that order.
+/// The regions with the numbers in `kept` (if in range), in that order.
 pub fn keep_regions(regions: &Regions, kept: &[usize]) -> Regions {
     let pick = |values: &[u32]| kept.iter().filter_map(|&i| values.get(i).copied()).collect();
     let width = regions.feature_dim;

@@ -1,4 +1,4 @@
-//! A sentence's words and the word pieces they are cut into.
+//! A sentence's words, and their word pieces.
 
 use crate::{Error, Result};
 use lxmert_core::text::Encoding;
@@ -8,23 +8,23 @@ use lxmert_core::text::Encoding;
 pub struct Word {
     /// As written, with its punctuation.
     pub text: String,
-    /// The positions of its pieces among the word pieces; empty when they were cut off.
+    /// The positions of its pieces among the word pieces; empty if they were truncated.
     pub pieces: Vec<usize>,
 }
 
 impl Word {
-    /// The word in lower case without punctuation around it.
+    /// The word in lower case without surrounding punctuation.
     pub fn plain(&self) -> String {
         self.text.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
     }
 }
 
-/// The words of `text`, cut at white space, with the pieces of `encoding` that lie in each.
+/// The words of `text`, split at white space, with the pieces of `encoding` in each.
 pub fn words(text: &str, encoding: &Encoding) -> Vec<Word> {
     let mut words = Vec::new();
     let mut end = 0;
     for part in text.split_whitespace() {
-        // `part` was cut from `text` behind `end`, so it is found there.
+        // `part` was taken from `text` after `end`, so it is found there.
         let start = text[end..].find(part).map_or(end, |offset| end + offset);
         end = start + part.len();
         let inside = |(from, to): &(usize, usize)| *from >= start && *to <= end && to > from;
@@ -34,11 +34,10 @@ pub fn words(text: &str, encoding: &Encoding) -> Vec<Word> {
     words
 }
 
-/// The positions among `words` that `wanted` means: every "bike" for `bike`, the second one for
-/// `bike:2`.
+/// The positions among `words` that `wanted` refers to: every "bike" for `bike`, the second one for `bike:2`.
 ///
 /// # Errors
-/// [`Error::Argument`] with the words there are, when it is none of them.
+/// [`Error::Argument`] that lists the words if there is no such word.
 pub fn find(words: &[Word], wanted: &str) -> Result<Vec<usize>> {
     let (name, which) = match wanted.rsplit_once(':').map(|(name, n)| (name, n.parse::<usize>())) {
         Some((name, Ok(n))) if n > 0 => (name, Some(n)),
@@ -56,8 +55,7 @@ pub fn find(words: &[Word], wanted: &str) -> Result<Vec<usize>> {
     Ok(found)
 }
 
-/// The positions of all word pieces that belong to words with letters or digits: no `[CLS]`, no
-/// `[SEP]`, no punctuation.
+/// The positions of all word pieces that belong to words with letters or digits, so no `[CLS]`, `[SEP]` or punctuation.
 pub fn spoken_pieces(words: &[Word]) -> Vec<usize> {
     words.iter().filter(|word| !word.plain().is_empty()).flat_map(|word| word.pieces.iter().copied()).collect()
 }
@@ -72,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_gathered_into_the_words_they_come_from() {
+    fn pieces_are_grouped_into_their_words() {
         let words = cut("An unaffable café-dog, sitting .");
         let texts: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
         assert_eq!(texts, ["An", "unaffable", "café-dog,", "sitting", "."]);

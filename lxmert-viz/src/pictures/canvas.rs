@@ -1,4 +1,4 @@
-//! A sheet of shapes in pixels: drawn once, then written as PNG at any size or as SVG.
+//! A sheet of shapes in pixels: drawn once, then written as PNG in any size or as SVG.
 
 use super::font::Face;
 use super::palette::{Rgb, WHITE, WRONG};
@@ -8,12 +8,12 @@ use crate::{Error, Result};
 use image::RgbImage;
 use std::collections::BTreeSet;
 
-/// Pixels that stay white around a picture.
+/// White margin around a picture, in pixels.
 pub const MARGIN: i32 = 24;
-/// The largest side of a picture, in pixels.
+/// Maximum side of a picture, in pixels.
 pub const LARGEST_SIDE: u32 = 16_000;
 
-/// The sheet: white, with shapes on it in the order they were drawn.
+/// The sheet: white, with shapes on it in drawing order.
 #[derive(Debug, Clone)]
 pub struct Canvas {
     width: i32,
@@ -49,7 +49,7 @@ impl Canvas {
         }
     }
 
-    /// A frame `thickness` pixels wide along the inside of `rect`'s edges.
+    /// Draws a frame `thickness` pixels wide along the inside of `rect`'s edges.
     pub fn frame(&mut self, rect: Rect, colour: Rgb, thickness: i32) {
         let t = thickness.min(rect.width() / 2).min(rect.height() / 2).max(1);
         self.fill(Rect { y1: rect.y0 + t, ..rect }, colour, 1.0);
@@ -74,18 +74,18 @@ impl Canvas {
         self.shapes.push(Shape::Disc { centre, radius, colour });
     }
 
-    /// Text with its base line at `y`.
+    /// Draws text with its baseline at `y`.
     pub fn text(&mut self, at: (i32, i32), align: Align, face: Face, colour: Rgb, text: &str) {
         self.shapes.push(Shape::Text { at, align, upwards: false, face, colour, text: text.into() });
     }
 
-    /// Text turned a quarter to the left, reading upwards, with its base line on the column `x` and `align` along the
-    /// column: `Left` begins at `y` and goes up.
+    /// Draws text rotated by 90° to the left, reading upwards, with its baseline at column `x` and `align` along the
+    /// column: `Left` starts at `y` and goes up.
     pub fn text_up(&mut self, at: (i32, i32), align: Align, face: Face, colour: Rgb, text: &str) {
         self.shapes.push(Shape::Text { at, align, upwards: true, face, colour, text: text.into() });
     }
 
-    /// `photo`, scaled to fill `rect`.
+    /// Draws `photo`, scaled to fill `rect`.
     pub fn photo(&mut self, rect: Rect, photo: &RgbImage) {
         self.shapes.push(Shape::Photo { rect, photo: photo.clone() });
     }
@@ -100,7 +100,7 @@ impl Canvas {
         self.height += MARGIN / 2;
     }
 
-    /// The characters that the bundled font lacks: a PNG shows a box for each.
+    /// The characters that the bundled font lacks; a PNG shows a box for each.
     pub fn missing_characters(&self) -> BTreeSet<char> {
         let texts = self.shapes.iter().filter_map(|shape| match shape {
             Shape::Text { face, text, .. } => Some((face, text)),
@@ -109,10 +109,10 @@ impl Canvas {
         texts.flat_map(|(face, text)| text.chars().filter(|c| face.lacks(*c))).collect()
     }
 
-    /// The sheet as pixels, each side `scale` times as long.
+    /// The sheet as pixels, with each side multiplied by `scale`.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when a side would be 0 or more than [`LARGEST_SIDE`]; [`Error::Drawing`] when the bundled font
+    /// [`Error::TooLarge`] if a side would be 0 or more than [`LARGEST_SIDE`]; [`Error::Drawing`] if the bundled font
     /// cannot be read.
     pub fn pixels(&self, scale: f32) -> Result<RgbImage> {
         let side = |length: i32| (length as f32 * scale).round() as u32; // saturates
@@ -126,18 +126,18 @@ impl Canvas {
         Ok(pixels)
     }
 
-    /// The sheet as a PNG file's bytes, each side `scale` times as long.
+    /// The sheet as the bytes of a PNG file, with each side multiplied by `scale`.
     ///
     /// # Errors
-    /// As [`Canvas::pixels`].
+    /// See [`Canvas::pixels`].
     pub fn png(&self, scale: f32) -> Result<Vec<u8>> {
         raster::png(&self.pixels(scale)?)
     }
 
-    /// The sheet as an SVG file, shown `scale` times as large. Text stays text, photos are embedded.
+    /// The sheet as an SVG file, displayed `scale` times as large. Text stays text; photos are embedded.
     ///
     /// # Errors
-    /// [`Error::Drawing`] when a photo cannot be encoded.
+    /// [`Error::Drawing`] if a photo cannot be encoded.
     pub fn svg(&self, scale: f32) -> Result<String> {
         svg::write((self.width, self.height), &self.shapes, scale)
     }
@@ -180,11 +180,11 @@ mod tests {
         let (top, bottom) = (dark.iter().map(|p| p.1).min().unwrap(), dark.iter().map(|p| p.1).max().unwrap());
         assert!(bottom <= 95 && bottom > 85, "{bottom}");
         assert!(top >= 95 - face.width("label") - 1 && top < 95 - face.width("label") + 6, "{top}");
-        assert!(dark.iter().all(|p| p.0 >= 10 && p.0 <= 26), "the letters stand left of their base line");
+        assert!(dark.iter().all(|p| p.0 >= 10 && p.0 <= 26), "the letters are left of their baseline");
     }
 
     #[test]
-    fn a_footer_makes_the_sheet_higher() {
+    fn a_footer_makes_the_sheet_taller() {
         let mut sheet = Canvas::new(300, 50);
         sheet.footer("other data than the run's: captions of some other folder, which is named here");
         assert!(sheet.height() > 80);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_sizes_are_refused() {
+    fn rejects_absurd_sizes() {
         for (width, height, scale) in [(0, 5, 1.0), (5, 20_000, 1.0), (500, 500, 99.0), (5, 5, f32::NAN)] {
             assert!(matches!(Canvas::new(width, height).pixels(scale), Err(Error::TooLarge { .. })));
         }

@@ -1,4 +1,4 @@
-//! From a scored pair to the pictures of it: which map, which rows, which names.
+//! From a scored pair to its pictures: which map, which rows, which names.
 
 use super::canvas::Canvas;
 use super::grid::percent;
@@ -16,16 +16,16 @@ use image::RgbImage;
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::features::Regions;
 
-/// Regions are drawn by name where there are at most this many, else by number.
+/// Regions are drawn with names up to this number, otherwise with numbers only.
 const REGION_NAMES_UP_TO: usize = 120;
 
-/// A pair, what the model says of it, and the names of what is in it.
+/// A pair, the model's result, and the names of its regions and words.
 pub struct Explained<'a> {
     /// The image's name.
     pub image: &'a str,
     /// The sentence.
     pub text: &'a str,
-    /// The model's answer with its maps.
+    /// The model's result with its maps.
     pub scored: &'a Scored,
     /// The image's regions.
     pub regions: &'a Regions,
@@ -33,14 +33,14 @@ pub struct Explained<'a> {
     pub region_names: Vec<String>,
     /// The sentence's words.
     pub words: Vec<Word>,
-    /// What the score is of: "match", or an answer.
+    /// What the score is for: "match", or an answer.
     pub claim: String,
-    /// Room and colours of the pictures.
+    /// Sizes and colours of the pictures.
     pub look: Look,
 }
 
 impl<'a> Explained<'a> {
-    /// Puts names to a scored pair; `label_names` are the detector's classes.
+    /// Adds names to a scored pair; `label_names` are the detector's classes.
     pub fn new(
         image: &'a str,
         text: &'a str,
@@ -53,7 +53,7 @@ impl<'a> Explained<'a> {
         Self { image, text, scored, regions, region_names, words, claim: "match".into(), look: Look::default() }
     }
 
-    /// The same for the score of an answer in place of the match.
+    /// The same for the score of an answer instead of the match.
     #[must_use]
     pub fn of_answer(self, answer: &str) -> Self {
         Self { claim: format!("“{answer}”"), ..self }
@@ -75,11 +75,11 @@ impl<'a> Explained<'a> {
         format!("P({}) = {}", self.claim, percent(self.scored.probability()))
     }
 
-    /// What each of `methods` says the score rests on, side by side: regions on the photo, words in the sentence. A method
-    /// that reads gradients has two panels, for and against, whose weights share one measure.
+    /// What the score is based on according to each of `methods`, side by side: regions on the photo, words in the
+    /// sentence. A method that uses gradients has two panels, for and against, with a common unit.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the maps, or the gradients that a method needs, were not asked for.
+    /// [`Error::Shape`] if the maps, or the gradients that a method needs, were not requested.
     pub fn methods(&self, photo: RgbImage, methods: &[Method]) -> Result<MethodsPicture> {
         let maps = self.scored.maps()?;
         let mut panels = Vec::new();
@@ -89,7 +89,7 @@ impl<'a> Explained<'a> {
             let found =
                 stances.iter().map(|stance| method.sentence(&maps.taking(*stance))).collect::<Result<Vec<_>>>()?;
             let found: Vec<Relevance> = found.into_iter().map(|found| self.of_words(found)).collect();
-            // What is weak beside its counterpart looks weak.
+            // Normalise both panels together, so that a weak side looks weak.
             let totals = found.iter().map(|r| (total(&r.words), total(&r.regions)));
             let (words, regions) = totals.fold((0.0, 0.0), |a, b| (f32::max(a.0, b.0), f32::max(a.1, b.1)));
             for (stance, found) in stances.iter().zip(found) {
@@ -99,7 +99,7 @@ impl<'a> Explained<'a> {
                     let sums = [total(&found.regions), total(&found.words)].map(short);
                     (
                         format!("{}: {} {}", method.name(), stance.word(), self.claim()),
-                        format!("{}; in all {} over regions, {} over words", method.explanation(), sums[0], sums[1]),
+                        format!("{}; {} in total over regions, {} over words", method.explanation(), sums[0], sums[1]),
                     )
                 };
                 let (words, regions) = (multiples(&found.words, words), multiples(&found.regions, regions));
@@ -120,7 +120,7 @@ impl<'a> Explained<'a> {
         })
     }
 
-    /// A weight for each word from those of its pieces.
+    /// A weight for each word, from those of its pieces.
     fn of_words(&self, found: Relevance) -> Relevance {
         let sum = |word: &Word| word.pieces.iter().map(|piece| found.words[*piece]).sum();
         Relevance { words: self.words.iter().map(sum).collect(), regions: found.regions }
@@ -150,11 +150,11 @@ impl<'a> Explained<'a> {
         format!("{} · “{}” · {} · {reading}", self.image, self.text, self.score())
     }
 
-    /// One attention map. `layer` counts from 1, the last when `None`; `head` from 1, the mean over
-    /// the heads when `None`.
+    /// One attention map. `layer` counts from 1, `None` is the last; `head` counts from 1, `None` is the mean over the
+    /// heads.
     ///
     /// # Errors
-    /// [`Error::Argument`] when there is no such layer or head.
+    /// [`Error::Argument`] if there is no such layer or head.
     pub fn heatmap(&self, direction: Direction, layer: Option<usize>, head: Option<usize>) -> Result<Heatmap> {
         let layers = self.layers(direction)?;
         let layer = layer.unwrap_or(layers.len());
@@ -176,7 +176,7 @@ impl<'a> Explained<'a> {
         Ok(Heatmap {
             title: format!("{kind} {layer} of {} · {of} · {}", layers.len(), direction.sentence()),
             subtitle: self.subtitle(&format!(
-                "each {side} sums to 1; its largest weight is framed, where that is at least half again the even share"
+                "each {side} sums to 1; its largest weight is framed if it is at least 1.5 times the uniform share"
             )),
             row_kind: row_kind.into(),
             column_kind: column_kind.into(),
@@ -188,10 +188,10 @@ impl<'a> Explained<'a> {
         })
     }
 
-    /// Every head of every layer, or of one (counted from 1), a line a layer.
+    /// Every head of every layer, or of one (counted from 1), one row per layer.
     ///
     /// # Errors
-    /// [`Error::Argument`] when there is no such layer.
+    /// [`Error::Argument`] if there is no such layer.
     pub fn heads(&self, direction: Direction, layer: Option<usize>) -> Result<HeadsPicture> {
         let layers = self.layers(direction)?;
         if let Some(layer) = layer.filter(|layer| nth(&layers, *layer).is_none()) {
@@ -218,7 +218,7 @@ impl<'a> Explained<'a> {
         Ok(HeadsPicture {
             title: format!("All heads of the {}s · {}", direction.layer_kind(), direction.sentence()),
             subtitle: self.subtitle(&format!("each {side} sums to 1; one colour scale for all")),
-            // The rows of words × regions have room for names.
+            // The rows of words × regions have space for names.
             rows: if row_kind == column_kind { legible(row_kind, rows) } else { rows.to_vec() },
             columns: legible(column_kind, columns),
             panels,
@@ -227,23 +227,23 @@ impl<'a> Explained<'a> {
         })
     }
 
-    /// How much each region matters to `pieces` of the sentence by `method`; `None` asks for the whole sentence, which
-    /// attention answers with the mean over its words and the other methods with the row of `[CLS]`, where the score is
-    /// read. Methods that read gradients say what speaks for the score, or against it.
+    /// How much each region matters to `pieces` of the sentence by `method`. `None` asks for the whole sentence:
+    /// attention uses the mean over its words, the other methods the row of `[CLS]`, where the score is read. Methods
+    /// that use gradients give the evidence for the score or against it.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the maps, or the gradients that the method needs, were not asked for.
+    /// [`Error::Shape`] if the maps, or the gradients that the method needs, were not requested.
     pub fn region_weights(&self, method: Method, stance: Stance, pieces: Option<&[usize]>) -> Result<Vec<f32>> {
         let matrix = method.words_to_regions(&self.scored.maps()?.taking(stance))?;
         Ok(region_weights(&matrix, method, pieces, &self.words))
     }
 
-    /// The photo with its regions by `method`, for the chosen word or the whole sentence. A method that reads gradients
-    /// says what speaks for the score where the model says yes, else what speaks against it. `truth_normalised` is drawn
-    /// dashed.
+    /// The photo with its regions weighed by `method`, for the chosen word or the whole sentence. A method that uses
+    /// gradients shows the evidence for the score if the model says yes, otherwise the evidence against it.
+    /// `truth_normalised` is drawn dashed.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the sentence has no such word; [`Error::Shape`] as above.
+    /// [`Error::Argument`] if the sentence has no such word; [`Error::Shape`] as above.
     pub fn overlay(
         &self,
         photo: RgbImage,
@@ -284,11 +284,11 @@ impl<'a> Explained<'a> {
         })
     }
 
-    /// The strongest links between a spoken word piece and a region in the last cross layer's
-    /// attention, mean over heads: (piece, region, weight), strongest first.
+    /// The strongest links between a spoken word piece and a region in the last cross layer's attention, averaged over
+    /// heads: (piece, region, weight), strongest first.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the pair was scored without maps.
+    /// [`Error::Shape`] if the pair was scored without maps.
     pub fn strongest_links(&self, count: usize) -> Result<Vec<(usize, usize, f32)>> {
         let matrix = Method::Attention.words_to_regions(self.scored.maps()?)?;
         let mut links: Vec<(usize, usize, f32)> = words::spoken_pieces(&self.words)
@@ -303,7 +303,7 @@ impl<'a> Explained<'a> {
     /// The word with the strongest link to a region, without its punctuation.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the pair was scored without maps.
+    /// [`Error::Shape`] if the pair was scored without maps.
     pub fn strongest_word(&self) -> Result<Option<String>> {
         let links = self.strongest_links(1)?;
         let piece = links.first().map(|link| link.0);
@@ -311,11 +311,11 @@ impl<'a> Explained<'a> {
         Ok(word.map(Word::plain))
     }
 
-    /// The pictures of a pair that most readers want first, each with the stem of its file and what it shows: the sentence
-    /// by attention and by relevancy, and the methods side by side.
+    /// The pictures of a pair that most readers want first, each with the stem of its file name and what it shows: the
+    /// sentence by attention and by relevancy, and the methods side by side.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the pair was scored without gradients.
+    /// [`Error::Shape`] if the pair was scored without gradients.
     pub fn summary(&self, photo: &RgbImage) -> Result<Vec<(Canvas, String, String)>> {
         let mut pictures = Vec::new();
         for method in [Method::Attention, Method::Relevancy] {
@@ -346,7 +346,7 @@ fn total(weights: &[f32]) -> f32 {
     weights.iter().filter(|w| w.is_finite()).sum()
 }
 
-/// `weights` in multiples of what each has when `total` is spread evenly over them; zeros when there is no total.
+/// `weights` as multiples of the uniform share of `total`; zeros if the total is zero.
 fn multiples(weights: &[f32], total: f32) -> Vec<f32> {
     let even = total / weights.len().max(1) as f32;
     weights.iter().map(|w| if even > 0.0 && w.is_finite() { w / even } else { 0.0 }).collect()
@@ -361,8 +361,8 @@ fn describe(method: Method, one_word: bool) -> String {
     format!("{}, {rows}", method.explanation())
 }
 
-/// "3 red circle": numbers from 1, best detection first, with the class; numbers alone when a name is not known or there
-/// are very many.
+/// "3 red circle": numbers from 1, best detection first, with the class; only numbers if a name is unknown or there are
+/// very many regions.
 pub fn region_names(regions: &Regions, label_names: &[String]) -> Vec<String> {
     let many = regions.boxes.len() > REGION_NAMES_UP_TO;
     (0..regions.boxes.len())
@@ -381,7 +381,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_become_multiples_of_an_even_spread() {
+    fn weights_become_multiples_of_the_uniform_share() {
         assert_eq!(multiples(&[1.0, 3.0], 4.0), [0.5, 1.5]);
         assert_eq!(multiples(&[1.0, f32::NAN], 0.0), [0.0, 0.0]);
         assert_eq!(total(&[1.0, f32::NAN, 2.0]), 3.0);

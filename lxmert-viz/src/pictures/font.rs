@@ -1,4 +1,4 @@
-//! Text from one bundled font (DejaVu Sans), set with sub-pixel positions and exact measures, so that a layout looks the
+//! Text in a bundled font (DejaVu Sans), set with sub-pixel positions and exact measures, so that a layout looks the
 //! same on every machine. `ab_glyph` draws the glyphs.
 
 use crate::{Error, Result};
@@ -18,7 +18,7 @@ pub enum Weight {
 /// Size in pixels per em, and weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Face {
-    /// Pixels per em, > 0; a capital is about 0.73 of it.
+    /// Pixels per em, > 0; a capital's height is about 0.73 of it.
     pub size: f32,
     /// Regular or bold.
     pub weight: Weight,
@@ -35,12 +35,12 @@ impl Face {
         Self { size, weight: Weight::Bold }
     }
 
-    /// Pixels from one base line to the next.
+    /// Pixels from one baseline to the next.
     pub fn line_height(&self) -> i32 {
         (self.size * 1.32).ceil() as i32
     }
 
-    /// Pixels from the top of a capital to the base line.
+    /// Pixels from the top of a capital to the baseline.
     pub fn cap_height(&self) -> f32 {
         // 1493 of DejaVu Sans's 2048 units per em.
         self.size * 0.729
@@ -52,20 +52,20 @@ impl Face {
         self.set(font, text).1.ceil() as i32
     }
 
-    /// `text` when it fits into `width` pixels, else its longest beginning with `…` that does; empty
-    /// when not even that does.
+    /// `text` if it fits into `width` pixels, otherwise its longest prefix that fits with a `…`; empty if not even that
+    /// fits.
     pub fn fit(&self, text: &str, width: i32) -> String {
         if self.width(text) <= width {
             return text.to_string();
         }
         let ends: Vec<usize> = text.char_indices().map(|(i, _)| i).collect();
-        // The width grows with the length, so the longest one that fits is found by bisection.
+        // The width grows with the length, so bisection finds the longest prefix that fits.
         let count = ends.partition_point(|end| self.width(&format!("{}…", text[..*end].trim_end())) <= width);
         if count == 0 { String::new() } else { format!("{}…", text[..ends[count - 1]].trim_end()) }
     }
 
-    /// `text` broken at spaces into lines of at most `width` pixels and at most `lines` of them; the
-    /// last one ends in `…` when text is left over, and a single word that is too long is cut.
+    /// `text` broken at spaces into at most `lines` lines of at most `width` pixels. If text is left over, the last
+    /// line ends in `…`; a single word that is too long is truncated.
     pub fn wrap(&self, text: &str, width: i32, lines: usize) -> Vec<String> {
         let mut out: Vec<String> = Vec::new();
         let mut words = text.split_whitespace().peekable();
@@ -117,11 +117,11 @@ impl Face {
         !character.is_control() && self.font().is_ok_and(|font| font.glyph_id(character).0 == 0)
     }
 
-    /// Calls `pixel(x, y, coverage)` for every pixel that `text` touches, with the text's beginning on its base line at
-    /// `(start, 0)`, `y` growing downwards.
+    /// Calls `pixel(x, y, coverage)` for every pixel that `text` touches, with the start of its baseline at `(start,
+    /// 0)` and `y` growing downwards.
     ///
     /// # Errors
-    /// [`Error::Drawing`] when the bundled font is damaged.
+    /// [`Error::Drawing`] if the bundled font is damaged.
     pub fn rasterise(&self, text: &str, start: f32, mut pixel: impl FnMut(i32, i32, f32)) -> Result<()> {
         let font = self.font()?;
         for mut glyph in self.set(font, text).0 {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn long_text_is_cut_with_an_ellipsis_that_fits() {
+    fn long_text_is_truncated_with_an_ellipsis_that_fits() {
         let face = Face::bold(13.0);
         let text = "a very long region label of a photo";
         for width in [0, 5, 20, 60, 150, 1000] {

@@ -1,5 +1,4 @@
-//! Test pairs with what the model says: photo, sentence, probability, right or wrong, told by colour
-//! and by mark.
+//! Test pairs with the model's verdicts: photo, sentence, probability, and right or wrong, shown by colour and by mark.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -10,7 +9,7 @@ use super::sheet::{Look, Sheet};
 use crate::{Error, Result};
 use image::RgbImage;
 
-/// One pair and what the model says of it.
+/// One pair and the model's verdict.
 #[derive(Debug, Clone)]
 pub struct Card {
     /// The photo.
@@ -24,7 +23,7 @@ pub struct Card {
 }
 
 impl Card {
-    /// Whether the model is right when it decides at 0.5.
+    /// Whether the model is right with the threshold 0.5.
     pub fn is_right(&self) -> bool {
         (self.probability >= 0.5) == self.is_match
     }
@@ -39,9 +38,9 @@ pub struct PredictionPicture {
     pub subtitle: String,
     /// The cards, row by row.
     pub cards: Vec<Card>,
-    /// Cards in a row, at least 1.
+    /// Cards per row, at least 1.
     pub across: usize,
-    /// Room and colours.
+    /// Sizes and colours.
     pub look: Look,
 }
 
@@ -50,23 +49,23 @@ const TRUTH: Face = Face::regular(12.5);
 const SENTENCE: Face = Face::regular(13.0);
 const SIGN: Face = Face::bold(17.0);
 const GAP: i32 = 18;
-/// The room for a card's photo.
+/// The space for a card's photo.
 const PHOTO: (i32, i32) = (276, 200);
-/// The height of what stands below the photo, and of the key above the cards.
+/// The height of the text below the photo, and of the key above the cards.
 const BELOW: i32 = 140;
 const KEY: i32 = 34;
 const SENTENCE_LINES: usize = 4;
 
-/// The colour and the sign of right or wrong.
+/// The colour and the mark of right or wrong.
 pub const fn verdict(right: bool) -> (Rgb, &'static str) {
     if right { (RIGHT, "✓") } else { (WRONG, "✗") }
 }
 
 impl PredictionPicture {
-    /// Where the cards lie when the picture's left and top are 0, and its width and height.
+    /// The positions of the cards if the picture's left and top are 0, and its width and height.
     fn layout(&self) -> (Vec<Rect>, (i32, i32)) {
         let across = self.across.max(1).min(self.cards.len().max(1)) as i32;
-        // Narrow cards would leave the sentences no room.
+        // Narrow cards would leave no space for the sentences.
         let (width, height) = (self.look.px(PHOTO.0).max(240) + 8, self.look.px(PHOTO.1) + 8 + BELOW);
         let cards: Vec<Rect> = (0..self.cards.len() as i32)
             .map(|i| Rect::sized(i % across * (width + GAP), KEY + i / across * (height + GAP), width, height))
@@ -78,7 +77,7 @@ impl PredictionPicture {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Shape`] when there are no cards.
+    /// [`Error::Shape`] if there are no cards.
     pub fn draw(&self) -> Result<Canvas> {
         Ok(self.draw_with_cards()?.0)
     }
@@ -97,7 +96,7 @@ impl PredictionPicture {
             sheet.text((x + 24, y), Align::Left, TRUTH, INK, meaning);
             x += 24 + TRUTH.width(meaning) + 22;
         }
-        let rule = "P = probability that sentence and photo belong together; “match” from 0.5 up";
+        let rule = "P = probability that sentence and photo belong together; “match” from 0.5";
         let room = sheet.width() - super::canvas::MARGIN - x;
         sheet.text((x, y), Align::Left, TRUTH, GREY, &TRUTH.fit(rule, room));
         for (card, place) in self.cards.iter().zip(&places) {
@@ -142,7 +141,7 @@ fn draw_card(sheet: &mut Canvas, card: &Card, place: Rect) {
     }
 }
 
-/// Two decimals, with more where the last would round to 0 or 1.
+/// Two decimals, or more if the last one would round to 0 or 1.
 pub fn percent(probability: f32) -> String {
     if probability > 0.995 && probability < 1.0 || probability > 0.0 && probability < 0.005 {
         let text = format!("{probability:.4}");
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_do_not_overlap_and_lie_within() {
+    fn cards_do_not_overlap_and_stay_inside() {
         let mut picture = picture(7);
         for room in [0.5, 1.0, 1.7] {
             picture.look.room = room;
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_show_is_an_error() {
+    fn drawing_without_pairs_is_an_error() {
         assert!(PredictionPicture::default().draw().is_err());
     }
 }

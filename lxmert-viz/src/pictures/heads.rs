@@ -1,5 +1,5 @@
-//! All heads beside each other, a line of small heatmaps for each layer, with one scale: a head that looks elsewhere than
-//! the others shows at a glance.
+//! All heads side by side, one row of small heatmaps per layer, on one scale: a head that differs from the others is
+//! visible at a glance.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -21,20 +21,20 @@ pub struct HeadPanel {
 /// Maps of the same rows and columns.
 #[derive(Debug, Clone, Default)]
 pub struct HeadsPicture {
-    /// Says which attention this is.
+    /// Which attention this is.
     pub title: String,
     /// The sentence, and how to read it.
     pub subtitle: String,
-    /// Names of the rows, drawn left of each line of panels.
+    /// Names of the rows, drawn to the left of each row of panels.
     pub rows: Vec<String>,
-    /// Names of the columns, drawn below each panel; only numbers are legible at this size, so give numbers when the
+    /// Names of the columns, drawn below each panel. Only numbers are legible at this size, so use numbers if the
     /// columns are regions.
     pub columns: Vec<String>,
     /// The maps, layer by layer.
     pub panels: Vec<HeadPanel>,
-    /// Panels in a line: the heads of a layer.
+    /// Panels per row: the heads of a layer.
     pub across: usize,
-    /// Room and colours.
+    /// Sizes and colours.
     pub look: Look,
 }
 
@@ -42,10 +42,10 @@ const PANEL_TITLE: Face = Face::bold(12.5);
 const NAMES: Face = Face::regular(11.0);
 const GAP: i32 = 16;
 const LONGEST_NAME: i32 = 120;
-/// The width that the panels of a line share.
+/// The total width of the panels in a row.
 const WIDTH: i32 = 1660;
 
-/// Where the panels lie.
+/// The positions of the panels.
 struct Layout {
     size: (i32, i32),
     /// The tables of cells, one per panel.
@@ -85,7 +85,7 @@ impl HeadsPicture {
         let cell_width = self.look.px(((WIDTH / across - GAP) / columns).clamp(3, 20));
         let cell_height = self.look.px((1100 / down / rows).clamp(13, 20)).max(NAMES.line_height() - 2);
         let (left, below) = (widest(&row_names) + 8, widest_column.max(12) + 6);
-        // Wide enough for its title, however narrow the cells.
+        // Wide enough for its title, however narrow the cells are.
         let step = (cell_width * columns).max(PANEL_TITLE.width("layer 1 · head 12")) + GAP;
         let line = PANEL_TITLE.line_height() + 4 + cell_height * rows + below + GAP;
         let tables = (0..self.panels.len() as i32).map(|i| {
@@ -100,7 +100,7 @@ impl HeadsPicture {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Shape`] when there is no panel or one's values are not rows × columns.
+    /// [`Error::Shape`] if there is no panel or a panel's values are not rows × columns.
     pub fn draw(&self) -> Result<Canvas> {
         Ok(self.draw_with_layout()?.0)
     }
@@ -113,7 +113,7 @@ impl HeadsPicture {
         let (mut sheet, body) = Sheet { title: &self.title, subtitle: &self.subtitle, legend }.begin(layout.size);
         layout.tables.iter_mut().for_each(|table| *table = table.moved(body.x0, body.y0));
         let (cell_width, cell_height) = layout.cell;
-        // Level names where one in at most three fits, else turned ones.
+        // Use horizontal names if at least one in three fits, otherwise rotated ones.
         let level = layout.widest_column + 5 <= 3 * cell_width;
         let every = if level { (layout.widest_column + 4) / cell_width + 1 } else { 12 / cell_width + 1 };
         let leftmost = layout.tables[0].x0;
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_model_s_heads_are_a_line_a_layer_on_a_sheet_that_fits_a_screen() {
+    fn the_base_models_heads_have_a_row_per_layer_and_fit_a_screen() {
         let picture = picture(60, 12, 36);
         let (sheet, layout) = picture.draw_with_layout().unwrap();
         let line = |i: usize| layout.tables[i].y0;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_of_another_shape_is_named() {
+    fn the_error_names_a_head_of_another_shape() {
         let mut picture = picture(2, 2, 9);
         picture.panels[1].values.pop();
         let message = picture.draw().err().unwrap().to_string();

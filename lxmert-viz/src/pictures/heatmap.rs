@@ -1,5 +1,5 @@
-//! One attention map as a table of colours: names on both sides, and the largest weight of each row framed and written out
-//! where it stands out.
+//! One attention map as a table of colours, with names on both sides. The largest weight of each row is framed and
+//! printed if it stands out.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -12,13 +12,13 @@ use crate::{Error, Result};
 /// Numbers with names, ready to draw.
 #[derive(Debug, Clone, Default)]
 pub struct Heatmap {
-    /// Says layer, head and direction.
+    /// Layer, head and direction.
     pub title: String,
     /// The sentence, and how to read the rows.
     pub subtitle: String,
-    /// What a row is: "word", "region".
+    /// What a row stands for: "word", "region".
     pub row_kind: String,
-    /// What a column is.
+    /// What a column stands for.
     pub column_kind: String,
     /// Names of the rows, top to bottom.
     pub rows: Vec<String>,
@@ -26,24 +26,24 @@ pub struct Heatmap {
     pub columns: Vec<String>,
     /// `rows × columns` weights, row by row.
     pub values: Vec<f32>,
-    /// Whether each column sums to 1, and not each row: the largest weight of the side that sums to 1 is framed.
+    /// Whether each column sums to 1 instead of each row; the largest weight of each such line is framed.
     pub by_column: bool,
-    /// Room and colours.
+    /// Sizes and colours.
     pub look: Look,
 }
 
 const NAMES: Face = Face::regular(13.0);
 const CELL_NUMBER: Face = Face::regular(10.5);
-/// The longest name of a row or column, in pixels.
+/// Maximum length of a row or column name, in pixels.
 const LONGEST_NAME: i32 = 190;
 
-/// The table's place within the picture.
+/// The table's position within the picture.
 struct Table {
     rect: Rect,
     cell: (i32, i32),
     rows: Vec<String>,
     columns: Vec<String>,
-    /// Whether the columns' names fit over them without being turned.
+    /// Whether the columns' names fit over them horizontally.
     level_names: bool,
 }
 
@@ -60,7 +60,7 @@ impl Heatmap {
         Scale::of(&self.values, self.look.colours)
     }
 
-    /// The table when the picture's left and top are 0.
+    /// The table if the picture's left and top are 0.
     fn table(&self) -> Table {
         let names = |names: &[String]| names.iter().map(|n| NAMES.fit(n, LONGEST_NAME)).collect::<Vec<_>>();
         let (rows, columns) = (names(&self.rows), names(&self.columns));
@@ -81,7 +81,7 @@ impl Heatmap {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Shape`] when there are no rows or columns, or their product is not the number of values.
+    /// [`Error::Shape`] if there are no rows or columns, or their product is not the number of values.
     pub fn draw(&self) -> Result<Canvas> {
         Ok(self.draw_with_table()?.0)
     }
@@ -107,7 +107,7 @@ impl Heatmap {
             let middle = rect.y0 + row as i32 * cell_height + cell_height / 2;
             sheet.text((rect.x0 - 10, middle + 5), Align::Right, NAMES, INK, name);
         }
-        // Turned names closer than a line would run into each other.
+        // Rotated names closer than a line would run into each other.
         let every = if table.level_names { 1 } else { (NAMES.line_height() - 1) / cell_width + 1 };
         for (column, name) in table.columns.iter().enumerate().step_by(every as usize) {
             let middle = rect.x0 + column as i32 * cell_width + cell_width / 2;
@@ -134,7 +134,7 @@ impl Heatmap {
         Ok((sheet, table))
     }
 
-    /// The place of the largest value of each row (or column), where it stands out.
+    /// The position of the largest value of each row (or column) where it stands out.
     fn largest(&self, scale: &Scale) -> Vec<usize> {
         let (rows, columns) = (self.rows.len(), self.columns.len());
         let lines: Vec<Vec<usize>> = if self.by_column {
@@ -171,14 +171,14 @@ mod tests {
         let (pixels, scale) = (sheet.pixels(1.0).unwrap(), picture.scale());
         for (at, value) in picture.values.iter().enumerate() {
             let cell = table.cell_at(at / 8, at % 8);
-            // Inside the frame that the largest of a row has, outside its number.
+            // Inside the frame around a row's largest value, outside its number.
             let got = pixels.get_pixel(cell.x0 as u32 + 3, cell.y0 as u32 + 3).0;
             assert_eq!(got, scale.colour(*value), "cell {at}");
         }
     }
 
     #[test]
-    fn the_largest_weight_of_each_row_is_framed_where_it_stands_out() {
+    fn the_largest_weight_of_each_row_is_framed_if_it_stands_out() {
         let mut picture = picture(3, 4);
         picture.values = vec![0.1, 0.7, 0.1, 0.1, 0.2, 0.2, 0.2, 0.4, 0.26, 0.25, 0.25, 0.24];
         assert_eq!(picture.largest(&picture.scale()), [1, 7]);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers_that_disagree_are_refused() {
+    fn rejects_names_and_numbers_that_disagree() {
         let mut picture = picture(3, 4);
         picture.values.pop();
         assert_eq!(picture.draw().err().unwrap().to_string(), "11 values for 3 rows and 4 columns");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_and_big_tables_stay_in_bounds_at_every_room() {
+    fn long_names_and_big_tables_stay_in_bounds_at_every_size() {
         let mut picture = picture(50, 100);
         picture.columns[3] = "a name of a region that goes on and on and on and on and on".repeat(3);
         picture.rows[3] = picture.columns[3].clone();

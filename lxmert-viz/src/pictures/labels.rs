@@ -1,8 +1,8 @@
-//! Where labels go: beside the boxes they name, never over one another, never off the picture.
+//! Label placement: beside the boxes that they name, never over one another, never off the picture.
 
 use super::shapes::Rect;
 
-/// A label to place: its size, and the box it names.
+/// A label to place: its size, and the box that it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Label {
     /// Width in pixels, > 0.
@@ -13,11 +13,11 @@ pub struct Label {
     pub target: Rect,
 }
 
-/// Places labels in the order given (the most important first) within `bounds`, each clear of those
-/// before it by `gap` pixels and of the `obstacles`. `None` where no place near the box is free.
+/// Places labels in the given order (most important first) within `bounds`, each at least `gap` pixels from the labels
+/// before it and clear of the `obstacles`. `None` if there is no free place near the box.
 ///
-/// Candidates, best first: on top of the box's left, middle and right, within its corners, below it,
-/// beside it, then the same moved away step by step.
+/// Candidates, best first: on top of the box's left, middle and right, inside its corners, below it, beside it, then
+/// the same moved away step by step.
 pub fn place(labels: &[Label], bounds: Rect, obstacles: &[Rect], gap: i32) -> Vec<Option<Rect>> {
     let mut taken: Vec<Rect> = obstacles.to_vec();
     labels
@@ -32,7 +32,7 @@ pub fn place(labels: &[Label], bounds: Rect, obstacles: &[Rect], gap: i32) -> Ve
         .collect()
 }
 
-/// How far from its box a label may go, in label heights.
+/// How far a label may be from its box, in label heights.
 const FARTHEST: i32 = 6;
 
 fn candidates(label: &Label, bounds: Rect) -> impl Iterator<Item = Rect> + use<> {
@@ -100,13 +100,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_label_stands_on_its_box() {
+    fn a_single_label_is_placed_on_its_box() {
         let label = Label { width: 50, height: 16, target: Rect::sized(100, 100, 80, 60) };
         assert_eq!(place(&[label], BOUNDS, &[], 1), [Some(Rect::sized(100, 84, 50, 16))]);
     }
 
     #[test]
-    fn many_labels_of_one_box_all_find_room_in_an_empty_picture() {
+    fn many_labels_of_one_box_fit_into_an_empty_picture() {
         let label = Label { width: 90, height: 16, target: Rect::sized(200, 200, 60, 60) };
         let placed = place(&[label; 20], BOUNDS, &[], 1);
         assert!(placed.iter().all(Option::is_some), "{placed:?}");

@@ -1,32 +1,32 @@
-//! What colours mean: a scale from 0 to a round number, and its colour bar with numbers.
+//! The meaning of colours: a scale from 0 to a round number, and its colour bar with numbers.
 
 use super::canvas::Canvas;
 use super::font::Face;
 use super::palette::{ColourScale, GREY, INK, LINE, Rgb, tick_labels, ticks};
 use super::shapes::{Align, Rect};
 
-/// The face of the numbers below a colour bar.
+/// The font of the numbers below a colour bar.
 const NUMBERS: Face = Face::regular(12.0);
 
-/// A weight below this many times the even share does not stand out: it is neither named nor called the largest.
+/// A weight below this multiple of the uniform share does not stand out: it is neither named nor called the largest.
 const STANDS_OUT: f32 = 1.5;
-/// A scale reaches at least this many times the even share, so that weights that are nearly even look even.
+/// A scale extends at least to this multiple of the uniform share, so that nearly uniform weights look uniform.
 const LEAST_RANGE: f32 = 4.0;
 
-/// Numbers to colours: 0 is the low end, the last tick is the high end.
+/// Maps numbers to colours: 0 is the low end, the last tick the high end.
 #[derive(Debug, Clone)]
 pub struct Scale {
     colours: ColourScale,
     ticks: Vec<f32>,
     labels: Vec<String>,
     unit: &'static str,
-    /// What each part has when all have the same.
+    /// The uniform share: the weight of each part if all are equal.
     even: f32,
 }
 
 impl Scale {
-    /// From 0 to the round number at or above the largest of some weights, of which each has `even` when all have the
-    /// same. `unit` follows each number of the bar.
+    /// From 0 to the round number at or above the largest of some weights; `even` is their uniform share. `unit`
+    /// follows each number of the bar.
     pub fn new<'a>(
         weights: impl IntoIterator<Item = &'a f32>,
         even: f32,
@@ -40,7 +40,7 @@ impl Scale {
         Self { colours, ticks, labels, unit, even }
     }
 
-    /// The same for weights whose even share is their mean.
+    /// The same for weights whose uniform share is their mean.
     pub fn of(weights: &[f32], colours: ColourScale) -> Self {
         let finite = || weights.iter().filter(|w| w.is_finite());
         Self::new(weights, finite().sum::<f32>() / finite().count().max(1) as f32, "", colours)
@@ -51,7 +51,7 @@ impl Scale {
         self.ticks.last().copied().unwrap_or(1.0)
     }
 
-    /// Where `value` lies, 0..1.
+    /// The position of `value` on the scale, 0..1.
     pub fn position(&self, value: f32) -> f32 {
         (value / self.max()).clamp(0.0, 1.0)
     }
@@ -61,12 +61,12 @@ impl Scale {
         self.colours.at(self.position(value))
     }
 
-    /// Whether `value` is well above the even share.
+    /// Whether `value` is well above the uniform share.
     pub fn stands_out(&self, value: f32) -> bool {
         value > 0.0 && value >= STANDS_OUT * self.even
     }
 
-    /// `value` in as few characters as tell it: ".43", "1.0", "0.012" on small scales, "4.2×".
+    /// `value` in as few characters as needed: ".43", "1.0", "0.012" on small scales, "4.2×".
     pub fn number(&self, value: f32) -> String {
         let text = match self.max() {
             max if max < 0.01 => format!("{value:.1e}"),
@@ -79,10 +79,11 @@ impl Scale {
         short.map_or(text.clone(), String::from) + self.unit
     }
 
-    /// The height that [`Scale::draw`] takes.
+    /// The height of what [`Scale::draw`] draws.
     pub const HEIGHT: i32 = 60;
 
-    /// Draws the bar with its top left corner at `(x, y)`: `title` above, the numbers below, the even share beside it.
+    /// Draws the bar with its top left corner at `(x, y)`: `title` above, the numbers below, the uniform share beside
+    /// it.
     pub fn draw(&self, sheet: &mut Canvas, (x, y): (i32, i32), title: &str) {
         let bar = Rect::sized(x, y + 22, 320, 14);
         sheet.text((x, y + 14), Align::Left, NUMBERS, GREY, title);
@@ -105,7 +106,7 @@ impl Scale {
             let swatch = Rect::sized(bar.x1 + 28, bar.y0, 18, 14);
             sheet.fill(swatch, self.colour(self.even), 1.0);
             sheet.frame(swatch.grown(1), LINE, 1);
-            let text = format!("when all have the same: {}", self.number(self.even));
+            let text = format!("if all are equal: {}", self.number(self.even));
             sheet.text((swatch.x1 + 8, bar.y1 - 2), Align::Left, NUMBERS, GREY, &text);
         }
     }
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn nearly_even_weights_lie_in_the_lower_third_and_none_stands_out() {
+    fn nearly_uniform_weights_are_in_the_lower_third_and_none_stands_out() {
         let weights = [0.24, 0.25, 0.26, 0.25];
         let scale = Scale::of(&weights, ColourScale::Viridis);
         assert!(weights.iter().all(|w| scale.position(*w) < 0.34 && !scale.stands_out(*w)));
@@ -152,6 +153,6 @@ mod tests {
         let pixels = sheet.pixels(1.0).unwrap();
         let at = |x| pixels.get_pixel(x, 38).0;
         assert_eq!((at(21), at(338)), (scale.colour(0.0), scale.colour(scale.max())));
-        assert_eq!(at(372), scale.colour(0.5), "the even share");
+        assert_eq!(at(372), scale.colour(0.5), "the uniform share");
     }
 }

@@ -1,5 +1,5 @@
-//! Several methods side by side: for each the photo with its regions weighed and the sentence with its words weighed, one
-//! scale for all.
+//! Several methods side by side: for each the photo with weighed regions and the sentence with weighed words, all on
+//! one scale.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -12,12 +12,12 @@ use crate::{Error, Result};
 use image::RgbImage;
 use lxmert_core::boxes::BoxXyxy;
 
-/// What one method says. Its weights are in multiples of an even spread: 1 when all words, or all regions, have the same.
+/// One method's result. Its weights are multiples of the uniform share: 1 if all words, or all regions, have the same.
 #[derive(Debug, Clone)]
 pub struct MethodPanel {
     /// The method.
     pub title: String,
-    /// What it reads.
+    /// A one-line explanation of the method.
     pub note: String,
     /// A weight for each word, ≥ 0.
     pub words: Vec<f32>,
@@ -30,7 +30,7 @@ pub struct MethodPanel {
 pub struct MethodsPicture {
     /// What is explained.
     pub title: String,
-    /// The image, the score, how to read it.
+    /// The image, the score, and how to read it.
     pub subtitle: String,
     /// The photo.
     pub photo: RgbImage,
@@ -42,7 +42,7 @@ pub struct MethodsPicture {
     pub words: Vec<String>,
     /// The methods.
     pub panels: Vec<MethodPanel>,
-    /// Room and colours.
+    /// Sizes and colours.
     pub look: Look,
 }
 
@@ -53,11 +53,11 @@ const NUMBERS: Face = Face::regular(11.0);
 const GAP: i32 = 28;
 const PILL: i32 = 24;
 const WORD_LINE: i32 = PILL + 20;
-/// A panel's photo when there are several, and when there is one.
+/// The space for a panel's photo if there are several panels, and if there is one.
 const ROOMS: [(i32, i32); 2] = [(470, 400), (860, 640)];
-/// No panel is narrower.
+/// Minimum width of a panel.
 const LEAST_COLUMN: i32 = 330;
-/// Regions that are named in a panel.
+/// How many regions to name in a panel.
 const NAMED: usize = 3;
 
 impl MethodsPicture {
@@ -87,7 +87,7 @@ impl MethodsPicture {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Shape`] when weights, boxes, names and words differ in number, or there is nothing to draw.
+    /// [`Error::Shape`] if weights, boxes, names and words differ in number, or there is nothing to draw.
     pub fn draw(&self) -> Result<Canvas> {
         self.check()?;
         let across = if self.panels.len() > 1 { 2 } else { 1 };
@@ -99,7 +99,7 @@ impl MethodsPicture {
         let panel_height = photo_top + photo.1 + 14 + words_height + GAP;
         let down = (self.panels.len() as i32 + across - 1) / across;
         let scale = self.scale();
-        let legend = Some((&scale, "share of the weight, in multiples of an even spread"));
+        let legend = Some((&scale, "share of the weight, in multiples of the uniform share"));
         let sheet = Sheet { title: &self.title, subtitle: &self.subtitle, legend };
         let (mut sheet, body) = sheet.begin((across * column + (across - 1) * GAP, down * panel_height - GAP));
         for (i, panel) in self.panels.iter().enumerate() {
@@ -131,7 +131,7 @@ impl MethodsPicture {
         Ok(sheet)
     }
 
-    /// What the method reads, and whether it says anything.
+    /// The method's explanation, and whether its result says anything.
     fn note(&self, panel: &MethodPanel, scale: &Scale) -> String {
         let kinds = [("region", &panel.regions), ("word", &panel.words)];
         let silent = kinds.into_iter().filter(|(_, weights)| !weights.iter().any(|w| scale.stands_out(*w)));
@@ -144,7 +144,7 @@ fn pill_width(word: &str) -> i32 {
     (WORDS.width(word) + 10).max(NUMBERS.width("88.8×") + 4)
 }
 
-/// Where each word's pill begins, and the height of all lines.
+/// The start of each word's pill, and the total height of the lines.
 fn flow(words: &[String], width: i32) -> (Vec<(i32, i32)>, i32) {
     let (mut x, mut y) = (0, 0);
     let places = words
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_without_an_opinion_is_said_to_have_none() {
+    fn the_note_says_if_nothing_stands_out() {
         let mut picture = picture(4);
         picture.panels[0].regions = vec![f32::NAN, 0.0];
         picture.panels[1].words = vec![1.1, 0.9, 1.0];
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_that_disagree_are_refused() {
+    fn rejects_counts_that_disagree() {
         let mut picture = picture(2);
         picture.panels[1].words.pop();
         let message = picture.draw().err().unwrap().to_string();

@@ -1,13 +1,13 @@
-//! The kinds of pictures, and what they are drawn with. Each kind takes plain names and numbers; [`explained`] takes them
-//! from a scored pair.
+//! The kinds of pictures, and what they are drawn with. Each kind takes plain names and numbers; [`explained`] gets
+//! them from a scored pair.
 //!
 //! | module | what it does |
 //! | --- | --- |
 //! | [`explained`] | from a scored pair to its pictures |
 //! | [`heatmap`], [`heads`], [`overlay`], [`methods`], [`grid`], [`perturbation`], [`curves`] | the kinds of pictures |
-//! | [`sheet`], [`legend`] | the frame that they share: title, how to read it, colour bar |
-//! | [`regions`], [`labels`] | regions on a photo, and where their names go |
-//! | [`canvas`], [`shapes`], `raster`, `svg` | what is drawn, as PNG and as SVG |
+//! | [`sheet`], [`legend`] | their common frame: title, how to read it, colour bar |
+//! | [`regions`], [`labels`] | regions on a photo, and the placement of their names |
+//! | [`canvas`], [`shapes`], `raster`, `svg` | shapes, and their output as PNG and SVG |
 //! | [`font`], [`palette`] | text and colours |
 
 pub mod canvas;

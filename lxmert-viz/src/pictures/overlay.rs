@@ -1,5 +1,5 @@
-//! The photo with its regions: the ones with the largest weights outlined, numbered and named, the sentence below with the
-//! chosen word marked.
+//! The photo with its regions: those with the largest weights are outlined, numbered and named; the chosen word is
+//! marked in the sentence below.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -21,12 +21,12 @@ pub struct CaptionWord {
     pub marked: bool,
 }
 
-/// A photo, its regions and how much each is attended to.
+/// A photo, its regions, and their weights.
 #[derive(Debug, Clone)]
 pub struct OverlayPicture {
     /// What is shown.
     pub title: String,
-    /// Which layer, heads, method.
+    /// Layer, heads and method.
     pub subtitle: String,
     /// The photo.
     pub photo: RgbImage,
@@ -36,15 +36,15 @@ pub struct OverlayPicture {
     pub names: Vec<String>,
     /// A weight for each region, ≥ 0.
     pub weights: Vec<f32>,
-    /// What a weight is: "attention weight", "relevance".
+    /// The kind of weight: "attention weight", "relevance".
     pub weight_kind: String,
     /// The sentence.
     pub caption: Vec<CaptionWord>,
     /// How many regions to outline and name.
     pub top: usize,
-    /// A box to compare with, normalised, drawn dashed: where the named object truly is.
+    /// A box for comparison, normalised, drawn dashed: the true box of the named object.
     pub truth_normalised: Option<BoxXyxy>,
-    /// Room and colours.
+    /// Sizes and colours.
     pub look: Look,
 }
 
@@ -52,7 +52,7 @@ const LIST: Face = Face::regular(13.0);
 const CAPTION: Face = Face::regular(17.0);
 const CAPTION_MARKED: Face = Face::bold(17.0);
 const SIDE: i32 = 290;
-/// The room for the photo: small photos are enlarged to it, so that labels stay legible.
+/// The space for the photo; small photos are enlarged to it, so that labels stay legible.
 const PHOTO_ROOM: (i32, i32) = (860, 640);
 const ROW: i32 = 26;
 
@@ -60,7 +60,7 @@ impl OverlayPicture {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Shape`] when boxes, names and weights differ in number or the photo is empty.
+    /// [`Error::Shape`] if boxes, names and weights differ in number or the photo is empty.
     pub fn draw(&self) -> Result<Canvas> {
         let counts = (self.boxes_normalised.len(), self.names.len(), self.weights.len());
         if counts.0 != counts.1 || counts.0 != counts.2 {
@@ -108,8 +108,8 @@ impl OverlayPicture {
         let heading = match strongest.len() {
             0 if self.weights.iter().all(|w| *w <= 0.0 || w.is_nan()) => "no region has a weight".to_string(),
             0 => "no region stands out".to_string(),
-            1 => "the region with the most".to_string(),
-            n => format!("the {n} regions with the most"),
+            1 => "the region with the largest weight".to_string(),
+            n => format!("the {n} regions with the largest weights"),
         };
         sheet.text((side.x0, y), Align::Left, LIST, GREY, &heading);
         y += 10;
@@ -132,8 +132,10 @@ impl OverlayPicture {
             sheet.fill(swatch, PANEL, 1.0);
             sheet.frame(swatch, mix(WHITE, GREY, 0.35), 1);
             let more = if strongest.is_empty() { "" } else { "more " };
-            let text =
-                format!("{rest} {more}{}, paler the less they have", if rest == 1 { "region" } else { "regions" });
+            let text = format!(
+                "{rest} {more}{}; the lower the weight, the paler",
+                if rest == 1 { "region" } else { "regions" }
+            );
             sheet.text((side.x0 + 26, y), Align::Left, LIST, GREY, &text);
         }
         if self.truth_normalised.is_some() {
@@ -144,14 +146,14 @@ impl OverlayPicture {
     }
 }
 
-/// Where each word's base line begins, and the height of all lines.
+/// The start of each word's baseline, and the total height of the lines.
 fn flow(words: &[CaptionWord], width: i32) -> (Vec<(i32, i32)>, i32) {
     let (mut x, mut y) = (0, 20);
     let space = CAPTION.width(" ").max(5) + 1;
     let places = words
         .iter()
         .map(|word| {
-            // A marked word's pill sticks out by 5 pixels on both sides.
+            // A marked word's pill extends 5 pixels on both sides.
             let (face, pad) = if word.marked { (CAPTION_MARKED, 5) } else { (CAPTION, 0) };
             let wide = face.width(&word.text) + 2 * pad;
             if x > 0 && x + wide > width {
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn photos_fill_their_room_and_odd_weights_are_drawn() {
+    fn photos_fill_their_space_and_odd_weights_are_drawn() {
         let mut picture = picture();
         assert_eq!(picture.draw().unwrap().width(), 2 * super::super::canvas::MARGIN + 853 + 28 + SIDE);
         picture.look.room = 0.5;
@@ -202,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn counts_that_disagree_are_refused() {
+    fn rejects_counts_that_disagree() {
         let mut picture = picture();
         picture.weights.pop();
         assert_eq!(picture.draw().err().unwrap().to_string(), "3 boxes, 3 names and 2 weights");
     }
 
     #[test]
-    fn boxes_off_the_photo_and_odd_photos_do_no_harm() {
+    fn accepts_boxes_off_the_photo_and_odd_photos() {
         let mut picture = picture();
         picture.boxes_normalised = vec![[-1.0, -5.0, 7.0, f32::NAN], [0.9, 0.9, 0.1, 0.1], [f32::INFINITY; 4]];
         picture.photo = RgbImage::new(1, 3000);

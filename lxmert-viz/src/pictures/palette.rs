@@ -1,8 +1,8 @@
-//! Colours that everybody can tell apart, and that keep their order in grey.
+//! Colours that everybody can distinguish, and that keep their order in greyscale.
 //!
-//! Quantities use viridis or cividis: both grow evenly in lightness, so the order of two values
-//! survives colour blindness and black-and-white printing. Right and wrong use blue and orange of
-//! Okabe & Ito's set, and are never told by colour alone.
+//! Quantities use viridis or cividis: both increase evenly in lightness, so the order of two values survives colour
+//! blindness and black-and-white printing. Right and wrong use blue and vermilion of Okabe & Ito's set, and never
+//! colour alone.
 
 /// Red, green, blue, 0..=255.
 pub type Rgb = [u8; 3];
@@ -24,11 +24,11 @@ pub const WRONG: Rgb = [213, 94, 0];
 /// The chosen word, and the largest value of a row.
 pub const MARK: Rgb = [240, 120, 0];
 
-/// Lines of one plot (Okabe & Ito's set; the last, grey, for what the others are compared with).
+/// Lines of one plot (Okabe & Ito's set; the last, grey, for the baseline).
 pub const LINES: [Rgb; 6] =
     [[230, 159, 0], [86, 180, 233], [0, 114, 178], [0, 158, 115], [204, 121, 167], [120, 120, 120]];
 
-/// A scale from 0 to 1 in colours.
+/// A colour scale from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum ColourScale {
     /// Dark violet over green to yellow (Smith & van der Walt 2015)
@@ -113,7 +113,7 @@ const CIVIDIS: [Rgb; 33] = [
 ];
 
 impl ColourScale {
-    /// The colour at `position`, 0..1; below, above and NaN take the nearest end (NaN the low one).
+    /// The colour at `position`, 0..1; values outside take the nearest end, NaN the low one.
     pub fn at(self, position: f32) -> Rgb {
         let table = match self {
             Self::Viridis => &VIRIDIS,
@@ -147,8 +147,8 @@ pub fn ink_on(background: Rgb) -> Rgb {
     if luminance(background) > 0.179 { INK } else { WHITE }
 }
 
-/// Even, round tick values from 0 to the first one at or above `max`, about `count` of them; the
-/// last one is a scale's top. `[0, 1]` when `max` is not a positive number.
+/// About `count` evenly spaced, round tick values from 0 to the first one at or above `max`; the last one is a scale's
+/// top. `[0, 1]` if `max` is not a positive number.
 pub fn ticks(max: f32, count: usize) -> Vec<f32> {
     if !max.is_finite() || max <= f32::MIN_POSITIVE {
         return vec![0.0, 1.0];
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scales_grow_in_lightness_so_that_order_survives_without_colour() {
+    fn scales_increase_in_lightness() {
         for scale in [ColourScale::Viridis, ColourScale::Cividis] {
             let lightness: Vec<f32> = (0..=100).map(|i| luminance(scale.at(i as f32 / 100.0))).collect();
             for (i, pair) in lightness.windows(2).enumerate() {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn values_off_the_scale_take_its_ends() {
+    fn values_outside_the_scale_take_its_ends() {
         let scale = ColourScale::Viridis;
         assert_eq!(scale.at(-3.0), [68, 1, 84]);
         assert_eq!(scale.at(f32::NAN), [68, 1, 84]);

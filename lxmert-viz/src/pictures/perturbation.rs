@@ -1,5 +1,5 @@
-//! The perturbation test's curves: one panel per test, a line per method, told by colour and by mark, with a band of one
-//! standard error.
+//! The perturbation test's curves: one panel per test, one line per method with its own colour and mark, and a band of
+//! one standard error.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -11,7 +11,7 @@ use crate::explain::perturbation::{Order, Perturbation, Side, TESTS, ranking_nam
 const PANEL_TITLE: Face = Face::bold(14.0);
 const TEXT: Face = Face::regular(12.5);
 const PLOT: (i32, i32) = (400, 270);
-/// Room left of a plot for its numbers, right of it for its list of lines, and below it for its axis.
+/// Space to the left of a plot for its numbers, to the right for its list of lines, and below for its axis.
 const LEFT: i32 = 44;
 const RIGHT: i32 = 230;
 const BELOW: i32 = 56;
@@ -22,11 +22,11 @@ pub fn draw(found: &Perturbation, name: &str, look: Look) -> Canvas {
     let plot = (look.px(PLOT.0).max(200), look.px(PLOT.1).max(6 * 38 + 10));
     let (width, height) = (LEFT + plot.0 + RIGHT, ABOVE + plot.1 + BELOW);
     let subtitle = format!(
-        "{} true captions of the test images of {name}; the share that the model still calls a match against the fraction \
-         removed, with a band of one standard error; beside each line its area ± standard error, the best first",
+        "{} true captions of test images of {name}: share that the model still calls a match against the fraction \
+         removed, with a band of one standard error; beside each line its area ± standard error, best first",
         found.examples
     );
-    let title = "What goes when the relevant goes: perturbation test";
+    let title = "Perturbation test: the match when relevant parts are removed";
     let (mut sheet, body) = Sheet { title, subtitle: &subtitle, legend: None }.begin((2 * width + 16, 2 * height));
     for (i, test) in TESTS.into_iter().enumerate() {
         let (x, y) = (body.x0 + (i as i32 % 2) * (width + 16), body.y0 + (i as i32 / 2) * height);
@@ -37,8 +37,8 @@ pub fn draw(found: &Perturbation, name: &str, look: Look) -> Canvas {
 
 fn panel(sheet: &mut Canvas, found: &Perturbation, test: (Side, Order), plot: Rect) {
     let title = match test.1 {
-        Order::Positive => format!("{}: the most relevant first (low is good)", test.0.name()),
-        Order::Negative => format!("{}: the least relevant first (high is good)", test.0.name()),
+        Order::Positive => format!("{}: most relevant removed first (low is good)", test.0.name()),
+        Order::Negative => format!("{}: least relevant removed first (high is good)", test.0.name()),
     };
     sheet.text((plot.x0 - LEFT, plot.y0 - 14), Align::Left, PANEL_TITLE, INK, &title);
     for i in 0..=4 {
@@ -53,7 +53,7 @@ fn panel(sheet: &mut Canvas, found: &Perturbation, test: (Side, Order), plot: Re
     sheet.text((middle, plot.y1 + 37), Align::Centre, TEXT, GREY, &format!("fraction of {} removed", test.0.name()));
     let mut lines: Vec<_> =
         rankings().enumerate().filter_map(|(i, ranking)| Some((i, found.curve(test, ranking)?))).collect();
-    // The first methods lie on top of the random line.
+    // Draw the first methods on top of the random line.
     for (i, curve) in lines.iter().rev() {
         let colour = LINES[i % LINES.len()];
         let errors = curve.score_errors(found.examples);
@@ -85,7 +85,7 @@ fn at(plot: Rect, removed: f64, score: f64) -> (i32, i32) {
     (x, plot.y1 - 1 - (score * f64::from(plot.height() - 1)).round() as i32)
 }
 
-/// A shape for each line, so that colour alone tells nothing; none for the last.
+/// Draws a mark per line, so that the plot can be read without colour; none for the last.
 fn mark(sheet: &mut Canvas, line: usize, (x, y): (i32, i32), colour: Rgb) {
     match line % 6 {
         0 => sheet.disc((x, y), 4, colour),

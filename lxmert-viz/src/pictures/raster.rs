@@ -1,4 +1,5 @@
-//! A sheet's shapes as pixels: plotters draws the shapes, [`font`](super::font) sets the text, photos are copied in.
+//! Renders a sheet's shapes to pixels: plotters draws the shapes, [`font`](super::font) sets the text, photos are
+//! copied in.
 
 use super::font::Face;
 use super::palette::{Rgb, mix};
@@ -12,15 +13,17 @@ use plotters::prelude::{BitMapBackend, Circle, Color, DrawingArea, IntoDrawingAr
 /// Draws one shape with every length multiplied by `scale`.
 pub(super) fn draw(pixels: &mut RgbImage, shape: &Shape, scale: f32) -> Result<()> {
     let length = |v: i32| (v as f32 * scale).round() as i32;
-    // A whole number means the middle of that pixel.
+    // An integer coordinate means the middle of that pixel.
     let middle = |v: i32| ((v as f32 + 0.5) * scale).floor() as i32;
     let points =
         |points: &[(i32, i32)]| -> Vec<(i32, i32)> { points.iter().map(|(x, y)| (middle(*x), middle(*y))).collect() };
     match shape {
         Shape::Fill { rect, colour, opacity } => {
-            // A veil that is rounded away must not come back as a line over its neighbour; what is opaque stays visible.
+            // A veil that rounds to nothing must not return as a line over its neighbour; an opaque shape stays
+            // visible.
             let rect = scaled(rect, scale, i32::from(*opacity >= 1.0));
-            // By hand: plotters' rectangles of two pixels and less end elsewhere than larger ones, which shows where veils meet.
+            // Filled by hand: plotters places the ends of rectangles of up to two pixels differently, which shows where
+            // veils meet.
             for y in rect.y0..rect.y1 {
                 (rect.x0..rect.x1).for_each(|x| blend(pixels, x, y, *colour, *opacity));
             }
@@ -57,7 +60,7 @@ pub(super) fn draw(pixels: &mut RgbImage, shape: &Shape, scale: f32) -> Result<(
         Shape::Photo { rect, photo } => {
             let rect = scaled(rect, scale, 1);
             let (width, height) = (rect.width().max(1) as u32, rect.height().max(1) as u32);
-            // Enlarged smoothly, reduced without aliasing.
+            // Enlarge smoothly, reduce without aliasing.
             let filter = if width > photo.width() { FilterType::CatmullRom } else { FilterType::Triangle };
             let photo = image::imageops::resize(photo, width, height, filter);
             image::imageops::replace(pixels, &photo, i64::from(rect.x0), i64::from(rect.y0));
@@ -66,7 +69,7 @@ pub(super) fn draw(pixels: &mut RgbImage, shape: &Shape, scale: f32) -> Result<(
     Ok(())
 }
 
-/// `pixels` as a PNG file's bytes.
+/// `pixels` as the bytes of a PNG file.
 pub(super) fn png(pixels: &RgbImage) -> Result<Vec<u8>> {
     use image::codecs::png::{CompressionType, FilterType, PngEncoder};
     let mut bytes = Vec::new();
@@ -75,7 +78,7 @@ pub(super) fn png(pixels: &RgbImage) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Neighbours stay neighbours: each edge is rounded by itself. `least`: the least width and height.
+/// Rounds each edge separately, so that neighbours stay neighbours. `least`: the minimum width and height.
 fn scaled(rect: &Rect, scale: f32, least: i32) -> Rect {
     let at = |v: i32| (v as f32 * scale).round() as i32;
     let (x0, y0) = (at(rect.x0), at(rect.y0));
@@ -89,7 +92,7 @@ fn blend(pixels: &mut RgbImage, x: i32, y: i32, colour: Rgb, weight: f32) {
     }
 }
 
-/// Draws an element of plotters on all of `pixels`.
+/// Draws a plotters element on all of `pixels`.
 fn on<E>(pixels: &mut RgbImage, element: &E) -> Result<()>
 where
     for<'a> &'a E: plotters::element::PointCollection<'a, (i32, i32)>,
@@ -121,7 +124,7 @@ mod tests {
     fn lines_discs_and_polygons_cover_their_areas() {
         let triangle = Shape::Polygon { points: vec![(5, 5), (45, 5), (5, 35)], colour: RED, opacity: 1.0 };
         for (shape, area, slack) in [
-            // plotters takes whole pixels and smooths half a pixel beyond each edge: at most 0.6 of the perimeter.
+            // plotters uses whole pixels and smooths half a pixel beyond each edge: at most 0.6 of the perimeter.
             (Shape::Line { points: vec![(10, 10), (40, 50)], colour: RED, width: 3.0 }, 150.0, 0.6 * 106.0),
             (Shape::Disc { centre: (30, 30), radius: 10, colour: RED }, 314.0, 0.6 * 63.0),
             (triangle, 600.0, 0.6 * 120.0),
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn veils_side_by_side_leave_no_line_at_any_scale() {
+    fn adjacent_veils_leave_no_line_at_any_scale() {
         let rows = [(0, 7), (7, 8), (8, 9), (9, 20)];
         let veil = |(y0, y1)| Shape::Fill { rect: Rect { x0: 0, y0, x1: 20, y1 }, colour: RED, opacity: 0.5 };
         for scale in [0.3, 0.7, 1.0, 1.4] {
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_off_the_sheet_do_no_harm() {
+    fn accepts_shapes_off_the_sheet() {
         let (at, face) = ((-20, 5), Face::regular(20.0));
         let shapes = [
             Shape::Line { points: vec![(-50, -5), (90, 20)], colour: RED, width: 2.0 },

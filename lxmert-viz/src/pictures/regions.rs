@@ -1,5 +1,5 @@
-//! Regions on their photo: what has little weight fades, what stands out is outlined and named. No colour is laid over the
-//! photo, since captions are about its colours.
+//! Regions on their photo: those with little weight fade, those that stand out are outlined and named. No colour is
+//! laid over the photo, since captions mention its colours.
 
 use super::canvas::Canvas;
 use super::font::Face;
@@ -10,9 +10,9 @@ use super::shapes::{Align, Rect};
 use image::RgbImage;
 use lxmert_core::boxes::{BoxXyxy, to_pixels};
 
-/// The face of the names on boxes.
+/// The font of the names on boxes.
 const NAMES: Face = Face::bold(12.5);
-/// How much of a region without weight is covered by white.
+/// Opacity of the white veil over a region without weight.
 const VEIL: f32 = 0.6;
 
 /// A photo and its regions with their weights.
@@ -24,14 +24,14 @@ pub struct WeightedRegions<'a> {
     pub boxes_normalised: &'a [BoxXyxy],
     /// The regions' names.
     pub names: &'a [String],
-    /// A weight for each, ≥ 0.
+    /// A weight for each region, ≥ 0.
     pub weights: &'a [f32],
-    /// The box to compare with, drawn dashed.
+    /// The box for comparison, drawn dashed.
     pub truth_normalised: Option<BoxXyxy>,
 }
 
 impl WeightedRegions<'_> {
-    /// The regions that stand out, the strongest first, at most `count`.
+    /// The regions that stand out, strongest first, at most `count`.
     pub fn strongest(&self, scale: &Scale, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.weights.len()).filter(|i| scale.stands_out(self.weights[*i])).collect();
         order.sort_by(|a, b| self.weights[*b].total_cmp(&self.weights[*a]));
@@ -39,7 +39,7 @@ impl WeightedRegions<'_> {
         order
     }
 
-    /// Draws the photo in `frame`, outlines the regions `named` and writes their names with their weights.
+    /// Draws the photo in `frame`, outlines the regions `named`, and writes their names and weights.
     pub fn draw(&self, sheet: &mut Canvas, frame: Rect, scale: &Scale, named: &[usize]) {
         let boxes: Vec<Rect> = self.boxes_normalised.iter().map(|b| box_px(b, frame)).collect();
         sheet.photo(frame, self.photo);
@@ -62,7 +62,7 @@ impl WeightedRegions<'_> {
     }
 }
 
-/// Covers `frame` by white, the less the stronger the strongest of the boxes over a place is. `strengths`: 0..1.
+/// Covers `frame` with white; the stronger the strongest box at a place, the thinner the veil. `strengths`: 0..1.
 fn veil(sheet: &mut Canvas, frame: Rect, boxes: &[Rect], strengths: &[f32]) {
     let edges = |of: fn(&Rect) -> [i32; 2], from: i32, to: i32| {
         let inside = boxes.iter().flat_map(of).filter(|v| (from..to).contains(v));
@@ -74,7 +74,7 @@ fn veil(sheet: &mut Canvas, frame: Rect, boxes: &[Rect], strengths: &[f32]) {
     let xs = edges(|b| [b.x0, b.x1], frame.x0, frame.x1);
     let ys = edges(|b| [b.y0, b.y1], frame.y0, frame.y1);
     for row in ys.windows(2) {
-        // Neighbours of one strength are one piece.
+        // Merge neighbours of equal strength into one piece.
         let mut piece: Option<(Rect, f32)> = None;
         for column in xs.windows(2) {
             let cell = Rect { x0: column[0], y0: row[0], x1: column[1], y1: row[1] };
@@ -95,7 +95,7 @@ fn veil(sheet: &mut Canvas, frame: Rect, boxes: &[Rect], strengths: &[f32]) {
     }
 }
 
-/// Width and height of `photo` scaled to fill as much of `room` as its shape allows.
+/// Width and height of `photo`, scaled to fill `room` with its aspect ratio kept.
 pub fn fit(photo: &RgbImage, room: (i32, i32)) -> (i32, i32) {
     let (width, height) = (photo.width().max(1) as f32, photo.height().max(1) as f32);
     let scale = (room.0 as f32 / width).min(room.1 as f32 / height);
@@ -103,7 +103,7 @@ pub fn fit(photo: &RgbImage, room: (i32, i32)) -> (i32, i32) {
     (side(width, room.0), side(height, room.1))
 }
 
-/// A normalised box in the pixels of `frame`, clamped to it and never empty.
+/// A normalised box in pixels of `frame`, clamped to it and never empty.
 pub fn box_px(normalised: &BoxXyxy, frame: Rect) -> Rect {
     let clamped = normalised.map(|v| if v.is_nan() { 0.0 } else { v.clamp(0.0, 1.0) });
     let [x0, y0, x1, y1] = to_pixels(&clamped, frame.width() as f32, frame.height() as f32).map(|v| v.round() as i32);
@@ -118,7 +118,7 @@ struct NamedBox<'a> {
     colour: Rgb,
 }
 
-/// Outlines boxes by lines `thick` pixels wide with a dark edge, the first on top.
+/// Outlines boxes with lines `thick` pixels wide and a dark edge, the first on top.
 fn outline_boxes(sheet: &mut Canvas, boxes: &[NamedBox], thick: i32) {
     for NamedBox { rect, colour, .. } in boxes.iter().rev() {
         sheet.frame(rect.grown(1), INK, thick + 2);
@@ -126,8 +126,8 @@ fn outline_boxes(sheet: &mut Canvas, boxes: &[NamedBox], thick: i32) {
     }
 }
 
-/// Names boxes beside them within `frame`, never one name over another; a line joins a name that is not at its box to it.
-/// The first find room first; a name without room is left out.
+/// Writes the names of boxes beside them within `frame`, never one over another; a line joins a name to a box that it
+/// does not touch. Earlier names are placed first; a name without space is left out.
 fn name_boxes(sheet: &mut Canvas, boxes: &[NamedBox], frame: Rect) {
     let names: Vec<String> = boxes.iter().map(|named| NAMES.fit(named.name, frame.width() / 2)).collect();
     let labels: Vec<Label> = (boxes.iter().zip(&names))
@@ -155,7 +155,7 @@ fn centre(rect: Rect) -> (i32, i32) {
     ((rect.x0 + rect.x1) / 2, (rect.y0 + rect.y1) / 2)
 }
 
-/// A dashed white frame with a dark edge.
+/// Draws a dashed white frame with a dark edge.
 pub fn dashed(sheet: &mut Canvas, rect: Rect) {
     let dash = |from: i32, to: i32| (from..to).step_by(10).map(move |start| (start, (start + 6).min(to)));
     let mut draw = |x0, y0, x1, y1| {
@@ -177,7 +177,7 @@ mod tests {
     use crate::pictures::palette::{ColourScale, MARK};
 
     #[test]
-    fn a_name_stands_on_its_box_in_its_colour() {
+    fn a_name_is_placed_on_its_box_in_its_colour() {
         let mut sheet = Canvas::new(300, 200);
         let named = NamedBox { rect: Rect::sized(100, 100, 60, 40), name: "1 star", colour: MARK };
         outline_boxes(&mut sheet, &[named], 3);
@@ -185,7 +185,7 @@ mod tests {
         let pixels = sheet.pixels(1.0).unwrap();
         let at = |x, y| pixels.get_pixel(x, y).0;
         assert_eq!((at(101, 120), at(99, 120)), (MARK, INK));
-        assert_eq!(at(101, 98), MARK, "the name's ground, above the box");
+        assert_eq!(at(101, 98), MARK, "the name's background, above the box");
         assert_eq!((at(130, 120), at(40, 40)), (WHITE, WHITE));
     }
 
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strong_region_keeps_the_photo_s_own_colour() {
+    fn a_strong_region_keeps_the_photos_own_colours() {
         let photo = RgbImage::from_pixel(10, 10, image::Rgb([150, 40, 200]));
         let weights = [0.9, 0.05, 0.05];
         let regions = WeightedRegions {

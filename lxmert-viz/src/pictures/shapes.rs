@@ -1,10 +1,10 @@
-//! What a sheet is made of, in pixels.
+//! The parts of a sheet, in pixels.
 
 use super::font::Face;
 use super::palette::Rgb;
 use image::RgbImage;
 
-/// A rectangle in pixels: left and top within, right and bottom beyond it.
+/// A rectangle in pixels: left and top are inside, right and bottom outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rect {
     /// Left edge.
@@ -38,12 +38,12 @@ impl Rect {
         self.x0 < other.x1 && other.x0 < self.x1 && self.y0 < other.y1 && other.y0 < self.y1
     }
 
-    /// Whether `other` lies within.
+    /// Whether `other` is inside.
     pub const fn contains(&self, other: &Self) -> bool {
         self.x0 <= other.x0 && self.y0 <= other.y0 && self.x1 >= other.x1 && self.y1 >= other.y1
     }
 
-    /// Grown by `margin` on every side (shrunk when negative).
+    /// Grown by `margin` on every side (shrunk if negative).
     pub const fn grown(&self, margin: i32) -> Self {
         Self { x0: self.x0 - margin, y0: self.y0 - margin, x1: self.x1 + margin, y1: self.y1 + margin }
     }
@@ -54,10 +54,10 @@ impl Rect {
     }
 }
 
-/// Where a text stands to its point, horizontally. Vertically the point is on the base line.
+/// Where text is relative to its point, horizontally. Vertically the point is on the baseline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// The text begins there.
+    /// The text starts there.
     Left,
     /// Its middle is there.
     Centre,

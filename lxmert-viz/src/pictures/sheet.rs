@@ -1,5 +1,5 @@
-//! The frame that every picture has: the title, how to read it, and the colour bar where colours are numbers; the picture
-//! itself goes below.
+//! The frame of every picture: the title, how to read it, and the colour bar if colours are numbers; the picture itself
+//! is below.
 
 use super::canvas::{Canvas, MARGIN};
 use super::font::Face;
@@ -9,15 +9,15 @@ use super::shapes::{Align, Rect};
 
 const TITLE: Face = Face::bold(18.0);
 const SUBTITLE: Face = Face::regular(13.0);
-/// No picture is narrower, so that its heading has room.
+/// Minimum width of a picture, so that its heading has space.
 const LEAST_WIDTH: i32 = 620;
 
-/// How pictures are drawn.
+/// How to draw pictures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Look {
-    /// The size of photos, plots and cells beside that of the text; 1 unless the text is to be larger or smaller.
+    /// The size of photos, plots and cells relative to the text; 1 for the default proportion.
     pub room: f32,
-    /// The colours of numbers.
+    /// The colour scale for numbers.
     pub colours: ColourScale,
 }
 
@@ -28,7 +28,7 @@ impl Default for Look {
 }
 
 impl Look {
-    /// `length` pixels of a photo, a plot or a cell.
+    /// Scales `length` pixels of a photo, a plot or a cell.
     pub fn px(&self, length: i32) -> i32 {
         ((length as f32 * self.room).round() as i32).max(1)
     }
@@ -41,12 +41,12 @@ pub struct Sheet<'a> {
     pub title: &'a str,
     /// How to read it; at most 4 lines.
     pub subtitle: &'a str,
-    /// The colours, and what the numbers are.
+    /// The scale, and what the numbers are.
     pub legend: Option<(&'a Scale, &'a str)>,
 }
 
 impl Sheet<'_> {
-    /// A sheet with the heading and the colour bar drawn, and the place for a picture of this width and height.
+    /// A sheet with heading and colour bar drawn, and the place for a picture of this width and height.
     pub fn begin(&self, (width, height): (i32, i32)) -> (Canvas, Rect) {
         let room = width.max(LEAST_WIDTH - 2 * MARGIN);
         let title = TITLE.wrap(self.title, room, 3);
@@ -81,7 +81,7 @@ mod tests {
     use crate::pictures::palette::WHITE;
 
     #[test]
-    fn the_picture_lies_below_heading_and_colour_bar() {
+    fn the_picture_is_below_heading_and_colour_bar() {
         let scale = Scale::of(&[0.2, 0.8], ColourScale::Viridis);
         let (title, subtitle) = ("long title ".repeat(20), "how to read it ".repeat(40));
         for legend in [None, Some((&scale, "attention weight"))] {

@@ -1,4 +1,4 @@
-//! A sheet's shapes as SVG. Text stays text, so that it can be searched and edited; `textLength` keeps the layout where
+//! A sheet's shapes as SVG. Text stays text, so that it can be searched and edited; `textLength` keeps the layout if
 //! DejaVu Sans is not installed.
 
 use super::font::Weight;
@@ -9,7 +9,7 @@ use crate::Result;
 use base64::Engine as _;
 use std::fmt::Write as _;
 
-/// The file of a sheet of this size, shown `scale` times as large.
+/// The SVG file of a sheet of this size, displayed `scale` times as large.
 pub(super) fn write((width, height): (i32, i32), shapes: &[Shape], scale: f32) -> Result<String> {
     let shown = |side: i32| (side as f32 * scale).round();
     let mut out = format!(
@@ -29,7 +29,7 @@ fn shape_to_svg(out: &mut String, shape: &Shape) -> Result<()> {
     let _ = match shape {
         Shape::Fill { rect, colour, opacity } => {
             let (x, y, width, height, fill) = (rect.x0, rect.y0, rect.width(), rect.height(), hex(*colour));
-            // Without blurred edges, so that no seam shows between neighbours.
+            // Use crisp edges, so that no seam shows between neighbours.
             writeln!(
                 out,
                 "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{fill}\"{} \
@@ -60,7 +60,7 @@ fn shape_to_svg(out: &mut String, shape: &Shape) -> Result<()> {
             };
             let bold = if face.weight == Weight::Bold { " font-weight=\"bold\"" } else { "" };
             let turned = if *upwards { format!(" transform=\"rotate(-90 {x} {y})\"") } else { String::new() };
-            // Characters that the bundled font lacks have a width that only the viewer knows.
+            // For characters that the bundled font lacks, only the viewer knows the width.
             let length = if text.is_empty() || text.chars().any(|c| face.lacks(c)) {
                 String::new()
             } else {

@@ -1,4 +1,4 @@
-//! What pre-training reads: sentences of three splits with their images' regions, and which tasks they support.
+//! The data of pre-training: sentences of three splits with their images' regions, and which tasks they support.
 
 use super::regions::MaskedRegions;
 use crate::Result;
@@ -13,18 +13,18 @@ use lxmert_core::answers::AnswerTable;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::text::WordPiece;
 
-/// One sentence with one image: of the sentences' example `sentence` and the image of example `image`, which is another's
-/// where they do not match.
+/// One sentence with one image: the sentence of example `sentence` and the image of example `image`, which is another
+/// example if they do not match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Example {
-    /// Whose image.
+    /// The example that gives the image.
     pub image: usize,
-    /// Whose sentence.
+    /// The example that gives the sentence.
     pub sentence: usize,
 }
 
 impl Example {
-    /// Whether the sentence is the image's own.
+    /// Whether the sentence belongs to the image.
     pub fn matched(self) -> bool {
         self.image == self.sentence
     }
@@ -36,9 +36,9 @@ pub struct PretrainingBatch {
     pub examples: Vec<Example>,
     /// Their images and sentences.
     pub inputs: Batch,
-    /// What is to be guessed of the regions.
+    /// What to predict about the regions.
     pub regions: MaskedRegions,
-    /// Per example its question's answers, as labels with scores; empty where there is none to learn from.
+    /// Per example its question's answers, as labels with scores; empty if there is none to learn from.
     pub answers: Vec<Vec<(u32, f32)>>,
 }
 
@@ -46,15 +46,15 @@ pub struct PretrainingBatch {
 pub struct PretrainingData {
     /// The images' regions.
     pub store: FeatureStore,
-    /// The answers that questions choose from.
+    /// The answers to choose from.
     pub answers: Option<AnswerTable>,
-    /// Sentences to learn from.
+    /// Sentences for training.
     pub train: PretrainingSentences,
-    /// Sentences that choose the best epoch.
+    /// Sentences for choosing the best epoch.
     pub validation: PretrainingSentences,
-    /// Sentences that are measured at the end.
+    /// Sentences to measure at the end.
     pub test: PretrainingSentences,
-    /// `[PAD]`, which fills the shorter sentences of a batch.
+    /// `[PAD]`, which pads the shorter sentences of a batch.
     pad: u32,
 }
 
@@ -62,7 +62,7 @@ impl PretrainingData {
     /// Reads the job's data: the original's JSON files, or captioned images.
     ///
     /// # Errors
-    /// When a file cannot be understood, or too many images have no features.
+    /// Returns an error if a file cannot be parsed, or too many images lack features.
     pub fn load(job: &Job, text: &WordPiece) -> Result<Self> {
         let pad = text.special().pad;
         let options = |answers| ReadOptions {
@@ -92,7 +92,7 @@ impl PretrainingData {
         }
     }
 
-    /// `asked` without the tasks that the data has nothing for.
+    /// `asked` without the tasks that the data cannot support.
     pub fn supported(&self, asked: &TaskWeights) -> TaskWeights {
         let info = self.store.info();
         let when = |there: bool, weight: f64| if there { weight } else { 0.0 };
@@ -107,7 +107,7 @@ impl PretrainingData {
     /// Reads a batch of a split.
     ///
     /// # Errors
-    /// When the store is damaged.
+    /// Returns an error if the store is damaged.
     pub fn read(
         &self,
         split: &PretrainingSentences,
@@ -130,7 +130,7 @@ impl PretrainingData {
         })
     }
 
-    /// What a user should know at the start.
+    /// Notes for the user at the start.
     pub fn introduction(&self) -> Vec<String> {
         let categories: Vec<String> =
             self.train.categories().iter().map(|(name, count, _)| format!("{count} of {name}")).collect();
@@ -143,10 +143,10 @@ impl PretrainingData {
             self.test.len()
         )];
         if self.train.answered() > 0 {
-            lines.push(format!("{} of them are questions with an answer of the table", self.train.answered()));
+            lines.push(format!("{} of them are questions with an answer in the table", self.train.answered()));
         }
         if self.train.truncated() > 0 {
-            lines.push(format!("{} sentences are longer than --max-length and were cut", self.train.truncated()));
+            lines.push(format!("{} sentences are longer than --max-length and were truncated", self.train.truncated()));
         }
         lines
     }

@@ -1,5 +1,5 @@
-//! Pre-training (Tan & Bansal 2019, §3.1): masked words, masked objects, cross-modality matching and image question
-//! answering, each switchable and weighted, summed.
+//! Pre-training (Tan & Bansal 2019, §3.1): the weighted sum of masked words, masked objects, cross-modality matching
+//! and image question answering; each can be switched off.
 
 pub mod data;
 pub mod regions;
@@ -49,7 +49,7 @@ pub struct Pretraining {
 /// The names of all terms.
 const TERMS: [&str; 7] = ["words", "matching", "objects", "attributes", "features", "answers", "alignment"];
 
-/// Mixed into the seed, so that masks, mismatches and dropout are drawn apart.
+/// Mixed into the seed, so that masks, mismatches and dropout are drawn independently.
 const MASKS: u64 = 0x6d61_736b;
 const MISMATCHES: u64 = 0x6d69_736d;
 
@@ -67,8 +67,8 @@ impl Task for Pretraining {
     type Example = Example;
     type Batch = PretrainingBatch;
 
-    /// The paper's (§4.2 and appendix): the published size from random weights, 20 epochs of batches of 256, answers learnt
-    /// in the last ten with twice the weight.
+    /// The paper's recipe (§4.2 and appendix): the published size from random weights, 20 epochs of batches of 256,
+    /// answers learnt in the last ten with twice the weight.
     fn recipe(suits: Suits) -> Recipe {
         let base = match suits {
             Suits::Scenes => Recipe::scenes(),
@@ -101,7 +101,7 @@ impl Task for Pretraining {
         let data = PretrainingData::load(job, &origin.text)?;
         let weights = data.supported(&recipe.task_weights);
         if weights.all_zero() {
-            return Err(Error::Argument("--task-weights: no task is left that this data supports".into()));
+            return Err(Error::Argument("--task-weights: the data supports none of the remaining tasks".into()));
         }
         let info = data.store.info();
         let count = |weight: f64, classes: usize| if weight > 0.0 { classes } else { 0 };
@@ -127,7 +127,7 @@ impl Task for Pretraining {
         lines.push(format!("learns {}", self.weights));
         let left_out = self.weights.left_out(&self.recipe.task_weights);
         if !left_out.is_empty() {
-            lines.push(format!("the data has nothing for {}", left_out.join(", ")));
+            lines.push(format!("the data does not support {}", left_out.join(", ")));
         }
         lines
     }
@@ -208,7 +208,7 @@ impl Pretraining {
         self.recipe.regions_of(self.data.store.info().regions)
     }
 
-    /// Half of the sentences (each by a coin, as the original) get another image, where matching is learnt.
+    /// Half of the sentences (each with probability 1/2, as in the original) get another image, if matching is trained.
     fn draw(&self, split: &PretrainingSentences, order: &[usize], key: u64) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(key);
         let example = |&sentence: &usize| {
@@ -222,7 +222,7 @@ impl Pretraining {
         order.iter().map(example).collect()
     }
 
-    /// Masks `batch` and gives the losses of the tasks that `weights` switches on.
+    /// Masks `batch` and returns the losses of the tasks that `weights` switches on.
     fn terms(
         &self,
         model: &PretrainingModel,
@@ -257,7 +257,7 @@ impl Pretraining {
         Ok(terms)
     }
 
-    /// Every task's loss and accuracy on a split, masks and mismatches being the same each time.
+    /// Every task's loss and accuracy on a split, with the same masks and mismatches each time.
     fn measure(&self, model: &PretrainingModel, split: &PretrainingSentences, bar: &ProgressBar) -> Result<Measures> {
         let all: Vec<usize> = (0..split.len()).collect();
         let examples = self.draw(split, &all, MISMATCHES);
@@ -265,8 +265,8 @@ impl Pretraining {
         let how = Evaluation::of_run(&self.recipe, &self.device);
         let order = batches::plan_in_order(&examples, length, how.batch_size);
         let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect()).collect();
-        let packed = PrepackedWeights::new();
-        let run = how.forward(&packed);
+        let prepacked = PreprepackedWeights::new();
+        let run = how.forward(&prepacked);
         let found = share_out(
             planned,
             |examples: Vec<Example>| self.data.read(split, examples, self.regions()),

@@ -1,5 +1,5 @@
-//! Masked objects: guess a region's object, attribute and feature from the others and the sentence (Tan & Bansal 2019,
-//! §3.1.2).
+//! Masked objects: predict a region's object, attribute and feature from the other regions and the sentence (Tan &
+//! Bansal 2019, §3.1.2).
 
 use crate::Result;
 use crate::data::batches::Batch;
@@ -11,13 +11,14 @@ use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{RegionHead, RegionLogits};
 use rand::Rng;
 
-/// Share of the regions that are chosen.
+/// Fraction of the regions that are chosen.
 pub const CHOSEN: f64 = 0.15;
-/// Of the chosen: share whose feature becomes zeros, and share up to which it becomes another region's; the rest stays.
+/// Of the chosen regions, the fraction whose feature becomes zeros, and the cumulative fraction up to which it becomes
+/// another region's; the rest stays.
 const ZEROED: f64 = 0.8;
 const REPLACED: f64 = 0.9;
 
-/// Classes of a batch's regions and the detector's confidences in them, `[rows, regions]`.
+/// The classes of a batch's regions and the detector's confidences, `[rows, regions]`.
 #[derive(Debug, Clone, Default)]
 pub struct Classes {
     /// The class.
@@ -26,23 +27,23 @@ pub struct Classes {
     pub scores: Vec<f32>,
 }
 
-/// What is to be guessed of a batch's regions.
+/// What to predict about a batch's regions.
 #[derive(Debug, Clone, Default)]
 pub struct MaskedRegions {
     /// `[rows, regions]`: whether the region was chosen.
     pub chosen: Vec<bool>,
-    /// The chosen regions' own features, one after another.
+    /// The original features of the chosen regions, one after another.
     pub features: Vec<f32>,
     /// The regions' objects.
     pub objects: Classes,
-    /// The regions' attributes; all confidences are 0 where the store has none.
+    /// The regions' attributes; all confidences are 0 if the store has none.
     pub attributes: Classes,
-    /// Real regions in the batch.
+    /// Number of real regions in the batch.
     pub count: usize,
 }
 
-/// The losses of one batch, each a scalar tensor, with how many of the counted regions were guessed right. A loss over
-/// nothing is absent.
+/// The losses of one batch, each a scalar tensor, and how many predictions over the counted regions were correct. A
+/// loss over no regions is absent.
 #[derive(Debug, Default)]
 pub struct RegionTerms {
     /// Cross entropy of the objects.
@@ -51,17 +52,17 @@ pub struct RegionTerms {
     pub attributes: Option<Tensor>,
     /// Smooth L1 of the features.
     pub features: Option<Tensor>,
-    /// Masked regions whose object was guessed right, and how many there were.
+    /// Correct object predictions over masked regions, and predictions.
     pub right_objects: (usize, usize),
-    /// The same of attributes.
+    /// The same for attributes.
     pub right_attributes: (usize, usize),
 }
 
 impl MaskedRegions {
-    /// Reads what is to be guessed of `images` (numbers in the store), without masking anything yet.
+    /// Reads the targets for `images` (numbers in the store); masks nothing yet.
     ///
     /// # Errors
-    /// When the store is damaged.
+    /// Returns an error if the store is damaged.
     pub fn read(store: &FeatureStore, images: &[usize], batch: &Batch) -> Result<Self> {
         let mut masked = Self { count: batch.region_mask.iter().filter(|m| **m > 0.0).count(), ..Self::default() };
         store.read_labels(images, &mut masked.objects.labels, &mut masked.objects.scores)?;
@@ -77,11 +78,11 @@ impl MaskedRegions {
         Ok(masked)
     }
 
-    /// Chooses 15 % of the regions and masks them in `batch`: features of zeros, of another region of the store, or left as
-    /// they are. Boxes are never masked.
+    /// Chooses 15 % of the regions and masks them in `batch`: their features become zeros, become another region's from
+    /// the store, or stay. Boxes are never masked.
     ///
     /// # Errors
-    /// When the store is damaged.
+    /// Returns an error if the store is damaged.
     pub fn mask(&mut self, batch: &mut Batch, store: &FeatureStore, rng: &mut impl Rng) -> Result<()> {
         let width = store.info().feature_dim;
         for (region, feature) in batch.features.chunks_exact_mut(width).enumerate() {
@@ -104,12 +105,11 @@ impl MaskedRegions {
         Ok(())
     }
 
-    /// The losses over `vision`: `[rows, regions, hidden]`, times `normaliser` (1 / 0.15, so that their size is that of a
-    /// mean over the masked regions) unless they are means over these already. Only the regions that count go through the
-    /// head.
+    /// The losses over `vision`: `[rows, regions, hidden]`, times `normaliser` (1 / 0.15, so that their size is that of
+    /// a mean over the masked regions) unless they are such means already. Only regions that count pass the head.
     ///
     /// # Errors
-    /// When the batch does not fit the model.
+    /// Returns an error if the batch does not fit the model.
     pub fn losses(
         &self,
         head: &RegionHead,

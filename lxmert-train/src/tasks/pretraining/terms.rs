@@ -10,7 +10,7 @@ use candle_core::{D, Tensor};
 use lxmert_core::model::{LxmertInputs, Pass, PretrainingModel, Stream};
 use rand::Rng;
 
-/// What is to be guessed of a batch whose words and regions are masked already.
+/// What to predict about a batch with words and regions already masked.
 #[derive(Debug, Default)]
 pub struct Targets {
     /// The masked words.
@@ -19,30 +19,30 @@ pub struct Targets {
     pub regions: MaskedRegions,
     /// Per row whether sentence and image match.
     pub matched: Vec<bool>,
-    /// Per row the answer; none where there is none to learn.
+    /// The answer of each row; `None` if there is none to learn.
     pub answers: Vec<Option<u32>>,
 }
 
-/// One loss: a scalar to differentiate, how many of the guesses were right, and how many there were.
+/// One loss: a scalar to differentiate, the number of correct predictions, and the number of predictions.
 #[derive(Debug, Clone)]
 pub struct Term {
     /// The task.
     pub name: &'static str,
     /// The loss of the batch.
     pub loss: Tensor,
-    /// Right guesses.
+    /// Number of correct predictions.
     pub right: usize,
-    /// Guesses; 0 where a task has none to count.
+    /// Number of predictions; 0 if the task has none to count.
     pub guesses: usize,
-    /// By what the batch's loss weighs in a mean over batches.
+    /// The weight of the batch's loss in a mean over batches.
     pub weight: f64,
 }
 
-/// The terms of the tasks that `weights` switches on, each before its weight, and both streams before they meet. A task
-/// with nothing to guess in this batch has no term.
+/// The terms of the tasks that `weights` switches on, each before weighting, and both streams before they meet. A task
+/// with nothing to predict in this batch has no term.
 ///
 /// # Errors
-/// When the batch does not fit the model.
+/// Returns an error if the batch does not fit the model.
 pub fn terms(
     model: &PretrainingModel,
     inputs: &LxmertInputs,
@@ -94,7 +94,7 @@ pub fn terms(
     Ok((terms, language, vision))
 }
 
-/// The mean cross entropy of rows that each have one class.
+/// The mean cross entropy of rows with one class each.
 fn classified(name: &'static str, logits: &Tensor, targets: &[u32]) -> Result<Term> {
     let guesses = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
     let right = guesses.iter().zip(targets).filter(|(guess, target)| guess == target).count();
@@ -102,8 +102,8 @@ fn classified(name: &'static str, logits: &Tensor, targets: &[u32]) -> Result<Te
     Ok(Term { name, loss, right, guesses: targets.len(), weight: targets.len() as f64 })
 }
 
-/// The label that stands for a soft label in one step, drawn in proportion to the scores, as the original draws one at each
-/// visit. `None`, which no loss counts, when the soft label is empty.
+/// A label that represents a soft label in one step, drawn in proportion to the scores, as the original draws one at
+/// each visit. `None`, which no loss counts, if the soft label is empty.
 pub fn sample(label: &[(u32, f32)], rng: &mut impl Rng) -> Option<u32> {
     let total: f32 = label.iter().map(|(_, score)| score).sum();
     if label.len() < 2 || !total.is_finite() {
@@ -116,7 +116,7 @@ pub fn sample(label: &[(u32, f32)], rng: &mut impl Rng) -> Option<u32> {
         }
         left -= score;
     }
-    label.last().map(|(label, _)| *label) // the sum was rounded
+    label.last().map(|(label, _)| *label) // because the sum is rounded
 }
 
 #[cfg(test)]
