@@ -46,7 +46,10 @@ pub fn connect() -> Result<Connection> {
     let launched = lxmert_core::launcher::rank(|name| std::env::var(name).ok()).map_or(1, |place| place.count);
     #[cfg(feature = "mpi")]
     {
-        let _ = launched;
+        // Alone, nothing of MPI is needed. Launchers that say nothing else say the rank by PMIx.
+        if launched == 1 && std::env::var_os("PMIX_RANK").is_none() {
+            return Ok(Connection { _universe: None });
+        }
         let universe = transport::connect()?;
         end_all_on_panic();
         Ok(Connection { _universe: Some(universe) })
