@@ -83,7 +83,7 @@ pub fn logits(
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
     let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), how.batch_size);
-    let prepacked = PreprepackedWeights::new();
+    let prepacked = PrepackedWeights::new();
     let run = how.forward(&prepacked).pooled_only();
     let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect()).collect();
     let scored = share_out(

@@ -265,7 +265,7 @@ impl Pretraining {
         let how = Evaluation::of_run(&self.recipe, &self.device);
         let order = batches::plan_in_order(&examples, length, how.batch_size);
         let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect()).collect();
-        let prepacked = PreprepackedWeights::new();
+        let prepacked = PrepackedWeights::new();
         let run = how.forward(&prepacked);
         let found = share_out(
             planned,
