@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use common::gradients::variable;
+use common::kernels::variable;
 use common::{manifest, outputs, weights};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, LxmertInputs, LxmertModel, MatchingModel, Pass, init};

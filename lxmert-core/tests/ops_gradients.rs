@@ -2,9 +2,8 @@
 
 mod common;
 
-use candle_core::{D, Device, Tensor, Var};
-use common::difference;
-use common::gradients::{check_gradients, variable};
+use candle_core::{D, Device, Result, Tensor, Var};
+use common::kernels::{check_gradients, difference, variable};
 use lxmert_core::ops::{self, DropoutRng, Ragged};
 use lxmert_core::procedural;
 
@@ -83,15 +82,6 @@ fn dropout_matches_finite_differences() {
 }
 
 #[test]
-fn batch_norm_matches_finite_differences() {
-    let (x, w, b) = (variable("x", &[2, 3, 3, 2]), variable("w", &[3]), variable("b", &[3]));
-    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, false)?.y));
-    // The ReLU passes all of a channel or nothing: it has no derivative at 0.
-    let b = Var::from_tensor(&Tensor::new(&[5f32, -5.0, 5.0], &Device::Cpu).unwrap()).unwrap();
-    check_gradients(&[&x, &w, &b], || Ok(ops::batch_norm(&x, &w, &b, 1e-2, true)?.y));
-}
-
-#[test]
 fn gathering_and_scattering_rows_match_finite_differences() {
     let mask = Tensor::new(&[[1f32, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], &Device::Cpu).unwrap();
     let rows = Ragged::of_mask(&mask).unwrap();
@@ -107,4 +97,22 @@ fn rejects_a_mask_with_other_values_or_without_a_first_row() {
     assert!(error.contains("not 0.5"), "{error}");
     let rows = Ragged::of_mask(&Tensor::new(&[[0f32, 1.0]], &Device::Cpu).unwrap()).unwrap();
     assert!(rows.pick_first(&variable("x", &[1, 2])).is_err());
+}
+
+#[test]
+fn backward_gives_the_gradients_of_candle_s_own() {
+    let (w, b, x) = (variable("w", &[6, 6]), variable("b", &[6]), variable("x", &[4, 6]));
+    let unused = variable("unused", &[2]);
+    // The weights twice, once of their own and once derived, and in an operation of candle's.
+    let loss = || -> Result<Tensor> {
+        let y = ops::linear(&ops::linear(&x, &w, &b)?, &w.t()?.contiguous()?, &b)?;
+        let y = ops::linear(&y, &w, &(b.as_tensor() * 2.0)?)?;
+        y.sqr()?.sum_all()? + w.sqr()?.sum_all()?
+    };
+    // Candle's own comes second, and gets every gradient directly: nothing is left of the first.
+    let (ours, theirs) = (ops::backward(&loss().unwrap()).unwrap(), loss().unwrap().backward().unwrap());
+    for var in [&w, &b, &x] {
+        assert!(difference(ours.get(var).unwrap(), theirs.get(var).unwrap()) < 1e-4);
+    }
+    assert!(ours.get(&unused).is_none());
 }

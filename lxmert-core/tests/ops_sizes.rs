@@ -1,15 +1,14 @@
 //! The kernels at sizes around the edges of their tiles, blocks and registers, and at sizes 0 and 1: products against
 //! the plain loop; the other operations with their gradients against the plain composition in f64 (the same call, since
-//! kernels take only f32).
+//! kernels take only f32). And in any number of threads: the results do not depend on it.
 
 mod common;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
-use common::gradients::weigh;
-use common::random;
+use candle_core::{DType, Device, Tensor, Var};
+use common::kernels::{agrees_with_f64, distance, in_threads, independent, random};
 use lxmert_core::ops::{
-    self, BufferPool, DropoutRng, FeatureMap, LevelRegion, Matrix, MatrixMut, Precision, PrepackedLinear, Ragged,
-    RoiAlign, Threads, Write, gemm, roi_align_levels,
+    self, BufferPool, DropoutRng, FeatureMap, Matrix, MatrixMut, Precision, PrepackedConv2d, Ragged, Residual, Threads,
+    Write, gemm,
 };
 use lxmert_core::procedural;
 use proptest::prelude::*;
@@ -24,9 +23,9 @@ fn columns() -> impl Strategy<Value = usize> {
     prop_oneof![0usize..4, 15usize..18, 31usize..34, 63usize..66, 95usize..98, 191usize..194]
 }
 
-/// The inner dimension: registers of 16, blocks of 512.
+/// The inner dimension: registers of 16, sums of at most 384, blocks of 768 words, which are values or pairs.
 fn inner() -> impl Strategy<Value = usize> {
-    prop_oneof![0usize..3, 15usize..18, 31usize..34, Just(48), 511usize..514, 1023usize..1026]
+    prop_oneof![0usize..3, 15usize..18, 31usize..34, Just(48), 383usize..386, 767usize..770, 1535usize..1538]
 }
 
 /// `lines` of `len` values, `gap` NaNs after each but the last.
@@ -47,7 +46,7 @@ proptest! {
     #[test]
     fn products_equal_the_plain_loop(
         (rows, inner, columns) in (rows(), inner(), columns()), ta: bool, tb: bool, add: bool, pool: bool,
-        gaps in (0usize..3, 0usize..3, 0usize..3), alpha in prop_oneof![Just(1f32), Just(-0.5)],
+        gaps in (0usize..3, 0usize..3, 0usize..3),
     ) {
         let lines = |rows, columns, transposed| if transposed { (columns, rows) } else { (rows, columns) };
         let ((a_lines, a_len), (b_lines, b_len)) = (lines(rows, inner, ta), lines(inner, columns, tb));
@@ -63,7 +62,6 @@ proptest! {
         gemm(
             MatrixMut::strided(&mut out, rows, columns, leading),
             write,
-            alpha,
             view(&a, (a_lines, a_len, gaps.0), ta),
             view(&b, (b_lines, b_len, gaps.1), tb),
             if pool { Threads::Pool } else { Threads::One },
@@ -83,40 +81,10 @@ proptest! {
                 sum += term;
                 size += term.abs();
             }
-            let expected = f64::from(alpha) * sum + if add { 2.0 } else { 0.0 };
+            let expected = sum + if add { 2.0 } else { 0.0 };
             let error = (f64::from(*value) - expected).abs();
             prop_assert!(error < (1e-6 * (1.0 + size)).min(1e-4), "{} at {} {}", error, i, j);
         }
-    }
-}
-
-/// The largest difference from an f64 tensor; 0 if empty.
-fn distance(got: &Tensor, want: &Tensor) -> f64 {
-    assert_eq!(got.dims(), want.dims());
-    if want.elem_count() == 0 {
-        return 0.0;
-    }
-    let d = (got.to_dtype(DType::F64).unwrap() - want).unwrap().abs().unwrap();
-    d.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
-/// Checks that values and gradients of `f` for f32 inputs, where the kernels run, equal those for f64 inputs.
-fn agree(inputs: &[Tensor], bound: f64, f: impl Fn(&[Tensor]) -> Result<Tensor>) {
-    let run = |dtype| {
-        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
-        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-        let y = f(&tensors).unwrap();
-        let gradients = weigh(&y).unwrap().backward().unwrap();
-        let gradients: Vec<Tensor> =
-            tensors.iter().map(|t| gradients.get(t).cloned().unwrap_or_else(|| t.zeros_like().unwrap())).collect();
-        (y, gradients)
-    };
-    let ((y, gradients), (want, wanted)) = (run(DType::F32), run(DType::F64));
-    assert!(distance(&y, &want) < bound, "values differ by {:e}", distance(&y, &want));
-    for (i, (got, want)) in gradients.iter().zip(&wanted).enumerate() {
-        let size = want.abs().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() / want.elem_count().max(1) as f64;
-        let far = distance(got, want);
-        assert!(far < bound * (1.0 + size), "gradient {i} differs by {far:e}");
     }
 }
 
@@ -128,21 +96,23 @@ proptest! {
         let inputs = [random("x", &[batch, rows, inner]), random("w", &[out, inner]), random("b", &[out])];
         // Sums of as many terms as the largest side; each term is a quarter on average.
         let terms = inner.max(out).max(batch * rows) as f64;
-        agree(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
+        agrees_with_f64(&inputs, 1e-6 * (1.0 + terms / 4.0), |t| ops::linear(&t[0], &t[1], &t[2]));
     }
 
     #[test]
-    fn prepacked_linear_layers_equal_the_composition(
-        rows in rows(), inner in inner(), out in columns(), relu: bool, bf16: bool,
+    fn prepacked_convolutions_of_whole_images_are_linear_layers(
+        rows in rows(), inner in inner(), side in 1usize..3, out in columns(), relu: bool, bf16: bool,
     ) {
         prop_assume!(inner > 0 && out > 0);
-        let (x, w, b) = (random("x", &[rows, inner]), random("w", &[out, inner]), random("b", &[out]));
+        let shape = |first| [first, inner.div_ceil(side * side), side, side];
+        let (x, w, b) = (random("x", &shape(rows)), random("w", &shape(out)), random("b", &[out]));
         let (precision, seen) = if bf16 { (Precision::Bf16, DType::BF16) } else { (Precision::F32, DType::F32) };
-        let layer = PrepackedLinear::new(&w, Some(&b), relu, precision).unwrap();
-        let map = FeatureMap::from_tensor(&x.reshape((rows, inner, 1, 1)).unwrap(), &BufferPool::new()).unwrap();
-        let y = layer.forward(&map).unwrap().into_tensor().unwrap().reshape((rows, out)).unwrap();
+        let layer = PrepackedConv2d::new(&w, Some(&b), side, 0, relu, precision).unwrap();
+        let map = FeatureMap::from_tensor(&x, &BufferPool::new()).unwrap();
+        let y = layer.forward(&map, Residual::None).unwrap().into_tensor().unwrap().reshape((rows, out)).unwrap();
         let wide = |t: &Tensor, seen| t.to_dtype(seen).unwrap().to_dtype(DType::F64).unwrap();
-        let want = ops::linear(&wide(&x, seen), &wide(&w, seen), &wide(&b, DType::F32)).unwrap();
+        let flat = |t: &Tensor| wide(t, seen).reshape((t.dims()[0], t.dims()[1] * side * side)).unwrap();
+        let want = ops::linear(&flat(&x), &flat(&w), &wide(&b, DType::F32)).unwrap();
         let want = if relu { want.relu().unwrap() } else { want };
         prop_assert!(distance(&y, &want) < 1e-6 * (1.0 + inner as f64 / 4.0), "{:e}", distance(&y, &want));
     }
@@ -173,18 +143,7 @@ proptest! {
         prop_assume!(width > 0);
         let inputs = [random("x", &[rows, width]), random("w", &[width]), random("b", &[width])];
         // A variance near zero would magnify the rounding differences.
-        agree(&inputs, 2e-5, |t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-2));
-    }
-
-    #[test]
-    fn batch_norm_equals_the_composition(
-        batch in 1usize..4, channels in 1usize..19, height in 1usize..6, width in 1usize..6, relu: bool,
-    ) {
-        // The ReLU passes all of a channel or nothing: near 0, rounding would decide the gradient.
-        let bias: Vec<f32> = (0..channels).map(|channel| if channel % 2 == 0 { 20.0 } else { -20.0 }).collect();
-        let bias = Tensor::from_vec(bias, channels, &Device::Cpu).unwrap();
-        let inputs = [random("x", &[batch, channels, height, width]), random("w", &[channels]), bias];
-        agree(&inputs, 5e-5, |t| Ok(ops::batch_norm(&t[0], &t[1], &t[2], 0.1, relu)?.y));
+        agrees_with_f64(&inputs, 2e-5, |t| ops::layer_norm(&t[0], &t[1], &t[2], 1e-2));
     }
 
     #[test]
@@ -213,137 +172,14 @@ proptest! {
     }
 }
 
-/// One region by torchvision's `roi_align_kernel.cpp`, point by point: positions in f32 as there, since a point just
-/// outside counts as zero, and a bilinear sample as the sum over all pixels, each weighted by two hat functions.
-/// `[output_size, output_size, channels]`.
-fn pooled_by_points(level: &Tensor, region: &LevelRegion, options: RoiAlign) -> Vec<f64> {
-    let channels = level.get(region.image).unwrap().to_vec3::<f32>().unwrap();
-    let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale);
-    // The hat functions' weights for each point of each bin of an axis.
-    let axis = |start: f32, length: f32, size: usize| -> Vec<Vec<Vec<f64>>> {
-        let bin = length.max(1.0) / options.output_size as f32;
-        let count = if options.sampling_ratio > 0 { options.sampling_ratio } else { bin.ceil() as usize };
-        let hats = |at: f32| -> Vec<f64> {
-            let inside = (-1.0..=size as f32).contains(&at);
-            let at = f64::from(at).clamp(0.0, (size - 1) as f64);
-            (0..size).map(|i| if inside { (1.0 - (at - i as f64).abs()).max(0.0) } else { 0.0 }).collect()
-        };
-        let point = |p: usize, i: usize| hats(start + p as f32 * bin + (i as f32 + 0.5) * bin / count as f32);
-        (0..options.output_size).map(|p| (0..count).map(|i| point(p, i)).collect()).collect()
-    };
-    let (rows, columns) = (axis(y0, y1 - y0, channels[0].len()), axis(x0, x1 - x0, channels[0][0].len()));
-    let mut out = Vec::new();
-    for (row, column) in rows.iter().flat_map(|row| columns.iter().map(move |column| (row, column))) {
-        for channel in &channels {
-            let mut sum = 0.0;
-            for (y, x) in row.iter().flat_map(|y| column.iter().map(move |x| (y, x))) {
-                for (weight, line) in y.iter().zip(channel) {
-                    sum += weight * x.iter().zip(line).map(|(x, value)| x * f64::from(*value)).sum::<f64>();
-                }
-            }
-            out.push(sum / (row.len() * column.len()).max(1) as f64);
-        }
-    }
-    out
-}
-
-/// A region's start: inside the maps or outside, also at half pixels, where points meet pixels and borders.
-fn corner() -> impl Strategy<Value = f32> {
-    prop_oneof![-12f32..28.0, (-24i8..56).prop_map(|halves| f32::from(halves) / 2.0)]
-}
-
-/// A region's side: zero, negative, and up to larger than the maps.
-fn side() -> impl Strategy<Value = f32> {
-    prop_oneof![Just(0f32), -4f32..0.0, 0f32..3.0, (0u8..40).prop_map(f32::from)]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn pyramid_regions_equal_pointwise_samples(
-        sides in proptest::collection::vec((prop_oneof![Just(1usize), 1usize..9], prop_oneof![Just(1usize), 1usize..9]), 1..4),
-        batch in 1usize..3, channels in prop_oneof![1usize..4, 7usize..10, 15usize..18, 31usize..34],
-        boxes in proptest::collection::vec((corner(), corner(), side(), side()), 0..6),
-        output_size in 0usize..4, sampling_ratio in 0usize..3,
-    ) {
-        let levels: Vec<(Tensor, RoiAlign)> = sides.iter().enumerate().map(|(i, &(height, width))| {
-            let options = RoiAlign { spatial_scale: 0.5f32.powi(i as i32), output_size, sampling_ratio };
-            (random(&format!("level {i}"), &[batch, channels, height, width]), options)
-        }).collect();
-        let regions: Vec<LevelRegion> = boxes.iter().enumerate().map(|(i, &(x, y, width, height))| {
-            LevelRegion { level: i % levels.len(), image: i / 2 % batch, xyxy: [x, y, x + width, y + height] }
-        }).collect();
-        let borrowed: Vec<_> = levels.iter().map(|(level, options)| (level, *options)).collect();
-        let pool = BufferPool::new();
-        // The second run reuses the first one's memory, which is not empty.
-        for _ in 0..2 {
-            let map = roi_align_levels(&borrowed, &regions, &pool).unwrap();
-            prop_assert_eq!(map.shape(), [regions.len(), output_size, output_size, channels]);
-            let want: Vec<f64> = regions.iter().flat_map(|region| {
-                let (level, options) = &levels[region.level];
-                pooled_by_points(level, region, *options)
-            }).collect();
-            prop_assert_eq!(map.values().len(), want.len());
-            for (place, (value, want)) in map.values().iter().zip(&want).enumerate() {
-                prop_assert!((f64::from(*value) - want).abs() < 1e-5, "{} for {} at {}", value, want, place);
-            }
-        }
-    }
-}
-
-#[test]
-fn a_region_far_larger_than_its_map_takes_no_more_points() {
-    let level = random("level", &[1, 2, 1, 1]);
-    let options = RoiAlign { spatial_scale: 1.0, output_size: 1, sampling_ratio: 0 };
-    let region = LevelRegion { level: 0, image: 0, xyxy: [0.0, 0.0, 0.0, 21.0] };
-    let want = pooled_by_points(&level, &region, options);
-    let map = roi_align_levels(&[(&level, options)], &[region], &BufferPool::new()).unwrap();
-    for (value, want) in map.values().iter().zip(want) {
-        assert!((f64::from(*value) - want).abs() < 1e-6, "{value} for {want}");
-    }
-}
-
-#[test]
-fn regions_outside_the_map_are_zero() {
-    let level = random("level", &[1, 3, 4, 5]);
-    for sampling_ratio in [0, 2] {
-        let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio };
-        for far in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
-            let region = LevelRegion { level: 0, image: 0, xyxy: [far, 0.0, far, 2.0] };
-            let map = roi_align_levels(&[(&level, options)], &[region], &BufferPool::new()).unwrap();
-            assert!(map.values().iter().all(|value| *value == 0.0), "{far}: {:?}", map.values());
-        }
-    }
-}
-
-#[test]
-fn rejects_regions_of_unknown_levels_or_images() {
-    let options = RoiAlign { spatial_scale: 1.0, output_size: 2, sampling_ratio: 2 };
-    let (level, empty, other) =
-        (random("level", &[2, 3, 4, 5]), random("empty", &[2, 3, 0, 5]), random("other", &[2, 4, 4, 5]));
-    let pooled = |levels: &[(&Tensor, RoiAlign)], level, image| {
-        let region = LevelRegion { level, image, xyxy: [0.0, 0.0, 2.0, 2.0] };
-        roi_align_levels(levels, &[region], &BufferPool::new()).map(|map| map.shape())
-    };
-    let levels = [(&level, options), (&empty, options)];
-    assert_eq!(pooled(&levels, 0, 1).unwrap(), [1, 2, 2, 3]);
-    assert!(pooled(&levels, 0, 2).is_err(), "image");
-    assert!(pooled(&levels, 1, 0).is_err(), "a level of no pixels");
-    assert!(pooled(&levels, 2, 0).is_err(), "level");
-    assert!(pooled(&[], 0, 0).is_err(), "no levels");
-    assert!(pooled(&[(&level, options), (&other, options)], 0, 0).is_err(), "channels");
-    assert!(pooled(&[(&level, options), (&level, RoiAlign { output_size: 3, ..options })], 0, 0).is_err(), "sizes");
-}
-
 /// Elementwise operations divide their work into tasks of 16,384 values.
 #[test]
 fn elementwise_operations_are_right_at_task_boundaries() {
     for count in [0, 1, 15, 16, 17, 16_383, 16_384, 16_385, 32_769] {
         let x = [random("x", &[count])];
-        agree(&x, 1e-6, |t| ops::gelu(&t[0]));
+        agrees_with_f64(&x, 1e-6, |t| ops::gelu(&t[0]));
         for probability in [0.0, 0.1, 0.999] {
-            agree(&x, 1e-4, |t| ops::dropout(&t[0], probability, Some(&DropoutRng::new(3, 4))));
+            agrees_with_f64(&x, 1e-4, |t| ops::dropout(&t[0], probability, Some(&DropoutRng::new(3, 4))));
         }
         // A mask depends only on the element's number.
         let drop = |x: &Tensor| ops::dropout(x, 0.5, Some(&DropoutRng::new(3, 4))).unwrap();
@@ -355,8 +191,41 @@ fn elementwise_operations_are_right_at_task_boundaries() {
 }
 
 #[test]
+fn products_have_the_same_bits_in_any_number_of_threads() {
+    // Tiles and panels, skinny products, several blocks of the inner dimension, and sizes that fill none of them.
+    for (rows, inner, columns) in [(300, 64, 100), (40, 512, 400), (150, 1100, 65), (33, 37, 41)] {
+        for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+            let (a, b) = (random("a", &[rows * inner]), random("b", &[inner * columns]));
+            let (a, b) = (a.to_vec1::<f32>().unwrap(), b.to_vec1::<f32>().unwrap());
+            let product = |threads: usize| {
+                in_threads(threads, || {
+                    let mut out = vec![0.0; rows * columns];
+                    let a = if ta { Matrix::new(&a, inner, rows).t() } else { Matrix::new(&a, rows, inner) };
+                    let b = if tb { Matrix::new(&b, columns, inner).t() } else { Matrix::new(&b, inner, columns) };
+                    gemm(MatrixMut::new(&mut out, rows, columns), Write::Replace, a, b, Threads::Pool);
+                    out
+                })
+            };
+            let one = product(1);
+            assert!([2, 3, 5].iter().all(|threads| product(*threads) == one), "{rows} {inner} {columns} {ta} {tb}");
+        }
+    }
+}
+
+#[test]
+fn layers_and_their_gradients_have_the_same_bits_in_any_number_of_threads() {
+    let (rows, width) = (700, 48);
+    let x = random("x", &[rows, width]);
+    let (w, b) = (random("w", &[64, width]), random("b", &[64]));
+    independent("linear", &[x.clone(), w, b], |v| ops::linear(&v[0], &v[1], &v[2]));
+    let (scale, shift) = (random("scale", &[width]), random("shift", &[width]));
+    independent("layer norm", &[x.clone(), scale, shift], |v| ops::layer_norm(&v[0], &v[1], &v[2], 1e-12));
+    independent("gelu", &[x], |v| ops::gelu(&v[0]));
+}
+
+#[test]
 fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["kernels_of_other_cpus"]);
+        common::kernels::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

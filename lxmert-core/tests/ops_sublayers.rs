@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::Activation;
-use common::gradients::{check_gradients, weigh};
+use common::kernels::{check_gradients, weigh};
 use lxmert_core::ops::sublayers::{AttentionSublayer, FeedForwardSublayer, Norm, Run};
 use lxmert_core::ops::{self, DropoutRng, Ragged};
 use lxmert_core::procedural;
@@ -352,7 +352,7 @@ fn a_weight_gets_the_same_gradient_if_the_others_are_frozen() {
         let all = weigh(&run(weights, &x)).unwrap().backward().unwrap();
         for Weight { name, var, .. } in &weights.0 {
             let gradients = weigh(&run(&weights.frozen_but(name), &still)).unwrap().backward().unwrap();
-            assert_eq!(common::difference(gradients.get(var).unwrap(), all.get(var).unwrap()), 0.0, "{name}");
+            assert_eq!(common::kernels::difference(gradients.get(var).unwrap(), all.get(var).unwrap()), 0.0, "{name}");
         }
     };
     check(&attention, &attend);
@@ -362,6 +362,6 @@ fn a_weight_gets_the_same_gradient_if_the_others_are_frozen() {
 #[test]
 fn kernels_of_other_cpus_pass() {
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["kernels_of_other_cpus"]);
+        common::kernels::passes_with(kernels, &["kernels_of_other_cpus"]);
     }
 }

@@ -5,9 +5,9 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use common::difference;
+use common::kernels::difference;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
-use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, MatchingOutput, Pass, init};
+use lxmert_core::model::{Capture, HeadOutput, LxmertInputs, MatchingModel, Pass, init};
 use lxmert_core::ops::{DropoutRng, Precision, PrepackedWeights, backward};
 use lxmert_core::procedural;
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ fn real(states: &Tensor, mask: &Option<Tensor>) -> Tensor {
 }
 
 /// A loss that weights every real position and logit differently.
-fn loss(output: &MatchingOutput, inputs: &LxmertInputs) -> Tensor {
+fn loss(output: &HeadOutput, inputs: &LxmertInputs) -> Tensor {
     let weigh = |x: &Tensor| (x * procedural::tensor("w", x.dims(), -1.0, 1.0, 2).unwrap()).unwrap().sum_all().unwrap();
     let language = weigh(&real(&output.trunk.language, &inputs.attention_mask));
     let vision = weigh(&real(&output.trunk.vision, &inputs.visual_attention_mask));
@@ -181,7 +181,7 @@ fn pooled_only_gives_the_same_output() {
             assert_eq!(pooled.trunk.vision.dims(), [words.len(), 0, 36]);
             assert!(difference(&whole.logits, &pooled.logits) < 2e-6);
             assert!(difference(&whole.trunk.pooled, &pooled.trunk.pooled) < 2e-6);
-            let by = |output: MatchingOutput| output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let by = |output: HeadOutput| output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             let (all, less) = (by(whole), by(pooled));
             for (name, var) in varmap.data().lock().unwrap().iter() {
                 // Parameters that the logits do not depend on get no gradient, or zeros.

@@ -4,7 +4,8 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{difference, manifest, outputs, weights};
+use common::kernels::difference;
+use common::{manifest, outputs, weights};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{AnswerHead, Capture, LxmertInputs, LxmertModel, Pass, PretrainingHeads};
 use lxmert_core::ops::PrepackedWeights;
@@ -97,7 +98,7 @@ fn check(name: &str) {
 
     config.num_qa_labels = 3129;
     let vqa = weights(&manifest, Some("question_answering"));
-    let head = AnswerHead::new(&config, 3129, vqa.pp("answer_head")).unwrap();
+    let head = AnswerHead::new(&config, 1, 3129, vqa.pp("answer_head")).unwrap();
     close("vqa answers", &head.forward(&fused.pooled).unwrap(), &want["answer_logits_vqa"]);
 }
 
@@ -140,8 +141,8 @@ fn the_language_encoder_equals_candle_transformers_bert() {
 
 #[test]
 fn kernels_of_other_cpus_and_the_compositions_match_too() {
-    common::passes_with("reference", &["kernels_of_other_cpus"]);
+    common::kernels::passes_with("reference", &["kernels_of_other_cpus"]);
     for kernels in ["avx2", "plain"] {
-        common::passes_with(kernels, &["kernels_of_other_cpus", "base"]);
+        common::kernels::passes_with(kernels, &["kernels_of_other_cpus", "base"]);
     }
 }

@@ -3,7 +3,8 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{difference, manifest, outputs, weights};
+use common::kernels::difference;
+use common::{manifest, outputs, weights};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass};
 

@@ -47,7 +47,7 @@ fn assert_close(prepacked: &Tensor, plain: &Tensor) -> Result<()> {
     let largest = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
     let difference = largest((prepacked - plain)?)? / largest(plain.clone())?;
     // Winograd's rounding, through some twenty layers.
-    assert!(difference < 1e-4, "{difference}");
+    common::assert_below("prepacked", difference, 1e-4);
     Ok(())
 }
 

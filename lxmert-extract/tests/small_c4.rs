@@ -76,14 +76,15 @@ fn prepacked_and_plain_network_agree_on_images_of_any_shape() -> Result<()> {
             let analysis = detector.analyse(detector.input(&image("a", width, height))?)?;
             let levels = network.levels(&analysis.input.tensor, false)?;
             assert_eq!(analysis.levels[0].dims(), levels[0].dims());
-            assert!(common::relative_error(&analysis.levels[0], &levels[0])? < 1e-4);
+            common::assert_below("level", common::relative_error(&analysis.levels[0], &levels[0])?, 1e-4);
             let boxes = &analysis.proposals.boxes;
             if boxes.is_empty() {
                 continue;
             }
             let heads = &network.roi_heads;
             let pooled = heads.pooler.forward(&levels, std::slice::from_ref(boxes), analysis.input.padded_size)?;
-            assert!(common::relative_error(&analysis.features, &heads.features(&pooled)?)? < 1e-3);
+            let error = common::relative_error(&analysis.features, &heads.features(&pooled)?)?;
+            common::assert_below("features", error, 1e-3);
             for index in 0..boxes.len() {
                 let b = analysis.input.to_image(&analysis.regressed_box(index, 1));
                 let inside =
@@ -119,7 +120,8 @@ fn the_residual_stage_on_regions_equals_a_dilated_one() -> Result<()> {
         x = (y + shortcut)?.relu()?;
     }
     let expected = x.mean((2, 3))?;
-    assert!(common::relative_error(&network.roi_heads.features(&pooled)?, &expected)? < 1e-5);
+    let error = common::relative_error(&network.roi_heads.features(&pooled)?, &expected)?;
+    common::assert_below("dilated", error, 1e-5);
     Ok(())
 }
 

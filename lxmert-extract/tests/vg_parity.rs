@@ -9,10 +9,13 @@ mod common;
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use common::{box_error, boxes, fixture, photo, tensors, visual_genome_detector};
-use lxmert_core::ops::{BufferPool, FeatureMap, LevelRegion, Precision, RoiPool, roi_pool};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision};
 use lxmert_extract::detector::anchors::cell_anchors;
 use lxmert_extract::detector::config::{AnchorStyle, BoxConvention, Resize, TransformConfig};
 use lxmert_extract::detector::nms::{Suppression, nms};
+use lxmert_extract::detector::ops::max_pool_map_ceil;
+use lxmert_extract::detector::roi_align::LevelRegion;
+use lxmert_extract::detector::roi_pool::{RoiPool, roi_pool};
 use lxmert_extract::detector::selection::{
     ChosenProposal, RegionCount, class_aware_confidence, keep_confident, select_proposals,
 };
@@ -372,7 +375,7 @@ fn region_pooling_equals_torchvisions_bit_for_bit() -> Result<()> {
 fn ceil_mode_pooling_equals_torchs_on_either_path() -> Result<()> {
     let units = tensors("frcnn_vg/units.safetensors")?;
     let (map, expected) = (units["ceil_pool.in"].unsqueeze(0)?, &units["ceil_pool.out"]);
-    let pooled = FeatureMap::from_tensor(&map, &BufferPool::new())?.max_pool2d_ceil(3, 2)?.into_tensor()?;
+    let pooled = max_pool_map_ceil(&FeatureMap::from_tensor(&map, &BufferPool::new())?, 3, 2)?.into_tensor()?;
     assert_eq!((&pooled.dims()[1..], flat(&pooled)?), (expected.dims(), flat(expected)?));
     Ok(())
 }

@@ -7,63 +7,44 @@ use crate::ops::{self, Ragged};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-/// One embedding table.
-fn table(rows: usize, config: &LxmertConfig, vb: VarBuilder) -> Result<Tensor> {
-    let init = Init::Randn { mean: 0.0, stdev: config.initializer_range };
-    vb.get_with_hints((rows, config.hidden_size), "weight", init)
-}
-
-/// Word, position and segment embeddings summed, before their layer norm.
-/// Every segment is 0, as in all of LXMERT's tasks.
+/// The language stream's input: the sum of word, position and segment embeddings, then layer norm and dropout. Every
+/// segment is 0, as in all of LXMERT's tasks.
 #[derive(Debug, Clone)]
-pub(super) struct WordTables {
+pub(super) struct LanguageEmbeddings {
     pub words: Tensor,
     positions: Tensor,
     segments: Tensor,
-}
-
-impl WordTables {
-    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            words: table(config.vocab_size, config, vb.pp("word_embeddings"))?,
-            positions: table(config.max_position_embeddings, config, vb.pp("position_embeddings"))?,
-            segments: table(config.type_vocab_size, config, vb.pp("token_type_embeddings"))?,
-        })
-    }
-
-    /// `ids`: `[batch, words]`; gives the embeddings of `rows`, `[rows, hidden]`.
-    pub fn forward(&self, ids: &Tensor, rows: &Ragged) -> Result<Tensor> {
-        let (length, longest) = (rows.length(), self.positions.dim(0)?);
-        if length > longest {
-            candle_core::bail!("sentences of {length} WordPieces; the model has {longest} positions");
-        }
-        let words = ops::embedding(&self.words, &rows.gather(ids)?)?;
-        let places = self.positions.narrow(0, 0, length)?.broadcast_add(&self.segments.narrow(0, 0, 1)?)?;
-        words + ops::embedding(&places, &rows.places(ids.device())?)?
-    }
-}
-
-/// The language stream's input (`lxmert.embeddings`).
-#[derive(Debug, Clone)]
-pub(super) struct LanguageEmbeddings {
-    pub tables: WordTables,
-    pub layer_norm: LayerNorm,
-    pub dropout: f32,
+    layer_norm: LayerNorm,
+    dropout: f32,
 }
 
 impl LanguageEmbeddings {
-    pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
+    /// The tables under `vb`.
+    pub fn new(config: &LxmertConfig, layer_norm: LayerNorm, dropout: f32, vb: VarBuilder) -> Result<Self> {
+        let table = |rows: usize, name: &str| {
+            let init = Init::Randn { mean: 0.0, stdev: config.initializer_range };
+            vb.pp(name).get_with_hints((rows, config.hidden_size), "weight", init)
+        };
         Ok(Self {
-            layer_norm: LayerNorm::new(config.hidden_size, config.layer_norm_eps, vb.pp("LayerNorm"))?,
-            tables: WordTables::new(config, vb)?,
-            dropout: config.hidden_dropout_prob,
+            words: table(config.vocab_size, "word_embeddings")?,
+            positions: table(config.max_position_embeddings, "position_embeddings")?,
+            segments: table(config.type_vocab_size, "token_type_embeddings")?,
+            layer_norm,
+            dropout,
         })
     }
 
     /// `ids`: `[batch, words]`.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
         let rows = rows_of(ids, mask)?;
-        let normed = self.layer_norm.forward(&self.tables.forward(ids, &rows)?)?;
+        let (length, longest) = (rows.length(), self.positions.dim(0)?);
+        if length > longest {
+            candle_core::bail!("sentences of {length} WordPieces; the model has {longest} positions");
+        }
+        let words = ops::embedding(&self.words, &rows.gather(ids)?)?;
+        let places = self.positions.narrow(0, 0, length)?.broadcast_add(&self.segments.narrow(0, 0, 1)?)?;
+        let sum = (words + ops::embedding(&places, &rows.places(ids.device())?)?)?; // [rows, hidden]
+        let normed = self.layer_norm.forward(&sum)?;
         Ok(Stream::new(ops::dropout_rows(&normed, &rows, self.dropout, pass.rng)?, rows))
     }
 }
@@ -76,12 +57,12 @@ pub(super) struct RegionEmbeddings {
     pub fusion: Fusion,
 }
 
-/// How a region's projected features and box become one.
+/// How to fuse a region's projected features and projected box.
 #[derive(Debug, Clone)]
 pub(super) enum Fusion {
-    /// Each after its own layer norm, averaged, with dropout (`lxmert.encoder.visn_fc`).
+    /// Average them, each after its own layer norm, with dropout (`lxmert.encoder.visn_fc`).
     Average { features_norm: LayerNorm, boxes_norm: LayerNorm, dropout: f32 },
-    /// Summed, then one layer norm: the student project's.
+    /// Add them, then apply one layer norm (the student project's).
     Sum(LayerNorm),
 }
 
@@ -115,7 +96,7 @@ impl RegionEmbeddings {
     }
 }
 
-/// Where the real rows of `x`, `[batch, length, …]`, lie. `mask`: `[batch, length]`.
+/// The positions of the real rows of `x`, `[batch, length, …]`. `mask`: `[batch, length]`.
 fn rows_of(x: &Tensor, mask: Option<&Tensor>) -> Result<Ragged> {
     match mask {
         Some(mask) => Ragged::of_mask(mask),

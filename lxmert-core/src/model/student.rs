@@ -1,12 +1,11 @@
-//! The student project's model (durakalon/LXMERT_Flickr), under its own key names, so that its
-//! checkpoints load: regions and boxes projected, summed, one layer norm; torch's
-//! `TransformerEncoderLayer` (post-norm, ReLU) for both encoders; cross layers with a separate
-//! attention per direction, the image attending to the already updated text; no self-attention. It is an [`LxmertModel`] of other
-//! parts.
+//! The student project's model (durakalon/LXMERT_Flickr), under its own key names, so that its checkpoints load.
+//! Regions and boxes are projected and added, with one layer norm. Both encoders are torch's `TransformerEncoderLayer`
+//! (post-norm, ReLU). The cross layers have a separate attention per direction, with the image attending to the already
+//! updated text, and no self-attention. It is an [`LxmertModel`] built from other parts.
 
 use super::LxmertModel;
 use super::attention::Attention;
-use super::embeddings::{Fusion, LanguageEmbeddings, RegionEmbeddings, WordTables};
+use super::embeddings::{Fusion, LanguageEmbeddings, RegionEmbeddings};
 use super::layers::{CrossModalityLayer, FeedForward, Layer, LayerNorm, Linear};
 use crate::config::LxmertConfig;
 use candle_core::Result;
@@ -19,36 +18,25 @@ fn norm(config: &LxmertConfig, vb: VarBuilder) -> Result<LayerNorm> {
     LayerNorm::new(config.hidden_size, LAYER_NORM_EPS, vb)
 }
 
-/// torch's `TransformerEncoderLayer` with its defaults.
-fn encoder_layer(config: &LxmertConfig, vb: VarBuilder) -> Result<Layer> {
-    let (hidden, inner, dropout) = (config.hidden_size, config.intermediate_size, config.hidden_dropout_prob);
-    let probabilities = config.attention_probs_dropout_prob;
-    let attention_norm = norm(config, vb.pp("norm1"))?;
-    Ok(Layer {
-        attention: Attention::torch(config, attention_norm, [probabilities, dropout], vb.pp("self_attn"))?,
-        feed_forward: FeedForward {
-            first: Linear::new(hidden, inner, vb.pp("linear1"))?,
-            activation: Activation::Relu,
-            second: Linear::new(inner, hidden, vb.pp("linear2"))?,
-            layer_norm: norm(config, vb.pp("norm2"))?,
-            dropout: [dropout; 2],
-        },
-    })
-}
-
-/// One stream's half of a cross layer: attend to the other stream, then feed forward. Without dropout.
-fn cross_half(config: &LxmertConfig, attention: &str, stream: &str, vb: &VarBuilder) -> Result<Layer> {
+/// A layer with parts of these names under `vb`: the attention, its norm, both linear maps, and their norm. `dropout`:
+/// of the probabilities, and of everything else.
+fn layer(
+    config: &LxmertConfig,
+    [attention, attention_norm, first, second, output_norm]: [&str; 5],
+    activation: Activation,
+    dropout: [f32; 2],
+    vb: &VarBuilder,
+) -> Result<Layer> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let feed_forward = vb.pp(format!("ffn_{stream}"));
-    let attention_norm = norm(config, vb.pp(format!("ln_{stream}1")))?;
+    let attention_norm = norm(config, vb.pp(attention_norm))?;
     Ok(Layer {
-        attention: Attention::torch(config, attention_norm, [0.0; 2], vb.pp(attention))?,
+        attention: Attention::torch(config, attention_norm, dropout, vb.pp(attention))?,
         feed_forward: FeedForward {
-            first: Linear::new(hidden, inner, feed_forward.pp(0))?,
-            activation: Activation::Gelu,
-            second: Linear::new(inner, hidden, feed_forward.pp(2))?,
-            layer_norm: norm(config, vb.pp(format!("ln_{stream}2")))?,
-            dropout: [0.0; 2],
+            first: Linear::new(hidden, inner, vb.pp(first))?,
+            activation,
+            second: Linear::new(inner, hidden, vb.pp(second))?,
+            layer_norm: norm(config, vb.pp(output_norm))?,
+            dropout: [dropout[1]; 2],
         },
     })
 }
@@ -57,22 +45,24 @@ impl LxmertModel {
     /// The student project's trunk, with its weights at the root of `vb`.
     pub(super) fn student(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let (hidden, embeddings) = (config.hidden_size, vb.pp("embeddings"));
+        let text_norm = norm(config, embeddings.pp("layer_norm_text"))?;
+        // torch's `TransformerEncoderLayer` with its defaults.
+        let dropout = [config.attention_probs_dropout_prob, config.hidden_dropout_prob];
+        let encoder_names = ["self_attn", "norm1", "linear1", "linear2", "norm2"];
         let layers = |count: usize, name: &str| -> Result<Vec<Layer>> {
-            (0..count).map(|i| encoder_layer(config, vb.pp(name).pp("layers").pp(i))).collect()
+            let vb = vb.pp(name).pp("layers");
+            (0..count).map(|i| layer(config, encoder_names, Activation::Relu, dropout, &vb.pp(i))).collect()
         };
+        // Each half attends to the other stream, then feeds forward, without dropout.
         let cross = |i: usize| -> Result<CrossModalityLayer> {
-            let vb = vb.pp("cross_layers").pp(i);
+            let half = |names| layer(config, names, Activation::Gelu, [0.0; 2], &vb.pp("cross_layers").pp(i));
             Ok(CrossModalityLayer::Separate {
-                language: cross_half(config, "attn_text_image", "text", &vb)?,
-                vision: cross_half(config, "attn_image_text", "image", &vb)?,
+                language: half(["attn_text_image", "ln_text1", "ffn_text.0", "ffn_text.2", "ln_text2"])?,
+                vision: half(["attn_image_text", "ln_image1", "ffn_image.0", "ffn_image.2", "ln_image2"])?,
             })
         };
         Ok(Self {
-            embeddings: LanguageEmbeddings {
-                tables: WordTables::new(config, embeddings.clone())?,
-                layer_norm: norm(config, embeddings.pp("layer_norm_text"))?,
-                dropout: 0.0,
-            },
+            embeddings: LanguageEmbeddings::new(config, text_norm, 0.0, embeddings.clone())?,
             regions: RegionEmbeddings {
                 features: Linear::new(config.visual_feat_dim, hidden, embeddings.pp("visual_proj"))?,
                 boxes: Linear::new(config.visual_pos_dim, hidden, embeddings.pp("pos_proj"))?,

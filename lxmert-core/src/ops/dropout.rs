@@ -1,5 +1,5 @@
-//! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that
-//! resumes at a step draws the masks that the unbroken run drew.
+//! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that resumes at a step draws
+//! the same masks as the uninterrupted run.
 
 use super::ragged::Ragged;
 use super::simd::vectorised;
@@ -36,7 +36,7 @@ impl DropoutRng {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mask {
     threshold: u32,
-    /// 1 / (1 − p), what a kept value is multiplied by.
+    /// 1 / (1 − p), the factor for kept values.
     pub(crate) scale: f32,
     key: u32,
 }
@@ -59,20 +59,20 @@ impl Mask {
     }
 }
 
-/// Zeroes each element with `probability` and scales the rest by `1 / (1 − probability)`;
-/// `x` itself when `rng` is none (evaluation) or the probability 0.
+/// Zeroes each element with `probability` and scales the rest by `1 / (1 − probability)`; returns `x` itself if `rng`
+/// is `None` (evaluation) or the probability is 0.
 ///
 /// # Errors
-/// When the tensor cannot be read.
+/// Returns an error if the tensor cannot be read.
 pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
     let Some(rng) = rng.filter(|_| probability > 0.0) else { return Ok(x.clone()) };
     apply_mask(x, Mask::new(probability, rng.next_key()))
 }
 
-/// As [`dropout`] of ragged rows `x`, `[rows, width]`, with the masks of the padded tensor, so that padding changes none.
+/// [`dropout`] for ragged rows `x`, `[rows, width]`, with the masks of the padded tensor, so that padding changes none.
 ///
 /// # Errors
-/// When `x` has another number of rows.
+/// Returns an error if `x` has another number of rows.
 pub fn dropout_rows(x: &Tensor, rows: &Ragged, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
     if rows.is_dense() || rng.is_none() || probability <= 0.0 {
         return dropout(x, probability, rng);

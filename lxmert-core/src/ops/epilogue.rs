@@ -1,30 +1,12 @@
-//! A product's epilogue: activation with its derivative, dropout, or a factor, applied while the values are still in the cache.
+//! A product's epilogue: activation with its derivative, dropout, a factor or a residual, applied while the values are
+//! still in the cache.
 
+use super::activation::FusedActivation;
+use super::conv::ResidualRows;
 use super::dropout::Mask;
-use super::gelu::{density, normal_cdf};
 use super::simd::vectorised;
 
-/// The activations that an epilogue applies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FusedActivation {
-    /// `x Φ(x)`.
-    Gelu,
-    /// `max(x, 0)`.
-    Relu,
-}
-
-impl FusedActivation {
-    /// The one that computes `activation`, if there is one.
-    pub fn of(activation: candle_nn::Activation) -> Option<Self> {
-        match activation {
-            candle_nn::Activation::Gelu => Some(Self::Gelu),
-            candle_nn::Activation::Relu => Some(Self::Relu),
-            _ => None,
-        }
-    }
-}
-
-/// Dropout of ragged rows `[rows, width]`: row `i` takes the mask of row `rows[i]` of the padded matrix.
+/// Dropout of ragged rows `[rows, width]`: row `i` uses the mask of row `rows[i]` of the padded matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowDropout<'a> {
     pub mask: Mask,
@@ -38,33 +20,43 @@ impl<'a> RowDropout<'a> {
         Self { rows: &self.rows[first..], ..self }
     }
 
-    /// Index of the first mask of a row.
+    /// Index of a row's first mask.
     #[inline(always)]
     pub fn first(&self, row: usize) -> u32 {
         self.rows[row].wrapping_mul(self.width as u32)
     }
 }
 
-/// What a product applies to each of its values before it is done with them.
+/// What a product applies to each of its values before it finishes them.
 pub(crate) enum Epilogue<'a> {
     Nothing,
-    /// Multiplied by the value at the same place.
+    /// Multiply by the value at the same position.
     Times(&'a [f32]),
+    /// Add a residual (row `first` of it belongs to the product's first row), then apply the ReLU if there is one.
+    Add {
+        residual: &'a ResidualRows<'a>,
+        first: usize,
+        relu: bool,
+    },
     Activate {
         activation: FusedActivation,
         dropout: Option<RowDropout<'a>>,
-        /// Where to store the derivative of each result by the product's value, if it is wanted.
+        /// Where to store the derivative of each result with respect to the product's value, if wanted.
         derivative: Option<&'a mut [f32]>,
     },
 }
 
 impl<'a> Epilogue<'a> {
-    /// The parts for tasks of `per_task` rows that begin `leading` apart; `count` of them.
+    /// Splits it for `count` tasks of `per_task` rows, which are `leading` apart.
     pub fn split(self, per_task: usize, leading: usize, count: usize) -> Vec<Epilogue<'a>> {
         let size = per_task * leading;
         match self {
             Self::Nothing => (0..count).map(|_| Epilogue::Nothing).collect(),
             Self::Times(values) => values.chunks(size).map(Epilogue::Times).collect(),
+            Self::Add { residual, first, relu } => {
+                let part = |task| Epilogue::Add { residual, first: first + task * per_task, relu };
+                (0..count).map(part).collect()
+            }
             Self::Activate { activation, dropout, derivative } => {
                 let mut derivatives = derivative.map(|values| values.chunks_mut(size));
                 let part = |task| Epilogue::Activate {
@@ -77,11 +69,12 @@ impl<'a> Epilogue<'a> {
         }
     }
 
-    /// Applies it to `width` columns from `start` on in all rows of `out`, which begin `leading` apart.
+    /// Applies it to `width` columns from `start` on in all rows of `out`, which are `leading` apart.
     pub fn apply(&mut self, out: &mut [f32], leading: usize, start: usize, width: usize) {
         match self {
             Self::Nothing => {}
             Self::Times(values) => times(out, values, leading, start, width),
+            Self::Add { residual, first, relu } => add(out, leading, start, width, residual, *first, *relu),
             Self::Activate { activation, dropout, derivative } => {
                 let derivative = derivative.as_deref_mut().unwrap_or_default();
                 activate(out, derivative, leading, start, width, *activation, *dropout);
@@ -101,56 +94,39 @@ vectorised! {
 }
 
 vectorised! {
-    /// `derivative` is empty when it is not wanted.
+    fn add(
+        out: &mut [f32], leading: usize, start: usize, width: usize, residual: &ResidualRows, first: usize, relu: bool,
+    ) {
+        let least = if relu { 0.0 } else { f32::NEG_INFINITY };
+        for (row, out) in out.chunks_mut(leading).enumerate() {
+            let values = &residual.pixel(first + row)[start..start + width];
+            for (o, v) in out[start..start + width].iter_mut().zip(values) {
+                let sum = *o + v;
+                // NaN stays NaN.
+                *o = if sum < least { least } else { sum };
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// `derivative` is empty if it is not wanted.
     fn activate(
         out: &mut [f32], derivative: &mut [f32], leading: usize, start: usize, width: usize, activation: FusedActivation,
         dropout: Option<RowDropout>,
     ) {
-        let mut unwanted = [0.0f32; 64];
-        let plain = derivative.is_empty();
         for (row, out) in out.chunks_mut(leading).enumerate() {
-            let mut at = start;
-            while at < start + width {
-                let count = (start + width - at).min(unwanted.len());
-                let out = &mut out[at..at + count];
-                let slope = match plain {
-                    true => &mut unwanted[..count],
-                    false => &mut derivative[row * leading + at..][..count],
-                };
-                match activation {
-                    FusedActivation::Relu => {
-                        for (o, d) in out.iter_mut().zip(slope.iter_mut()) {
-                            *d = if *o > 0.0 { 1.0 } else { 0.0 };
-                            // NaN stays NaN.
-                            *o = if *o < 0.0 { 0.0 } else { *o };
-                        }
-                    }
-                    FusedActivation::Gelu if plain => {
-                        for o in out.iter_mut() {
-                            *o *= normal_cdf(*o);
-                        }
-                    }
-                    FusedActivation::Gelu => {
-                        for (o, d) in out.iter_mut().zip(slope.iter_mut()) {
-                            let cdf = normal_cdf(*o);
-                            *d = o.mul_add(density(*o), cdf);
-                            *o *= cdf;
-                        }
-                    }
-                }
-                if let Some(dropout) = &dropout {
-                    let first = dropout.first(row).wrapping_add(at as u32);
-                    let slope = match plain {
-                        true => &mut unwanted[..count],
-                        false => &mut derivative[row * leading + at..][..count],
-                    };
-                    for (i, (o, d)) in out.iter_mut().zip(slope).enumerate() {
-                        let factor = dropout.mask.factor(first.wrapping_add(i as u32));
-                        *o *= factor;
-                        *d *= factor;
-                    }
-                }
-                at += count;
+            let out = &mut out[start..start + width];
+            let at = row * leading + start;
+            let slopes = derivative.get_mut(at..at + width).unwrap_or_default();
+            activation.apply(out, slopes);
+            let Some(dropout) = &dropout else { continue };
+            let first = dropout.first(row).wrapping_add(start as u32);
+            for (i, o) in out.iter_mut().enumerate() {
+                *o *= dropout.mask.factor(first.wrapping_add(i as u32));
+            }
+            for (i, slope) in slopes.iter_mut().enumerate() {
+                *slope *= dropout.mask.factor(first.wrapping_add(i as u32));
             }
         }
     }

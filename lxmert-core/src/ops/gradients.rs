@@ -1,5 +1,5 @@
-//! Gradients of variables without candle's accumulation, which allocates zeros for each variable and adds: two more passes over
-//! memory. Kernels [`deliver`] their gradients, and [`backward`] puts them into the store at the end.
+//! Gradients of variables without candle's accumulation, which allocates zeros for each variable and adds to them: two
+//! more passes over memory. Kernels [`deliver`] their gradients, and [`backward`] puts them into the store at the end.
 
 use super::math::add_scaled;
 use super::{cpu_tensor, in_pool};
@@ -13,14 +13,14 @@ use std::collections::hash_map::Entry;
 type Delivered = HashMap<TensorId, (Tensor, Vec<f32>)>;
 
 thread_local! {
-    /// What kernels have delivered to the [`backward`] that runs on this thread; none outside of it.
+    /// The gradients delivered to the [`backward`] that runs on this thread; `None` outside it.
     static DELIVERED: RefCell<Option<Delivered>> = const { RefCell::new(None) };
 }
 
-/// Values that one task adds.
+/// Values added per task.
 const PER_TASK: usize = 1 << 16;
 
-/// `loss.backward()`, faster: the same gradients to the same variables.
+/// A faster `loss.backward()` with the same gradients for the same variables.
 ///
 /// # Errors
 /// As there.
@@ -43,8 +43,8 @@ fn run(loss: &Tensor) -> Result<GradStore> {
     Ok(store)
 }
 
-/// The gradient of `tensor` (which has as many values), for an operation to return: none where it has been delivered or is
-/// not wanted.
+/// The gradient of `tensor` (which has as many values), for an operation to return; `None` if it has been delivered or
+/// is not wanted.
 pub(crate) fn deliver(tensor: &Tensor, values: Vec<f32>) -> Result<Option<Tensor>> {
     if !tensor.track_op() {
         return Ok(None);
@@ -63,36 +63,4 @@ pub(crate) fn deliver(tensor: &Tensor, values: Vec<f32>) -> Result<Option<Tensor
         _ => Some(values),
     });
     left.map(|values| cpu_tensor(values, tensor.shape())).transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops;
-    use candle_core::{Device, Var};
-
-    #[test]
-    fn the_store_holds_what_candle_s_own_would() -> Result<()> {
-        let variable = |name: &str, shape: &[usize]| {
-            let values = crate::procedural::values(name, shape.iter().product(), -1.0, 1.0, 1);
-            Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)
-        };
-        let (w, b, unused) = (variable("w", &[6, 6])?, variable("b", &[6])?, variable("unused", &[2])?);
-        let x = variable("x", &[4, 6])?;
-        // The weights twice, once of their own and once derived, and in an operation of candle's.
-        let loss = || -> Result<Tensor> {
-            let y = ops::linear(&ops::linear(&x, &w, &b)?, &w.t()?.contiguous()?, &b)?;
-            let y = ops::linear(&y, &w, &(b.as_tensor() * 2.0)?)?;
-            y.sqr()?.sum_all()? + w.sqr()?.sum_all()?
-        };
-        let (ours, theirs) = (backward(&loss()?)?, loss()?.backward()?);
-        for var in [&w, &b, &x] {
-            let difference = (ours.get(var).unwrap() - theirs.get(var).unwrap())?.abs()?.flatten_all()?.max(0)?;
-            assert!(difference.to_scalar::<f32>()? < 1e-4);
-        }
-        assert!(ours.get(&unused).is_none());
-        // Candle's own backward, above, got every gradient directly.
-        assert!(theirs.get(&w).is_some() && DELIVERED.with_borrow(Option::is_none));
-        Ok(())
-    }
 }

@@ -1,7 +1,7 @@
-//! Layer normalisation over the last dimension (Ba, Kiros & Hinton 2016), with its gradient; for the sub-layers with dropout and
-//! the residual before it, in one pass over the rows.
+//! Layer normalisation over the last dimension (Ba, Kiros & Hinton 2016), with its gradient; for the sub-layers
+//! together with the dropout and the residual before it, in one pass over the rows.
 //!
-//! candle's own fused layer norm has no backward: everything before it would silently stop learning.
+//! candle's own fused layer norm has no backward pass: everything before it would silently stop learning.
 
 use super::epilogue::RowDropout;
 use super::gradients::deliver;
@@ -11,14 +11,14 @@ use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Rows in one task; fixed, so that the order of summation does not depend on the thread count.
+/// Rows per task; fixed, so that the order of summation does not depend on the number of threads.
 const ROWS_PER_TASK: usize = 64;
 
-/// `(x − mean) / sqrt(variance + eps) · weight + bias` over the last dimension. `x`: `[…, width]`;
-/// `weight`, `bias`: `[width]`. Statistics in f32 whatever the type.
+/// `(x − mean) / sqrt(variance + eps) · weight + bias` over the last dimension. `x`: `[…, width]`; `weight`, `bias`:
+/// `[width]`. Statistics are in f32 whatever the type.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// Returns an error if the shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if use_fast(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps });
@@ -54,7 +54,7 @@ fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// What the backward pass needs: the normalised rows and the scale of each.
+/// What the backward pass needs: the normalised rows, and the scale of each.
 #[derive(Default)]
 pub(crate) struct Normed {
     rows: Vec<f32>,
@@ -62,7 +62,7 @@ pub(crate) struct Normed {
 }
 
 vectorised! {
-    /// `out = norm(dropout(out) + residual)`; `residual`, `rows` and `scales` are empty where there is none or nobody needs them.
+    /// `out = norm(dropout(out) + residual)`; `residual`, `rows` and `scales` are empty if absent or not needed.
     fn forward_rows(
         out: &mut [f32], residual: &[f32], rows: &mut [f32], scales: &mut [f32], weight: &[f32], bias: &[f32], eps: f32,
         dropout: Option<RowDropout>,
@@ -128,7 +128,8 @@ vectorised! {
     }
 }
 
-/// `out = norm(dropout(out) + residual)`, `[rows, width]`; dropout asks for a residual. `keep` asks for what the backward needs.
+/// `out = norm(dropout(out) + residual)`, `[rows, width]`; dropout requires a residual. `keep` keeps what the backward
+/// pass needs.
 pub(crate) fn forward(
     out: &mut [f32],
     residual: Option<&[f32]>,
@@ -142,24 +143,27 @@ pub(crate) fn forward(
     let task = ROWS_PER_TASK * width;
     let dropout = |index: usize| dropout.map(|d| d.skip(index * ROWS_PER_TASK));
     let residual = |index: usize, len: usize| residual.map_or(&[][..], |residual| &residual[index * task..][..len]);
-    let len = out.len();
-    let outputs = out.par_chunks_mut(task).enumerate();
-    if !keep {
-        outputs.for_each(|(i, out)| {
-            forward_rows(out, residual(i, out.len()), &mut [], &mut [], weight, bias, eps, dropout(i));
-        });
-        return Normed::default();
-    }
-    let mut normed = Normed { rows: vec![0.0; len], scales: vec![0.0; len / width] };
-    let kept = normed.rows.par_chunks_mut(task).zip(normed.scales.par_chunks_mut(ROWS_PER_TASK));
-    outputs.zip(kept).for_each(|((i, out), (rows, scales))| {
+    let (len, tasks) = (out.len(), out.len().div_ceil(task));
+    let mut normed = match keep {
+        true => Normed { rows: vec![0.0; len], scales: vec![0.0; len / width] },
+        false => Normed::default(),
+    };
+    let kept = chunks(&mut normed.rows, task, tasks).into_par_iter();
+    let kept = kept.zip(chunks(&mut normed.scales, ROWS_PER_TASK, tasks));
+    out.par_chunks_mut(task).zip(kept).enumerate().for_each(|(i, (out, (rows, scales)))| {
         forward_rows(out, residual(i, out.len()), rows, scales, weight, bias, eps, dropout(i));
     });
     normed
 }
 
-/// Writes the gradient by the residual to `dx`, and where there is dropout that by its input to `dropped`; gives those by
-/// weight and bias, empty unless `weights_wanted`.
+/// `values` in chunks of `len` for `count` tasks; empty chunks if `values` is empty.
+fn chunks(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
+    let chunks = values.chunks_mut(len).map(Some).chain(std::iter::repeat_with(|| None));
+    chunks.take(count).map(Option::unwrap_or_default).collect()
+}
+
+/// Writes the gradient with respect to the residual to `dx` and, if there is dropout, that with respect to its input to
+/// `dropped`; returns those with respect to weight and bias, empty unless `weights_wanted`.
 pub(crate) fn backward(
     dx: &mut [f32],
     dropped: &mut [f32],
@@ -172,14 +176,11 @@ pub(crate) fn backward(
     let width = weight.len();
     let learned = if weights_wanted { width } else { 0 };
     let task = ROWS_PER_TASK * width;
-    let mut parts: Vec<&mut [f32]> = match dropout {
-        Some(_) => dropped.chunks_mut(task).collect(),
-        None => dx.chunks(task).map(|_| Default::default()).collect(),
-    };
+    let dropped = chunks(dropped, task, dx.len().div_ceil(task));
     let inputs = grad.par_chunks(task).zip(normed.rows.par_chunks(task)).zip(normed.scales.par_chunks(ROWS_PER_TASK));
     let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
         .par_chunks_mut(task)
-        .zip(&mut parts)
+        .zip(dropped)
         .zip(inputs)
         .enumerate()
         .map(|(i, ((dx, dropped), ((grad, rows), scales)))| {

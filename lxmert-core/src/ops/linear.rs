@@ -1,32 +1,31 @@
-//! Linear maps: the op `x Wᵀ + b` with its gradient, and the products on rows that it shares with the sub-layers.
+//! Linear maps: the op `x Wᵀ + b` with its gradient, and the products on rows that the sub-layers also use.
 
 use super::epilogue::Epilogue;
 use super::gradients::deliver;
 use super::math::add_scaled;
-use super::matmul::gemm_with;
-use super::matrix::{Matrix, MatrixMut, Threads, Write};
+use super::matrix::{Matrix, Threads};
 use super::microkernel::Base;
 use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
-use super::product;
+use super::product::{self, Output};
 use super::simd::vectorised;
 use super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, TensorId};
 use rayon::prelude::*;
 
-/// Rows of the bias gradient summed by one task; fixed, so that the order of summation does not
-/// depend on the thread count.
+/// Rows of the bias gradient summed per task; fixed, so that the order of summation does not depend on the number of
+/// threads.
 const ROWS_PER_TASK: usize = 256;
 
-/// `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]`; gives `[…, out]`.
+/// `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[…, out]`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// Returns an error if the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     linear_with(x, weight, bias, Precision::F32)
 }
 
-/// As [`linear`], `x` and `weight`, and in the backward the gradient, rounded to `precision` for the products.
+/// [`linear`] with `x`, `weight` and, in the backward pass, the gradient rounded to `precision` for the products.
 ///
 /// # Errors
 /// As there.
@@ -43,7 +42,8 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
     let x = x.reshape((rows, inner))?;
     let product = match precision {
         Precision::F32 => x.matmul(&weight.t()?)?,
-        // On the CPU the rounded values are multiplied as f32, which is exact; elsewhere as bf16, the sums rounded too.
+        // On the CPU the rounded values are multiplied as f32, which is exact; elsewhere as bf16, where the sums are
+        // rounded too.
         Precision::Bf16 => {
             let factor = |t: &Tensor| match t.device().is_cpu() {
                 true => t.to_dtype(DType::BF16)?.to_dtype(t.dtype()),
@@ -55,7 +55,7 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
     product.broadcast_add(bias)?.reshape(shape)
 }
 
-/// Of a `[…, width]` tensor, whose width may be 0.
+/// The number of rows of a `[…, width]` tensor; its width may be 0.
 fn rows_of(shape: &[usize]) -> usize {
     shape.iter().rev().skip(1).product()
 }
@@ -92,7 +92,7 @@ fn add_rows(total: &mut [f32], rows: &[f32]) {
 pub(crate) struct Factor<'a> {
     pub values: &'a [f32],
     pub id: TensorId,
-    /// Where it may lie packed.
+    /// Where its prepacked form may be.
     pub prepacked: Option<&'a PrepackedWeights>,
 }
 
@@ -111,20 +111,20 @@ pub(crate) fn linear_rows(
     }
     let (rows, inner) = (out.len() / width, w.values.len() / width);
     let (x, weights) = (Matrix::new(x, rows, inner), Matrix::new(w.values, width, inner));
-    let base = Base::Bias(bias);
+    let out = Output { values: out, leading: width, base: Base::Bias(bias), epilogue };
     match w.prepacked {
         Some(prepacked) if product::wants_prepacked(&x, &weights.t(), precision) => {
             let weights = prepacked.get(w.id, weights, precision);
-            product::multiply_prepacked(out, width, base, x, &weights, epilogue, Threads::Pool);
+            product::multiply_prepacked(out, x, &weights, Threads::Pool);
         }
-        _ => product::multiply(out, width, base, 1.0, x, weights.t(), epilogue, precision, Threads::Pool),
+        _ => product::multiply(out, x, weights.t(), precision, Threads::Pool),
     }
 }
 
-/// `dx = [dx +] grad w`, then `epilogue`; `dx` stays as it is where nothing is multiplied.
+/// `dx = epilogue(base + grad w)`; `dx` stays unchanged if nothing is multiplied.
 pub(crate) fn linear_dx(
     dx: &mut [f32],
-    write: Write,
+    base: Base,
     grad: &[f32],
     w: &[f32],
     width: usize,
@@ -133,18 +133,18 @@ pub(crate) fn linear_dx(
 ) {
     if !grad.is_empty() && !w.is_empty() {
         let (rows, inner) = (grad.len() / width, w.len() / width);
-        let base = if write == Write::Add { Base::Out } else { Base::Zero };
         let (grad, w) = (Matrix::new(grad, rows, width), Matrix::new(w, width, inner));
-        product::multiply(dx, inner, base, 1.0, grad, w, epilogue, precision, Threads::Pool);
+        product::multiply(Output { values: dx, leading: inner, base, epilogue }, grad, w, precision, Threads::Pool);
     }
 }
 
-/// `dw = gradᵀ x` and `db`, the sum of `grad`'s rows; an empty one is not wanted.
+/// `dw = gradᵀ x`, and `db`, the sum of `grad`'s rows; both must be 0 before. An empty one is not wanted.
 pub(crate) fn linear_dw(dw: &mut [f32], db: &mut [f32], grad: &[f32], x: &[f32], width: usize, precision: Precision) {
-    if !dw.is_empty() {
+    if !dw.is_empty() && !grad.is_empty() {
         let (rows, inner) = (grad.len() / width, dw.len() / width);
-        let (out, x) = (MatrixMut::new(dw, width, inner), Matrix::new(x, rows, inner));
-        gemm_with(out, Write::Replace, 1.0, Matrix::new(grad, rows, width).t(), x, precision, Threads::Pool);
+        let (grad, x) = (Matrix::new(grad, rows, width).t(), Matrix::new(x, rows, inner));
+        let out = Output { values: dw, leading: inner, base: Base::Zero, epilogue: Epilogue::Nothing };
+        product::multiply(out, grad, x, precision, Threads::Pool);
     }
     if !db.is_empty() {
         add_rows(db, grad);
@@ -202,7 +202,7 @@ impl CustomOp3 for Linear {
         let wanted = |tensor: &Tensor| vec![0.0f32; if tensor.track_op() { tensor.elem_count() } else { 0 }];
         let (mut dx, mut dw, mut db) = (wanted(x), wanted(weight), wanted(bias));
         if x.track_op() {
-            linear_dx(&mut dx, Write::Replace, grads, weights, width, Epilogue::Nothing, self.precision);
+            linear_dx(&mut dx, Base::Zero, grads, weights, width, Epilogue::Nothing, self.precision);
         }
         linear_dw(&mut dw, &mut db, grads, xs, width, self.precision);
         let dx = x.track_op().then(|| cpu_tensor(dx, x.shape())).transpose()?;

@@ -1,14 +1,17 @@
-//! The innermost product: a tile of a few rows times a panel of packed columns, its sums held in registers; and what
-//! is done to a tile before it is stored.
+//! The innermost product: a tile of a few rows times a panel of packed columns, with the sums held in registers.
 //!
-//! Weights are packed once into panels, each `inner` × `columns` values in the order they are read, zero-padded at the
-//! right edge. The left side is read as it lies, row after row, one value broadcast at a time. Callers block the inner
-//! dimension, so that a block's panel streams through the first-level cache while its rows stay in the second.
+//! The right side is packed into panels, each `inner` × `columns` values in reading order, zero-padded at the right
+//! edge. The left side is read in place, row after row, one value broadcast at a time. Callers split the inner
+//! dimension into blocks, so that a block's panel streams through the first-level cache while its rows stay in the
+//! second.
 
 #![allow(unsafe_code)]
 
-use super::precision::{Precision, pair};
-use super::simd::{Level, Plain, Vector, has_bf16, level, vectorised};
+use super::bf16;
+use super::matrix::Matrix;
+use super::precision::Precision;
+use super::simd::{Level, Plain, Vector, compiled_for, has_bf16, level};
+use std::ops::Range;
 
 /// The product of a tile, compiled for one kind of machine.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +20,7 @@ pub(crate) struct Kernel {
     precision: Precision,
     /// Columns of a tile: the width of a panel.
     pub columns: usize,
-    /// Rows of a large tile, which keeps as many sums in registers as there are, and of a small one for what is left.
+    /// Rows of a large tile, which fills the registers with sums, and of a small one for the remainder.
     large: Tile,
     small: Tile,
 }
@@ -34,21 +37,21 @@ impl Tile {
     }
 }
 
-/// Where a tile's operands lie.
+/// The operands of a tile.
 #[derive(Clone, Copy)]
 struct Operands {
     inner: usize,
     a: *const f32,
     a_strides: (usize, usize),
     panel: *const f32,
-    /// What is added to the sums: a row of two registers, and how far the next row's is.
+    /// The values added to the sums: a row of two registers, and the distance to the next row's.
     start: *const f32,
     start_stride: usize,
     out: *mut f32,
     out_stride: usize,
 }
 
-/// The left side of a product: values, and how far apart rows and inner places are.
+/// The left side of a product: values, and the distances between rows and between inner positions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left<'a> {
     pub values: &'a [f32],
@@ -60,20 +63,21 @@ pub(crate) struct Left<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Base<'a> {
     Zero,
-    /// What the output holds.
+    /// The values in the output.
     Out,
-    /// The same row for all.
+    /// The same row for every row of the output.
     Bias(&'a [f32]),
 }
 
-/// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
+/// Words along the inner dimension summed in one register. Longer sums are split into parts, which reduces the rounding
+/// error.
 const CHAIN: usize = 384;
 
 /// As wide as the widest panel.
 static ZEROS: [f32; 32] = [0.0; 32];
 
 impl Kernel {
-    /// The one for this machine and operands of `precision`.
+    /// The kernel for this machine and operands in `precision`.
     pub fn new(precision: Precision) -> Self {
         // Without AVX-512's instruction for pairs, unpacking them with AVX2 is as fast.
         let level = if precision == Precision::Bf16 && !has_bf16() { level().min(Level::Avx2) } else { level() };
@@ -93,18 +97,18 @@ impl Kernel {
             Level::Avx2 if pairs => (16, Tile::new(6, avx2::<6, true>), Tile::new(2, avx2::<2, true>)),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => (16, Tile::new(6, avx2::<6, false>), Tile::new(2, avx2::<2, false>)),
-            _ if pairs => (8, Tile::new(4, plain::<4, true>), Tile::new(2, plain::<2, true>)),
-            _ => (8, Tile::new(4, plain::<4, false>), Tile::new(2, plain::<2, false>)),
+            _ if pairs => (8, Tile::new(4, multiply::<Plain, 4, true>), Tile::new(2, multiply::<Plain, 2, true>)),
+            _ => (8, Tile::new(4, multiply::<Plain, 4, false>), Tile::new(2, multiply::<Plain, 2, false>)),
         };
         Self { level, precision, columns, large, small }
     }
 
-    /// What its operands are.
+    /// The precision of its operands.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Words of an operand with `inner` values: pairs of bf16 share one.
+    /// Words of an operand with `inner` values; pairs of bf16 share one.
     pub fn words(&self, inner: usize) -> usize {
         match self.precision {
             Precision::F32 => inner,
@@ -112,22 +116,22 @@ impl Kernel {
         }
     }
 
-    /// The instructions that it was compiled for.
+    /// The instructions that it is compiled for.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// Values in a register.
+    /// Values per register.
     pub fn lanes(&self) -> usize {
         self.columns / 2
     }
 
-    /// Rows of the tile that is fastest.
+    /// Rows of the fastest tile.
     pub fn large_rows(&self) -> usize {
         self.large.rows
     }
 
-    /// `rows` rounded up to what [`multiply`](Self::multiply) can do.
+    /// `rows` rounded up to a number that [`multiply`](Self::multiply) accepts.
     pub fn round_rows(&self, rows: usize) -> usize {
         rows.next_multiple_of(self.small.rows)
     }
@@ -139,7 +143,8 @@ impl Kernel {
         self.multiply_into(rows, inner, a, panel, Base::Zero, out, self.columns);
     }
 
-    /// As [`multiply`](Self::multiply), of a left side that may lie column by column, to rows `out_stride` apart.
+    /// Like [`multiply`](Self::multiply), for a left side that may be stored column by column, and output rows
+    /// `out_stride` apart.
     #[allow(clippy::too_many_arguments)] // the sizes and strides of three matrices
     pub fn multiply_into(
         &self,
@@ -183,7 +188,7 @@ impl Kernel {
                 operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
                 operands.inner = CHAIN.min(inner - done);
                 (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
-                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to what was stored.
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to the stored sums.
                 unsafe { (tile.run)(operands) }
                 done += operands.inner;
             }
@@ -191,50 +196,27 @@ impl Kernel {
         }
     }
 
-    /// Panels of the matrix whose element (inner, column) is `at(inner, column)`, one after another.
-    pub fn pack(&self, inner: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-        let words = self.words(inner);
-        let at = |k: usize, j: usize| if k < inner && j < columns { at(k, j) } else { 0.0 };
-        let mut packed = Vec::with_capacity(columns.next_multiple_of(self.columns) * words);
-        for first in (0..columns).step_by(self.columns) {
-            for word in 0..words {
-                packed.extend((first..first + self.columns).map(|j| match self.precision {
-                    Precision::F32 => at(word, j),
-                    Precision::Bf16 => pair(at(2 * word, j), at(2 * word + 1, j)),
-                }));
-            }
+    /// Packs panel `index` of the rows `rows` of `matrix`, in the kernel's precision; 0 to the right of the last
+    /// column.
+    pub fn pack(&self, matrix: &Matrix, rows: Range<usize>, index: usize, panel: &mut [f32]) {
+        match self.precision {
+            Precision::F32 => matrix.copy_panel(rows.start, index, self.columns, panel),
+            Precision::Bf16 => bf16::copy_panel(matrix, rows, index, self.columns, panel),
         }
-        packed
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512<const ROWS: usize>(operands: Operands) {
-    // SAFETY: passed on to the caller, which has checked the lengths.
-    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, false>(operands) }
+compiled_for! {
+    "avx512f,avx2,fma": fn avx512<const ROWS: usize>(operands: Operands) = multiply::<__m512, ROWS, false>
+}
+compiled_for! {
+    "avx512f,avx512bf16,avx2,fma": fn avx512_pairs<const ROWS: usize>(operands: Operands) = multiply::<__m512, ROWS, true>
+}
+compiled_for! {
+    "avx2,fma": fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) = multiply::<__m256, ROWS, PAIRS>
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
-unsafe fn avx512_pairs<const ROWS: usize>(operands: Operands) {
-    // SAFETY: passed on to the caller, which has checked the lengths.
-    unsafe { multiply::<std::arch::x86_64::__m512, ROWS, true>(operands) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
-    // SAFETY: as above.
-    unsafe { multiply::<std::arch::x86_64::__m256, ROWS, PAIRS>(operands) }
-}
-
-unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
-    // SAFETY: as above.
-    unsafe { multiply::<Plain, ROWS, PAIRS>(operands) }
-}
-
-/// With `PAIRS` a word of either side is two values of bf16.
+/// With `PAIRS`, a word on either side is two bf16 values.
 ///
 /// # Safety
 /// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
@@ -242,7 +224,7 @@ unsafe fn plain<const ROWS: usize, const PAIRS: bool>(operands: Operands) {
 #[inline(always)]
 unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
-    // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
+    // SAFETY: every access is in the ranges that the caller guarantees: row i < ROWS, k < inner. Pointers step with
     // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
     unsafe {
         let mut sums = [[V::splat(0.0); 2]; ROWS];
@@ -271,52 +253,14 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
     }
 }
 
-/// How many of `count` rows a task takes, in whole blocks of `block` and at most `most` (but one block), so that the last
-/// of the threads is done soonest.
+/// How many of `count` rows a task takes: whole blocks of `block`, at most `most` (but at least one block), so that the
+/// last thread finishes soonest.
 pub(crate) fn balanced(count: usize, block: usize, most: usize) -> usize {
     let (blocks, threads) = (count.div_ceil(block).max(1), rayon::current_num_threads());
     let most = (most / block).max(1);
     let time = |per_task: usize| blocks.div_ceil(per_task).div_ceil(threads) * per_task;
-    // The larger of equal ones: it reuses the weights more.
+    // Of equal ones the larger, because it reuses the weights more.
     (most.div_ceil(2)..=most).rev().min_by_key(|&per_task| time(per_task)).unwrap_or(1) * block
-}
-
-/// Where a tile's columns go: `width` of them from `start` on in rows `leading` apart.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Columns {
-    pub leading: usize,
-    pub start: usize,
-    pub width: usize,
-}
-
-vectorised! {
-    /// `out = values + bias [+ residual] [then ReLU]` in `columns` of all rows of `out`; `residual` lies like `out`, `values`
-    /// are rows of `panel`, `bias` begins at the columns' start.
-    pub(crate) fn finish(
-        out: &mut [f32], columns: Columns, values: &[f32], panel: usize, bias: &[f32], residual: Option<&[f32]>, relu: bool,
-    ) {
-        let Columns { leading, start, width } = columns;
-        let bias = &bias[..width];
-        let least = if relu { 0.0 } else { f32::NEG_INFINITY };
-        // NaN stays NaN.
-        let activate = |value: f32| if value < least { least } else { value };
-        for (row, (out, values)) in out.chunks_exact_mut(leading).zip(values.chunks_exact(panel)).enumerate() {
-            let (out, values) = (&mut out[start..start + width], &values[..width]);
-            match residual {
-                None => {
-                    for i in 0..width {
-                        out[i] = activate(values[i] + bias[i]);
-                    }
-                }
-                Some(residual) => {
-                    let residual = &residual[row * leading + start..][..width];
-                    for i in 0..width {
-                        out[i] = activate(values[i] + bias[i] + residual[i]);
-                    }
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -325,7 +269,6 @@ mod bounds;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::bf16;
 
     #[test]
     fn every_kernel_of_this_machine_multiplies() {
@@ -340,7 +283,7 @@ mod tests {
 
     fn check(kernel: &Kernel) {
         let (rows, columns) = (kernel.large.rows + 2 * kernel.small.rows, kernel.columns);
-        for inner in [0, 1, 7, 64] {
+        for inner in [1, 7, 64] {
             let words = kernel.words(inner);
             let stride = words + 3;
             let bf16 = kernel.precision() == Precision::Bf16;
@@ -348,17 +291,17 @@ mod tests {
             let values = crate::procedural::values("a", rows * inner, -1.0, 1.0, 1);
             let b = crate::procedural::values("b", inner * (columns + 5), -1.0, 1.0, 2);
             let mut a = vec![0.0; rows * stride];
-            for (from, to) in values.chunks(inner.max(1)).zip(a.chunks_mut(stride)) {
+            for (from, to) in values.chunks(inner).zip(a.chunks_mut(stride)) {
                 match bf16 {
                     true => bf16::pairs(from, to),
                     false => to[..inner].copy_from_slice(from),
                 }
             }
             let at = |k: usize, j: usize| b[k * (columns + 5) + j];
-            let packed = kernel.pack(inner, columns + 5, at);
-            for (panel, packed) in packed.chunks(words.max(1) * columns).enumerate() {
-                let mut out = vec![f32::NAN; rows * columns];
-                kernel.multiply(rows, words, &a, stride, packed, &mut out);
+            for panel in 0..2 {
+                let (mut packed, mut out) = (vec![0.0; words * columns], vec![f32::NAN; rows * columns]);
+                kernel.pack(&Matrix::new(&b, inner, columns + 5), 0..inner, panel, &mut packed);
+                kernel.multiply(rows, words, &a, stride, &packed, &mut out);
                 for (place, value) in out.iter().enumerate() {
                     let (row, column) = (place / columns, panel * columns + place % columns);
                     let expected: f32 = match column < columns + 5 {

@@ -1,27 +1,26 @@
-//! Products of few rows with a large layer's weights, `a · wᵀ`: the weights are read once, as they lie, row by row, and never
-//! packed. A tile is a few rows times a few rows of weights; each sum is a register along the inner dimension, and its
-//! lanes are added at the end.
+//! Skinny products: a few rows times a large layer's weights, `a · wᵀ`. The weights are read once, in place, row by
+//! row, and never packed. A tile is a few rows times a few rows of weights; each sum is a register along the inner
+//! dimension, and its lanes are added at the end.
 
 #![allow(unsafe_code)]
 
-use super::epilogue::Epilogue;
 use super::matrix::{Matrix, Threads};
 use super::microkernel::Base;
+use super::product::Output;
 use super::scratch::with_scratch;
-use super::simd::{Level, Plain, Vector, level};
-use rayon::prelude::*;
+use super::simd::{Level, Plain, Vector, compiled_for, level};
 
-/// Rows up to which packing the weights costs more than adding lanes.
+/// Up to this number of rows, packing the weights costs more than adding lanes.
 pub(super) const MOST_ROWS: usize = 72;
 /// Rows and weights of a tile: 24 sums.
 const ROWS: usize = 4;
 const WEIGHTS: usize = 6;
-/// Weights' rows of a task.
+/// Rows of weights per task.
 const PER_TASK: usize = 16 * WEIGHTS;
-/// Values that divide among the lanes of every machine.
+/// Value counts divisible by the lanes of every machine.
 const LANES: usize = 16;
 
-/// Whether this is the way: few rows, and weights that lie transposed.
+/// Whether this method applies: few rows, and weights stored transposed.
 pub(super) fn applies(a: &Matrix, b: &Matrix) -> bool {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     let fits = !a.is_transposed() && b.is_transposed() && inner.is_multiple_of(LANES);
@@ -29,34 +28,21 @@ pub(super) fn applies(a: &Matrix, b: &Matrix) -> bool {
     fits && rows <= MOST_ROWS && columns >= PER_TASK && level() == Level::Avx512
 }
 
-/// As [`product::multiply`](super::product::multiply), where [`applies`].
-pub(super) fn multiply(
-    out: &mut [f32],
-    leading: usize,
-    base: Base,
-    a: Matrix,
-    b: Matrix,
-    epilogue: Epilogue,
-    threads: Threads,
-) {
+/// Like [`product::multiply`](super::product::multiply), if [`applies`].
+pub(super) fn multiply(out: Output, a: Matrix, b: Matrix, threads: Threads) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     let (tile, tasks) = (tile_of(level()), columns.div_ceil(PER_TASK));
     with_scratch([tasks * rows * PER_TASK], |[products]| {
-        let task = |(index, products): (usize, &mut [f32])| {
+        threads.for_chunks(products, rows * PER_TASK, |index, products| {
             let first = index * PER_TASK;
             let count = PER_TASK.min(columns - first);
             dots(tile, products, a.from(0, 0), a.leading(), rows, b.from(first, 0), b.leading(), count, inner);
-        };
-        if threads == Threads::Pool {
-            products.par_chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
-        } else {
-            products.chunks_exact_mut(rows * PER_TASK).enumerate().for_each(task);
-        }
-        complete(out, leading, base, Products { values: products, rows, width: PER_TASK }, epilogue, threads);
+        });
+        complete(out, Products { values: products, rows, width: PER_TASK }, threads);
     });
 }
 
-/// Products of few rows, those of `width` columns after one another, each with `rows` rows (of which the last may be padding).
+/// Skinny products: blocks of `width` columns one after another, each with `rows` rows (the last may be padding).
 #[derive(Clone, Copy)]
 pub(super) struct Products<'a> {
     pub values: &'a [f32],
@@ -64,30 +50,19 @@ pub(super) struct Products<'a> {
     pub width: usize,
 }
 
-/// `out = epilogue(base + products)`, rows of `out` `leading` apart.
-pub(super) fn complete(
-    out: &mut [f32],
-    leading: usize,
-    base: Base,
-    products: Products,
-    epilogue: Epilogue,
-    threads: Threads,
-) {
-    let rows = out.len().div_ceil(leading);
-    let columns = out.len() - (rows - 1) * leading;
+/// `out = epilogue(base + products)`; `out` ends with its last row.
+pub(super) fn complete(out: Output, products: Products, threads: Threads) {
+    let Output { values, leading, base, epilogue } = out;
+    let rows = values.len().div_ceil(leading);
+    let columns = values.len() - (rows - 1) * leading;
     let per_task = rows.div_ceil(if threads == Threads::Pool { rayon::current_num_threads() } else { 1 });
-    let epiloguees = epilogue.split(per_task, leading, rows.div_ceil(per_task));
-    let complete = |(index, (out, mut epilogue)): (usize, (&mut [f32], Epilogue))| {
+    let mut epilogues = epilogue.split(per_task, leading, rows.div_ceil(per_task));
+    threads.for_chunks_with(values, per_task * leading, &mut epilogues, |index, out, epilogue| {
         for (row, out) in out.chunks_mut(leading).enumerate() {
             add_base(&mut out[..columns], index * per_task + row, products, base);
         }
         epilogue.apply(out, leading, 0, columns);
-    };
-    let parts = out.chunks_mut(per_task * leading).zip(epiloguees).enumerate();
-    match threads {
-        Threads::Pool => parts.collect::<Vec<_>>().into_par_iter().for_each(complete),
-        Threads::One => parts.for_each(complete),
-    }
+    });
 }
 
 /// Row `row` of the products with the base.
@@ -106,9 +81,12 @@ fn add_base(out: &mut [f32], row: usize, products: Products, base: Base) {
     }
 }
 
-/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows of as many values as said, compiled for one kind of machine. The last
-/// argument: rows that come next, to be brought nearer meanwhile.
-type Tile = unsafe fn(&[*const f32; ROWS], &[*const f32; WEIGHTS], usize, &mut [[f32; WEIGHTS]; ROWS], &[*const f32]);
+/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows with the given number of values, compiled for one kind of machine.
+/// The last argument lists the next rows, to prefetch meanwhile.
+type Tile = unsafe fn(&Rows, &Weights, usize, &mut Sums, &[*const f32]);
+type Rows = [*const f32; ROWS];
+type Weights = [*const f32; WEIGHTS];
+type Sums = [[f32; WEIGHTS]; ROWS];
 
 fn tile_of(level: Level) -> Tile {
     match level {
@@ -138,19 +116,17 @@ fn dots(
     for first_weight in (0..weights).step_by(WEIGHTS) {
         let next = (first_weight + WEIGHTS).min(weights)..(first_weight + 2 * WEIGHTS).min(weights);
         for (group, first_row) in (0..rows).step_by(ROWS).enumerate() {
-            // Each group of rows fetches its share of the next tile's weights, which else would be waited for.
+            // Each group of rows prefetches its share of the next tile's weights, which would otherwise stall.
             let mut ahead = [std::ptr::null(); WEIGHTS];
             let share = next.clone().filter(|j| (j - next.start) * groups / WEIGHTS == group);
             let count = ahead.iter_mut().zip(share).map(|(to, j)| *to = w[j * w_stride..].as_ptr()).count();
             let ahead = &ahead[..count];
-            // Beyond the edge the last row is taken again, and its result thrown away.
-            let a_rows: [*const f32; ROWS] =
-                std::array::from_fn(|i| a[(first_row + i).min(rows - 1) * a_stride..].as_ptr());
-            let w_rows: [*const f32; WEIGHTS] =
-                std::array::from_fn(|j| w[(first_weight + j).min(weights - 1) * w_stride..].as_ptr());
+            // Beyond the edge, take the last row again and discard its result.
+            let a_rows: Rows = std::array::from_fn(|i| a[(first_row + i).min(rows - 1) * a_stride..].as_ptr());
+            let w_rows: Weights = std::array::from_fn(|j| w[(first_weight + j).min(weights - 1) * w_stride..].as_ptr());
             let mut sums = [[0.0; WEIGHTS]; ROWS];
-            // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice, and by
-            // the assertions each row has `inner` values, a multiple of the lanes.
+            // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice, and
+            // by the assertions each row has `inner` values, a multiple of the lanes.
             unsafe { tile(&a_rows, &w_rows, inner, &mut sums, ahead) };
             for (row, sums) in (first_row..rows).zip(&sums) {
                 let count = WEIGHTS.min(weights - first_weight);
@@ -160,29 +136,15 @@ fn dots(
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512(
-    a: &[*const f32; ROWS],
-    w: &[*const f32; WEIGHTS],
-    inner: usize,
-    sums: &mut [[f32; WEIGHTS]; ROWS],
-    ahead: &[*const f32],
-) {
-    // SAFETY: passed on to the caller.
-    unsafe { tile::<std::arch::x86_64::__m512>(a, w, inner, sums, ahead) }
+compiled_for! {
+    "avx512f,avx2,fma": fn avx512(a: &Rows, w: &Weights, inner: usize, sums: &mut Sums, ahead: &[*const f32])
+        = tile::<__m512>
 }
 
 /// # Safety
 /// Every pointer is valid for `inner` values, a multiple of the lanes.
 #[inline(always)]
-unsafe fn tile<V: Vector>(
-    a: &[*const f32; ROWS],
-    w: &[*const f32; WEIGHTS],
-    inner: usize,
-    sums: &mut [[f32; WEIGHTS]; ROWS],
-    ahead: &[*const f32],
-) {
+unsafe fn tile<V: Vector>(a: &Rows, w: &Weights, inner: usize, sums: &mut Sums, ahead: &[*const f32]) {
     // SAFETY: `k + LANES <= inner`, as `inner` is a multiple of the lanes; a prefetch may have any address.
     unsafe {
         let mut partial = [[V::splat(0.0); WEIGHTS]; ROWS];

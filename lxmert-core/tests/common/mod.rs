@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // each test file uses part of it
 
-pub mod gradients;
+pub mod kernels;
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
@@ -68,42 +68,4 @@ pub fn weights(manifest: &Manifest, model: Option<&str>) -> VarBuilder<'static> 
     let chosen = manifest.tensors.iter().filter(|e| e.model.as_deref() == model);
     let map = chosen.map(|e| (e.name.clone(), e.clone())).collect();
     VarBuilder::from_backend(Box::new(Formula(map)), DType::F32, Device::Cpu)
-}
-
-/// Runs this file's tests, except those with a string of `skipped` in their names, in a child process with
-/// `LXMERT_KERNELS=kernels`, since a process reads the variable only once.
-pub fn passes_with(kernels: &str, skipped: &[&str]) {
-    if std::env::var_os("LXMERT_KERNELS").is_some() {
-        return; // the child itself, or a full run that already uses these kernels
-    }
-    let tests = std::env::current_exe().unwrap();
-    let mut child = std::process::Command::new(tests);
-    // Candle's own pool spins; see `CommonArgs::start`.
-    child.env("LXMERT_KERNELS", kernels).env("CANDLE_NUM_THREADS", "1");
-    child.args(skipped.iter().flat_map(|test| ["--skip", test]));
-    let child = child.output().unwrap();
-    let output = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && !output.contains(" 0 passed"), "with LXMERT_KERNELS={kernels}:\n{output}");
-}
-
-/// Numbers in −1..1 that depend only on `name` and their positions.
-pub fn random(name: &str, shape: &[usize]) -> Tensor {
-    lxmert_core::procedural::tensor(name, shape, -1.0, 1.0, 5).unwrap()
-}
-
-/// The largest absolute difference.
-pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-    d.to_scalar().unwrap()
-}
-
-/// The largest difference relative to the largest value; 0 for empty tensors.
-pub fn relative_difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    if a.elem_count() == 0 {
-        return 0.0;
-    }
-    let largest = |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    largest(&(a - b).unwrap()) / largest(b).max(1e-6)
 }

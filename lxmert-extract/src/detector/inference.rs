@@ -7,6 +7,7 @@
 //! either way.
 
 use super::Network;
+use super::ops::{max_pool_map, max_pool_map_ceil};
 use super::prepacked::{PrepackedHead, PrepackedPyramid, PrepackedStage};
 use super::roi_heads::RoiPooler;
 use super::rpn::LevelPrediction;
@@ -45,7 +46,7 @@ impl PrepackedNetwork {
         let (rpn_hidden, rpn_predictor, anchors_per_cell) = network.rpn.prepack(precision)?;
         let (stem, ceil_mode, stages) = network.body.prepack(precision)?;
         let fpn = network.fpn.as_ref().map(|fpn| fpn.prepack(precision)).transpose()?;
-        let head = network.roi_heads.prepack(network.level_channels, precision)?;
+        let head = network.roi_heads.prepack(precision)?;
         let pooler = network.roi_heads.pooler.clone();
         let pool = BufferPool::new();
         Ok(Some(Self { stem, ceil_mode, stages, fpn, rpn_hidden, rpn_predictor, anchors_per_cell, pooler, head, pool }))
@@ -93,9 +94,9 @@ impl PrepackedNetwork {
             PrepackedHead::TwoLinear(layers) => {
                 let [fc6, fc7] = layers.as_ref();
                 let pooled = self.pooler.pool_map(levels, &assigned, 0..total, 1, &self.pool)?;
-                let inner = fc6.forward(&pooled)?;
+                let inner = fc6.forward(&pooled, Residual::None)?;
                 drop(pooled);
-                fc7.forward(&inner)?.into_tensor()?.flatten_from(1)
+                fc7.forward(&inner, Residual::None)?.into_tensor()?.flatten_from(1)
             }
             PrepackedHead::Res5 { stage, dilation } => {
                 let (mut means, mut width) = (Vec::new(), 0);
@@ -117,7 +118,7 @@ impl PrepackedNetwork {
 
     fn stages(&self, images: &Tensor) -> Result<Vec<FeatureMap>> {
         let stem = self.stem.forward(&FeatureMap::from_tensor(images, &self.pool)?, Residual::None)?;
-        let pooled = if self.ceil_mode { stem.max_pool2d_ceil(3, 2)? } else { stem.max_pool2d(3, 2, 1)? };
+        let pooled = if self.ceil_mode { max_pool_map_ceil(&stem, 3, 2)? } else { max_pool_map(&stem, 3, 2, 1)? };
         drop(stem);
         let mut outputs: Vec<FeatureMap> = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {

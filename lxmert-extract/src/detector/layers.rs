@@ -1,9 +1,10 @@
 //! Convolution with an optional batch norm and ReLU: the unit from which the backbone, the pyramid and the proposal
 //! network are built.
 
+use super::ops::{batch_norm, conv2d};
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, Linear, Module, VarBuilder};
-use lxmert_core::ops::{Precision, PrepackedConv2d, batch_norm, conv2d};
+use lxmert_core::ops::{Precision, PrepackedConv2d};
 
 /// How to treat a batch norm when building a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

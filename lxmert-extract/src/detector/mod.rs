@@ -7,6 +7,7 @@
 //! | pyramid | [`fpn`] | stages → levels of equal width |
 //! | anchors | [`anchors`] | level sizes → boxes to start from |
 //! | proposals | [`rpn`] | levels + anchors → boxes worth a closer look |
+//! | pooling | [`roi_align`], [`roi_pool`] | levels + boxes → equal maps of each |
 //! | RoI heads | [`roi_heads`] | levels + boxes → features, class logits, box deltas, attributes |
 //! | postprocess | [`detect`] | all of it → labelled boxes |
 //! | selection | [`selection`] | all of it → the regions that stand for an image |
@@ -28,9 +29,12 @@ pub mod inference;
 pub mod layers;
 mod names;
 pub mod nms;
+pub mod ops;
 mod prepacked;
 pub mod resnet;
+pub mod roi_align;
 pub mod roi_heads;
+pub mod roi_pool;
 pub mod rpn;
 pub mod selection;
 pub mod training;
@@ -61,8 +65,6 @@ pub struct Network {
     pub rpn: RpnHead,
     /// `roi_heads`
     pub roi_heads: RoiHeads,
-    /// Channels of every level.
-    level_channels: usize,
 }
 
 impl Network {
@@ -77,13 +79,11 @@ impl Network {
             KeyNames::Detectron2 => vb.rename_f(names::detectron2),
         };
         let fpn = |fpn| FeaturePyramid::new(fpn, &config.backbone, vb.pp("backbone.fpn"));
-        let level_channels = config.level_channels();
         Ok(Self {
             body: ResNet::new(&config.backbone, mode, vb.pp("backbone.body"))?,
             fpn: config.fpn.as_ref().map(fpn).transpose()?,
-            rpn: RpnHead::new(&config.rpn, level_channels, vb.pp("rpn"))?,
+            rpn: RpnHead::new(&config.rpn, config.level_channels(), vb.pp("rpn"))?,
             roi_heads: RoiHeads::new(config, mode, vb.pp("roi_heads"))?,
-            level_channels,
         })
     }
 

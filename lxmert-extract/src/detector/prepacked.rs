@@ -1,7 +1,8 @@
 //! The detector's parts with prepacked weights: residual stages, the feature pyramid, the region head.
 
+use super::ops::max_pool_map;
 use candle_core::Result;
-use lxmert_core::ops::{FeatureMap, PrepackedConv2d, PrepackedLinear, Residual};
+use lxmert_core::ops::{FeatureMap, PrepackedConv2d, Residual};
 
 /// The feature pyramid.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ impl PrepackedPyramid {
         }
         levels.reverse();
         if let Some(coarsest) = levels.last().filter(|_| self.pool_level) {
-            let pooled = coarsest.max_pool2d(1, 2, 0)?;
+            let pooled = max_pool_map(coarsest, 1, 2, 0)?;
             levels.push(pooled);
         }
         Ok(levels)
@@ -36,8 +37,8 @@ impl PrepackedPyramid {
 /// Computes the feature of a pooled region.
 #[derive(Debug)]
 pub(super) enum PrepackedHead {
-    TwoLinear(Box<[PrepackedLinear; 2]>),
-    /// Runs on a region's cells sorted by the dilation; see [`lxmert_core::ops::RoiPool`].
+    TwoLinear(Box<[PrepackedConv2d; 2]>),
+    /// Runs on a region's cells sorted by the dilation; see [`RoiPool`](super::roi_pool::RoiPool).
     Res5 {
         stage: PrepackedStage,
         dilation: usize,

@@ -3,10 +3,11 @@
 
 use super::config::{Block, ResNetConfig};
 use super::layers::{ConvBlock, ConvShape, NormMode};
+use super::ops::max_pool2d;
 use super::prepacked::{PrepackedBlock, PrepackedStage};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use lxmert_core::ops::{Precision, PrepackedConv2d, max_pool2d};
+use lxmert_core::ops::{Precision, PrepackedConv2d};
 
 /// The residual network without its classifier.
 #[derive(Debug, Clone)]

@@ -5,13 +5,12 @@ use super::config::{AttributeConfig, BoxHead, DetectorConfig, PoolerType, RoiHea
 use super::layers::{NormMode, apply, linear};
 use super::prepacked::PrepackedHead;
 use super::resnet::{Stage, StageShape};
+use super::roi_align::{LevelRegion, RoiAlign, roi_align, roi_align_levels};
+use super::roi_pool::{RoiPool, roi_pool};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
-use lxmert_core::ops::{
-    BufferPool, FeatureMap, LevelRegion, Precision, PrepackedLinear, RoiAlign, RoiPool, roi_align, roi_align_levels,
-    roi_pool,
-};
+use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d};
 
 /// Pools boxes from the level that matches their size (Lin et al. 2017, eq. 1), or from the only one.
 #[derive(Debug, Clone)]
@@ -259,16 +258,15 @@ impl RoiHeads {
     }
 
     /// The box head with prepacked weights, for channels-last regions.
-    pub(super) fn prepack(&self, channels: usize, precision: Precision) -> Result<PrepackedHead> {
+    pub(super) fn prepack(&self, precision: Precision) -> Result<PrepackedHead> {
         match &self.head {
             Head::TwoLinear([fc6, fc7]) => {
-                let (out, inner) = fc6.weight().dims2()?;
-                let bins = inner / channels;
-                let weight = fc6.weight().reshape((out, channels, bins))?.transpose(1, 2)?.reshape((out, inner))?;
-                Ok(PrepackedHead::TwoLinear(Box::new([
-                    PrepackedLinear::new(&weight, fc6.bias(), true, precision)?,
-                    PrepackedLinear::new(fc7.weight(), fc7.bias(), true, precision)?,
-                ])))
+                // A linear layer is a convolution whose one window is the whole map.
+                let layer = |layer: &Linear, side: usize| {
+                    let weight = layer.weight().reshape((layer.weight().dim(0)?, (), side, side))?;
+                    PrepackedConv2d::new(&weight, layer.bias(), side, 0, true, precision)
+                };
+                Ok(PrepackedHead::TwoLinear(Box::new([layer(fc6, self.pooler.config.pool_size)?, layer(fc7, 1)?])))
             }
             Head::Res5 { stage, dilation } => {
                 Ok(PrepackedHead::Res5 { stage: stage.prepack(precision)?, dilation: *dilation })

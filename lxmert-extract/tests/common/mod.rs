@@ -91,6 +91,13 @@ pub fn relative_error(got: &Tensor, reference: &Tensor) -> Result<f32> {
     Ok(largest / rms)
 }
 
+/// Prints an error, which must be below its bound. A bound is about five times what is measured.
+#[track_caller]
+pub fn assert_below(what: &str, error: f32, bound: f32) {
+    println!("{what}: {error:.1e}");
+    assert!(error < bound, "{what}: {error:e} is not below {bound:e}");
+}
+
 /// The rows of an `[n, 4]` tensor.
 pub fn boxes(t: &Tensor) -> Result<Vec<[f32; 4]>> {
     Ok(t.to_vec2::<f32>()?.into_iter().map(|b| [b[0], b[1], b[2], b[3]]).collect())

@@ -123,16 +123,18 @@ mod tests {
     #[test]
     fn lines_discs_and_polygons_cover_their_areas() {
         let triangle = Shape::Polygon { points: vec![(5, 5), (45, 5), (5, 35)], colour: RED, opacity: 1.0 };
-        for (shape, area, slack) in [
-            // plotters uses whole pixels and smooths half a pixel beyond each edge: at most 0.6 of the perimeter.
-            (Shape::Line { points: vec![(10, 10), (40, 50)], colour: RED, width: 3.0 }, 150.0, 0.6 * 106.0),
-            (Shape::Disc { centre: (30, 30), radius: 10, colour: RED }, 314.0, 0.6 * 63.0),
-            (triangle, 600.0, 0.6 * 120.0),
+        for (shape, area, perimeter) in [
+            (Shape::Line { points: vec![(10, 10), (40, 50)], colour: RED, width: 3.0 }, 150.0, 106.0),
+            (Shape::Disc { centre: (30, 30), radius: 10, colour: RED }, 314.0, 63.0),
+            (triangle, 600.0, 120.0),
         ] {
             for scale in [1.0, 2.5] {
                 let pixels = drawn(150, std::slice::from_ref(&shape), scale);
                 let covered: f32 = pixels.pixels().map(|pixel| f32::from(WHITE[1] - pixel.0[1]) / 255.0).sum();
-                assert!((covered / scale / scale - area).abs() < slack, "{shape:?}: {covered} at {scale}");
+                // plotters uses whole pixels and smooths half a pixel beyond each edge, never less. Measured: 17.9, 32.4 and 55.9
+                // at scale 1; 4.6, 11.3 and 22.1 at 2.5.
+                let excess = covered / scale / scale - area;
+                assert!((0.0..0.55 * perimeter / scale).contains(&excess), "{shape:?}: {excess} at {scale}");
             }
         }
     }

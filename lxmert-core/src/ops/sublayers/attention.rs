@@ -4,19 +4,18 @@ use super::super::attention::{HeadsLayout, attention_probabilities, attention_we
 use super::super::dropout::{Mask, apply_mask};
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
-use super::super::linear::{Factor, linear_dw, linear_dx, linear_rows, linear_with};
-use super::super::matrix::Write;
+use super::super::linear::{linear_dw, linear_dx, linear_rows, linear_with};
+use super::super::microkernel::Base;
 use super::super::precision::Precision;
-use super::super::prepacked_weights::PrepackedWeights;
 use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;
 use super::super::{contiguous_f32, cpu_tensor, hold, use_fast};
 use super::parameters::Parameters;
 use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-/// Is shown the attention map, `[batch, heads, queries, keys]`, before dropout, and gives what is used in its place.
+/// Receives the attention map, `[batch, heads, queries, keys]`, before dropout, and returns what is used instead.
 pub type Watch<'a> = &'a (dyn Fn(Tensor) -> Result<Tensor> + Sync);
 
 /// The sub-layer's weights and constants.
@@ -35,11 +34,11 @@ pub struct AttentionSublayer<'a> {
 }
 
 impl AttentionSublayer<'_> {
-    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`, which may be `x` itself. With `watch` the map
-    /// is formed and shown.
+    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`; it may be `x` itself. With `watch`
+    /// the map is formed and passed to it.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(
         &self,
         (x, queries): (&Tensor, &Ragged),
@@ -67,7 +66,7 @@ impl AttentionSublayer<'_> {
         if watch.is_some() || !use_fast(&tensors) || !use_fast(&[x, context]) {
             return self.composed((x, queries), (context, keys), run, watch);
         }
-        let parameters = Parameters::new(&tensors)?;
+        let parameters = Parameters::new(&tensors, run.prepacked)?;
         let node = parameters.node()?;
         let layout = HeadsLayout {
             heads: self.heads,
@@ -82,7 +81,6 @@ impl AttentionSublayer<'_> {
             mask: run.mask(self.dropout[1]),
             eps: self.norm.eps,
             precision: run.precision,
-            prepacked: run.prepacked.cloned(),
             layout,
             parameters,
             saved: Mutex::new(Saved::default()),
@@ -115,18 +113,17 @@ const OUTPUT: usize = 6;
 
 struct Attention {
     keep: bool,
-    /// Whether queries and context are one tensor, which then takes one gradient.
+    /// Whether queries and context are one tensor, which then has a single gradient.
     itself: bool,
     mask: Option<Mask>,
     eps: f64,
     precision: Precision,
-    prepacked: Option<PrepackedWeights>,
     layout: HeadsLayout,
     parameters: Parameters,
     saved: Mutex<Saved>,
 }
 
-/// For the backward.
+/// Values for the backward pass.
 #[derive(Default)]
 struct Saved {
     q: Vec<f32>,
@@ -141,19 +138,21 @@ impl Attention {
         self.mask.map(|mask| RowDropout { mask, rows: self.layout.queries.rows(), width: self.layout.width })
     }
 
-    /// `out = x wᵀ + b` by projection `part`.
+    /// `out = x wᵀ + b` with projection `part`.
     fn project(&self, part: usize, x: &[f32], out: &mut [f32]) -> Result<()> {
         let (w, b) = (self.parameters.hold(2 * part), self.parameters.hold(2 * part + 1));
-        linear_rows(out, x, self.factor(2 * part, w.values()?), b.values()?, Epilogue::Nothing, self.precision);
+        linear_rows(
+            out,
+            x,
+            self.parameters.factor(2 * part, w.values()?),
+            b.values()?,
+            Epilogue::Nothing,
+            self.precision,
+        );
         Ok(())
     }
 
-    /// Weight `index`, whose values those are.
-    fn factor<'a>(&'a self, index: usize, values: &'a [f32]) -> Factor<'a> {
-        Factor { values, id: self.parameters.id(index), prepacked: self.prepacked.as_ref() }
-    }
-
-    /// Adds to `dx` what the projection's `grad` gives, and writes its weights' gradients.
+    /// Adds to `dx` the contribution of the projection's `grad`, and writes its weights' gradients.
     fn project_back(
         &self,
         part: usize,
@@ -164,7 +163,7 @@ impl Attention {
     ) -> Result<()> {
         let (hidden, index) = (self.layout.width, 2 * part);
         let w = self.parameters.hold(index);
-        linear_dx(dx, Write::Add, grad, w.values()?, hidden, Epilogue::Nothing, self.precision);
+        linear_dx(dx, Base::Out, grad, w.values()?, hidden, Epilogue::Nothing, self.precision);
         let (dw, db) = weights.split_at_mut(index + 1);
         linear_dw(&mut dw[index], &mut db[0], grad, x, hidden, self.precision);
         Ok(())
@@ -195,8 +194,8 @@ impl CustomOp3 for Attention {
             self.project(1, context, k)?;
             self.project(2, context, v)?;
             attended.fill(0.0);
-            self.layout.forward(attended, q, k, v);
-            linear_rows(&mut out, attended, self.factor(OUTPUT, w), b, Epilogue::Nothing, self.precision);
+            self.layout.forward(attended, [q, k, v]);
+            linear_rows(&mut out, attended, self.parameters.factor(OUTPUT, w), b, Epilogue::Nothing, self.precision);
             Ok(layer_norm::forward(&mut out, Some(x), weight, bias, self.eps, self.dropout(), self.keep))
         };
         if self.keep {
@@ -208,9 +207,7 @@ impl CustomOp3 for Attention {
                 normed: Normed::default(),
             };
             saved.normed = run(&mut saved.q, &mut saved.k, &mut saved.v, &mut saved.attended)?;
-            if let Ok(mut place) = self.saved.lock() {
-                *place = saved;
-            }
+            *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
         } else {
             let sizes = [x.len(), context.len(), context.len(), x.len()];
             with_scratch(sizes, |[q, k, v, attended]| run(q, k, v, attended))?;
@@ -226,8 +223,7 @@ impl CustomOp3 for Attention {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let saved =
-            self.saved.lock().map_err(|_| candle_core::Error::Msg("a saved state's lock is poisoned".into()))?;
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         let grad = grad.contiguous()?;
         let (x_held, context_held, grad_held) = (hold(x), hold(context), hold(&grad));
         let (xs, contexts, grads) = (x_held.values()?, context_held.values()?, grad_held.values()?);
@@ -244,13 +240,13 @@ impl CustomOp3 for Attention {
             let learned = self.parameters.is_learned(OUTPUT + 2);
             let norms = layer_norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout, learned);
             let dout = if dropout.is_some() { &*dropped } else { dx.as_slice() };
-            linear_dx(dattended, Write::Replace, dout, w, hidden, Epilogue::Nothing, self.precision);
+            linear_dx(dattended, Base::Zero, dout, w, hidden, Epilogue::Nothing, self.precision);
             let (dw, db) = weights.split_at_mut(OUTPUT + 1);
             linear_dw(&mut dw[OUTPUT], &mut db[0], dout, &saved.attended, hidden, self.precision);
             for values in [&mut *dq, &mut *dk, &mut *dv] {
                 values.fill(0.0);
             }
-            self.layout.backward(dq, dk, dv, dattended, &saved.q, &saved.k, &saved.v);
+            self.layout.backward([dq, dk, dv], dattended, [&saved.q, &saved.k, &saved.v]);
             self.project_back(0, dq, xs, &mut dx, &mut weights)?;
             let into = if self.itself { &mut dx } else { &mut dcontext };
             self.project_back(1, dk, contexts, into, &mut weights)?;

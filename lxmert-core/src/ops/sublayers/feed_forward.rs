@@ -1,12 +1,12 @@
 //! The feed-forward sub-layer: `norm(x + dropout(dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂))`.
 
+use super::super::activation::FusedActivation;
 use super::super::dropout::{Mask, dropout_rows};
-use super::super::epilogue::{Epilogue, FusedActivation, RowDropout};
+use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
-use super::super::linear::{Factor, linear_dw, linear_dx, linear_rows, linear_with};
-use super::super::matrix::Write;
+use super::super::linear::{linear_dw, linear_dx, linear_rows, linear_with};
+use super::super::microkernel::Base;
 use super::super::precision::Precision;
-use super::super::prepacked_weights::PrepackedWeights;
 use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;
 use super::super::{activate, contiguous_f32, cpu_tensor, hold, use_fast};
@@ -14,14 +14,14 @@ use super::parameters::Parameters;
 use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use candle_nn::Activation;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// The sub-layer's weights and constants.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedForwardSublayer<'a> {
     /// `[inner, hidden]` and `[inner]`.
     pub first: Weights<'a>,
-    /// What the inner values go through.
+    /// The activation of the inner values.
     pub activation: Activation,
     /// `[hidden, inner]` and `[hidden]`.
     pub second: Weights<'a>,
@@ -35,7 +35,7 @@ impl FeedForwardSublayer<'_> {
     /// `x`: ragged rows, `[rows, hidden]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, x: &Tensor, rows: &Ragged, run: &Run) -> Result<Tensor> {
         let tensors = [self.first.0, self.first.1, self.second.0, self.second.1, self.norm.weight, self.norm.bias];
         let (inner, hidden) = self.first.0.dims2()?;
@@ -55,7 +55,7 @@ impl FeedForwardSublayer<'_> {
             Some(activation) if use_fast(&tensors) && use_fast(&[x]) => activation,
             _ => return self.composed(x, rows, run),
         };
-        let parameters = Parameters::new(&tensors)?;
+        let parameters = Parameters::new(&tensors, run.prepacked)?;
         let node = parameters.node()?;
         let op = FeedForward {
             keep: x.track_op() || node.track_op(),
@@ -63,7 +63,6 @@ impl FeedForwardSublayer<'_> {
             activation,
             eps: self.norm.eps,
             precision: run.precision,
-            prepacked: run.prepacked.cloned(),
             rows: rows.clone(),
             parameters,
             saved: Mutex::new(Saved::default()),
@@ -84,13 +83,13 @@ struct FeedForward {
     activation: FusedActivation,
     eps: f64,
     precision: Precision,
-    prepacked: Option<PrepackedWeights>,
     rows: Ragged,
     parameters: Parameters,
     saved: Mutex<Saved>,
 }
 
-/// For the backward: the inner values after activation and dropout, their derivatives, and the normalised output.
+/// Values for the backward pass: the inner values after activation and dropout, their derivatives, and the normalised
+/// output.
 #[derive(Default)]
 struct Saved {
     inner: Vec<f32>,
@@ -101,11 +100,6 @@ struct Saved {
 impl FeedForward {
     fn dropout(&self, which: usize, width: usize) -> Option<RowDropout<'_>> {
         self.masks[which].map(|mask| RowDropout { mask, rows: self.rows.rows(), width })
-    }
-
-    /// Weight `index`, whose values those are.
-    fn factor<'a>(&'a self, index: usize, values: &'a [f32]) -> Factor<'a> {
-        Factor { values, id: self.parameters.id(index), prepacked: self.prepacked.as_ref() }
     }
 }
 
@@ -128,12 +122,12 @@ impl CustomOp2 for FeedForward {
             linear_rows(
                 inner,
                 x,
-                self.factor(0, w1),
+                self.parameters.factor(0, w1),
                 b1,
                 Epilogue::Activate { activation: self.activation, dropout, derivative },
                 self.precision,
             );
-            linear_rows(&mut out, inner, self.factor(2, w2), b2, Epilogue::Nothing, self.precision);
+            linear_rows(&mut out, inner, self.parameters.factor(2, w2), b2, Epilogue::Nothing, self.precision);
             layer_norm::forward(&mut out, Some(x), weight, bias, self.eps, self.dropout(1, hidden), self.keep)
         };
         if self.keep {
@@ -143,15 +137,12 @@ impl CustomOp2 for FeedForward {
         } else {
             with_scratch([rows * inner_width], |[inner]| drop(run(inner, None)));
         }
-        if let Ok(mut place) = self.saved.lock() {
-            *place = saved;
-        }
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, node: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let saved =
-            self.saved.lock().map_err(|_| candle_core::Error::Msg("a saved state's lock is poisoned".into()))?;
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         let grad = grad.contiguous()?;
         let (x_held, grad_held) = (hold(x), hold(&grad));
         let (xs, grads) = (x_held.values()?, grad_held.values()?);
@@ -168,9 +159,9 @@ impl CustomOp2 for FeedForward {
             let norms = layer_norm::backward(&mut dx, dropped, grads, &saved.normed, weight, dropout, learned);
             let dout = if dropout.is_some() { &*dropped } else { dx.as_slice() };
             linear_dw(&mut dw2, &mut db2, dout, &saved.inner, hidden, self.precision);
-            linear_dx(dinner, Write::Replace, dout, w2, hidden, Epilogue::Times(&saved.derivatives), self.precision);
+            linear_dx(dinner, Base::Zero, dout, w2, hidden, Epilogue::Times(&saved.derivatives), self.precision);
             linear_dw(&mut dw1, &mut db1, dinner, xs, inner_width, self.precision);
-            linear_dx(&mut dx, Write::Add, dinner, w1, inner_width, Epilogue::Nothing, self.precision);
+            linear_dx(&mut dx, Base::Out, dinner, w1, inner_width, Epilogue::Nothing, self.precision);
             norms
         });
         for (index, gradient) in [dw1, db1, dw2, db2, dweight, dbias].into_iter().enumerate() {
