@@ -55,7 +55,7 @@ fn listed(text: &str) -> Vec<usize> {
 }
 
 /// Of each core of a machine, how many ranks may run on it.
-fn users<'a>(seats: &'a [Seat], host: &str) -> BTreeMap<usize, usize> {
+fn users(seats: &[Seat], host: &str) -> BTreeMap<usize, usize> {
     let mut users = BTreeMap::new();
     for seat in seats.iter().filter(|seat| seat.host == host) {
         seat.cores.iter().for_each(|core| *users.entry(*core).or_insert(0) += 1);
