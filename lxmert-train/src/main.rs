@@ -38,13 +38,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = cli::parse();
-    let connection = match ranks::connect() {
+    // Kept until the end.
+    let _connection = match ranks::connect() {
         Ok(connection) => connection,
         Err(error) => return cli::report_failure(&error, false),
     };
-    let code = run(cli).map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS);
-    drop(connection);
-    code
+    run(cli).map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
 }
 
 /// Says why the job failed. What has failed on one rank alone ends all.
