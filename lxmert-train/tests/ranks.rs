@@ -229,12 +229,19 @@ fn the_job_ends_when_a_rank_is_killed_or_asked_to_stop() {
         let run_folder = folder.path().join(format!("{name}{of_rank:?}"));
         let mut long = Long::start(train(2, &data, &run_folder, &saving), run_folder.clone());
         long.wait_for_state();
+        let ranks = long.ranks();
         match of_rank {
             None => signal(name, &long.child.id().to_string()),
-            Some(rank) => signal(name, &long.ranks()[rank]),
+            Some(rank) => signal(name, &ranks[rank]),
         }
         let output = long.end();
         assert!(!output.status.success(), "{name}: {}", said(&output));
+        // `mpirun` may end before the ranks that it has killed.
+        let started = Instant::now();
+        while ranks.iter().any(|rank| Path::new("/proc").join(rank).exists()) {
+            assert!(started.elapsed() < END, "{name}: a rank is left");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert_resumes(&data, &run_folder, &whole, &more);
     }
 }
