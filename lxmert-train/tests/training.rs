@@ -153,7 +153,7 @@ fn reads_several_stores_as_one_and_refuses_an_image_in_two() {
     let run = |name: &str, stores: &[&PathBuf]| {
         let output = folder.path().join(name);
         let mut command = command(&data, &output);
-        stores.iter().for_each(|store| drop(command.arg("--features").arg(store)));
+        command.args(stores.iter().flat_map(|store| ["--features".as_ref(), store.as_os_str()]));
         (output, command.args(["--stop-after", "4"]).assert())
     };
     let state = |output: &Path| read_tensors(output.join("state.safetensors")).unwrap();
