@@ -11,6 +11,7 @@ pub mod images;
 pub mod import;
 pub mod inputs;
 pub mod inspect;
+pub mod parts;
 pub mod pipeline;
 pub mod region_cache;
 pub mod regions;

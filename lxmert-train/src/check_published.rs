@@ -341,7 +341,7 @@ fn scores(args: &CheckArgs, with: &Circumstances, findings: &mut Findings) -> Re
         };
         let evaluate =
             EvaluateArgs::of_examples(checkpoint.clone(), registry::task("questions")?, store.clone(), file.clone());
-        let accuracy = evaluate.measure(with)?.get("all", "accuracy").unwrap_or(f64::NAN);
+        let accuracy = evaluate.measure(with)?.measures.get("all", "accuracy").unwrap_or(f64::NAN);
         // What is published is of the original's own fine-tuned weights; half a point more or less is another seed's.
         let right = (range.start - 0.005..range.end + 0.005).contains(&accuracy);
         findings.add(what, expected, format!("{:.2} %", 100.0 * accuracy), right);

@@ -65,7 +65,7 @@ fn job(folder: &Path, task: &str, data: ExamplePaths, output: &str) -> Job {
     };
     Job {
         recipe,
-        data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features"), ..data }),
+        data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features").into(), ..data }),
         output: folder.join(output),
         device: Device::Cpu,
         start: Start::Auto,
@@ -471,7 +471,7 @@ fn errors_say_what_a_task_cannot_read() {
 fn scenes_answerer(folder: &Path) {
     let config = LxmertConfig { num_qa_labels: 3, visual_feat_dim: 256, ..LxmertConfig::preset("tiny").unwrap() };
     std::fs::create_dir_all(folder).unwrap();
-    std::fs::write(folder.join("config.json"), config.to_json("LxmertForQuestionAnswering")).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_json("LxmertForQuestionAnswering", &[])).unwrap();
     std::fs::write(folder.join("answers.json"), r#"["red", "two", "yes"]"#).unwrap();
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let norm =

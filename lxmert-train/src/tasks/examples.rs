@@ -6,11 +6,12 @@ use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
 use crate::data::per_example::{self, Record};
 use crate::data::splits::Split;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, share_out};
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::{Numbers, world};
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
@@ -18,7 +19,6 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
-use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{LxmertInputs, Pass};
@@ -47,7 +47,7 @@ pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
     /// The model.
     type Model: Sync;
     /// A model's prediction for an example.
-    type Judgement: Clone + Default;
+    type Judgement: Clone + Default + Numbers;
 
     /// See [`Task::recipe`].
     fn recipe(suits: Suits) -> Recipe;
@@ -293,47 +293,69 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     bar: &ProgressBar,
 ) -> Result<Measures> {
     bar.set_length(set.len() as u64);
-    let mut records = vec![Record::new(); if per_example.is_some() { set.len() } else { 0 }];
-    let mut judged = vec![(T::Judgement::default(), 0f32); set.len()];
     let prepacked = PrepackedWeights::new();
     let pass = how.forward(&prepacked).pooled_only();
     let all: Vec<usize> = (0..set.len()).collect();
     let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
-    batches::for_each(
-        order.into_iter(),
-        |numbers| Ok((set.batch(store, regions, &numbers)?, numbers)),
-        |(inputs, numbers)| {
-            check_interrupt()?;
+    let found = share_out(
+        order.clone(),
+        |numbers: Vec<usize>| Ok((set.batch(store, regions, &numbers)?, numbers)),
+        |_, (inputs, numbers)| {
             let logits = T::logits(model, &inputs.inputs(how.device)?, &pass)?;
             let examples = chosen(set, &numbers);
             let losses = task.losses(&logits, &examples, &inputs)?.to_vec1::<f32>()?;
-            for ((&number, said), loss) in numbers.iter().zip(task.judge(&logits, &examples, &inputs)?).zip(losses) {
-                judged[number] = (said, loss);
-            }
-            if per_example.is_some() {
-                for (&number, logits) in numbers.iter().zip(logits.to_vec2::<f32>()?) {
-                    let (example, said) = (&set.examples()[number], &judged[number].0);
-                    let images = set.store_index(number).map(|image| store.names()[image].as_str());
-                    let image =
-                        if IMAGES == 1 { ("image", json!(images[0])) } else { ("images", json!(images.as_slice())) };
-                    let right = example.labelled().then(|| task.is_right(example, said));
-                    let own = task.record(example, said, &logits);
-                    let shared = [image, ("sentence", json!(example.sentence())), ("right", json!(right))];
-                    records[number] = per_example::record(shared.into_iter().chain(own));
-                }
+            let judged = task.judge(&logits, &examples, &inputs)?;
+            // Of each example: the judgement, the logits and how many they are if they are wanted, and the loss.
+            let mut rows = if per_example.is_some() { logits.to_vec2::<f32>()? } else { Vec::new() }.into_iter();
+            let mut found = Vec::new();
+            for (said, loss) in judged.into_iter().zip(losses) {
+                let logits = rows.next().unwrap_or_default();
+                found.extend(said.numbers());
+                found.extend(logits.iter().map(|&logit| f64::from(logit)));
+                found.extend([logits.len() as f64, f64::from(loss)]);
             }
             bar.inc(numbers.len() as u64);
-            Ok(true)
+            Ok(found)
         },
     )?;
-    if let Some(path) = per_example {
+    let mut records = vec![Record::new(); if per_example.is_some() { set.len() } else { 0 }];
+    let mut judged = vec![(T::Judgement::default(), 0f32); set.len()];
+    for (numbers, found) in order.iter().zip(&found) {
+        for (&number, found) in numbers.iter().zip(found.chunks_exact(found.len() / numbers.len().max(1))) {
+            let [found @ .., classes, loss] = found else { continue };
+            let (said, logits) = found.split_at(found.len() - *classes as usize);
+            judged[number] = (T::Judgement::of_numbers(said), *loss as f32);
+            if let Some(record) = records.get_mut(number) {
+                let logits: Vec<f32> = logits.iter().map(|&logit| logit as f32).collect();
+                *record = whole_record(task, set, number, store, &judged[number].0, &logits);
+            }
+        }
+    }
+    if let Some(path) = per_example.filter(|_| world().is_first()) {
         per_example::write(path, &records)?;
     }
-    if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
+    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         task.write_predictions(folder, set.examples(), &judged)?;
     }
     Ok(task.measures(set.examples(), &judged))
+}
+
+/// The line of `--per-example` for example `number`.
+fn whole_record<T: ExampleTask<IMAGES>, const IMAGES: usize>(
+    task: &T,
+    set: &ImageExamples<T::Example, IMAGES>,
+    number: usize,
+    store: &FeatureStore,
+    said: &T::Judgement,
+    logits: &[f32],
+) -> Record {
+    let example = &set.examples()[number];
+    let images = set.store_index(number).map(|image| store.names()[image].as_str());
+    let image = if IMAGES == 1 { ("image", json!(images[0])) } else { ("images", json!(images.as_slice())) };
+    let right = example.labelled().then(|| task.is_right(example, said));
+    let shared = [image, ("sentence", json!(example.sentence())), ("right", json!(right))];
+    per_example::record(shared.into_iter().chain(task.record(example, said, logits)))
 }
 
 /// The examples with these numbers.

@@ -18,6 +18,7 @@ use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::metrics::{Metrics, cross_entropy};
 use crate::origin::Origin;
+use crate::ranks::world;
 use crate::recalls::recalls;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
@@ -292,7 +293,7 @@ pub fn test(
             }
         }
     }
-    if let Some(path) = per_example {
+    if let Some(path) = per_example.filter(|_| world().is_first()) {
         per_example::write(path, &records)?;
     }
     if recall_images > 0 {
