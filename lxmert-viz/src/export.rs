@@ -28,7 +28,7 @@
 //! left out; with `--no-maps` all maps are. Indices count from 0 here: row 2 is the region that pictures number 3. The
 //! file's metadata names the checkpoint, the captions and the features.
 //!
-//! In Python the safetensors package alone reads it:
+//! Python reads it with the safetensors package alone:
 //!
 //! ```python
 //! from safetensors.numpy import load_file

@@ -62,7 +62,7 @@ impl Default for FigureArgs {
 }
 
 fn font_scale(text: &str) -> std::result::Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    let value: f32 = text.parse().map_err(|_| format!("'{text}' is not a number"))?;
     if (0.5..=3.0).contains(&value) { Ok(value) } else { Err("from 0.5 to 3".into()) }
 }
 

@@ -45,17 +45,17 @@ enum Command {
     Pair(PairArgs),
     /// One attention map as a table of colours
     Heatmap(HeatmapArgs),
-    /// The photo with its regions, the ones with the largest weights outlined and named
+    /// The photo with its regions; those with the largest weights are outlined and named
     Overlay(OverlayArgs),
-    /// What speaks for and against a match or an answer, by several methods side by side
+    /// Evidence for and against a match or an answer, by several methods side by side
     Relevancy(RelevancyArgs),
-    /// Whether the methods know what matters: remove what they call relevant, and see the match go
+    /// Whether the methods know what matters: remove what they call relevant, and see if the match disappears
     Perturbation(PerturbationArgs),
-    /// How often the region that a phrase points to is the one it names, by type of phrase
+    /// How often the region that a phrase points to is the one that it names, by type of phrase
     Grounding(GroundingArgs),
-    /// All heads beside each other, a line a layer
+    /// All heads side by side, one row per layer
     Heads(HeadsArgs),
-    /// Attention maps, relevances, boxes, words and scores as arrays (safetensors) for one's own analysis
+    /// Attention maps, relevances, boxes, words and scores as arrays (safetensors) for your own analysis
     Export(ExportArgs),
     /// Test pairs with probabilities, right or wrong
     Grid,
@@ -109,9 +109,9 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
-    /// clap would read a subcommand's argument as the global one of the same name, and panic where their types differ.
+    /// clap would read a subcommand's argument as the global one of the same name, and panic if their types differ.
     #[test]
-    fn no_subcommand_takes_the_name_of_a_global_argument() {
+    fn no_subcommand_reuses_the_name_of_a_global_argument() {
         let command = Cli::command();
         let global: Vec<_> =
             command.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id()).collect();

@@ -101,7 +101,7 @@ def store(a, rows):
         read = [line for _ in range(a.rounds) for line in lines([program, "--read", folder], a.threads)]
     for case, key, goal in rows:
         measured = [line[key] for line in read if line[key] is not None]
-        if measured:  # memory is known on Linux alone
+        if measured:  # memory is known only on Linux
             unit = (lambda megabytes: f"{megabytes:.0f} MB") if key.endswith("megabytes") else show
             ours = statistics.median(measured)
             print(f"| {case}, {a.images:,} images | {unit(ours)} |  |  |  | {judged(ours, goal, unit)} |", flush=True)

@@ -188,7 +188,7 @@ impl Kernel {
                 operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
                 operands.inner = CHAIN.min(inner - done);
                 (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
-                // SAFETY: as above; the next words of both sides, whose `inner` are checked, added to what was stored.
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to the stored sums.
                 unsafe { (tile.run)(operands) }
                 done += operands.inner;
             }
