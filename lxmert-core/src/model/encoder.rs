@@ -59,7 +59,7 @@ impl LxmertModel {
     /// # Errors
     /// Returns an error if a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
-        in_pool(|| Layer::encode(&self.language_layers, self.embeddings.forward(ids, mask, pass)?, pass))
+        in_pool(ids.device(), || Layer::encode(&self.language_layers, self.embeddings.forward(ids, mask, pass)?, pass))
     }
 
     /// Runs only the vision encoder. `features`: `[batch, regions, visual_feat_dim]`; `boxes`: `[batch, regions, 4]`;
@@ -74,7 +74,9 @@ impl LxmertModel {
         mask: Option<&Tensor>,
         pass: &Pass,
     ) -> Result<Stream> {
-        in_pool(|| Layer::encode(&self.vision_layers, self.regions.forward(features, boxes, mask, pass)?, pass))
+        in_pool(features.device(), || {
+            Layer::encode(&self.vision_layers, self.regions.forward(features, boxes, mask, pass)?, pass)
+        })
     }
 
     /// Runs the cross-modality encoder and the pooler over two encoded streams with the same batch.
@@ -82,7 +84,7 @@ impl LxmertModel {
     /// # Errors
     /// Returns an error if the batches differ.
     pub fn cross(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<LxmertOutput> {
-        in_pool(|| {
+        in_pool(language.states.device(), || {
             let (mut l, mut v) = (language.clone(), vision.clone());
             let (whole, last) = match self.cross_layers.split_last() {
                 // Maps need whole layers.

@@ -2,7 +2,7 @@
 
 use super::math::{erf, exp};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use candle_nn::{Activation, Module};
 use rayon::prelude::*;
@@ -78,7 +78,10 @@ fn density(x: f32) -> f32 {
 /// # Errors
 /// Returns an error if the tensor cannot be read.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if use_fast(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
+    if use_fast(&[x]) {
+        return x.contiguous()?.apply_op1(Gelu);
+    }
+    cuda::fused::activate(x, None, 1, None)?.map_or_else(|| x.gelu_erf(), Ok)
 }
 
 /// Applies the activation, with this workspace's kernel if there is one.

@@ -3,7 +3,7 @@
 
 use super::ragged::Ragged;
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use crate::procedural::splitmix64;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -46,6 +46,11 @@ impl Mask {
         Self { threshold: (f64::from(probability) * 2f64.powi(32)) as u32, scale: 1.0 / (1.0 - probability), key }
     }
 
+    /// Threshold of the hash, scale and key, for the device's kernels.
+    pub(crate) fn parts(self) -> (u32, f32, u32) {
+        (self.threshold, self.scale, self.key)
+    }
+
     /// `scale` for a kept element, 0 for a dropped one.
     #[inline(always)]
     pub(crate) fn factor(&self, index: u32) -> f32 {
@@ -74,16 +79,28 @@ pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result
 /// # Errors
 /// Returns an error if `x` has another number of rows.
 pub fn dropout_rows(x: &Tensor, rows: &Ragged, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
-    if rows.is_dense() || rng.is_none() || probability <= 0.0 {
-        return dropout(x, probability, rng);
+    let mask = rng.filter(|_| probability > 0.0).map(|rng| Mask::new(probability, rng.next_key()));
+    mask.map_or_else(|| Ok(x.clone()), |mask| mask_rows(x, rows, mask))
+}
+
+/// Ragged rows times the factors of the padded tensor's mask.
+pub(super) fn mask_rows(x: &Tensor, rows: &Ragged, mask: Mask) -> Result<Tensor> {
+    if rows.is_dense() {
+        return apply_mask(x, mask);
     }
-    rows.gather(&dropout(&rows.scatter(x)?, probability, rng)?)
+    match cuda::fused::activate(x, None, 0, Some((mask, Some(rows))))? {
+        Some(masked) => Ok(masked),
+        None => rows.gather(&apply_mask(&rows.scatter(x)?, mask)?),
+    }
 }
 
 /// `x` times the factors of `mask`.
 pub(super) fn apply_mask(x: &Tensor, mask: Mask) -> Result<Tensor> {
     if use_fast(&[x]) {
         return x.contiguous()?.apply_op1(Dropout { mask });
+    }
+    if let Some(masked) = cuda::fused::activate(x, None, 0, Some((mask, None)))? {
+        return Ok(masked);
     }
     // Other devices and types: the same mask, computed on the CPU and copied.
     let factors: Vec<f32> = (0..x.elem_count() as u32).map(|i| mask.factor(i)).collect();

@@ -25,7 +25,7 @@ const PER_TASK: usize = 1 << 16;
 /// # Errors
 /// As there.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    in_pool(|| run(loss))
+    in_pool(loss.device(), || run(loss))
 }
 
 fn run(loss: &Tensor) -> Result<GradStore> {

@@ -7,7 +7,7 @@ use super::epilogue::RowDropout;
 use super::gradients::deliver;
 use super::math::{add_scaled, dot, sum};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -23,7 +23,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if use_fast(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps });
     }
-    composed(x, weight, bias, eps)
+    let fused = cuda::fused::norm(x, None, None, (weight, bias, eps), None)?;
+    fused.map_or_else(|| composed(x, weight, bias, eps), Ok)
 }
 
 /// The composition of candle's own operations.

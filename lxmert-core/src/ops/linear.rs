@@ -9,7 +9,7 @@ use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
 use super::product::{self, Output};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, TensorId};
 use rayon::prelude::*;
 
@@ -33,12 +33,20 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
     if use_fast(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(weight, bias, Linear { weight: weight.id(), precision });
     }
+    let product = linear_product(x, weight, precision)?;
+    let fused = cuda::fused::activate(&product, Some(bias), 0, None)?;
+    fused.map_or_else(|| product.broadcast_add(bias), Ok)
+}
+
+/// `x Wᵀ`, composed.
+pub(crate) fn linear_product(x: &Tensor, weight: &Tensor, precision: Precision) -> Result<Tensor> {
     let (out, inner) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
     let rows = rows_of(&shape);
     if let Some(last) = shape.last_mut() {
         *last = out;
     }
+    let dtype = x.dtype();
     let x = x.reshape((rows, inner))?;
     let product = match precision {
         Precision::F32 => x.matmul(&weight.t()?)?,
@@ -49,10 +57,10 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
                 true => t.to_dtype(DType::BF16)?.to_dtype(t.dtype()),
                 false => t.to_dtype(DType::BF16),
             };
-            factor(&x)?.matmul(&factor(&weight.t()?)?)?.to_dtype(bias.dtype())?
+            factor(&x)?.matmul(&factor(&weight.t()?)?)?.to_dtype(dtype)?
         }
     };
-    product.broadcast_add(bias)?.reshape(shape)
+    product.reshape(shape)
 }
 
 /// The number of rows of a `[…, width]` tensor; its width may be 0.

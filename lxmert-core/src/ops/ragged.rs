@@ -20,13 +20,38 @@ struct Places {
     starts: Vec<usize>,
     /// The padded row of each ragged row.
     rows: Vec<u32>,
+    /// [`Ragged::on`], once it was asked for.
+    #[cfg(feature = "cuda")]
+    uploaded: std::sync::OnceLock<[Tensor; 2]>,
 }
 
 impl Ragged {
+    fn of(batch: usize, length: usize, starts: Vec<usize>, rows: Vec<u32>) -> Self {
+        Self(Arc::new(Places {
+            batch,
+            length,
+            starts,
+            rows,
+            #[cfg(feature = "cuda")]
+            uploaded: Default::default(),
+        }))
+    }
+
+    /// [`starts`](Self::starts) and [`rows`](Self::rows) on a device, u32, uploaded once.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(uploaded) = self.0.uploaded.get().filter(|uploaded| uploaded[0].device().same_device(device)) {
+            return Ok(uploaded.clone());
+        }
+        let starts = self.0.starts.iter().map(|start| *start as u32);
+        let uploaded = [Self::index(starts, device)?, Self::index(self.0.rows.iter().copied(), device)?];
+        Ok(self.0.uploaded.get_or_init(|| uploaded).clone())
+    }
+
     /// No padding: every row is real.
     pub fn dense(batch: usize, length: usize) -> Self {
         let starts = (0..=batch).map(|i| i * length).collect();
-        Self(Arc::new(Places { batch, length, starts, rows: (0..(batch * length) as u32).collect() }))
+        Self::of(batch, length, starts, (0..(batch * length) as u32).collect())
     }
 
     /// From a mask of any element type, `[batch, length]`, 1 for real rows and 0 for padding. An item that consists of
@@ -48,7 +73,7 @@ impl Ragged {
             rows.extend((0..length).filter(|&i| empty || mask[i] == 1.0).map(|i| (item * length + i) as u32));
             starts.push(rows.len());
         }
-        Ok(Self(Arc::new(Places { batch, length, starts, rows })))
+        Ok(Self::of(batch, length, starts, rows))
     }
 
     /// Number of items.
@@ -85,7 +110,7 @@ impl Ragged {
     pub fn first_rows(&self) -> Self {
         let Places { batch, length, .. } = *self.0;
         let rows = (0..batch).map(|i| (i * length) as u32).collect();
-        Self(Arc::new(Places { batch, length, starts: (0..=batch).collect(), rows }))
+        Self::of(batch, length, (0..=batch).collect(), rows)
     }
 
     /// Item `index`, repeated `times` times.
@@ -101,7 +126,7 @@ impl Ragged {
         let places: Vec<usize> = own.collect();
         let rows = (0..times).flat_map(|item| places.iter().map(move |place| (item * length + place) as u32)).collect();
         let starts = (0..=times).map(|i| i * count).collect();
-        Ok(Self(Arc::new(Places { batch: times, length, starts, rows })))
+        Ok(Self::of(times, length, starts, rows))
     }
 
     fn index(values: impl Iterator<Item = u32>, device: &Device) -> Result<Tensor> {

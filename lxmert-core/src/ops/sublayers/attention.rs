@@ -1,6 +1,7 @@
 //! The attention sub-layer: `norm(x + dropout(attention(x, context) Wₒᵀ + bₒ))`.
 
 use super::super::attention::{HeadsLayout, attention_probabilities, attention_weigh};
+use super::super::cuda;
 use super::super::dropout::{Mask, apply_mask};
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
@@ -95,14 +96,24 @@ impl AttentionSublayer<'_> {
         run: &Run,
         watch: Option<Watch>,
     ) -> Result<Tensor> {
-        let project = |part: usize, x: &Tensor, rows: &Ragged| {
+        let project = |part: usize, x: &Tensor| {
             let (weight, bias) = self.projections[part];
-            rows.scatter(&linear_with(x, weight, bias, run.precision)?)
+            linear_with(x, weight, bias, run.precision)
         };
-        let (q, k, v) = (project(0, x, queries)?, project(1, context, keys)?, project(2, context, keys)?);
+        let (q, k, v) = (project(0, x)?, project(1, context)?, project(2, context)?);
+        let dropout = run.mask(self.dropout[0]);
+        if watch.is_none() && x.device().is_cuda() {
+            let width = self.output.1.elem_count();
+            let layout =
+                HeadsLayout { heads: self.heads, width, queries: queries.clone(), keys: keys.clone(), dropout };
+            if let Some(attended) = cuda::fused::attention(&q, &k, &v, &layout)? {
+                return composed_output(x, &attended, self.output, &self.norm, self.dropout[1], queries, run);
+            }
+        }
+        let (q, k, v) = (queries.scatter(&q)?, keys.scatter(&k)?, keys.scatter(&v)?);
         let map = attention_probabilities(&q, &k, self.heads, keys)?;
         let map = watch.map_or(Ok(map.clone()), |watch| watch(map))?;
-        let map = run.mask(self.dropout[0]).map_or(Ok(map.clone()), |mask| apply_mask(&map, mask))?;
+        let map = dropout.map_or(Ok(map.clone()), |mask| apply_mask(&map, mask))?;
         let attended = queries.gather(&attention_weigh(&map, &v)?)?;
         composed_output(x, &attended, self.output, &self.norm, self.dropout[1], queries, run)
     }

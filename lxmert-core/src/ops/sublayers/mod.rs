@@ -12,8 +12,9 @@ mod parameters;
 pub use attention::{AttentionSublayer, Watch};
 pub use feed_forward::FeedForwardSublayer;
 
-use super::dropout::{DropoutRng, Mask, dropout_rows};
-use super::linear::linear_with;
+use super::cuda;
+use super::dropout::{DropoutRng, Mask, mask_rows};
+use super::linear::{linear_product, linear_with};
 use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
 use super::ragged::Ragged;
@@ -61,6 +62,15 @@ fn composed_output(
     rows: &Ragged,
     run: &Run,
 ) -> Result<Tensor> {
-    let out = dropout_rows(&linear_with(inner, weight, bias, run.precision)?, rows, probability, run.rng)?;
+    let mask = run.mask(probability);
+    if x.device().is_cuda() {
+        let product = linear_product(inner, weight, run.precision)?;
+        let end = (norm.weight, norm.bias, norm.eps);
+        if let Some(y) = cuda::fused::norm(&product, Some(bias), Some(x), end, mask.map(|mask| (mask, rows)))? {
+            return Ok(y);
+        }
+    }
+    let out = linear_with(inner, weight, bias, run.precision)?;
+    let out = mask.map_or(Ok(out.clone()), |mask| mask_rows(&out, rows, mask))?;
     super::layer_norm(&(x + out)?, norm.weight, norm.bias, norm.eps)
 }
