@@ -1,5 +1,5 @@
-//! The explorer in a real Chromium: what the page shows is what the library computes, by pointer and by keyboard, in a
-//! file and from the server. Where no Chromium is installed each test says so and passes.
+//! The explorer in a real Chromium: the page shows what the library computes, with pointer and keyboard, in a file and
+//! from the server. Without Chromium each test prints a message and passes.
 
 mod chromium;
 mod common;
@@ -27,7 +27,7 @@ fn viz(made: &Made, arguments: &[&str]) -> String {
     String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap()
 }
 
-/// Writes the page, and gives its address and the data in it.
+/// Writes the page; returns its address and the data in it.
 fn page(made: &Made, arguments: &[&str]) -> (String, Value) {
     let said = viz(made, &[&["explore"], arguments].concat());
     let path = made.run().join("explore.html");
@@ -42,7 +42,7 @@ fn regions(made: &Made, image: &str) -> Regions {
     store.regions(NameFinder::new(store.names()).find(image).unwrap()).unwrap()
 }
 
-/// What the library says of a pair of the page.
+/// The library's result for a pair of the page.
 fn computed(made: &Made, checkpoint: &Path, data: &Value, pair: &Value) -> (f32, PairMaps) {
     let scorer = Scorer::open(checkpoint, &Device::Cpu).unwrap();
     let image = data["photos"][pair["photo"].as_u64().unwrap() as usize]["name"].as_str().unwrap();
@@ -62,7 +62,7 @@ fn shown_matrix(browser: &mut Browser) -> Vec<f64> {
     numbers.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
-/// Half a step of the quantisation, and half of the last digit that the page writes.
+/// Half a step of the quantisation, and half of the last digit that the page prints.
 fn assert_matrix(shown: &[f64], want: &Matrix, (largest, steps): (f32, u16), what: &str) {
     assert_eq!(shown.len(), want.values.len(), "{what}");
     let bound = f64::from(largest) * (0.5 / f64::from(steps) + 1e-6) + 0.5e-4 + 1e-9;
@@ -97,7 +97,7 @@ fn the_page_shows_the_numbers_of_the_library() {
     let said = pair["views"][0]["probability"].as_f64().unwrap();
     assert!((said - f64::from(probability)).abs() < 1e-6);
 
-    // A word: the region that is strongest by Rust is the first that is named on the photo, and the tip says its weight.
+    // A word: the strongest region according to Rust is the first one named on the photo, and the tip shows its weight.
     let word = 3;
     browser.hover(&format!(".word[data-item='{word}']"));
     let row = maps.last_cross().unwrap().language_to_vision.mean();

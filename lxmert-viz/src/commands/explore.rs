@@ -23,16 +23,17 @@ use lxmert_train::job::RunSettings;
 use lxmert_train::run_folder::RunFolder;
 use std::path::PathBuf;
 
-/// What the page shows.
+/// The content of the page.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExploreArgs {
-    /// How many pairs to show, chosen to teach: right and sure, wrong and sure, hard, undecided
+    /// How many pairs to show, chosen to teach: confident and right, confident and wrong, hard, undecided
     #[arg(long, default_value_t = 12, value_name = "N")]
     pub pairs: usize,
-    /// Another checkpoint to show beside the first; may be given several times
+    /// Another checkpoint to show beside the first; may be repeated
     #[arg(long, value_name = "CHECKPOINT")]
     pub compare: Vec<PathBuf>,
-    /// A checkpoint that answers questions [default: that of the run whose name ends in -questions, where there is one]
+    /// A checkpoint that answers questions [default: that of the run with a name that ends in -questions, if there is
+    /// one]
     #[arg(long, value_name = "CHECKPOINT")]
     pub questions: Option<PathBuf>,
 }
@@ -43,7 +44,7 @@ impl Default for ExploreArgs {
     }
 }
 
-/// At most this many pairs of a kind, and this many questions, are scored to choose from.
+/// Score at most this many pairs of a kind, and this many questions, to choose from.
 const POOL: usize = 400;
 const QUESTION_POOL: usize = 150;
 
@@ -51,7 +52,7 @@ impl ExploreArgs {
     /// Writes the page.
     ///
     /// # Errors
-    /// When a checkpoint or the data cannot be read, a computation fails, or the file cannot be written.
+    /// Returns an error if a checkpoint or the data cannot be read, a computation fails, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
         let explorers = self.open(session)?;
         let mut report = Report::default();
@@ -63,7 +64,7 @@ impl ExploreArgs {
     /// The checkpoints: the run's, those to compare it with, and one that answers questions.
     ///
     /// # Errors
-    /// When one cannot be read, or takes other features than the first.
+    /// Returns an error if one cannot be read, or needs other features than the first.
     pub(super) fn open(&self, session: &Session) -> Result<Vec<Explorer>> {
         let first = Explorer::open(&session.places.checkpoint, &session.device)?;
         let mut explorers = vec![first];
@@ -72,13 +73,13 @@ impl ExploreArgs {
         }
         if let Some(place) = beside(session).filter(|_| explorers.iter().all(|one| one.asker.is_none())) {
             let found = Explorer::open(&place, &session.device)?;
-            // The default is an extra: one of other features is left out.
+            // The default is optional: skip it if it needs other features.
             explorers.extend(Some(found).filter(|one| one.takes().0 == explorers[0].takes().0));
         }
         let wanted = explorers[0].takes().0;
         if let Some(other) = explorers.iter().find(|one| one.takes().0 != wanted) {
             return Err(Error::Argument(format!(
-                "{} takes {} numbers a region, but {} takes {wanted}: they cannot be shown on the same regions",
+                "{} needs {} numbers per region, but {} needs {wanted}: they cannot share regions",
                 other.name,
                 other.takes().0,
                 explorers[0].name
@@ -88,7 +89,7 @@ impl ExploreArgs {
     }
 }
 
-/// The best checkpoint of the run beside this one that learnt questions.
+/// The best checkpoint of the run beside this one that was trained on questions.
 fn beside(session: &Session) -> Option<PathBuf> {
     if !session.places.checkpoint.starts_with(&session.places.run) {
         return None;
@@ -98,7 +99,7 @@ fn beside(session: &Session) -> Option<PathBuf> {
     Some(session.places.run.with_file_name(name).join("best")).filter(|best| best.is_dir())
 }
 
-/// Writes the page of the session's data. `judged`: pairs that the first checkpoint has scored already.
+/// Writes the page for the session's data. `judged`: pairs that the first checkpoint has already scored.
 pub(super) fn write(
     session: &Session,
     explorers: &[Explorer],
@@ -115,7 +116,8 @@ pub(super) fn write(
     Ok(())
 }
 
-/// The pairs of the session's data that teach most, explained by every checkpoint that can, and the regions of the photos.
+/// The most instructive pairs of the session's data, explained by every checkpoint that can, and the regions of the
+/// photos.
 pub(super) fn document(
     session: &Session,
     explorers: &[Explorer],
@@ -154,13 +156,13 @@ pub(super) fn document(
         document.pairs.push(pair);
     }
     if document.pairs.is_empty() {
-        return Err(Error::Argument("no test pair and no question that the checkpoint could explain".into()));
+        return Err(Error::Argument("the checkpoint can explain no test pair and no question".into()));
     }
     let regions = document.photos.iter().map(|photo| data.regions(&photo.name)).collect::<Result<Vec<_>>>()?;
     Ok((document, regions))
 }
 
-/// Some of the test pairs and the hard ones with the probabilities that `scorer` gives them.
+/// Some of the test pairs and the hard ones, with `scorer`'s probabilities.
 fn pool(session: &Session, data: &DataSet, scorer: &Scorer) -> Result<Vec<Judged>> {
     let (fixed, hard) = data.test_pairs()?;
     let mut all = Vec::new();
@@ -170,7 +172,7 @@ fn pool(session: &Session, data: &DataSet, scorer: &Scorer) -> Result<Vec<Judged
     Ok(all)
 }
 
-/// The questions that teach most, answered by the first checkpoint that answers any.
+/// The most instructive questions, answered by the first checkpoint that can.
 fn answered(session: &Session, data: &DataSet, explorers: &[Explorer], count: usize) -> Result<Vec<Answered>> {
     let Some(asker) = explorers.iter().find_map(|one| one.asker.as_ref()).filter(|_| count > 0) else {
         return Ok(Vec::new());
@@ -200,7 +202,7 @@ fn answered(session: &Session, data: &DataSet, explorers: &[Explorer], count: us
     Ok(chosen.into_iter().filter_map(|i| answered[i].take()).collect())
 }
 
-/// The files of questions: of the run that learnt them, or of the scenes.
+/// The files of questions: from the run that was trained on them, or the scenes'.
 fn question_files(session: &Session, explorers: &[Explorer]) -> Result<Option<ExamplePaths>> {
     for explorer in explorers.iter().filter(|one| one.asker.is_some()) {
         let settings =
@@ -216,7 +218,7 @@ fn question_files(session: &Session, explorers: &[Explorer]) -> Result<Option<Ex
     Ok(ExamplePaths::scenes(&Workspace::locate(), "questions").ok())
 }
 
-/// The pair of an image and a claim with what each checkpoint makes of it; its photo goes into the document once.
+/// The pair of an image and a claim, with each checkpoint's view of it; its photo is added to the document once.
 fn explained(
     document: &mut Document,
     data: &DataSet,

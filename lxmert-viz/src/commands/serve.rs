@@ -14,25 +14,25 @@ use std::net::{IpAddr, TcpListener, ToSocketAddrs as _};
 /// `serve`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServeArgs {
-    /// What the page shows.
+    /// The content of the page.
     #[command(flatten)]
     pub explore: ExploreArgs,
     /// How the regions of dropped photos are found.
     #[command(flatten)]
     pub finder: FinderArgs,
-    /// Where to listen; anything but this machine's own address lets others use the model
+    /// Address to listen on; any but this machine's own address lets others use the model
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub host: String,
-    /// The port; 0 takes any that is free
+    /// The port; 0 for any free one
     #[arg(long, default_value_t = 8080, value_name = "N")]
     pub port: u16,
 }
 
 impl ServeArgs {
-    /// Serves the page until the user interrupts.
+    /// Serves the page until the user interrupts it.
     ///
     /// # Errors
-    /// When a checkpoint, the detector or the data cannot be read, or the address cannot be listened on.
+    /// Returns an error if a checkpoint, the detector or the data cannot be read, or the address is not available.
     pub fn run(&self, session: &Session) -> Result<Report> {
         let at = format!("{}:{}", self.host, self.port);
         let refused = |error: std::io::Error| {
@@ -42,7 +42,7 @@ impl ServeArgs {
             };
             Error::Argument(format!("cannot listen at {at}: {error}{advice}"))
         };
-        // The port is taken before the models are opened, which may take minutes.
+        // Bind the port before opening the models, which may take minutes.
         let address = (self.host.as_str(), self.port).to_socket_addrs().map_err(refused)?.next();
         let address = address.ok_or_else(|| Error::Argument(format!("--host {}: no such address", self.host)))?;
         let listener = TcpListener::bind(address).map_err(refused)?;

@@ -1,4 +1,4 @@
-//! What the page is given, as JSON. The names of the fields are those that the scripts read.
+//! The data for the page, as JSON. The scripts read these field names.
 
 use super::pack::Packed;
 use crate::explain::maps::Direction;
@@ -15,12 +15,12 @@ use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::features::Regions;
 use serde::Serialize;
 
-/// Everything on the page.
+/// All data for the page.
 #[derive(Debug, Clone, Serialize)]
 pub struct Document {
-    /// What the data is called.
+    /// The name of the data set.
     pub title: String,
-    /// What the reader must know of the data.
+    /// A note about the data for the reader.
     pub notice: Option<String>,
     /// The colours of a scale from 0 to 1, evenly spread, as `#rrggbb`.
     pub palette: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Document {
     pub photos: Vec<Photo>,
     /// The pairs.
     pub pairs: Vec<Pair>,
-    /// What the server behind the page can do; absent in a file.
+    /// The capabilities of the server behind the page; absent in a file.
     pub live: Option<Live>,
 }
 
@@ -66,7 +66,7 @@ impl Document {
     }
 }
 
-/// How many colours of the scale the page mixes its own from.
+/// Number of colours from which the page interpolates its scale.
 const COLOURS: usize = 33;
 
 fn hex([r, g, b]: Rgb) -> String {
@@ -79,7 +79,7 @@ pub struct MethodText {
     slug: &'static str,
     name: &'static str,
     explanation: &'static str,
-    /// Whether it says what speaks for and what against.
+    /// Whether it gives evidence for and against.
     signed: bool,
 }
 
@@ -94,43 +94,43 @@ pub struct DirectionText {
 /// A checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelText {
-    /// Where it lies, short.
+    /// Where it is, shortened.
     pub name: String,
-    /// Whether it says how well a sentence fits a photo.
+    /// Whether it scores how well a sentence fits a photo.
     pub matches: bool,
     /// Whether it answers questions.
     pub answers: bool,
 }
 
-/// What the server can do.
+/// The capabilities of the server.
 #[derive(Debug, Clone, Serialize)]
 pub struct Live {
-    /// The detector of dropped photos.
+    /// The detector for dropped photos.
     pub detector: String,
-    /// Most bytes of a dropped photo.
+    /// Maximum size of a dropped photo in bytes.
     pub most_bytes: usize,
-    /// Most characters of a sentence.
+    /// Maximum length of a sentence in characters.
     pub most_characters: usize,
 }
 
 /// A photo and its regions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Photo {
-    /// What the server calls it; absent in a file.
+    /// The server's id for it; absent in a file.
     pub id: Option<String>,
     /// The image's name.
     pub name: String,
-    /// Width in pixels, of the original.
+    /// Width in pixels, of the original photo.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// The photo as a data URL, at most [`LONGEST_SIDE`] pixels a side.
+    /// The photo as a data URL, at most [`LONGEST_SIDE`] pixels per side.
     pub src: String,
     /// The regions, best detection first.
     pub regions: Vec<Region>,
 }
 
-/// Pictures are scaled down to this many pixels: as large as the page shows them.
+/// Pictures are scaled down to this many pixels, the size at which the page shows them.
 pub const LONGEST_SIDE: u32 = 640;
 const JPEG_QUALITY: u8 = 82;
 
@@ -140,9 +140,9 @@ pub struct Region {
     /// x0 y0 x1 y1, 0..1.
     #[serde(rename = "box")]
     pub corners: BoxXyxy,
-    /// The class, where the detector names it.
+    /// The class, if the detector names it.
     pub label: Option<String>,
-    /// The attribute, from detectors that name one.
+    /// The attribute, if the detector names one.
     pub attribute: Option<String>,
     /// The detector's confidence.
     pub score: Option<f32>,
@@ -151,9 +151,9 @@ pub struct Region {
 /// The names of classes and attributes.
 #[derive(Debug, Clone, Copy)]
 pub struct Names<'a> {
-    /// Of the regions' classes.
+    /// The names of the regions' classes.
     pub labels: &'a [String],
-    /// Of their attributes.
+    /// The names of their attributes.
     pub attributes: &'a [String],
 }
 
@@ -178,7 +178,7 @@ impl Photo {
     /// A photo for the page.
     ///
     /// # Errors
-    /// [`Error::Drawing`] when it cannot be encoded.
+    /// [`Error::Drawing`] if it cannot be encoded.
     pub fn new(name: &str, photo: &RgbImage, regions: Vec<Region>) -> Result<Self> {
         let (width, height) = photo.dimensions();
         Ok(Self { id: None, name: name.into(), width, height, src: data_url(photo)?, regions })
@@ -210,7 +210,7 @@ pub enum Kind {
     Hard,
     /// A question.
     Question,
-    /// What a user wrote.
+    /// A user's text.
     Own,
 }
 
@@ -221,30 +221,30 @@ pub struct Pair {
     pub photo: usize,
     /// The sentence or question.
     pub text: String,
-    /// What it is.
+    /// The kind of pair.
     pub kind: Kind,
-    /// Whether the sentence is a caption of the image, where that is known.
+    /// Whether the sentence is a caption of the image, if known.
     pub truth: Option<bool>,
     /// The true answers with their scores.
     pub answers: Vec<(String, f32)>,
-    /// What each checkpoint makes of it.
+    /// Each checkpoint's view of it.
     pub views: Vec<View>,
 }
 
-/// What one checkpoint makes of a pair.
+/// One checkpoint's view of a pair.
 #[derive(Debug, Clone, Serialize)]
 pub struct View {
     /// The checkpoint, an index into [`Document::models`].
     pub model: usize,
-    /// The logit that is explained: of the match, or of an answer.
+    /// The explained logit: of the match, or of an answer.
     pub logit: f32,
     /// Its sigmoid.
     pub probability: f32,
-    /// The answer that is explained.
+    /// The explained answer.
     pub answer: Option<String>,
     /// The best answers.
     pub best: Vec<Answer>,
-    /// Whether the checkpoint is right, where that is known.
+    /// Whether the checkpoint is right, if known.
     pub right: Option<bool>,
     /// The word pieces.
     pub tokens: Vec<String>,
@@ -252,7 +252,7 @@ pub struct View {
     pub words: Vec<WordText>,
     /// The positions of pieces that belong to words with letters or digits.
     pub spoken: Vec<usize>,
-    /// Word pieces that were cut off.
+    /// How many word pieces were truncated.
     pub truncated: usize,
     /// How many of the photo's regions the model saw.
     pub regions: usize,
@@ -281,7 +281,7 @@ mod tests {
     use lxmert_core::features::Attributes;
 
     #[test]
-    fn regions_bring_their_names_attributes_and_scores() {
+    fn regions_have_names_attributes_and_scores() {
         let attributes = Some(Attributes { labels: vec![1, 0], scores: vec![0.5, 0.4] });
         let regions = Regions {
             boxes: vec![[0.0; 4]; 2],

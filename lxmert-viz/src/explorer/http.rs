@@ -1,29 +1,29 @@
-//! One HTTP request a connection, for a page on the same machine: bounded in size and in time, and refused when another
+//! One HTTP request per connection, for a page on the same machine: limited in size and time, and rejected if another
 //! page sends it.
 //!
-//! `httparse` (hyper's) reads the head; what is here is the socket, the limits and the rules:
+//! `httparse` (hyper's) parses the head; this module adds the socket, the limits and the rules:
 //!
 //! | rule | against |
 //! | --- | --- |
 //! | `Host` is an address, `localhost` or the name given by `--host` | a foreign name that was bound to this address (DNS rebinding) |
-//! | `Origin`, where there is one, is this server; `Sec-Fetch-Site` is not another site | a page from elsewhere that sends requests here |
-//! | a body says its length, at most [`Limits::body`] | a body that fills the memory |
+//! | `Origin`, if present, is this server; `Sec-Fetch-Site` is not another site | a page from elsewhere that sends requests here |
+//! | a body states its length, at most [`Limits::body`] | a body that fills the memory |
 //! | [`Limits::patience`] for the whole request | a client that sends a byte a minute |
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Most bytes of the request line and the headers.
+/// Maximum size of the request line and the headers in bytes.
 const HEAD: usize = 16 * 1024;
 const HEADERS: usize = 64;
 
-/// How much and for how long a client may send.
+/// Limits on what a client may send, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Most bytes of a body.
+    /// Maximum size of a body in bytes.
     pub body: usize,
-    /// Until the request is whole.
+    /// Time limit for the whole request.
     pub patience: Duration,
 }
 
@@ -32,9 +32,9 @@ pub struct Limits {
 pub struct Request {
     /// `GET`, `POST`, …
     pub method: String,
-    /// The path, without what follows a `?`.
+    /// The path, without the part after a `?`.
     pub path: String,
-    /// What follows it.
+    /// The part after it.
     pub query: String,
     host: Option<String>,
     origin: Option<String>,
@@ -45,10 +45,10 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
-/// What is sent back.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
-    /// The status with its words: "200 OK".
+    /// The status with its reason: "200 OK".
     pub status: &'static str,
     /// The media type.
     pub kind: &'static str,
@@ -73,8 +73,8 @@ impl Response {
         Self { status, kind: "application/json", body }
     }
 
-    /// Sends it and closes the connection. What the client still sends is read for a while, else it would never see the
-    /// answer to a request that was refused halfway.
+    /// Sends it and closes the connection. Reads the rest of the client's request for a while; otherwise the client
+    /// would never see the response to a request that was rejected halfway.
     pub fn send(&self, stream: &mut TcpStream) {
         let head = format!(
             "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\nCache-Control: no-store\r\n\
@@ -104,10 +104,10 @@ fn read_within(stream: &mut TcpStream, into: &mut [u8], end: Instant) -> std::io
     stream.read(into)
 }
 
-/// Reads a request, or says why not. `name`: the host's own name besides its addresses.
+/// Reads a request, or returns the reason it could not. `name`: the host's own name besides its addresses.
 ///
 /// # Errors
-/// The response to send: the head or the body is too large, too slow or no HTTP, or another page sent it.
+/// The response to send if the head or the body is too large, too slow or not HTTP, or another page sent it.
 pub fn read(stream: &mut TcpStream, limits: &Limits, name: &str) -> Result<Request, Response> {
     let end = Instant::now() + limits.patience;
     let gone = |error: std::io::Error| match error.kind() {
@@ -137,11 +137,13 @@ pub fn read(stream: &mut TcpStream, limits: &Limits, name: &str) -> Result<Reque
     };
     request.check(name)?;
     let length = match (request.method.as_str(), request.length) {
-        ("POST", None) => return Err(Response::refusal("411 Length Required", "say how long the body is")),
+        ("POST", None) => {
+            return Err(Response::refusal("411 Length Required", "the request must state the body's length"));
+        }
         (_, length) => length.unwrap_or(0),
     };
     if length > limits.body {
-        let message = format!("{} MB; at most {} MB are taken", length.div_ceil(1_000_000), limits.body / 1_000_000);
+        let message = format!("{} MB; at most {} MB are accepted", length.div_ceil(1_000_000), limits.body / 1_000_000);
         return Err(Response::refusal("413 Content Too Large", message));
     }
     if request.continues {
@@ -159,9 +161,9 @@ pub fn read(stream: &mut TcpStream, limits: &Limits, name: &str) -> Result<Reque
     Ok(request)
 }
 
-/// The request without its body, and where that begins; `None` when the head is not whole yet.
+/// The request without its body, and where the body begins; `None` if the head is incomplete.
 fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Response> {
-    let malformed = |what: &str| Response::refusal("400 Bad Request", format!("no HTTP request: {what}"));
+    let malformed = |what: &str| Response::refusal("400 Bad Request", format!("not an HTTP request: {what}"));
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     let start = match parsed.parse(bytes) {
@@ -178,22 +180,24 @@ fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Response> {
         ..Request::default()
     };
     for header in parsed.headers.iter() {
-        let value = || String::from_utf8(header.value.to_vec()).map_err(|_| malformed("a header is no UTF-8"));
-        // Two of one kind would leave open which counts.
+        let value = || String::from_utf8(header.value.to_vec()).map_err(|_| malformed("a header is not UTF-8"));
+        // Two headers of one kind would be ambiguous.
         let once = |slot: &mut Option<String>| match slot.replace(value()?) {
             None => Ok(()),
-            Some(_) => Err(malformed("a header comes twice")),
+            Some(_) => Err(malformed("a header is repeated")),
         };
         match header.name.to_ascii_lowercase().as_str() {
             "host" => once(&mut request.host)?,
             "origin" => once(&mut request.origin)?,
             "sec-fetch-site" => once(&mut request.fetch_site)?,
-            "transfer-encoding" => return Err(Response::refusal("411 Length Required", "say how long the body is")),
+            "transfer-encoding" => {
+                return Err(Response::refusal("411 Length Required", "the request must state the body's length"));
+            }
             "expect" => request.continues = value()?.eq_ignore_ascii_case("100-continue"),
             "content-length" => {
-                let length = value()?.parse().map_err(|_| malformed("the body's length is no number"))?;
+                let length = value()?.parse().map_err(|_| malformed("the body's length is not a number"))?;
                 if request.length.replace(length).is_some() {
-                    return Err(malformed("a header comes twice"));
+                    return Err(malformed("a header is repeated"));
                 }
             }
             _ => {}
@@ -203,7 +207,7 @@ fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Response> {
 }
 
 impl Request {
-    /// Refuses what another page may have sent.
+    /// Rejects a request that another page may have sent.
     fn check(&self, name: &str) -> Result<(), Response> {
         let forbidden = |message: String| Err(Response::refusal("403 Forbidden", message));
         let Some(host) = &self.host else { return forbidden("the request names no host".into()) };
@@ -213,13 +217,13 @@ impl Request {
         if let Some(origin) = &self.origin
             && *origin != format!("http://{host}")
         {
-            return forbidden(format!("a page of {origin} may not ask here"));
+            return forbidden(format!("pages of {origin} may not send requests here"));
         }
         match self.fetch_site.as_deref() {
-            // A link elsewhere may lead to the page, not to what the page asks.
+            // A link on another site may lead to the page, but not to its API.
             None | Some("same-origin" | "none") => Ok(()),
             Some(_) if self.path == "/" && self.method == "GET" => Ok(()),
-            Some(site) => forbidden(format!("a {site} page may not ask here")),
+            Some(site) => forbidden(format!("{site} pages may not send requests here")),
         }
     }
 }
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn other_origins_are_refused() {
+    fn rejects_other_origins() {
         assert!(
             checked("Host: localhost:8080\r\nOrigin: http://localhost:8080\r\nSec-Fetch-Site: same-origin").is_ok()
         );
@@ -275,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_heads_are_refused_and_unfinished_ones_awaited() {
+    fn rejects_odd_heads_and_waits_for_unfinished_ones() {
         assert_eq!(parsed("GET / HTTP/1.1\r\nHost: a"), Ok(None));
         for bad in [
             "Host: a\r\nHost: b",

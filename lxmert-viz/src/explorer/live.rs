@@ -1,4 +1,4 @@
-//! The live models behind the page: photos in memory, and what is asked of them, one job after another.
+//! The live models behind the page: photos in memory, and requests to the models, one at a time.
 
 use super::document::{Names, Photo, View};
 use super::views::{Claim, Explorer, Hidden, Score};
@@ -13,13 +13,13 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Cursor;
 
-/// Most bytes of a photo.
+/// Maximum size of a photo in bytes.
 pub const MOST_BYTES: usize = 20_000_000;
-/// Most pixels of a photo.
+/// Maximum number of pixels of a photo.
 pub const MOST_PIXELS: u64 = 40_000_000;
-/// Most characters of a sentence.
+/// Maximum length of a sentence in characters.
 pub const MOST_CHARACTERS: usize = 500;
-/// How many dropped photos are remembered.
+/// How many dropped photos to remember.
 const MOST_PHOTOS: usize = 8;
 
 /// Photos, detector and checkpoints.
@@ -30,11 +30,11 @@ pub struct LiveModels {
     pub finder: Finder,
     /// The regions of the page's own photos.
     pub shown: Vec<Regions>,
-    /// The regions of dropped photos with their ids, the latest first.
+    /// The regions of dropped photos with their ids, newest first.
     pub dropped: VecDeque<(String, Regions)>,
 }
 
-/// A question to the models.
+/// A request to the models.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Ask {
     /// The photo's id.
@@ -43,16 +43,16 @@ pub struct Ask {
     text: String,
     /// Whether it is a question.
     question: bool,
-    /// The answer to explain; the best where none is named.
+    /// The answer to explain; the best by default.
     #[serde(default)]
     answer: Option<String>,
-    /// The checkpoint, an index; all that can answer where none is named.
+    /// The index of the checkpoint; all that can answer by default.
     #[serde(default)]
     model: Option<usize>,
-    /// Word pieces that are taken away.
+    /// Word pieces to remove.
     #[serde(default)]
     hidden_words: Vec<usize>,
-    /// Regions that are taken away.
+    /// Regions to remove.
     #[serde(default)]
     hidden_regions: Vec<usize>,
 }
@@ -65,15 +65,15 @@ pub struct PairCurve {
     method: &'static str,
     /// The fractions removed.
     removed: Vec<f64>,
-    /// The probability that is left at each.
+    /// The remaining probability at each.
     probability: Vec<f32>,
 }
 
 impl LiveModels {
-    /// Finds the regions of a photo that was dropped on the page.
+    /// Finds the regions of a photo dropped on the page.
     ///
     /// # Errors
-    /// [`Error::Argument`] when it is no picture, broken or too large; [`Error::Extract`] when the detector fails.
+    /// [`Error::Argument`] if it is not a picture, damaged or too large; [`Error::Extract`] if the detector fails.
     pub fn drop_photo(&mut self, name: &str, bytes: &[u8]) -> Result<Photo> {
         let decoded = decode(bytes)?;
         let Found { regions, info } = self.finder.find(&decoded, name)?;
@@ -83,7 +83,7 @@ impl LiveModels {
         let names = Names { labels: &info.label_names, attributes: &info.attribute_names };
         let DecodedImage { width, height, rgb } = decoded;
         let photo = RgbImage::from_raw(width, height, rgb)
-            .ok_or_else(|| Error::Argument("the photo has fewer pixels than its size says".into()))?;
+            .ok_or_else(|| Error::Argument("the photo has fewer pixels than its size implies".into()))?;
         let id = secret();
         let mut shown = Photo::new(name, &photo, names.regions(&regions))?;
         shown.id = Some(id.clone());
@@ -96,7 +96,9 @@ impl LiveModels {
         let shown = id.parse::<usize>().ok().and_then(|index| self.shown.get(index));
         let dropped = || self.dropped.iter().find(|(known, _)| known == id).map(|(_, regions)| regions);
         shown.or_else(dropped).ok_or_else(|| {
-            Error::Argument(format!("the server remembers {MOST_PHOTOS} photos and no longer this one; drop it again"))
+            Error::Argument(format!(
+                "the server remembers only {MOST_PHOTOS} photos and has forgotten this one; drop it again"
+            ))
         })
     }
 
@@ -119,10 +121,10 @@ impl LiveModels {
         named.or_else(|| self.explorers.iter().find(|one| one.can(claim))).ok_or_else(|| lacks(claim))
     }
 
-    /// What each checkpoint that can makes of it.
+    /// The view of each checkpoint that can handle the request.
     ///
     /// # Errors
-    /// [`Error::Argument`] when none can, the photo is forgotten, or the text is empty or too long; [`Error::Candle`].
+    /// [`Error::Argument`] if none can, the photo is forgotten, or the text is empty or too long; [`Error::Candle`].
     pub fn explain(&self, ask: &Ask) -> Result<Vec<View>> {
         let (regions, claim) = self.asked(ask)?;
         let able = self.explorers.iter().enumerate().filter(|(_, one)| one.can(&claim));
@@ -130,10 +132,10 @@ impl LiveModels {
         if views.is_empty() { Err(lacks(&claim)) } else { Ok(views) }
     }
 
-    /// The score of what is left when regions and words are taken away.
+    /// The score after removing regions and words.
     ///
     /// # Errors
-    /// As [`LiveModels::explain`].
+    /// See [`LiveModels::explain`].
     pub fn score(&self, ask: &Ask) -> Result<Score> {
         let (regions, claim) = self.asked(ask)?;
         let hidden = Hidden { words: &ask.hidden_words, regions: &ask.hidden_regions };
@@ -143,7 +145,7 @@ impl LiveModels {
     /// The perturbation curves of this one pair ([`perturbation`]).
     ///
     /// # Errors
-    /// As [`LiveModels::explain`].
+    /// See [`LiveModels::explain`].
     pub fn perturb(&self, ask: &Ask) -> Result<Vec<PairCurve>> {
         let (regions, claim) = self.asked(ask)?;
         let found = self.explorer(ask, &claim)?.perturb(regions, &claim)?;
@@ -159,26 +161,26 @@ impl LiveModels {
 
 fn lacks(claim: &Claim) -> Error {
     Error::Argument(match claim {
-        Claim::Match(_) => "no checkpoint here says how well a sentence fits; ask a question".into(),
+        Claim::Match(_) => "no checkpoint here can score sentences; ask a question".into(),
         Claim::Answer(..) => {
             "no checkpoint here answers questions; start the server with --questions CHECKPOINT".into()
         }
     })
 }
 
-/// Decodes a photo whose header promises no more than [`MOST_PIXELS`].
+/// Decodes a photo if its header states at most [`MOST_PIXELS`].
 fn decode(bytes: &[u8]) -> Result<DecodedImage> {
     let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     if let Some((width, height)) = reader.ok().and_then(|reader| reader.into_dimensions().ok())
         && u64::from(width) * u64::from(height) > MOST_PIXELS
     {
         let most = MOST_PIXELS / 1_000_000;
-        return Err(Error::Argument(format!("{width} × {height} pixels; at most {most} million are taken")));
+        return Err(Error::Argument(format!("{width} × {height} pixels; at most {most} million are accepted")));
     }
     images::decode(bytes).map_err(|reason| Error::Argument(format!("the photo: {reason}")))
 }
 
-/// A name that nobody guesses: two hashes with the process's own random keys.
+/// An unguessable id: two hashes with the process's own random keys.
 fn secret() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
@@ -188,9 +190,9 @@ fn secret() -> String {
 mod tests {
     use super::*;
 
-    /// A BMP header that promises more pixels than are taken, without a pixel behind it.
+    /// A BMP header that states more pixels than are accepted, without any pixel data.
     #[test]
-    fn a_header_that_promises_too_many_pixels_is_refused_before_decoding() {
+    fn rejects_a_header_with_too_many_pixels_before_decoding() {
         let mut bmp = vec![0u8; 54];
         bmp[..2].copy_from_slice(b"BM");
         bmp[10] = 54;
@@ -199,13 +201,13 @@ mod tests {
         bmp[22..26].copy_from_slice(&30_000u32.to_le_bytes());
         (bmp[26], bmp[28]) = (1, 24);
         let message = decode(&bmp).unwrap_err().to_string();
-        assert_eq!(message, "30000 × 30000 pixels; at most 40 million are taken");
+        assert_eq!(message, "30000 × 30000 pixels; at most 40 million are accepted");
         assert!(decode(b"no picture").unwrap_err().to_string().contains("not a JPEG"));
         assert!(decode(b"").is_err());
     }
 
     #[test]
-    fn ids_are_long_and_never_the_same() {
+    fn ids_are_long_and_unique() {
         let (a, b) = (secret(), secret());
         assert!(a.len() == 32 && a != b && a.parse::<usize>().is_err(), "{a} {b}");
     }

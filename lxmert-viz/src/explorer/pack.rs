@@ -1,9 +1,10 @@
-//! Maps small enough for a page: each rounded to even steps of its own largest value, then deflated.
+//! Makes maps small enough for a page: each value is rounded to one of a number of even steps up to the map's largest
+//! value, then all are deflated.
 //!
-//! A map's values are ≥ 0. Step `q` of `n` stands for `q / n · max`, so a value is off by at most half a step,
-//! `max / 2n`; the page says so beside the numbers. Maps of layers and heads have 255 steps, a byte a value: the base model
-//! has 309,000 attention probabilities for a pair of 20 word pieces and 36 regions. What a method makes of all layers
-//! has 65,535, since a word's relevance to itself, 1 and more, stands in one map with hundredths.
+//! A map's values are ≥ 0. Step `q` of `n` stands for `q / n · max`, so a value is off by at most half a step, `max /
+//! 2n`; the page says so beside the numbers. Maps of layers and heads have 255 steps, one byte per value: the base
+//! model has 309,000 attention probabilities for a pair of 20 word pieces and 36 regions. Maps of a method through all
+//! layers have 65,535 steps, since they contain both a word's relevance to itself, 1 or more, and hundredths.
 
 use crate::Error;
 use crate::Result;
@@ -19,19 +20,19 @@ use std::io::Write as _;
 
 /// Steps between 0 and the largest value of a layer's or a head's map.
 pub const STEPS: u16 = 255;
-/// The same of a map through all layers.
+/// The same for a map through all layers.
 pub const FINE_STEPS: u16 = 65_535;
 
-/// Maps of one shape: of one method, for one kind of attention.
+/// Maps of one shape: from one method, for one kind of attention.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stack {
-    /// The method, as [`Method::slug`] writes it, with `-against` behind it for what speaks against the score.
+    /// The method's [`Method::slug`], with `-against` appended for the evidence against the score.
     pub method: String,
-    /// The attention, as [`Direction::slug`] writes it.
+    /// The attention's [`Direction::slug`].
     pub direction: &'static str,
-    /// Layers, maps a layer, rows, columns. A method that gives one matrix for the whole model has one layer and one map.
+    /// Layers, maps per layer, rows, columns. A method with one matrix for the whole model has one layer and one map.
     pub shape: [usize; 4],
-    /// Steps of a map's values: two bytes a value (little-endian) where there are more than 255.
+    /// Steps of a map's values; two bytes per value (little-endian) if there are more than 255.
     pub steps: u16,
     /// Each map's largest value, layer by layer.
     pub max: Vec<f32>,
@@ -40,7 +41,7 @@ pub struct Stack {
 /// The maps of one pair by every method.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Packed {
-    /// What lies in `data`, in its order.
+    /// The contents of `data`, in order.
     pub stacks: Vec<Stack>,
     /// The steps of each value, deflated (zlib), in base64.
     pub data: String,
@@ -54,7 +55,7 @@ struct Packer {
 }
 
 impl Packer {
-    /// Adds `layers`, each with as many maps as the others; nothing where there is none.
+    /// Adds `layers`, each with the same number of maps; does nothing if there are none.
     fn add(&mut self, method: &str, direction: Direction, layers: &[Vec<Matrix>], steps: u16) {
         let Some(first) = layers.first().and_then(|maps| maps.first()) else { return };
         let mut max = Vec::new();
@@ -75,7 +76,7 @@ impl Packer {
     }
 }
 
-/// The largest value, and each value in even steps of it; what is not finite or below 0 is 0.
+/// The largest value, and each value as a number of steps; values that are not finite or below 0 become 0.
 pub fn quantise(values: &[f32], steps: u16) -> (f32, Vec<u16>) {
     let largest = values.iter().copied().filter(|value| value.is_finite()).fold(0.0, f32::max);
     let per_value = if largest > 0.0 { f64::from(steps) / f64::from(largest) } else { 0.0 };
@@ -85,11 +86,11 @@ pub fn quantise(values: &[f32], steps: u16) -> (f32, Vec<u16>) {
     (largest, values.iter().map(step).collect())
 }
 
-/// Every map of a pair: each head's attention; per layer and for the whole model what the methods make of it, for the
-/// score and, where they read gradients, against it.
+/// Every map of a pair: each head's attention, and per layer and for the whole model the methods' results, for the
+/// score and, if the method uses gradients, against it.
 ///
 /// # Errors
-/// [`Error::Shape`] when the model has no cross-modality layer.
+/// [`Error::Shape`] if the model has no cross-modality layer.
 pub fn pack(maps: &PairMaps) -> Result<Packed> {
     let mut packer = Packer::default();
     for direction in Direction::ALL {
@@ -152,7 +153,7 @@ mod tests {
         }
     }
 
-    /// A softmax over even logits from -3 to 3, each map with other numbers.
+    /// A softmax over uniform logits from -3 to 3, different for each map.
     fn attention(name: &str, heads: usize, (rows, columns): (usize, usize)) -> HeadMaps {
         let maps = (0..heads).map(|head| {
             let mut values = values(&format!("{name}.{head}"), rows * columns, -3.0, 3.0, 0);
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn every_map_is_found_again_where_its_stack_says() {
+    fn every_map_can_be_found_by_its_stack() {
         let maps = pair();
         let packed = pack(&maps).unwrap();
         let bytes = unpacked(&packed);

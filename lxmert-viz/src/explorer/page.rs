@@ -24,10 +24,10 @@ const SCRIPTS: [&str; 9] = [
 /// The page with everything in it.
 ///
 /// # Errors
-/// [`Error::Drawing`] when the data cannot be written as JSON.
+/// [`Error::Drawing`] if the data cannot be written as JSON.
 pub fn html(document: &Document) -> Result<String> {
     let data = serde_json::to_string(document).map_err(|error| Error::Drawing(error.to_string()))?;
-    // Within a script element `<` could end it; in JSON it only stands in texts.
+    // `<` could end the script element; in JSON it occurs only inside strings.
     let data = data.replace('<', "\\u003c");
     let script = SCRIPTS.join("\n");
     let policy = policy(&script, document.live.is_some());
@@ -46,7 +46,8 @@ pub fn html(document: &Document) -> Result<String> {
     Ok(page)
 }
 
-/// The content security policy: this script and these styles alone, no request, or requests to the page's own server.
+/// The content security policy: only this script and these styles; no requests, or only requests to the page's own
+/// server.
 fn policy(script: &str, live: bool) -> String {
     let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)));
     format!(
@@ -63,7 +64,7 @@ mod tests {
     use crate::pictures::palette::ColourScale;
 
     #[test]
-    fn texts_stay_texts() {
+    fn text_is_not_interpreted_as_markup() {
         let mut document = Document::new(
             "scenes",
             Some("</script><script>alert(1)</script> {{script}}".into()),

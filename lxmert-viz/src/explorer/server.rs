@@ -1,16 +1,16 @@
-//! The local server of the page: connections on their own threads, one queue to the models, which stay on the thread that
-//! opened them.
+//! The local server of the page: connections on separate threads, and one queue to the models, which stay on the thread
+//! that opened them.
 //!
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /` | the page |
-//! | `GET /api/status` | what the models do now, for how long, and how many wait |
+//! | `GET /api/status` | the models' current job, its duration, and how many wait |
 //! | `POST /api/photo?NAME`, a photo | its regions |
-//! | `POST /api/explain`, JSON | what each checkpoint makes of a photo and a text, with maps |
+//! | `POST /api/explain`, JSON | each checkpoint's view of a photo and a text, with maps |
 //! | `POST /api/score`, JSON | the score without some words and regions |
 //! | `POST /api/perturb`, JSON | the perturbation curves of the pair |
 //!
-//! Nothing else is answered, so no file of the disk can be read; photos live in memory and the oldest are forgotten.
+//! Nothing else is answered, so no file on disk can be read. Photos are kept in memory, and the oldest are dropped.
 
 use super::http::{self, Limits, Request, Response};
 use super::live::{Ask, LiveModels, MOST_BYTES};
@@ -24,12 +24,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendErr
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Requests that may wait for the models.
+/// How many requests may wait for the models.
 const MOST_WAITING: usize = 4;
-/// Connections at once.
+/// Maximum number of simultaneous connections.
 const MOST_CONNECTIONS: usize = 32;
 
-/// What is asked of the models.
+/// A request to the models.
 enum Work {
     Photo { name: String, bytes: Vec<u8> },
     Explain(Ask),
@@ -72,7 +72,7 @@ struct Job {
     reply: Sender<Response>,
 }
 
-/// What the models do, for the page.
+/// The models' state, for the page.
 #[derive(Default)]
 struct Status {
     now: Mutex<Option<(&'static str, Instant)>>,
@@ -93,7 +93,7 @@ impl Status {
     }
 }
 
-/// What every connection needs.
+/// The data that every connection needs.
 struct Shared {
     page: String,
     name: String,
@@ -102,10 +102,10 @@ struct Shared {
     connections: AtomicUsize,
 }
 
-/// Serves the page on `listener` until the user interrupts. `name`: the host's name, when it was given as one.
+/// Serves the page on `listener` until the user interrupts it. `name`: the host's name, if it was given as one.
 ///
 /// # Errors
-/// [`Error::Core`] when the listener fails.
+/// [`Error::Core`] if the listener fails.
 pub fn serve(listener: TcpListener, name: &str, page: String, models: &mut LiveModels) -> Result<()> {
     let (queue, jobs) = sync_channel(MOST_WAITING);
     let connections = AtomicUsize::new(0);
@@ -120,7 +120,7 @@ pub fn serve(listener: TcpListener, name: &str, page: String, models: &mut LiveM
     Ok(())
 }
 
-/// Does the jobs, one after another.
+/// Runs the jobs, one after another.
 fn work(jobs: &Receiver<Job>, status: &Status, models: &mut LiveModels) {
     while !interrupted() {
         let job = match jobs.recv_timeout(Duration::from_millis(200)) {
@@ -130,7 +130,7 @@ fn work(jobs: &Receiver<Job>, status: &Status, models: &mut LiveModels) {
         };
         status.waiting.fetch_sub(1, Ordering::Relaxed);
         status.set(Some(job.work.name()));
-        // One input that a decoder or a model stumbles on must not end the session.
+        // One bad input for a decoder or a model must not end the session.
         let response = catch_unwind(AssertUnwindSafe(|| job.work.run(models))).unwrap_or_else(|_| {
             Response::refusal("500 Internal Server Error", "the model failed on this; others still work")
         });
@@ -186,13 +186,13 @@ fn route(request: Request, shared: &Shared) -> Response {
         ("POST", "/api/score") => ask(Work::Score),
         ("POST", "/api/perturb") => ask(Work::Perturb),
         (_, "/" | "/api/status" | "/api/photo" | "/api/explain" | "/api/score" | "/api/perturb") => {
-            Response::refusal("405 Method Not Allowed", "not by this method")
+            Response::refusal("405 Method Not Allowed", "this method is not allowed")
         }
         _ => Response::refusal("404 Not Found", "there is no such page"),
     }
 }
 
-/// Waits for the models' answer, behind at most [`MOST_WAITING`] others.
+/// Waits for the models' response, behind at most [`MOST_WAITING`] others.
 fn enqueue(work: Work, shared: &Shared) -> Response {
     let (reply, response) = channel();
     shared.status.waiting.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +209,7 @@ fn enqueue(work: Work, shared: &Shared) -> Response {
     response.recv().unwrap_or_else(|_| Response::refusal("503 Service Unavailable", "the server is stopping"))
 }
 
-/// A name out of an address, at most 80 characters of it.
+/// Decodes a name from a URL, at most 80 characters of it.
 fn decoded(query: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = query.bytes();
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_in_addresses_are_decoded_and_cut() {
+    fn names_in_urls_are_decoded_and_truncated() {
         assert_eq!(decoded("my%20cat%C3%A9.jpg"), "my caté.jpg");
         assert_eq!(decoded("a%0a%zz%"), "a??");
         assert_eq!(decoded(&"x".repeat(500)).len(), 80);

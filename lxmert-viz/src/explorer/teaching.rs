@@ -1,5 +1,5 @@
-//! Which examples teach most: those a checkpoint is sure of and right, sure of and wrong, hard ones, and those it cannot
-//! decide. Nobody learns from twelve easy ones.
+//! The most instructive examples: those on which a checkpoint is confident and right, confident and wrong, hard ones,
+//! and those it cannot decide. A dozen easy ones would teach nothing.
 
 use crate::dataset::Example;
 use lxmert_core::answering::Answer;
@@ -7,7 +7,7 @@ use lxmert_train::data::pairs::PairKind;
 use lxmert_train::data::questions::Question;
 use std::collections::HashSet;
 
-/// An example and the probability that a checkpoint gives it.
+/// An example, and a checkpoint's probability for it.
 pub type Judged = (Example, f32);
 
 /// A question, its image, and a checkpoint's best answers.
@@ -16,12 +16,12 @@ pub struct Answered {
     pub image: String,
     /// The question with its true answers.
     pub question: Question,
-    /// The best answers, the best first.
+    /// The best answers, best first.
     pub best: Vec<Answer>,
 }
 
 impl Answered {
-    /// Whether somebody gave the best answer, where that is known.
+    /// Whether an annotator gave the best answer, if known.
     pub fn right(&self) -> Option<bool> {
         self.question.scores.as_ref()?;
         Some(self.best.first().is_some_and(|best| self.question.score(&best.answer) > 0.0))
@@ -32,8 +32,8 @@ impl Answered {
     }
 }
 
-/// `count` of `judged`: captions and false captions by turns, right and wrong, each kind's surest first, and the least
-/// sure. An image comes twice only when there are no others.
+/// `count` of `judged`: captions and false captions alternate, right and wrong, each kind's most confident first, and
+/// the least confident. An image is repeated only if there are no others.
 pub fn pairs(judged: &[Judged], count: usize) -> Vec<&Judged> {
     let sure = |pair: &&Judged| (pair.1 - 0.5).abs();
     let of = |kind: PairKind, right: bool| -> Vec<&Judged> {
@@ -56,12 +56,12 @@ pub fn pairs(judged: &[Judged], count: usize) -> Vec<&Judged> {
     by_turns(&kinds, count, |pair| (&pair.0.image, &pair.0.text))
 }
 
-/// `count` of `answered`: right and wrong by turns, the surest of each kind of question first.
+/// `count` of `answered`: right and wrong alternate, the most confident of each kind of question first.
 pub fn questions(answered: &[Answered], count: usize) -> Vec<&Answered> {
     let of = |right: Option<bool>| -> Vec<&Answered> {
         let mut found: Vec<&Answered> = answered.iter().filter(|one| one.right() == right).collect();
         found.sort_by(|a, b| b.probability().total_cmp(&a.probability()));
-        // Another kind of question each time, as long as there is one.
+        // Another kind of question each time, while there are any.
         let mut seen = HashSet::new();
         let (first, rest): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|one| seen.insert(one.question.question_type.as_deref()));
@@ -70,7 +70,7 @@ pub fn questions(answered: &[Answered], count: usize) -> Vec<&Answered> {
     by_turns(&[of(Some(true)), of(Some(false)), of(None)], count, |one| (&one.image, &one.question.sentence))
 }
 
-/// `count` of several lists, one of each by turns; first those whose image is new, then those whose text is.
+/// `count` of several lists, one of each in turn; first those with a new image, then those with a new text.
 fn by_turns<'a, T>(lists: &[Vec<&'a T>], count: usize, key: impl Fn(&'a T) -> (&'a String, &'a String)) -> Vec<&'a T> {
     let (mut images, mut texts) = (HashSet::new(), HashSet::new());
     let mut chosen = Vec::new();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_come_by_turns_with_the_surest_first_and_images_once() {
+    fn kinds_alternate_with_the_most_confident_first_and_images_once() {
         let all = [
             judged("a", PairKind::Matched, 0.9),
             judged("b", PairKind::Matched, 0.99),
@@ -121,7 +121,7 @@ mod tests {
         let images = |count| pairs(&all, count).iter().map(|(e, _)| e.image.clone()).collect::<Vec<_>>().join("");
         assert_eq!(images(6), "bcdefg");
         assert_eq!(images(7), "bcdefga");
-        assert_eq!(images(8).len(), 8, "an image comes again when there is no other");
+        assert_eq!(images(8).len(), 8, "an image is repeated only if there is no other");
         assert_eq!(images(100).len(), 8);
         assert!(pairs(&[], 3).is_empty());
     }

@@ -1,4 +1,4 @@
-//! A checkpoint that matches sentences, answers questions or both, and what it makes of a photo and a text.
+//! A checkpoint that matches sentences, answers questions or both, and its view of a photo and a text.
 
 use super::document::{ModelText, View};
 use super::pack::pack;
@@ -17,22 +17,22 @@ use std::path::{Component, Path, PathBuf};
 
 /// An opened checkpoint.
 pub struct Explorer {
-    /// Where it lies, as it was named.
+    /// Where it is, as given.
     pub place: PathBuf,
-    /// Where it lies, short.
+    /// Where it is, shortened.
     pub name: String,
-    /// Says how well a sentence fits a photo; absent when the checkpoint has no such head.
+    /// Scores how well a sentence fits a photo; absent if the checkpoint has no such head.
     pub scorer: Option<Scorer>,
-    /// Answers questions; absent when the checkpoint has no such head.
+    /// Answers questions; absent if the checkpoint has no such head.
     pub asker: Option<Asker>,
 }
 
-/// What is asked of a checkpoint.
+/// The claim that a checkpoint scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim<'a> {
-    /// That the sentence fits the photo.
+    /// The sentence fits the photo.
     Match(&'a str),
-    /// The answer to a question: the best one, or the one that is named.
+    /// The answer to a question: the best one, or a given one.
     Answer(&'a str, Option<&'a str>),
 }
 
@@ -49,7 +49,7 @@ impl Explorer {
     /// Opens a checkpoint with a matching head, an answer head or both.
     ///
     /// # Errors
-    /// [`Error::Core`] when there is none, a file is damaged, or it has neither head.
+    /// [`Error::Core`] if there is none, a file is damaged, or it has neither head.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
         let pretrained = Pretrained::open(place)?;
         let scorer = Scorer::new(&pretrained, device);
@@ -61,12 +61,12 @@ impl Explorer {
         Ok(Self { place: place.to_path_buf(), name: short_name(place), scorer, asker })
     }
 
-    /// For the page.
+    /// Its description for the page.
     pub fn text(&self) -> ModelText {
         ModelText { name: self.name.clone(), matches: self.scorer.is_some(), answers: self.asker.is_some() }
     }
 
-    /// Length of a region's feature, and number of regions that the model was trained on.
+    /// The length of a region's feature, and the number of regions that the model was trained on.
     pub fn takes(&self) -> (usize, usize) {
         let scorer = self.scorer.as_ref().map(|scorer| (scorer.config().visual_feat_dim, scorer.regions()));
         let asker = self.asker.as_ref().map(|asker| (asker.takes().0, asker.takes().1.regions));
@@ -79,7 +79,7 @@ impl Explorer {
         scorer.or(self.asker.as_ref().map(|asker| asker.takes().1))
     }
 
-    /// Whether it has the head that `claim` asks.
+    /// Whether it has the head that `claim` needs.
     pub fn can(&self, claim: &Claim) -> bool {
         match claim {
             Claim::Match(_) => self.scorer.is_some(),
@@ -87,10 +87,10 @@ impl Explorer {
         }
     }
 
-    /// What the checkpoint makes of `regions` and a text. `model`: its index on the page.
+    /// The checkpoint's view of `regions` and a text. `model`: its index on the page.
     ///
     /// # Errors
-    /// [`Error::Argument`] when it has no such head, the text is empty, or the regions do not fit; [`Error::Candle`].
+    /// [`Error::Argument`] if it has no such head, the text is empty, or the regions do not fit; [`Error::Candle`].
     pub fn view(&self, model: usize, regions: &Regions, claim: &Claim) -> Result<View> {
         if claim.text().trim().is_empty() {
             return Err(Error::Argument("the text is empty".into()));
@@ -107,16 +107,16 @@ impl Explorer {
                 let answered = asker.explain(regions, question, *answer)?;
                 view(model, question, &answered.scored, Some(answered.answer), answered.best)
             }
-            (Claim::Match(_), None, _) => Err(self.lacks("says nothing about whole sentences; ask a question")),
-            (Claim::Answer(..), _, None) => Err(self.lacks("answers no questions; write a sentence")),
+            (Claim::Match(_), None, _) => Err(self.lacks("cannot score whole sentences; ask a question")),
+            (Claim::Answer(..), _, None) => Err(self.lacks("cannot answer questions; write a sentence")),
         }
     }
 
-    /// The logit and the probability of what is left when word pieces and regions are taken away, as the perturbation test
-    /// takes them: dropped from the sequence. `[CLS]` and `[SEP]` stay.
+    /// The logit and the probability after removing word pieces and regions as in the perturbation test: dropped from
+    /// the sequence. `[CLS]` and `[SEP]` stay.
     ///
     /// # Errors
-    /// As [`Explorer::view`].
+    /// See [`Explorer::view`].
     pub fn score(&self, regions: &Regions, claim: &Claim, hidden: Hidden) -> Result<Score> {
         let kept: Vec<usize> =
             (0..regions.num_regions().min(self.takes().1)).filter(|i| !hidden.regions.contains(i)).collect();
@@ -143,10 +143,10 @@ impl Explorer {
         }
     }
 
-    /// For each of the perturbation test's lines the fractions removed and the logits that are left.
+    /// For each line of the perturbation test, the fractions removed and the remaining logits.
     ///
     /// # Errors
-    /// As [`Explorer::view`].
+    /// See [`Explorer::view`].
     pub fn perturb(&self, regions: &Regions, claim: &Claim) -> Result<Vec<(Vec<f64>, Vec<f32>)>> {
         let (words, regions, logits) = match (claim, &self.scorer, &self.asker) {
             (Claim::Match(text), Some(scorer), _) => {
@@ -185,7 +185,7 @@ impl Explorer {
     }
 }
 
-/// What is taken away: positions of word pieces and of regions.
+/// What to remove: positions of word pieces and of regions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hidden<'a> {
     /// Word pieces.
@@ -201,7 +201,7 @@ pub struct Score {
     pub logit: f32,
     /// Its sigmoid.
     pub probability: f32,
-    /// The best answers, of a question.
+    /// The best answers to a question.
     pub best: Vec<Answer>,
 }
 
@@ -217,7 +217,7 @@ fn index(asker: &Asker, answer: &str) -> Result<usize> {
     asker.answer_index(answer).ok_or_else(|| Error::Argument(format!("the model has no answer '{answer}'")))
 }
 
-/// [`perturbation::removals`] of one pair at its own steps.
+/// [`perturbation::removals`] for one pair, with its own steps.
 fn removals(
     scored: &Scored,
     (regions, ids): (&Regions, &[u32]),
@@ -247,7 +247,7 @@ fn view(model: usize, text: &str, scored: &Scored, answer: Option<String>, best:
     })
 }
 
-/// The last three parts of a path, since a page is sent to others; the name of a repository stays whole.
+/// The last three parts of a path, since pages are sent to others; a repository's name stays complete.
 pub fn short_name(place: &Path) -> String {
     let text = place.to_string_lossy();
     if text.starts_with("hf:") {
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_checkpoints_keep_no_more_of_a_path_than_tells_them_apart() {
+    fn checkpoint_names_keep_only_the_end_of_a_path() {
         assert_eq!(short_name(Path::new("/home/me/lxmert/runs/scenes/best")), "runs/scenes/best");
         assert_eq!(short_name(Path::new("../best")), "best");
         assert_eq!(short_name(Path::new("hf:owner/repo@v1")), "hf:owner/repo@v1");

@@ -1,4 +1,4 @@
-//! A Chromium of the system, driven by its DevTools protocol over a pipe: JSON messages with a zero byte behind each.
+//! Drives the system's Chromium with its DevTools protocol over a pipe: JSON messages, each followed by a zero byte.
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +15,7 @@ pub struct Browser {
     from: Receiver<Value>,
     next: u64,
     session: Option<String>,
-    /// Everything that the page reported since it was opened.
+    /// Everything that the page has reported since it was opened.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
@@ -27,7 +27,7 @@ fn program() -> Option<PathBuf> {
 }
 
 impl Browser {
-    /// Starts the browser; says so and gives nothing where there is none.
+    /// Starts the browser; returns `None` with a message if there is none.
     pub fn start() -> Option<Self> {
         let Some(program) = program() else {
             println!("skipped: no chromium here (apt-get install chromium)");
@@ -75,7 +75,7 @@ impl Browser {
         Some(Self { child, to, from, next: 0, session: None, events: Vec::new(), _profile: profile })
     }
 
-    /// A command to the page, or to the browser before there is one.
+    /// Sends a command to the page, or to the browser before there is one.
     pub fn call(&mut self, method: &str, params: Value) -> Value {
         self.next += 1;
         let id = self.next;
@@ -99,7 +99,7 @@ impl Browser {
         }
     }
 
-    /// Opens an address in a new page of 1280 × 900 pixels and waits until its script is through.
+    /// Opens an address in a new page of 1280 × 900 pixels and waits until its script has finished.
     pub fn open(&mut self, url: &str) {
         self.session = None;
         self.events.clear();
@@ -124,7 +124,7 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
-    /// What an expression gives; promises are awaited.
+    /// The value of an expression; promises are awaited.
     pub fn eval(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
         let result = self.call("Runtime.evaluate", params);
@@ -182,7 +182,7 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", event);
     }
 
-    /// Chooses a file as a user does by the field that `selector` finds.
+    /// Chooses a file as a user does, in the field that `selector` finds.
     pub fn choose_file(&mut self, selector: &str, file: &Path) {
         let document = self.call("DOM.getDocument", json!({}));
         let root = document["root"]["nodeId"].clone();
@@ -197,7 +197,7 @@ impl Browser {
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// What the page complained of: exceptions, errors in the console, violations of its policy.
+    /// The page's complaints: exceptions, errors in the console, violations of its policy.
     pub fn complaints(&mut self) -> Vec<String> {
         self.eval("0");
         let is_error = |event: &&Value| match event["method"].as_str() {
@@ -209,7 +209,7 @@ impl Browser {
         self.events.iter().filter(is_error).map(|event| event["params"].to_string()).collect()
     }
 
-    /// The addresses that the page asked for, without those that need no network.
+    /// The addresses that the page requested, except those that need no network.
     pub fn requests(&mut self) -> Vec<String> {
         self.eval("0");
         let urls = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");

@@ -102,7 +102,7 @@ class Own {
 
   async take(file) {
     if (file.size > doc.live.most_bytes) {
-      this.say(`${file.name} has ${Math.ceil(file.size / 1e6)} MB; at most ${doc.live.most_bytes / 1e6} MB are taken.`, true);
+      this.say(`${file.name} has ${Math.ceil(file.size / 1e6)} MB; at most ${doc.live.most_bytes / 1e6} MB are accepted.`, true);
       return;
     }
     const found = await this.work(`finding the regions of ${file.name}`, (progress) =>
