@@ -1,7 +1,7 @@
-"""Last hidden states of a small DINOv2 on formula weights and pixels, computed with transformers' Dinov2Model.
+"""Last hidden states of transformers' Dinov2Model for a small network with weights and pixels from a formula.
 
-Writes lxmert-extract/tests/fixtures/dinov2/{config.json,reference.safetensors}, which a test of lxmert-extract compares its
-own with. Weights and pixels are those of lxmert_core::procedural, so neither is stored. `python scripts/dinov2.py`.
+Writes lxmert-extract/tests/fixtures/dinov2/{config.json,reference.safetensors}, which a test of lxmert-extract compares
+with its own. Weights and pixels come from the formula of lxmert_core::procedural, so neither is stored. `python scripts/dinov2.py`.
 """
 
 import json
@@ -36,14 +36,14 @@ def formula(name, shape, low, high):
 
 
 def hub_name(name):
-    """The name in the hub's checkpoints; transformers 5 calls the layers of an attention otherwise in memory."""
+    """The name in the hub's checkpoints; in memory, transformers 5 has other names for the layers of an attention."""
     for new, old in [("q_proj", "attention.query"), ("k_proj", "attention.key"), ("v_proj", "attention.value")]:
         name = name.replace(f"attention.{new}", f"attention.{old}")
     return name.replace("attention.o_proj", "attention.output.dense")
 
 
 def bounds(name, shape):
-    """Norm weights and layer scales lie around 1, all else is uniform with variance 1 / fan-in."""
+    """Norm weights and layer scales are around 1, all others uniform with variance 1 / fan-in."""
     if "lambda1" in name or ("norm" in name and name.endswith("weight")):
         return 0.5, 1.5
     fan_in = int(np.prod(shape[1:])) if len(shape) in (2, 4) else 3

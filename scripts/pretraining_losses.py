@@ -1,7 +1,7 @@
 """Pre-training losses of a tiny LXMERT on fixed inputs, computed with transformers.
 
 Writes lxmert-train/tests/fixtures/pretraining_losses/{config.json,case.safetensors,losses.json}, which a
-test of lxmert-train compares its own losses with. `python scripts/pretraining_losses.py`.
+test of lxmert-train compares with its own losses. `python scripts/pretraining_losses.py`.
 """
 
 import json
@@ -83,7 +83,7 @@ def total_of_transformers(model, case):
         "attr": (case["attribute_labels"], case["attribute_confidence"]),
         "feat": (case["target_features"], case["region_mask"]),
     }
-    # transformers takes one answer per row and asks for them all: rows without one are marked -100.
+    # transformers takes one answer per row and requires all of them: rows without one are marked -100.
     output = forward(
         model, case, labels=hub(case["word_labels"]), matched_label=case["matched"], obj_labels=visual,
         ans=hub(case["answers"]),
@@ -156,13 +156,13 @@ def main():
             elif "norm" not in name.lower() and not name.endswith("logit_fc.2.weight"):
                 parameter.normal_(0, 0.1)
     case = inputs()
-    # The published files have 6.67 for the paper's 1 / 0.15.
+    # The published files use 6.67 for the paper's 1 / 0.15.
     expected = {
         "original": record(model, case, "original", 6.67),
         "masked_regions": record(model, case, "masked_regions", 1 / 0.15),
         "per_masked_region": record(model, case, "per_masked_region", 1),
     }
-    # transformers' own sum says that the parts above are its parts.
+    # transformers' own sum shows that the parts above are its parts.
     theirs = total_of_transformers(model, case).item()
     assert abs(theirs - expected["original"]["total"]) < 1e-5, (theirs, expected["original"]["total"])
     unmasked = dict(case, word_labels=torch.full_like(case["word_labels"], IGNORED), region_mask=torch.zeros(BATCH, REGIONS))

@@ -1,20 +1,19 @@
-"""Checkpoints both ways between transformers and this project.
+"""Exchanges checkpoints between transformers and this project, in both directions.
 
     cargo build -p lxmert-core --example 03_outputs_of_a_checkpoint
     python scripts/transformers_roundtrip.py [--base] [--program PATH] [--folder CHECKPOINT ...]
 
-1. transformers writes a model with every pre-training head, one without answers and attributes, and one for questions: as a safetensors folder, as
-   `pytorch_model.bin`, as an original snapshot (legacy `.pth`, `module.bert.…`, the tied decoder in it, `gamma` and
-   `beta`), and as a task's snapshot (`lxrt_encoder.model.bert.…`, `logit_fc.…`). Our program opens each and must give
-   the same outputs.
-2. Our program saves each again as a folder; `from_pretrained` must find every key and no other, and give the same
-   outputs.
-3. The same of NLVR2's head over two images, for which transformers has no class: the original's snapshot is opened by our
-   program, what that saves by `LxmertModel`, which must find every key of its own and report the head's alone as unexpected.
-4. `--folder`: checkpoints that lxmert-train wrote are opened by the class that their `architectures` names, and compared.
-   Heads that the checkpoint's task does not have are told.
+1. transformers writes a model with every pre-training head, one without answers and attributes, and one for questions, in
+   four formats: a safetensors folder, `pytorch_model.bin`, an original snapshot (legacy `.pth`, `module.bert.…`, with the
+   tied decoder, `gamma` and `beta`), and a task's snapshot (`lxrt_encoder.model.bert.…`, `logit_fc.…`). Our program opens
+   each and must give the same outputs.
+2. Our program saves each again as a folder; `from_pretrained` must find every key and no other, and give the same outputs.
+3. The same for NLVR2's head over two images, for which transformers has no class: our program opens the original's snapshot,
+   and `LxmertModel` opens what it saves, where it must find all its keys and report only the head's as unexpected.
+4. `--folder`: opens checkpoints that lxmert-train wrote in the class that their `architectures` names, and compares the
+   outputs. Reports the heads that the checkpoint's task does not have.
 
-`--base` takes the published size (768 wide, 9/5/5 layers) in place of a small one. Largest difference allowed: 1e-4.
+`--base` uses the published size (768 wide, 9/5/5 layers) instead of a small one. Largest allowed difference: 1e-4.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def parameters():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", action="store_true", help="the published size")
     parser.add_argument("--program", type=Path, help="the built example; found in cargo's target folder otherwise")
-    parser.add_argument("--folder", type=Path, action="append", default=[], help="a checkpoint of lxmert-train's")
+    parser.add_argument("--folder", type=Path, action="append", default=[], help="a checkpoint from lxmert-train")
     return parser.parse_args()
 
 
@@ -51,12 +50,12 @@ def program(given):
     target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
     path = given or target / "debug/examples/03_outputs_of_a_checkpoint"
     if not path.is_file():
-        sys.exit(f"{path} is not there; build it: cargo build -p lxmert-core --example 03_outputs_of_a_checkpoint")
+        sys.exit(f"{path} does not exist; build it with cargo build -p lxmert-core --example 03_outputs_of_a_checkpoint")
     return path
 
 
 def make(kind, base, seed, **fields):
-    """A model in which no two weights are alike: biases and norms are random too."""
+    """A model with random biases and norms too, so that no two weights are equal."""
     config = LxmertConfig(**({} if base else SMALL) | fields)
     if not config.task_qa:
         config.num_qa_labels = 0  # our words for a head that is switched off
@@ -104,14 +103,14 @@ def outputs(model, given):
 
 
 def difference(ours, theirs, mask):
-    """The largest absolute difference. Rows of padded words have no meaning (ours computes none) and are left out."""
+    """The largest absolute difference. Rows of padding words are meaningless (ours are not computed) and are left out."""
     assert ours.keys() == theirs.keys(), (sorted(ours), sorted(theirs))
     real = lambda name, tensor: tensor[mask > 0] if name in ("language", "words") else tensor
     return max((real(name, ours[name]) - real(name, theirs[name])).abs().max().item() for name in theirs)
 
 
 def old_names(state, prefix, tied):
-    """The names of the original's snapshots for the hub's."""
+    """Translates the hub's names to those of the original's snapshots."""
     renamed = {}
     for name, tensor in state.items():
         if name.startswith("cls.predictions.decoder.") and not tied:
@@ -128,7 +127,7 @@ def old_names(state, prefix, tied):
 
 
 def write(model, folder):
-    """The same model in every format; gives the place of each."""
+    """Writes the same model in every format; returns the place of each."""
     state = model.state_dict()
     places = {"safetensors folder": folder / "safetensors"}
     model.save_pretrained(places["safetensors folder"])
@@ -188,7 +187,7 @@ def both_ways(kind, base, executable, **fields):
 
 
 def pair_head(weights, pooled):
-    """NLVR2's head (airsplay/lxmert, `nlvr2_model.py`): two rows of `pooled` a statement, side by side."""
+    """NLVR2's head (airsplay/lxmert, `nlvr2_model.py`): two rows of `pooled` per statement, concatenated."""
     first, norm, last = (
         [weights[f"answer_head.logit_fc.{i}.{kind}"] for kind in ("weight", "bias")] for i in (0, 2, 3)
     )
@@ -198,7 +197,7 @@ def pair_head(weights, pooled):
 
 
 def check_pairs(place, executable, label):
-    """A folder with NLVR2's head, by transformers' trunk and `pair_head`, against our program."""
+    """Compares a folder with NLVR2's head: transformers' trunk and `pair_head` against our program."""
     model, information = LxmertModel.from_pretrained(place, output_loading_info=True)
     head = {f"answer_head.logit_fc.{i}.{kind}" for i in (0, 2, 3) for kind in ("weight", "bias")}
     assert unfit(information) == {"unexpected_keys": sorted(head)}, unfit(information)

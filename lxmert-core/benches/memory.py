@@ -2,9 +2,9 @@
 
     python lxmert-core/benches/memory.py [--images N,N,…] [--preset NAME] [--steps N] [--folder DIR] [--profile dev]
 
-Draws scenes and extracts them with the detector that ships; writes stores of random features (36 regions of 2048 numbers
-in f32, five captions an image) with the bench `store` and trains on them for as many steps whatever their size. Everything
-lies in a temporary folder in DIR, which is removed: 3 GB for 10,000 images. Needs Python alone, on Linux or macOS.
+Draws scenes and extracts them with the shipped detector; writes stores of random features (36 regions of 2048 numbers in
+f32, five captions per image) with the bench `store`, and trains on them for the same number of steps whatever their size.
+Everything is in a temporary folder in DIR, which is removed: 3 GB for 10,000 images. Needs only Python, on Linux or macOS.
 """
 import argparse, json, os, pathlib, random, subprocess, sys, tempfile
 
@@ -27,7 +27,7 @@ def build(profile):
 
 
 def peak(command):
-    """Runs a command; the most memory that it has had resident, in MB."""
+    """Runs a command; returns its peak resident memory in MB."""
     process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,7 +1,7 @@
 //! What all commands share: common options, parsing, signals, printing, exit codes.
 
 pub use crate::interrupt::{check_interrupt, interrupted};
-use crate::ops::Precision;
+use crate::ops::{Precision, cuda};
 use crate::{Error, Result};
 use candle_core::Device;
 use clap::Parser;
@@ -60,9 +60,9 @@ impl DeviceChoice {
         };
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(n) => Device::new_cuda(n).map_err(|e| absent(&format!("cuda:{n}"), e)),
+            Self::Cuda(n) => cuda::open(n).map_err(|e| absent(&format!("cuda:{n}"), e)),
             Self::Metal => Device::new_metal(0).map_err(|e| absent("metal", e)),
-            Self::Auto if cfg!(feature = "cuda") => Ok(or_cpu("cuda", Device::new_cuda(0))),
+            Self::Auto if cfg!(feature = "cuda") => Ok(or_cpu("cuda", cuda::open(0))),
             Self::Auto if cfg!(feature = "metal") => Ok(or_cpu("metal", Device::new_metal(0))),
             Self::Auto => Ok(Device::Cpu),
         }

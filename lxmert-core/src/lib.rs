@@ -3,6 +3,9 @@
 //!
 //! Two features are off by default: `cli`, the command-line code that the workspace's programs share, and `hub`,
 //! downloads from the hub.
+//!
+//! A third, `cuda`, adds kernels for the transformer's sub-layers and the optimiser ([`ops::cuda`]). They have been compiled and
+//! tested on the CPU; nothing has run on a GPU yet.
 
 pub mod answering;
 pub mod answers;

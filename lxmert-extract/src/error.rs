@@ -1,11 +1,11 @@
-//! What can go wrong in this crate, one variant per way to fail.
+//! The errors of this crate.
 
 use std::path::{Path, PathBuf};
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// One variant per way to fail; each says where, and what to do next where that is known.
+/// One variant per way to fail. Each says where and, if known, what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,7 +20,7 @@ pub enum Error {
     Image {
         /// The file.
         path: PathBuf,
-        /// What the decoder says.
+        /// The decoder's message.
         reason: String,
     },
     /// A folder, list or caption file names no images.
@@ -31,7 +31,7 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// The network failed on many images in a row, so the fault is not in the images.
+    /// The network failed on many images in a row, so the images are not the cause.
     #[error("the detector failed on {count} images in a row, the last one '{name}': {reason}")]
     Detector {
         /// How many.

@@ -1,4 +1,4 @@
-//! An extraction as a whole: which images, which regions, which store.
+//! A whole extraction: which images, which regions, which store.
 
 use crate::Result;
 use crate::choice::DetectorChoice;
@@ -15,7 +15,7 @@ use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 use std::path::{Path, PathBuf};
 
-/// What to extract and how; without images, `data/scenes`, which is drawn where it is not there.
+/// What to extract and how; without images, `data/scenes`, which is drawn if it does not exist.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Extraction {
     /// Folder, list file or caption file of the images, or a single image
@@ -32,28 +32,29 @@ pub struct Extraction {
     pub output: Option<PathBuf>,
     /// scenes, coco, visual-genome (LXMERT's own features, Hugging Face's rules), visual-genome-caffe (the original's
     /// rules), or a folder with config.json and model.safetensors, or hf:owner/repo; of a detector or of DINOv2
-    /// [default: scenes for the bare command, else coco]
+    /// [default: scenes without --images, otherwise coco]
     #[arg(long)]
     pub detector: Option<DetectorChoice>,
     /// Weights in place of the detector's own: a safetensors, .pth, .bin or .pkl file, or `hf:owner/repo/file[@revision]`
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
-    /// Regions an image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, cells (cells:N)
-    /// for means of the last map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches
-    /// [default: 12 for the bare command, else 36]
+    /// Regions per image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, cells
+    /// (cells:N) for means of the last map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches
+    /// [default: 12 without --images, otherwise 36]
     #[arg(long, value_name = "N|N..M|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
-    /// Give the detector red for blue, as Hugging Face's demo does with photos from files: only to compare with its numbers
+    /// Swap red and blue for the detector, as Hugging Face's demo does with photos from files; only for comparison with
+    /// its numbers
     #[arg(long)]
     pub swap_channels: bool,
-    /// How the N are chosen among the detector's boxes
+    /// How to choose the N regions among the detector's boxes
     #[arg(long, value_enum, default_value_t = Selection::Detections)]
     pub select: Selection,
     /// Number type of the stored features
     #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     pub dtype: StoreDtype,
-    /// Round weights and activations to bf16 in the detector's products: features within 2 % of the f32 ones, in two thirds
-    /// of the time where the CPU has AVX512-BF16
+    /// Round weights and activations to bf16 in the detector's products: features within 2 % of f32, in two thirds of
+    /// the time on a CPU with AVX512-BF16
     #[arg(long, default_value_t = Precision::F32, value_name = "f32|bf16")]
     pub precision: Precision,
     /// Threads that decode images ahead of the network
@@ -81,10 +82,11 @@ impl Default for Extraction {
 }
 
 impl Extraction {
-    /// Runs it: every image that the store does not have yet goes in. `seed` is that of scenes drawn now.
+    /// Runs it: adds every image that the store does not have yet. `seed` is for scenes that are drawn now.
     ///
     /// # Errors
-    /// When no image is found, the detector cannot be loaded, the folder holds another store, or as [`extract`].
+    /// Returns an error if no image is found, the detector cannot be loaded, the folder holds another store, or as
+    /// [`extract`].
     pub fn run(&self, seed: u64, device: &Device, show_progress: bool) -> Result<ExtractSummary> {
         let bare = self.images.is_none() && self.captions.is_none() && self.flickr30k.is_none();
         let (list, folder, name) = match (&self.flickr30k, &self.captions, &self.images) {
@@ -123,7 +125,7 @@ impl Extraction {
     }
 }
 
-/// The images of `data/scenes`, which are drawn now if they are not there.
+/// The images of `data/scenes`, which are drawn now if they do not exist.
 fn scene_images(seed: u64, show_progress: bool) -> Result<PathBuf> {
     let scenes = Workspace::locate()?.data("scenes");
     if !scenes.exists() {
@@ -134,7 +136,7 @@ fn scene_images(seed: u64, show_progress: bool) -> Result<PathBuf> {
     Ok(scenes.join("images"))
 }
 
-/// A store is named after the images' folder; a folder that is only called "images" after its parent.
+/// A store is named after the images' folder, or after its parent if the folder is just called "images".
 fn store_name(source: &Path) -> String {
     let source = source.canonicalize().unwrap_or_else(|_| source.to_path_buf());
     let name = |path: &Path| path.file_stem().map(|name| name.to_string_lossy().into_owned());

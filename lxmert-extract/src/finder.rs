@@ -89,6 +89,11 @@ impl Finder {
         &self.info.label_names
     }
 
+    /// The names of its attributes, by label id; none where it names none.
+    pub fn attribute_names(&self) -> &[String] {
+        &self.info.attribute_names
+    }
+
     /// The regions of a photo.
     ///
     /// # Errors

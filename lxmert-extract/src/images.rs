@@ -1,18 +1,18 @@
-//! From an image file to pixels, as a person sees it.
+//! Converts an image file to pixels, as a viewer shows it.
 //!
 //! | in the file | here |
 //! | --- | --- |
-//! | JPEG, PNG, WebP, BMP, GIF | told by content, not by ending; of an animation the first frame |
+//! | JPEG, PNG, WebP, BMP, GIF | recognised by content, not by extension; the first frame of an animation |
 //! | grey | the same value in all three channels |
-//! | transparency | over white, as a page shows it |
-//! | 16 bits a channel | the 8 most significant, rounded |
+//! | transparency | blended over white |
+//! | 16 bits a channel | rounded to 8 bits |
 //! | CMYK and YCCK JPEG | RGB by Adobe's convention (values stored inverted), as Pillow does |
 //! | EXIF orientation | applied: width and height are those of the picture as viewed |
 //!
-//! Opaque 8-bit pixels are those of the file. JPEG decoders differ in their rounding. Against Pillow's
-//! (13.0, libjpeg-turbo 3.2), on eight photos of 4.6 million values: 88 % equal, 95.5 % within 1 of
-//! 255, 99.97 % within 2, the largest difference 6. Photos with halved chroma differ most (79 to 90 %
-//! equal), because the chroma is upsampled with other rounding; two with whole chroma are equal to 99 %.
+//! Opaque 8-bit pixels of lossless formats are unchanged. JPEG decoders differ in their rounding. Against Pillow's
+//! (13.0, libjpeg-turbo 3.2), on eight photos with 4.6 million values: 88 % equal, 95.5 % within 1 of 255, 99.97 %
+//! within 2, largest difference 6. Photos with halved chroma differ most (79 to 90 % equal), because the chroma is
+//! upsampled with other rounding; two with full chroma are 99 % equal.
 //!
 //! Pixels stay bytes until the detector's transform turns them into the network's input
 //! ([`transform`](crate::detector::transform)).
@@ -26,20 +26,20 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::{Mutex, Once, PoisonError};
 
-/// Most pixels an image may have. The header is checked before anything is decoded: a crafted file of a few
+/// Maximum number of pixels. The header is checked before anything is decoded, because a crafted file of a few
 /// kilobytes can claim billions.
 pub const MAX_PIXELS: u64 = 100_000_000;
 
-/// Most bytes that decoded pixels may take: 8-bit RGBA of [`MAX_PIXELS`].
+/// Maximum size of decoded pixels: 8-bit RGBA of [`MAX_PIXELS`].
 const MAX_DECODED_BYTES: u64 = 4 * MAX_PIXELS;
 
-/// Images of more pixels are decoded one at a time, so that memory does not grow with the decoding threads.
+/// Larger images are decoded one at a time, so that memory does not grow with the number of decoding threads.
 const LARGE_PIXELS: u64 = 20_000_000;
 
-/// Most bytes a file may have.
+/// Maximum file size.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
-/// Most memory a decoder may take for itself.
+/// Maximum memory for a decoder's own use.
 const MAX_DECODER_BYTES: u64 = 1 << 30;
 
 /// An image in memory: 8-bit RGB.
@@ -62,26 +62,26 @@ impl From<image::RgbImage> for DecodedImage {
 /// Reads and decodes an image file.
 ///
 /// # Errors
-/// [`Error::Image`] when the file cannot be read, is not an image, is cut off, or is larger than
-/// [`MAX_PIXELS`].
+/// [`Error::Image`] if the file cannot be read, is not an image, is truncated, or has more than [`MAX_PIXELS`].
 pub fn decode_file(path: impl AsRef<Path>) -> Result<DecodedImage> {
     let path = path.as_ref();
     let fault = |reason: String| Error::image(path, reason);
     let about = std::fs::metadata(path).map_err(|error| fault(explain(path, error).to_string()))?;
     if !about.is_file() {
-        return Err(fault("a folder, not an image file".into()));
+        return Err(fault("this is a folder, not an image file".into()));
     }
     if about.len() > MAX_FILE_BYTES {
         return Err(fault(format!("{} bytes, more than {MAX_FILE_BYTES}", about.len())));
     }
     let bytes = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    // Decoders are foreign code on untrusted bytes: a panic in one of them fails this image, not a job of hours.
+    // Decoders are third-party code on untrusted bytes: a panic in one of them must fail only this image, not a job of
+    // hours.
     catch_quietly(|| decode(&bytes))
         .unwrap_or_else(|| Err("the decoder failed; the file is damaged".into()))
         .map_err(fault)
 }
 
-/// What `work` returns, or nothing when it panics; the panic is not reported.
+/// The result of `work`, or `None` if it panics; the panic is not printed.
 fn catch_quietly<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> Option<R> {
     thread_local! {
         static QUIET: Cell<bool> = const { Cell::new(false) };
@@ -101,10 +101,10 @@ fn catch_quietly<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> Option
     result
 }
 
-/// Decodes an image that is in memory.
+/// Decodes an image in memory.
 ///
 /// # Errors
-/// The reason, when the bytes are not an image, are cut off, or it is larger than [`MAX_PIXELS`].
+/// The reason, if the bytes are not an image, are truncated, or it has more than [`MAX_PIXELS`].
 pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
     static ONE_LARGE: Mutex<()> = Mutex::new(());
     if bytes.is_empty() {
@@ -115,7 +115,7 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
         return Err("not a JPEG, PNG, WebP, BMP or GIF image".into());
     };
     if format == image::ImageFormat::Jpeg && is_cut_off_jpeg(bytes) {
-        return Err("the JPEG is cut off".into());
+        return Err("the JPEG is truncated".into());
     }
     let mut decoder = reader.into_decoder().map_err(undecodable)?;
     let (width, height) = decoder.dimensions();
@@ -125,7 +125,7 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
     }
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(format!(
-            "{width} × {height} pixels of {} bytes take more than {} MB; scale it down, or save it with 8 bits a channel",
+            "{width} × {height} pixels of {} bytes take more than {} MB; scale it down, or save it with 8 bits per channel",
             decoder.total_bytes() / pixels,
             MAX_DECODED_BYTES / 1_000_000
         ));
@@ -134,11 +134,11 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     decoder.set_limits(limits).map_err(undecodable)?;
-    // Damaged EXIF data does not spoil the picture.
+    // Ignore damaged EXIF data; the picture is still good.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
     let rgb = match image {
-        // These bytes are the result; anything else is converted once.
+        // These bytes are the result; other formats are converted once.
         DynamicImage::ImageRgb8(rgb) => rgb,
         other if other.color().has_alpha() => over_white(other.into_rgba8()),
         other => other.into_rgb8(),
@@ -149,10 +149,10 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<DecodedImage, String> {
 }
 
 fn undecodable(error: impl std::fmt::Display) -> String {
-    format!("cannot be decoded ({error}); it may be cut off or damaged")
+    format!("cannot be decoded ({error}); it may be truncated or damaged")
 }
 
-/// Each pixel blended with white, in the same buffer.
+/// Blends each pixel with white, in the same buffer.
 fn over_white(image: image::RgbaImage) -> image::RgbImage {
     let (width, height) = image.dimensions();
     let mut bytes = image.into_raw();
@@ -164,15 +164,15 @@ fn over_white(image: image::RgbaImage) -> image::RgbImage {
         }
     }
     bytes.truncate(bytes.len() / 4 * 3);
-    // As many bytes as the sizes say, so there is an image.
+    // There are as many bytes as the sizes require, so this succeeds.
     image::RgbImage::from_raw(width, height, bytes).unwrap_or_default()
 }
 
-/// Whether a JPEG ends before its end marker. The decoder would fill the rest with grey.
+/// Whether a JPEG ends before its end marker; the decoder would fill the rest with grey.
 fn is_cut_off_jpeg(bytes: &[u8]) -> bool {
     let mut at = 2;
-    // Segments before the scan: FF, marker, length (which counts itself). A thumbnail in one of
-    // them has an end marker of its own, so they are stepped over.
+    // Segments before the scan: FF, marker, length (which includes itself). A thumbnail in one of them has its own end
+    // marker, so skip them.
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
         if marker == 0xff {
             at += 1;

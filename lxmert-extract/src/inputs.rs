@@ -1,4 +1,4 @@
-//! Which images to extract: a folder, a list, or what a caption file names.
+//! The images to extract: a folder, a list, or the images that a caption file names.
 
 use crate::{Error, Result};
 use lxmert_core::captions::{CaptionFolder, Captions, image_folder_of};
@@ -15,8 +15,8 @@ pub struct ImageEntry {
     pub name: String,
     /// The file.
     pub path: PathBuf,
-    /// Why it cannot be extracted, if that is known before it is opened. Such an entry fails in every run, whatever
-    /// the store holds.
+    /// Why it cannot be extracted, if that is known before opening it. Such an entry fails in every run, whatever the
+    /// store holds.
     pub fault: Option<String>,
 }
 
@@ -26,19 +26,19 @@ impl ImageEntry {
     }
 }
 
-/// The images that `path` stands for, in order.
+/// The images that `path` refers to, in order.
 ///
 /// * An image: itself.
-/// * A folder: every image in it and below, sorted by name; what starts with a dot is left out.
-/// * A caption file (see [`lxmert_core::captions`]): the images it names, found in `images_folder` or, when
-///   that is `None`, beside the file, or in a folder below or beside it.
-/// * Any other file: a list of paths, one a line, below `images_folder` or the list's own folder.
+/// * A folder: every image in it and its subfolders, sorted by name; names that start with a dot are skipped.
+/// * A caption file (see [`lxmert_core::captions`]): the images that it names, found in `images_folder` or, if that is
+///   `None`, beside the file or in a folder below or beside it.
+/// * Any other file: a list of paths, one per line, relative to `images_folder` or the list's own folder.
 ///
-/// A subfolder that cannot be read, a link that leads nowhere, and an image whose name another has already become entries
-/// with a fault.
+/// A subfolder that cannot be read, a dangling link, and an image with another image's name become entries with a
+/// fault.
 ///
 /// # Errors
-/// [`Error::Input`] when the path does not exist, cannot be read, or leads to no image.
+/// [`Error::Input`] if the path does not exist, cannot be read, or contains no image.
 pub fn find_images(path: &Path, images_folder: Option<&Path>) -> Result<Vec<ImageEntry>> {
     let mut entries = if path.is_dir() {
         in_folder(path)?
@@ -65,8 +65,7 @@ pub fn find_images(path: &Path, images_folder: Option<&Path>) -> Result<Vec<Imag
 /// The images of a folder of captioned photos, such as Flickr30k's; see [`CaptionFolder::find`].
 ///
 /// # Errors
-/// [`Error::Input`] when there is no caption file in the folder, or none of its images; a caption file that cannot be
-/// read.
+/// [`Error::Input`] if the folder contains no caption file, or none of its images, or the caption file cannot be read.
 pub fn find_captioned(folder: &Path) -> Result<Vec<ImageEntry>> {
     let found = CaptionFolder::find(folder).ok_or_else(|| {
         let reason = nearby::missing(folder);
@@ -83,13 +82,13 @@ fn captioned(path: &Path, images_folder: Option<&Path>) -> Result<Vec<ImageEntry
         let example = names.first().map_or("its images", String::as_str);
         Error::input(
             path,
-            format!("'{example}' is neither beside it nor in a folder below or beside it; say where with --images"),
+            format!("'{example}' is neither beside it nor in a folder below or beside it; pass the folder as --images"),
         )
     })?;
     Ok(listed(names.iter().map(String::as_str), &folder))
 }
 
-/// Every image in a folder and below.
+/// Every image in a folder and its subfolders.
 fn in_folder(folder: &Path) -> Result<Vec<ImageEntry>> {
     std::fs::read_dir(folder).map_err(lxmert_core::Error::io(folder))?;
     let hidden = |entry: &walkdir::DirEntry| entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.');
@@ -111,7 +110,7 @@ fn in_folder(folder: &Path) -> Result<Vec<ImageEntry>> {
                     let mut name = slashed(path.strip_prefix(folder).unwrap_or(&path));
                     let fault = match (error.loop_ancestor(), error.io_error().map(std::io::Error::kind)) {
                         (Some(above), _) => format!("a link back to {}", above.display()),
-                        (None, Some(std::io::ErrorKind::NotFound)) => "a link that leads nowhere".into(),
+                        (None, Some(std::io::ErrorKind::NotFound)) => "a dangling link".into(),
                         _ => error.io_error().map_or_else(|| error.to_string(), ToString::to_string),
                     };
                     if path.is_dir() {
@@ -126,7 +125,7 @@ fn in_folder(folder: &Path) -> Result<Vec<ImageEntry>> {
     if !others.is_empty() {
         let counts: Vec<String> = others.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
         log::warn!(
-            "{}: left out {}, which are not read here; convert them to JPEG or PNG",
+            "{}: skipped {}, which cannot be read here; convert them to JPEG or PNG",
             folder.display(),
             counts.join(", ")
         );
@@ -138,7 +137,7 @@ fn slashed(path: &Path) -> String {
     path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
-/// The images of a list, each once.
+/// The images in a list, without repetition.
 fn listed<'a>(names: impl Iterator<Item = &'a str>, folder: &Path) -> Vec<ImageEntry> {
     let mut images = ImageFolder::new(folder);
     let mut seen = std::collections::HashSet::new();
@@ -155,12 +154,13 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>, folder: &Path) -> Vec<ImageE
         .collect()
 }
 
-/// Gives a fault to each image whose name in the store an earlier one has: names that are not Unicode become alike.
+/// Marks each image whose name in the store equals that of an earlier one as a fault; names that are not Unicode can
+/// become equal.
 fn refuse_same_names(entries: &mut [ImageEntry]) {
     let mut first: HashMap<String, PathBuf> = HashMap::new();
     for entry in entries.iter_mut().filter(|entry| entry.fault.is_none()) {
         match first.get(&entry.name) {
-            Some(other) => entry.fault = Some(format!("its name in the store is that of {}", other.display())),
+            Some(other) => entry.fault = Some(format!("its name in the store equals that of {}", other.display())),
             None => {
                 first.insert(entry.name.clone(), entry.path.clone());
             }
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_searched_below_sorted_and_without_hidden_files() {
+    fn folders_are_searched_recursively_sorted_and_without_hidden_files() {
         let folder = tempfile::tempdir().unwrap();
         let images = ["b/2.JPG", "a.png", "b/1.webp", "c.jfif", "d.jpe"];
         for name in images.into_iter().chain([".hidden.png", ".git/x.png", "notes.txt", "._a.png", "x.tif"]) {
@@ -196,7 +196,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_that_dangle_or_loop_are_faults_of_their_own() {
+    fn dangling_links_and_loops_are_individual_faults() {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path(), "a/b.png");
         std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).unwrap();
@@ -205,12 +205,12 @@ mod tests {
         let found = find_images(folder.path(), None).unwrap();
         assert_eq!(names(&found), ["a/b.png", "a/loop/", "good.png", "z.png"]);
         let faults: Vec<_> = found.iter().filter_map(|entry| entry.fault.as_deref()).collect();
-        assert!(faults[0].starts_with("a link back to ") && faults[1] == "a link that leads nowhere", "{faults:?}");
+        assert!(faults[0].starts_with("a link back to ") && faults[1] == "a dangling link", "{faults:?}");
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn names_that_become_one_in_the_store_are_refused_but_for_the_first() {
+    fn names_that_become_equal_in_the_store_are_rejected_after_the_first() {
         use std::os::unix::ffi::OsStrExt;
         let folder = tempfile::tempdir().unwrap();
         for name in [&b"\xfe.png"[..], b"\xff.png"] {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn kaggles_folder_within_itself_is_found() {
+    fn finds_kaggles_nested_folder() {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path(), "flickr30k_images/flickr30k_images/a.jpg");
         let captions = folder.path().join("flickr30k_images/results.csv");
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_without_images_are_refused_with_a_reason() {
+    fn rejects_inputs_without_images_with_a_reason() {
         let folder = tempfile::tempdir().unwrap();
         assert!(find_images(folder.path(), None).unwrap_err().to_string().contains("no images"));
         let missing = folder.path().join("none");

@@ -1,14 +1,14 @@
-//! `lxmert-extract inspect`: what a store holds, for a person to read.
+//! `lxmert-extract inspect`: a readable description of a store.
 
 use crate::{Error, Result};
 use lxmert_core::boxes::to_pixels;
 use lxmert_core::features::FeatureStore;
 use std::fmt::Write as _;
 
-/// The store as a whole: counts, how it was made, size on disk.
+/// Describes the whole store: counts, how it was made, size on disk.
 ///
 /// # Errors
-/// When a shard is damaged.
+/// Returns an error if a shard is damaged.
 pub fn describe_store(store: &FeatureStore) -> Result<String> {
     let info = store.info();
     let mut regions = 0;
@@ -21,7 +21,7 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     };
     line("store", store.folder().display().to_string());
     line("images", store.len().to_string());
-    line("regions", format!("{regions} in all, up to {} an image", info.regions));
+    line("regions", format!("{regions} in total, up to {} per image", info.regions));
     line("features", format!("{} × {}", info.feature_dim, info.dtype));
     line("labels", info.label_names.len().to_string());
     if info.has_attributes() {
@@ -38,10 +38,11 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     Ok(text)
 }
 
-/// One image: its regions, numbered from 1, with label, score and box in pixels (in 0..1 where the store does not know the size).
+/// Describes one image: its regions, numbered from 1, with label, score and box in pixels (in 0..1 if the store does
+/// not know the size).
 ///
 /// # Errors
-/// When the store has no such image (the message names similar ones) or a shard is damaged.
+/// Returns an error if the store has no such image (the message suggests similar names) or a shard is damaged.
 pub fn describe_image(store: &FeatureStore, name: &str) -> Result<String> {
     let Some(image) = store.index_of(name) else {
         let similar: Vec<&str> =
@@ -57,7 +58,7 @@ pub fn describe_image(store: &FeatureStore, name: &str) -> Result<String> {
     let info = store.info();
     let label = |names: &[String], label: u32| names.get(label as usize).cloned().unwrap_or(format!("#{label}"));
     let (width, height) = (regions.image_width, regions.image_height);
-    // Imports that do not know the size leave 1 × 1.
+    // Imports that do not know the size store 1 × 1.
     let (size, frame, digits) = match (width, height) {
         (1, 1) => ("size unknown".to_string(), "box in 0..1", 4),
         _ => (format!("{width} × {height} pixels"), "box in pixels", 1),

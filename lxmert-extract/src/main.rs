@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 /// Photos to regions: finds objects in images and stores a feature, box and label for each.
 ///
-/// Without arguments: draws data/scenes if it is not there and extracts it into data/features/scenes.
+/// Without arguments: draws data/scenes if it does not exist and extracts it into data/features/scenes.
 /// Exit code: 0 success, 1 some images or the job failed, 2 wrong arguments, 130 after Ctrl-C.
 #[derive(Parser)]
 #[command(version)]
@@ -31,7 +31,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Scenes(ScenesArgs),
-    /// Show what a feature store holds
+    /// Show the contents of a feature store
     Inspect {
         /// Folder of the store
         store: PathBuf,
@@ -41,7 +41,7 @@ enum Command {
     },
     /// Train a small detector on generated scenes
     TrainDetector(TrainDetectorArgs),
-    /// Make a feature store of region features from another program
+    /// Make a feature store from region features of another program
     #[command(subcommand)]
     Import(Import),
 }
@@ -58,14 +58,14 @@ enum Import {
         /// Number type of the stored features
         #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
         dtype: StoreDtype,
-        /// Names of the objects, one a line, synonyms after a comma left out [default: their numbers]
+        /// Names of the objects, one per line; of comma-separated synonyms, the first [default: their numbers]
         #[arg(long, value_name = "FILE")]
         objects: Option<PathBuf>,
         /// Names of the attributes, likewise [default: their numbers]
         #[arg(long, value_name = "FILE")]
         attributes: Option<PathBuf>,
     },
-    /// The student project's folder of .pt files, one an image
+    /// The student project's folder of .pt files, one per image
     Student {
         /// The folder
         folder: PathBuf,
@@ -79,7 +79,7 @@ enum Import {
 }
 
 fn main() -> ExitCode {
-    // Our errors carry their cause in their own text; printing the chain would repeat it.
+    // Our errors include their cause; printing the chain would repeat it.
     run(cli::parse()).unwrap_or_else(|error| cli::report_failure(&error, error.is_interrupt()))
 }
 

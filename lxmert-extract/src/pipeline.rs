@@ -1,10 +1,10 @@
 //! Decode → detect → write, each on its own threads, for any number of images in bounded memory.
 //!
-//! Decoding threads read images ahead of the network and make them into its input; the network takes one after the other,
-//! in the order given; a writing thread appends their regions to the store. Short queues lie between them: whoever is ahead
-//! waits. Each decoding thread has its own queue and takes every D-th image, so the order never depends on which thread was
-//! faster, and a slow image delays no more than D × 2 others. What waits is the network's input, whose size the detector
-//! limits, and not the image.
+//! Decoding threads read images ahead of the network and prepare its inputs. The network processes them in order, one
+//! at a time, and a writing thread appends their regions to the store. Short queues connect them, so a faster stage
+//! waits for a slower one. Each decoding thread has its own queue and takes every D-th image, so the order does not
+//! depend on which thread is faster, and a slow image delays at most D × 2 others. The queues hold network inputs,
+//! whose size the detector limits, not images.
 
 use crate::detector::transform::NetworkInput;
 use crate::failures::{self, Failure};
@@ -18,40 +18,40 @@ use lxmert_core::features::{Regions, StoreSummary, StoreWriter};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// How an extraction runs.
+/// Settings of the pipeline.
 #[derive(Debug, Clone)]
 pub struct PipelineOptions {
-    /// Threads that decode, at least 1.
+    /// Decoding threads, at least 1.
     pub decoders: usize,
     /// Whether to draw a progress bar.
     pub progress: bool,
 }
 
-/// What an extraction did.
+/// The result of an extraction.
 #[derive(Debug, Clone)]
 pub struct ExtractSummary {
-    /// Images asked for.
+    /// Images requested.
     pub asked: usize,
-    /// Of these, in the store before.
+    /// Images of these that were already in the store.
     pub already: usize,
-    /// Of these, added now.
+    /// Images of these added now.
     pub extracted: usize,
-    /// Of these, the ones that failed, and why; also in `failures.csv`.
+    /// Images of these that failed, and why; also in `failures.csv`.
     pub failures: Vec<Failure>,
     /// Whether Ctrl-C ended it early.
     pub interrupted: bool,
     /// How long it took.
     pub time: Duration,
-    /// The store as it is now.
+    /// The store's current state.
     pub store: StoreSummary,
 }
 
 impl ExtractSummary {
-    /// What was `done` ("extracted", "imported"), in a line.
+    /// A one-line summary; `done` is "extracted" or "imported".
     pub fn describe(&self, done: &str) -> String {
         let seconds = self.time.as_secs_f64();
         format!(
-            "{}: {} of {} images {done} in {seconds:.1} s ({:.1} images/s), {} there before, {} failed; {} images, {} in all",
+            "{}: {} of {} images {done} in {seconds:.1} s ({:.1} images/s), {} already there, {} failed; {} images, {} in total",
             self.store.folder.display(),
             self.extracted,
             self.asked,
@@ -64,19 +64,19 @@ impl ExtractSummary {
     }
 }
 
-/// Inputs waiting in each decoding thread's queue.
+/// Inputs that wait in each decoding thread's queue.
 const QUEUE: usize = 2;
-/// Images that the detector may refuse in a row before the fault is taken to be its own.
+/// How many images in a row the detector may fail on before it is itself considered the cause.
 const MOST_REFUSED: usize = 20;
 
 type Decoded = std::result::Result<NetworkInput, String>;
 
-/// Extracts those of `images` that the store does not have, and finishes the store. Images that
-/// fail are listed and skipped; they are tried again by the next run.
+/// Extracts those of `images` that the store does not have, and finishes the store. Images that fail are listed and
+/// skipped; the next run tries them again.
 ///
 /// # Errors
-/// When the store cannot be written, or the detector fails on image after image. What was extracted
-/// until then is kept.
+/// Returns an error if the store cannot be written, or the detector fails on image after image. Images extracted before
+/// the error are kept.
 pub fn extract(
     images: &[ImageEntry],
     source: &dyn RegionSource,
@@ -105,7 +105,7 @@ pub fn extract(
         drop(regions);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (detected, written) {
-            // A detector stops early when the writer is gone; the writer's error is the cause.
+            // A detector stops early if the writer is gone; the writer's error is the cause.
             (_, Err(error)) => (Err(error), Vec::new()),
             (Err(error), Ok(_)) => (Err(error), Vec::new()),
             (Ok((mut failures, interrupted)), Ok((store, extracted, mut refused))) => {
@@ -136,7 +136,7 @@ fn decode_all<'a>(
             Error::Image { reason, .. } => reason,
             other => other.to_string(),
         });
-        // The other end is gone when the job stops early.
+        // The other end is gone if the job stops early.
         if queue.send(decoded).is_err() {
             return;
         }
@@ -183,14 +183,14 @@ fn detect_all(
 
 type Written = (StoreSummary, usize, Vec<Failure>);
 
-/// Appends what arrives to the store, and finishes it.
+/// Appends incoming regions to the store, and finishes it.
 fn write_all(mut store: StoreWriter, incoming: &Receiver<(String, Regions)>) -> Result<Written> {
     let mut extracted = 0;
     let mut refused = Vec::new();
     for (name, regions) in incoming {
         match store.push(&name, &regions) {
             Ok(()) => extracted += 1,
-            // Regions that are not numbers, or a name that cannot be stored: this image's failure.
+            // NaN regions, or a name that cannot be stored: only this image fails.
             Err(lxmert_core::Error::Argument(reason)) => {
                 log::warn!("{reason}");
                 refused.push(Failure { name, reason });

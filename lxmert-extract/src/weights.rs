@@ -1,4 +1,4 @@
-//! Where a detector's weights come from, and that they are the right ones.
+//! Where a detector's weights come from, and the check that they are the right ones.
 
 use crate::detector::config::KeyNames;
 use crate::detector::{Detector, DetectorConfig, expected_tensors, visual_genome};
@@ -12,14 +12,14 @@ use lxmert_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// torchvision's weights of 2019 (COCO val2017 box AP 37.0), on the hub.
+/// torchvision's weights of 2019 (COCO val2017 box AP 37.0), in a third party's repository on the hub.
 pub const COCO_SOURCE: &str = "hf:zeyuzy/vision_model-base_model/fasterrcnn_resnet50_fpn_coco.pth";
 
-/// Size and hash of [`COCO_SOURCE`]; the hash begins as the `258fb6c6` in torchvision's own file name.
+/// Size and hash of [`COCO_SOURCE`]; the hash starts with the `258fb6c6` in torchvision's own file name.
 pub const COCO_FILE: ExpectedFile<'static> =
     ExpectedFile { size: 167_502_836, sha256: "258fb6c638b15964ddcdd1ae0748c5eef1be9e732750120cc857feed3faac384" };
 
-/// Hugging Face's weights of bottom-up attention's detector, in a copy that a space of the hub has: the repository
+/// Hugging Face's weights of bottom-up attention's detector, from a copy in a space on the hub: the repository
 /// `unc-nlp/frcnn-vg-finetuned` itself is gone.
 pub const VISUAL_GENOME_SOURCE: &str =
     "hf:spaces/WwYc/explain-LXMERT/lxmert/unc-nlp/frcnn-vg-finetuned/pytorch_model.bin";
@@ -28,12 +28,12 @@ pub const VISUAL_GENOME_SOURCE: &str =
 pub const VISUAL_GENOME_FILE: ExpectedFile<'static> =
     ExpectedFile { size: 262_398_754, sha256: "d3bf8ad74828a244a95d85e17a842cc0ac75419a53e4e81ee68386f192bb24c5" };
 
-/// A detector from a weight file: safetensors, a `.pth` of any age, or detectron2's `.pkl`, with the key names and layout of
-/// any port that the configuration has a place for.
+/// A detector from a weights file: safetensors, a `.pth` of any age, or detectron2's `.pkl`, with the key names and
+/// layout of any port that the configuration supports.
 ///
 /// # Errors
-/// When the file cannot be read or does not fit `config`: the error lists every missing, unexpected and
-/// misshapen name. As [`Detector::new`] too.
+/// Returns an error if the file cannot be read or does not fit `config`; the error lists every missing, unexpected and
+/// misshapen name. Also as [`Detector::new`].
 pub fn load(
     config: &DetectorConfig,
     path: impl AsRef<Path>,
@@ -44,10 +44,10 @@ pub fn load(
     from_tensors(config, path, read_tensors(path)?, precision, device)
 }
 
-/// [`load`] of the tensors of a file that was read already. `path` is for messages.
+/// [`load`] for the tensors of a file that is already read. `path` is for messages.
 ///
 /// # Errors
-/// As [`load`].
+/// See [`load`].
 pub fn from_tensors(
     config: &DetectorConfig,
     path: &Path,
@@ -60,7 +60,7 @@ pub fn from_tensors(
     detector(&config, tensors, precision, device)
 }
 
-/// The COCO detector: the published file by way of the hub's cache, checked by size and hash and converted once to
+/// The COCO detector: the published file from the hub's cache, checked by size and hash, and converted once to
 /// safetensors beside that cache.
 ///
 /// # Errors
@@ -77,13 +77,12 @@ pub fn load_coco(
     detector(config, tensors, precision, device)
 }
 
-/// Where the converted copy of the file with this hash lies: in `lxmert`, beside the hub's cache.
+/// Where the converted copy of the file with this hash is: in `lxmert`, beside the hub's cache.
 fn converted_path(hub_cache: &Path, sha256: &str) -> PathBuf {
     hub_cache.parent().unwrap_or(hub_cache).join("lxmert").join(format!("{sha256}.safetensors"))
 }
 
-/// The tensors of the converted `copy`; when it is not there or not whole, those of `original`, and the
-/// copy is made.
+/// The tensors of the converted `copy`; if it is missing or incomplete, those of `original`, and a new copy is written.
 fn converted(
     config: &DetectorConfig,
     copy: &Path,
@@ -92,7 +91,7 @@ fn converted(
     if copy.exists() {
         match read_fitting(config, copy) {
             Ok(tensors) => return Ok(tensors),
-            Err(e) => log::warn!("{e}; the copy is made anew"),
+            Err(e) => log::warn!("{e}; making a new copy"),
         }
     }
     let original = original()?;
@@ -104,7 +103,7 @@ fn converted(
         .and_then(|()| save_safetensors(copy, &listed, &BTreeMap::from([("format".into(), "pt".into())])));
     if let Err(e) = made {
         // Only the next start is slower.
-        log::warn!("the weights could not be kept as safetensors: {e}");
+        log::warn!("could not save the weights as safetensors: {e}");
     }
     Ok(tensors)
 }
@@ -113,7 +112,7 @@ fn read_fitting(config: &DetectorConfig, path: &Path) -> Result<BTreeMap<String,
     fitting(&mut config.clone(), path, read_tensors(path)?)
 }
 
-/// The tensors that the network needs, in its layout. Anchors that the file holds go to `config`.
+/// The tensors that the network needs, in its layout. Anchors in the file go into `config`.
 fn fitting(
     config: &mut DetectorConfig,
     path: &Path,
@@ -124,7 +123,7 @@ fn fitting(
         KeyNames::Detectron2 => visual_genome::to_network_layout(config, path, tensors)?,
     };
     let options = FitOptions {
-        // A counter that training keeps and inference does not need; FrozenBatchNorm2d has none.
+        // A counter for training that inference does not need; FrozenBatchNorm2d has none.
         ignore: vec!["*.num_batches_tracked".into()],
         ..FitOptions::default()
     };
@@ -162,7 +161,7 @@ mod tests {
         }
     }
 
-    /// Ones of the tiny detector's shapes, by the published file's names.
+    /// Ones in the tiny detector's shapes, under the published file's names.
     fn published() -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
         for (name, shape) in expected_tensors(&tiny())? {
@@ -170,7 +169,7 @@ mod tests {
                 .replace("rpn.head.conv.0.0.", "rpn.head.conv.")
                 .replace(".0.weight", ".weight")
                 .replace(".0.bias", ".bias");
-            // The body's own `downsample.0` keeps its number.
+            // The backbone's own `downsample.0` keeps its number.
             let name = name.replace("downsample.weight", "downsample.0.weight");
             if let Some(norm) = name.strip_suffix("running_var") {
                 tensors.push((format!("{norm}num_batches_tracked"), Tensor::new(5i64, &Device::Cpu)?));
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn older_names_load_and_counters_are_left_aside() -> Result<()> {
+    fn loads_older_names_and_skips_counters() -> Result<()> {
         let folder = tempfile::tempdir().map_err(Error::io("temporary folder"))?;
         let path = folder.path().join("old.safetensors");
         let tensors = published()?;
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_listed_by_name() -> Result<()> {
+    fn errors_list_what_does_not_fit() -> Result<()> {
         let folder = tempfile::tempdir().map_err(Error::io("temporary folder"))?;
         let path = folder.path().join("wrong.safetensors");
         let mut tensors = published()?;
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_is_made_once_and_again_when_broken() -> Result<()> {
+    fn the_copy_is_made_once_and_again_if_damaged() -> Result<()> {
         let folder = tempfile::tempdir().map_err(Error::io("temporary folder"))?;
         let path = folder.path().join("old.safetensors");
         save_safetensors(&path, &published()?, &BTreeMap::new())?;

@@ -101,7 +101,7 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
     assert_eq!(store.names(), ["sub/000.png", "sub/001.png", "sub/002.png"]);
     assert_eq!(store.regions(1).unwrap().num_regions(), 5);
     let inspect = |arguments: &[&str]| program().arg("inspect").arg(place.at("store")).args(arguments).assert();
-    inspect(&[]).success().stdout(contains("15 in all, up to 5 an image")).stdout(contains("8 × f32"));
+    inspect(&[]).success().stdout(contains("15 in total, up to 5 per image")).stdout(contains("8 × f32"));
     inspect(&["--image", "sub/001.png"]).success().stdout(contains("64 × 48 pixels, 5 regions"));
     let numbered = |number: &str| contains(format!("\n{number:>3}  "));
     inspect(&["--image", "sub/001.png"]).stdout(numbered("1").and(numbered("5")).and(numbered("0").not()));
@@ -135,8 +135,7 @@ fn bad_links_and_names_fail_individually_in_every_run() {
     for extracted in ["2 of 5 images extracted", "0 of 5 images extracted"] {
         place.extract("photos", "store").assert().code(1).stdout(contains(extracted)).stdout(contains("3 failed"));
         let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
-        for reason in
-            ["dangling.png,a link that leads nowhere", "sub/loop/,a link back to", "\u{fffd}.png,its name in the store"]
+        for reason in ["dangling.png,a dangling link", "sub/loop/,a link back to", "\u{fffd}.png,its name in the store"]
         {
             assert!(failures.contains(reason), "{failures}");
         }
@@ -428,7 +427,7 @@ fn imports_the_student_projects_files_without_padding() {
     let whole = std::fs::read(place.at("photos/1000092795.pt")).unwrap();
     std::fs::write(place.at("photos/late.pt"), &whole[..whole.len() / 2]).unwrap();
     std::fs::write(place.at("photos/1000092795.jpg.pt"), &whole).unwrap();
-    import().assert().code(1).stdout(contains("0 of 5 images imported")).stdout(contains("3 there before, 2 failed"));
+    import().assert().code(1).stdout(contains("0 of 5 images imported")).stdout(contains("3 already there, 2 failed"));
     let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
     assert!(failures.contains("late.jpg,") && failures.contains("1000092795.jpg,another record"), "{failures}");
     std::fs::write(place.at("photos/late.pt"), &whole).unwrap();

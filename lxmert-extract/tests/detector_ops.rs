@@ -1,4 +1,4 @@
-//! The detector's own operations against their plain compositions, against finite differences, and in any number of threads.
+//! The detector's own operations against their plain compositions and finite differences, with any number of threads.
 
 #[path = "../../lxmert-core/tests/common/kernels.rs"]
 mod kernels;
@@ -439,7 +439,7 @@ fn a_convolutions_sums_over_the_batch_differ_only_by_rounding() {
     for threads in [2, 3] {
         let more = run_in(threads, &inputs, f);
         assert_eq!(bits(&one[0]), bits(&more[0]), "values");
-        assert_eq!(bits(&one[1]), bits(&more[1]), "gradient by the input");
+        assert_eq!(bits(&one[1]), bits(&more[1]), "gradient with respect to the input");
         for which in [2, 3] {
             let far = (&one[which] - &more[which]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
             let size = one[which].abs().unwrap().flatten_all().unwrap().max(0).unwrap();

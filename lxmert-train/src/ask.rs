@@ -1,4 +1,4 @@
-//! `lxmert-train ask`: arguments and what they run.
+//! `lxmert-train ask`: its arguments and the command.
 
 use crate::run_folder::open_checkpoint;
 use crate::{Error, Result};
@@ -46,7 +46,8 @@ pub struct AskArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// When the checkpoint answers no questions, its features are another detector's, or the photo cannot be read.
+/// Returns an error if the checkpoint does not answer questions, its features are from another detector, or the photo
+/// cannot be read.
 pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
     let folder = match &args.checkpoint {
         Some(folder) => folder.clone(),

@@ -71,7 +71,7 @@ pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
         return Err(Error::file(&job.output, "no unfinished run here to resume; start one without --resume"));
     }
     let mut trainer = Trainer::<T>::new(job, folder, &settings)?;
-    trainer.train()?;
+    trainer.train().map_err(|error| out_of_memory(error, job.recipe.batch_size, job.recipe.accumulate))?;
     trainer.test().map(Outcome::Finished)
 }
 
@@ -107,6 +107,21 @@ struct Trainer<'a, T> {
 
 /// The projection of a region's features: `[hidden, width of the features]`.
 const REGION_WEIGHTS: &str = "lxmert.encoder.visn_fc.visn_fc.weight";
+
+/// A device's error when its memory is full, with the batch size to try.
+fn out_of_memory(error: Error, batch_size: usize, accumulate: usize) -> Error {
+    if !error.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY") {
+        return error;
+    }
+    let advice = match batch_size / 2 {
+        0 => "use a smaller --preset or another device".into(),
+        half => format!(
+            "try --batch-size {half} --accumulate {}, which takes steps of about as many examples",
+            2 * accumulate
+        ),
+    };
+    Error::Argument(format!("the device has too little memory for --batch-size {batch_size}: {advice}"))
+}
 
 /// The error for a checkpoint that does not fit, with advice: other features if it needs another width, and
 /// `--allow-missing` for weights that it lacks.
@@ -408,6 +423,16 @@ mod tests {
     use super::*;
     use candle_core::Device;
     use lxmert_core::optim::AdamWConfig;
+
+    #[test]
+    fn names_the_batch_size_to_try_when_the_device_is_out_of_memory() {
+        let full = || candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
+        let said = |batch, accumulate| out_of_memory(full().into(), batch, accumulate).to_string();
+        assert!(said(256, 1).contains("--batch-size 256: try --batch-size 128 --accumulate 2"), "{}", said(256, 1));
+        assert!(said(1, 4).contains("smaller --preset"));
+        let other = out_of_memory(candle_core::Error::Msg("no".into()).into(), 8, 1);
+        assert!(matches!(other, Error::Candle(_)));
+    }
 
     #[test]
     fn advises_on_a_checkpoint_that_does_not_fit() {

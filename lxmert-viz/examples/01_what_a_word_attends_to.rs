@@ -15,7 +15,7 @@ use lxmert_viz::places::Places;
 
 fn main() -> anyhow::Result<()> {
     // %% Open the trained model and the data set
-    // A checkpoint is a folder in the hub's layout; a feature store holds each image's regions. The run says where they lie.
+    // A checkpoint is a folder in the hub's layout; a feature store holds each image's regions. The run names both.
     let places = Places::of_run(None)?;
     let output = places.plots().join("example-01");
     let scorer = Scorer::open(&places.checkpoint, &Device::Cpu)?;
@@ -32,8 +32,8 @@ fn main() -> anyhow::Result<()> {
     println!("P(match) = {:.3}; the model reads {:?}", scored.probability(), scored.encoding.tokens);
 
     // %% One map, as numbers
-    // Rows are word pieces, columns are regions, every row sums to 1. Look at the nouns and the
-    // colours: their largest weight should be on the region they name.
+    // Rows are word pieces, columns are regions, and every row sums to 1. Look at the nouns and the colours: their
+    // largest weight should be on the region that they name.
     let explained = Explained::new(&image, &text, &scored, &regions, &data.store.info().label_names);
     let map = Method::Attention.words_to_regions(scored.maps()?)?;
     for (piece, token) in scored.encoding.tokens.iter().enumerate() {
@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         println!("  {token:<12} looks most at {:<20} weight {:.2}", explained.region_names[best], row[best]);
     }
 
-    // %% The same map as a picture, and every head by itself
+    // %% The same map as a picture, and every head separately
     // Heads differ: some follow the noun, some spread out, some always look at the same place.
     for (sheet, name) in [
         (explained.heatmap(Direction::LanguageToVision, None, None)?.draw()?, "heatmap"),

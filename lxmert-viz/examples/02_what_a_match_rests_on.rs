@@ -1,4 +1,4 @@
-//! What speaks for a match and what against it: a true sentence and a false one, attention and relevancy side by side.
+//! The evidence for and against a match: a true sentence and a false one, attention and relevancy side by side.
 //!
 //! Attention says where a layer reads; relevancy (Chefer et al. 2021) says what the score depends on.
 //! Run the pipeline first, then `cargo run -p lxmert-viz --example 02_what_a_match_rests_on`.
@@ -21,8 +21,8 @@ fn main() -> anyhow::Result<()> {
     let scorer = Scorer::open(&places.checkpoint, &Device::Cpu)?;
     let data = DataSet::open(places, scorer.regions())?;
 
-    // %% A true caption and its minimally changed false sibling
-    // The hard test set comes in twos: the caption, then the same with one word or relation swapped.
+    // %% A true caption and its minimally changed false variant
+    // The hard test set consists of pairs: a caption, then the same with one word or relation changed.
     let (_, hard) = data.test_pairs()?;
     let [truth, lie] =
         [PairKind::Matched, PairKind::Hard].map(|kind| hard.iter().find(|pair| pair.kind == kind).cloned());
@@ -35,7 +35,7 @@ fn main() -> anyhow::Result<()> {
         let scored = scorer.score(&[pair], Capture::Probes)?.remove(0);
         println!("{name}: “{}”: P(match) = {:.3}", example.text, scored.probability());
 
-        // %% Which words speak for it, or, where the model says no, against it?
+        // %% Which words are evidence for it or, if the model says no, against it?
         // The row of [CLS] in the words × words relevancy, without [CLS] itself.
         let stance = Stance::of(scored.probability());
         let found = relevancy(&scored.maps()?.taking(stance))?;

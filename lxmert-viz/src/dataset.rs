@@ -49,6 +49,13 @@ pub struct Example {
     pub kind: PairKind,
 }
 
+impl Example {
+    /// Whether a model that gives this probability of a match is right.
+    pub fn agrees(&self, probability: f32) -> bool {
+        (probability >= 0.5) == (self.kind == PairKind::Matched)
+    }
+}
+
 impl DataSet {
     /// Opens a data set for a model that looks at `regions` regions of an image.
     ///
@@ -76,6 +83,16 @@ impl DataSet {
             let run = self.places.run.display();
             Error::Argument(format!("{run} was not trained on captions; name a caption file by --captions"))
         })
+    }
+
+    /// Whether there are captions.
+    pub fn is_captioned(&self) -> bool {
+        self.captioned.is_some()
+    }
+
+    /// Whether the store holds an image of this name.
+    pub fn holds(&self, image: &str) -> bool {
+        NameFinder::new(self.store.names()).find(image).is_some()
     }
 
     /// The names of the images of a split that the store holds.

@@ -1,4 +1,4 @@
-//! What can go wrong in this crate, one variant per way to fail.
+//! The errors of this crate.
 
 use std::path::{Path, PathBuf};
 
@@ -12,20 +12,20 @@ pub enum Error {
     /// Something in the core failed: reading or writing a file, a checkpoint, a feature store.
     #[error(transparent)]
     Core(#[from] lxmert_core::Error),
-    /// Captions, splits or a run's records.
+    /// Captions, splits or a run's records failed.
     #[error(transparent)]
     Train(#[from] lxmert_train::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A photo or a detector.
+    /// A photo or a detector failed.
     #[error(transparent)]
     Extract(#[from] lxmert_extract::Error),
     /// A picture could not be drawn or encoded.
     #[error("drawing failed: {0}")]
     Drawing(String),
     /// A picture would be larger than any viewer opens.
-    #[error("the picture would be {width} × {height} pixels; the limit is {limit} a side: {advice}")]
+    #[error("the picture would be {width} × {height} pixels; the limit is {limit} per side: {advice}")]
     TooLarge {
         /// Width in pixels.
         width: u32,
@@ -36,33 +36,33 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
-    /// The numbers given do not fit together.
+    /// Values do not fit together.
     #[error("{0}")]
     Shape(String),
-    /// An argument that cannot be used.
+    /// An argument is unusable.
     #[error("{0}")]
     Argument(String),
-    /// A file is not of the form it should have.
+    /// A file does not have the form that it should have.
     #[error("{path}: {reason}", path = path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the row where there is one.
+        /// What is wrong, with the row if there is one.
         reason: String,
     },
-    /// Something that an earlier command makes is not there.
+    /// The output of an earlier command is missing.
     #[error("{what} is missing: {path}{like}; {advice}", path = path.display(), like = like(path))]
     Missing {
         /// What is missing.
         what: &'static str,
-        /// Where it was looked for.
+        /// Where it should be.
         path: PathBuf,
         /// The command that makes it.
         advice: String,
     },
 }
 
-/// What of a path is not there, for the text of [`Error::Missing`].
+/// What is missing of a path, for the text of [`Error::Missing`].
 fn like(path: &Path) -> String {
     lxmert_core::nearby::missing(path).map_or_else(String::new, |what| format!(": {what}"))
 }

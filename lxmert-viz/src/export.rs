@@ -1,14 +1,14 @@
-//! Attention maps and relevances as arrays, for one's own analysis.
+//! Attention maps and relevances as arrays, for your own analysis.
 //!
-//! `lxmert-viz export` writes one safetensors file. With N pairs, at most W word pieces and R regions, and for each kind of
-//! attention L layers of H heads:
+//! `lxmert-viz export` writes one safetensors file. With N pairs, at most W word pieces and R regions, and, for each
+//! kind of attention, L layers of H heads:
 //!
 //! | tensor | dtype | shape | what |
 //! | --- | --- | --- | --- |
 //! | `logits`, `probabilities` | F32 | `[N]` | the match logit and its sigmoid |
 //! | `boxes` | F32 | `[N, R, 4]` | x0 y0 x1 y1, divided by the image's width and height |
 //! | `detection_scores` | F32 | `[N, R]` | the detector's confidence, 0..1 |
-//! | `attention/language`, `attention/language-self` | F32 | `[N, L, H, W, W]` | words over words, in the language layers and after the cross attention |
+//! | `attention/language`, `attention/language-self` | F32 | `[N, L, H, W, W]` | words over words, in the language layers and after the cross-attention |
 //! | `attention/vision`, `attention/vision-self` | F32 | `[N, L, H, R, R]` | regions over regions, likewise |
 //! | `attention/language-to-vision` | F32 | `[N, L, H, W, R]` | words over regions |
 //! | `attention/vision-to-language` | F32 | `[N, L, H, R, W]` | regions over words |
@@ -18,15 +18,15 @@
 //! | `input_ids` | U32 | `[N, W]` | the word pieces |
 //! | `labels` | U32 | `[N, R]` | each region's class, an index into the lines of `label_names` |
 //! | `num_words`, `num_regions` | U32 | `[N]` | how many of W and R are real; the others are zeros |
-//! | `truth` | U8 | `[N]` | 1 when the sentence is a caption of the image, 0 when it is a false one, 255 when that is not known |
+//! | `truth` | U8 | `[N]` | 1 if the sentence is a caption of the image, 0 if it is a false one, 255 if unknown |
 //! | `images`, `texts` | U8 | `[bytes]` | the images' names and the sentences in UTF-8, N lines |
-//! | `tokens` | U8 | `[bytes]` | the word pieces, N lines, a space between two |
-//! | `label_names` | U8 | `[bytes]` | the names of the classes, a line each |
+//! | `tokens` | U8 | `[bytes]` | the word pieces, N lines, separated by spaces |
+//! | `label_names` | U8 | `[bytes]` | the names of the classes, one per line |
 //!
-//! METHOD is `attention`, `gradient-attention`, `relevancy`, `rollout` or `grad-cam`; those that read gradients are there a
-//! second time as `relevance/METHOD-against/…`, for what speaks against the match. Attention that the model does not have is
-//! left out, and all maps are with `--no-maps`. Indices count from 0 here, as arrays do: row 2 is the region that pictures
-//! number 3. The file's metadata names the checkpoint, the captions and the features.
+//! METHOD is `attention`, `gradient-attention`, `relevancy`, `rollout` or `grad-cam`. Those that use gradients also
+//! occur as `relevance/METHOD-against/…`, the evidence against the match. Attention that the model does not have is
+//! left out; with `--no-maps` all maps are. Indices count from 0 here: row 2 is the region that pictures number 3. The
+//! file's metadata names the checkpoint, the captions and the features.
 //!
 //! Python reads it with the safetensors package alone:
 //!
@@ -49,7 +49,7 @@ use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// A sentence, an image, and what is known of them.
+/// A sentence and an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportPair {
     /// The image's name.
@@ -58,11 +58,11 @@ pub struct ExportPair {
     pub text: String,
     /// The sentence's word pieces.
     pub tokens: Vec<String>,
-    /// Whether the sentence is a caption of the image, where that is known.
+    /// Whether the sentence is a caption of the image, if known.
     pub is_match: Option<bool>,
 }
 
-/// What is written beside the arrays of the pairs.
+/// What to write beside the arrays of the pairs.
 #[derive(Debug, Clone, Default)]
 pub struct ExportInfo {
     /// The names of the regions' classes.
@@ -94,7 +94,7 @@ impl Dtype {
     }
 }
 
-/// Where an array lies in the file's data.
+/// Where an array is in the file's data.
 struct Array {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -106,7 +106,7 @@ impl Array {
         self.shape.iter().product::<usize>() * self.dtype.size()
     }
 
-    /// Bytes of one pair's part.
+    /// Bytes per pair.
     fn row(&self) -> usize {
         self.shape.iter().skip(1).product::<usize>() * self.dtype.size()
     }
@@ -126,7 +126,7 @@ impl Layout {
         self.arrays.push((name.into(), array));
     }
 
-    /// The length of the header and the header, padded to a multiple of 8 bytes.
+    /// The length of the header, and the header, padded to a multiple of 8 bytes.
     fn header(&self, metadata: &BTreeMap<String, String>) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), serde_json::json!(metadata));
@@ -179,14 +179,14 @@ fn layout(sizes: &Sizes, first: &Scored, texts: &[(&str, String)], maps: bool) -
     Ok(layout)
 }
 
-/// Every method with its name in the file; those that read gradients also against the match.
+/// Every method with its name in the file; those that use gradients also against the match.
 fn methods() -> Vec<(String, Method, Stance)> {
     let signed = Method::ALL.into_iter().filter(|method| method.needs_gradients());
     let against = signed.map(|method| (format!("{}-against", method.slug()), method, Stance::Against));
     Method::ALL.into_iter().map(|m| (m.slug().to_string(), m, Stance::For)).chain(against).collect()
 }
 
-/// Queries and keys of an attention, of words and regions.
+/// The numbers of queries and keys of an attention.
 const fn sides(direction: Direction, (words, regions): (usize, usize)) -> (usize, usize) {
     match direction {
         Direction::LanguageToVision => (words, regions),
@@ -196,11 +196,12 @@ const fn sides(direction: Direction, (words, regions): (usize, usize)) -> (usize
     }
 }
 
-/// Writes the arrays of `pairs` to `path`, whole or not at all, and gives the file's size in bytes. `regions`: the most that
-/// an image has. `score(from)` scores some pairs from that one on, with gradients, and gives the regions of each.
+/// Writes the arrays of `pairs` to `path`, whole or not at all, and returns the file's size in bytes. `regions`: the
+/// largest number of regions of an image. `score(from)` scores some pairs from that one on, with gradients, and returns
+/// the regions of each.
 ///
 /// # Errors
-/// [`Error::Shape`] when there is no pair; what `score` says; [`Error::Core`] with the path.
+/// [`Error::Shape`] if there is no pair; the errors of `score`; [`Error::Core`] with the path.
 pub fn write(
     path: &Path,
     pairs: &[ExportPair],
@@ -255,7 +256,7 @@ pub fn write(
     }
 }
 
-/// The arrays of a file that is being written.
+/// The arrays of a file while it is written.
 struct Rows<'a, W> {
     file: &'a mut W,
     layout: &'a Layout,
@@ -264,7 +265,7 @@ struct Rows<'a, W> {
 }
 
 impl<W: Write + Seek> Rows<'_, W> {
-    /// Writes `bytes` as the part of pair `row` of an array; nothing where the file has no such array.
+    /// Writes `bytes` as pair `row` of an array; does nothing if the file has no such array.
     fn put(&mut self, name: &str, row: usize, bytes: &[u8]) -> std::io::Result<()> {
         let Some((_, array)) = self.layout.arrays.iter().find(|(known, _)| known == name) else { return Ok(()) };
         let at = self.start + array.offset + row * array.row();
@@ -326,14 +327,14 @@ impl<W: Write + Seek> Rows<'_, W> {
     }
 }
 
-/// `values` with zeros behind them, `length` in all.
+/// `values` padded with zeros to `length`.
 fn padded<T: Copy + Default>(values: &[T], length: usize) -> Vec<T> {
     let mut out = values.to_vec();
     out.resize(length, T::default());
     out
 }
 
-/// The rows of `matrix` with zeros right of and below them.
+/// The rows of `matrix`, padded with zeros to the right and below.
 fn table(matrix: &Matrix, (rows, columns): (usize, usize)) -> Vec<f32> {
     let filled: Vec<f32> = (0..matrix.rows).flat_map(|row| padded(matrix.row(row), columns)).collect();
     padded(&filled, rows * columns)

@@ -1,4 +1,4 @@
-//! Where figures go, in which formats and sizes.
+//! Where figures are written, in which formats and sizes.
 
 use crate::pictures::canvas::Canvas;
 use crate::pictures::palette::ColourScale;
@@ -25,32 +25,32 @@ impl Format {
         }
     }
 
-    /// The format that a file name ends in.
+    /// The format that a file name's extension implies.
     fn of(path: &Path) -> Option<Self> {
         let extension = path.extension()?.to_str()?;
         [Self::Png, Self::Svg].into_iter().find(|format| extension.eq_ignore_ascii_case(format.extension()))
     }
 }
 
-/// Formats that users ask for and that are not written; a folder of such a name would surprise.
+/// Formats that users may ask for but that are not written; a folder with such a name would be a surprise.
 const OTHER_FORMATS: [&str; 9] = ["pdf", "jpg", "jpeg", "eps", "ps", "tif", "tiff", "webp", "gif"];
 
 /// The options of figures.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FigureArgs {
-    /// Where figures go: a folder, or for a single figure a .png or .svg file [default: RUN/plots]
+    /// Where to write figures: a folder, or for a single figure a .png or .svg file [default: RUN/plots]
     #[arg(long, short, global = true, value_name = "PATH", help_heading = "Figures")]
     pub output: Option<PathBuf>,
-    /// The formats, such as png,svg [default: that of --output, else png]
+    /// The formats, such as png,svg [default: that of --output, otherwise png]
     #[arg(long, global = true, value_enum, value_delimiter = ',', value_name = "FORMAT,…", help_heading = "Figures")]
     pub format: Vec<Format>,
     /// The width of each figure in pixels [default: as laid out]
     #[arg(long, global = true, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(64..=16_000), help_heading = "Figures")]
     pub width: Option<u32>,
-    /// How large text is beside photos, plots and cells; 1 is as laid out
+    /// Size of text relative to photos, plots and cells [default: 1]
     #[arg(long, global = true, default_value_t = 1.0, value_name = "FACTOR", value_parser = font_scale, help_heading = "Figures")]
     pub font_scale: f32,
-    /// The colours of numbers
+    /// The colour scale for numbers
     #[arg(long, global = true, value_enum, default_value_t, value_name = "NAME", help_heading = "Figures")]
     pub colours: ColourScale,
 }
@@ -62,35 +62,35 @@ impl Default for FigureArgs {
 }
 
 fn font_scale(text: &str) -> std::result::Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    let value: f32 = text.parse().map_err(|_| format!("'{text}' is not a number"))?;
     if (0.5..=3.0).contains(&value) { Ok(value) } else { Err("from 0.5 to 3".into()) }
 }
 
 impl FigureArgs {
-    /// How figures are drawn.
+    /// How to draw figures.
     pub fn look(&self) -> Look {
         Look { room: 1.0 / self.font_scale, colours: self.colours }
     }
 
-    /// The folder of a command that writes several files.
+    /// The folder for a command that writes several files.
     ///
     /// # Errors
-    /// [`Error::Argument`] when `--output` names a file.
+    /// [`Error::Argument`] if `--output` names a file.
     pub fn folder(&self, default: PathBuf) -> Result<PathBuf> {
         match &self.output {
             Some(output) if self.names_file(output)? => {
                 let output = output.display();
-                Err(Error::Argument(format!("--output {output}: this command writes several files; name a folder")))
+                Err(Error::Argument(format!("--output {output}: this command writes several files; pass a folder")))
             }
             Some(output) => Ok(output.clone()),
             None => Ok(default),
         }
     }
 
-    /// The path without extension of a single figure: the file that `--output` names, else `stem` in its folder.
+    /// The path of a single figure without extension: the file that `--output` names, otherwise `stem` in its folder.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the file's format is another than `--format` or none that is written.
+    /// [`Error::Argument`] if the file's format is not one of `--format`, or is not supported.
     pub fn file(&self, default: PathBuf, stem: &str) -> Result<PathBuf> {
         match &self.output {
             Some(output) if self.names_file(output)? => Ok(output.with_extension("")),
@@ -103,8 +103,10 @@ impl FigureArgs {
         let shown = output.display();
         if let Some(format) = Format::of(output) {
             if !self.format.is_empty() && !self.format.contains(&format) {
-                let advice = "give the file another extension, or leave --format out";
-                return Err(Error::Argument(format!("--output {shown}: not of a --format that was given; {advice}")));
+                let advice = "give the file another extension, or omit --format";
+                return Err(Error::Argument(format!(
+                    "--output {shown}: its extension is not one of --format; {advice}"
+                )));
             }
             return Ok(true);
         }
@@ -124,10 +126,10 @@ impl FigureArgs {
         }
     }
 
-    /// Writes a figure in each format to `path` with its extension; gives the files.
+    /// Writes a figure in each format to `path` with its extension; returns the files.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a PNG with a side beyond the limit; [`Error::Core`] with the path.
+    /// [`Error::TooLarge`] for a PNG with a side over the limit; [`Error::Core`] with the path.
     pub fn write(&self, sheet: &Canvas, path: &Path) -> Result<Vec<PathBuf>> {
         let scale = self.width.map_or(self.font_scale, |width| width as f32 / sheet.width().max(1) as f32);
         let write = |format: Format| {
@@ -146,7 +148,7 @@ impl FigureArgs {
     }
 }
 
-/// Writes a file whole or not at all; makes its folder.
+/// Writes a file whole or not at all; creates its folder.
 ///
 /// # Errors
 /// [`Error::Core`] with the path.
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_with_a_figure_s_extension_is_a_file_and_any_other_a_folder() {
+    fn an_output_with_a_figures_extension_is_a_file_otherwise_a_folder() {
         let single = |output: &str, format: &[Format]| figures(output, format).file("plots".into(), "heatmap");
         assert_eq!(single("out/fig.v2.svg", &[]).unwrap(), Path::new("out/fig.v2"));
         assert_eq!(figures("out/fig.svg", &[]).formats(), [Format::Svg]);
@@ -175,11 +177,11 @@ mod tests {
         let message = |result: Result<PathBuf>| result.unwrap_err().to_string();
         assert!(message(single("fig.pdf", &[])).contains("written as .png or .svg"));
         assert!(message(single("fig.svg", &[Format::Png])).contains("fig.svg"));
-        assert!(message(figures("fig.svg", &[]).folder("plots".into())).contains("name a folder"));
+        assert!(message(figures("fig.svg", &[]).folder("plots".into())).contains("pass a folder"));
     }
 
     #[test]
-    fn a_figure_is_written_in_each_format_at_its_width_and_nothing_is_left_beside_it() {
+    fn a_figure_is_written_in_each_format_at_its_width_without_leftovers() {
         let folder = tempfile::tempdir().unwrap();
         let mut sheet = Canvas::new(30, 20);
         sheet.fill(Rect::sized(0, 0, 15, 20), [200, 10, 10], 1.0);

@@ -4,13 +4,14 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`explain`] | a checkpoint's attention maps, the methods that say what a score rests on, two measures of the methods |
+//! | [`explorer`] | one page in a browser with the pairs, maps and methods of a checkpoint, and a server for others |
 //! | [`pictures`] | the kinds of pictures, and what they are drawn with |
 //! | [`commands`] | what each subcommand of `lxmert-viz` does, as library calls |
 //! | [`places`], [`dataset`], [`photo`] | where a run's photos, features and captions lie, and reading them |
 //! | [`export`] | attention maps, relevances, boxes, words and scores as arrays, and how Python reads them |
 //! | [`figures`] | where figures go, in which formats and sizes |
 //!
-//! # What a score rests on
+//! # What a score is based on
 //!
 //! ```text
 //! lxmert-viz relevancy [--image NAME] [--text SENTENCE] [--method METHOD]
@@ -18,18 +19,20 @@
 //! lxmert-viz relevancy --question "what colour is the heart ?" [--answer NAME] [--photo photo.jpg]
 //! ```
 //!
-//! One picture: attention, rollout, Grad-CAM and relevancy, each with the photo and its regions and the sentence and its
-//! words. The two methods that read gradients have two panels, what speaks for the score and what speaks against it, in one
-//! measure. Weights are multiples of an even spread, so that a model without an opinion looks like one: nothing stands out.
-//! The methods see only the attention maps and the gradient of one scalar with respect to them, so the match logit and an
-//! answer's logit are explained alike ([`explain::maps::read`]).
+//! One picture: attention, rollout, Grad-CAM and relevancy, each with the photo and its regions and the sentence and
+//! its words. The two methods that use gradients have two panels, the evidence for the score and the evidence against
+//! it, in the same unit. Weights are multiples of the uniform share, so a model without an opinion looks like one:
+//! nothing stands out.
+//! The methods see only the attention maps and the gradient of one scalar with respect to them, so the match logit and
+//! an answer's logit are explained in the same way ([`explain::maps::read`]).
 //!
 //! # Which data
 //!
 //! A run's `run.json` names its captions and its feature store, and every command uses them. `--captions`, `--features` and
-//! `--splits` show other data; each picture then says so below. Regions are numbered from 1 in pictures and tables.
+//! `--splits` show other data; each picture then says so at the bottom. Regions are numbered from 1 in pictures and
+//! tables.
 //!
-//! # Whether it is true
+//! # How good the explanations are
 //!
 //! `lxmert-viz perturbation` removes what a method calls relevant, first or last, and counts how many true captions are
 //! still called a match. Areas under the curves of the default run on the scenes (seed 0; 400 captions, standard errors
@@ -44,24 +47,25 @@
 //! | Grad-CAM | 0.560 | 0.297 | 0.549 | 0.350 |
 //! | random | 0.563 | 0.280 | 0.596 | 0.278 |
 //!
-//! Over regions, the four methods that are not Grad-CAM differ by little more than their errors. Over words, relevancy and
-//! rollout beat raw attention by far, and rollout beats relevancy by several errors; a likely reason, not measured, is that
-//! this model has few layers to multiply (one language, one object, two cross). Grad-CAM, which weights a head by the mean
-//! gradient over its whole map, is no better than chance over regions: that mean is negative for most heads of such a run,
-//! and what comes out below zero is dropped, so that for most captions no region is left with a weight, as the bare
-//! command's table of grounding shows too. The curves end where nothing is left: of an image without regions the words take
-//! zeros, as in the reference, and of the sentence `[CLS]` and `[SEP]` stay.
+//! Over regions, all methods except Grad-CAM differ by little more than their errors. Over words, relevancy and rollout
+//! beat raw attention by far, and rollout beats relevancy by several errors; a likely (but unmeasured) reason is that
+//! this model has few layers to multiply (one language, one object, two cross). Grad-CAM, which weights a head by the
+//! mean gradient over its whole map, is no better than chance over regions: that mean is negative for most heads of
+//! such a run, and negative results are dropped, so that for most captions no region keeps a weight, as the grounding
+//! table also shows. The curves end when nothing is left: for an image without regions the words get zeros, as in the
+//! reference, and of the sentence `[CLS]` and `[SEP]` stay.
 //!
 //! `lxmert-viz grounding` asks whether the region with the largest weight in the rows of a phrase is what the phrase
-//! names: its centre in a true box (the pointing game), or an IoU of 0.5, by type of phrase. On the scenes the boxes
-//! are exact and the types are those of the captions; `--entities DIR` takes the annotations of Flickr30k Entities
-//! (people, clothing, …). On the scenes, over 1,600 nouns: relevancy
-//! 93.1 %, attention 87.9 %, gradient × attention 80.1 %, rollout 76.8 %, chance 26.8 %, Grad-CAM 5.1 %.
+//! names, by type of phrase: its centre must be in a true box (the pointing game), or the IoU at least 0.5. On the
+//! scenes the boxes are exact and the types are those of the captions; `--entities DIR` uses the annotations of
+//! Flickr30k Entities (people, clothing, …). On the scenes, over 1,600 nouns: relevancy 93.1 %, attention 87.9 %,
+//! gradient × attention 80.1 %, rollout 76.8 %, chance 26.8 %, Grad-CAM 5.1 %.
 
 pub mod commands;
 pub mod dataset;
 pub mod error;
 pub mod explain;
+pub mod explorer;
 pub mod export;
 pub mod figures;
 pub mod photo;

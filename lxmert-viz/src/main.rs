@@ -3,12 +3,14 @@
 use clap::{Parser, Subcommand};
 use lxmert_core::cli::{self, CommonArgs};
 use lxmert_core::workspace::Workspace;
+use lxmert_viz::commands::explore::ExploreArgs;
 use lxmert_viz::commands::export::ExportArgs;
 use lxmert_viz::commands::grounding::GroundingArgs;
 use lxmert_viz::commands::maps::{HeadsArgs, HeatmapArgs, OverlayArgs};
 use lxmert_viz::commands::pair::PairArgs;
 use lxmert_viz::commands::perturbation::PerturbationArgs;
 use lxmert_viz::commands::relevancy::RelevancyArgs;
+use lxmert_viz::commands::serve::ServeArgs;
 use lxmert_viz::commands::{self, Session, gallery, predictions};
 use lxmert_viz::figures::FigureArgs;
 use lxmert_viz::places::PlacesArgs;
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 /// Pictures of what a trained LXMERT attends to.
 ///
-/// Without a subcommand: the pictures of the run on the generated scenes, into runs/scenes/plots.
+/// Without a subcommand: the explorer and the pictures of the run on the generated scenes, into runs/scenes.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = false)]
 struct Cli {
@@ -35,21 +37,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// One page for the browser: photos, regions, words, and every map by every method, to point at
+    Explore(ExploreArgs),
+    /// The same page from this machine with a live model: drop a photo, write a sentence, hide a region, see the score move
+    Serve(ServeArgs),
     /// From a raw photo and a sentence to pictures: detector, model, plots
     Pair(PairArgs),
     /// One attention map as a table of colours
     Heatmap(HeatmapArgs),
-    /// The photo with its regions, the ones with the largest weights outlined and named
+    /// The photo with its regions; those with the largest weights are outlined and named
     Overlay(OverlayArgs),
-    /// What speaks for and against a match or an answer, by several methods side by side
+    /// Evidence for and against a match or an answer, by several methods side by side
     Relevancy(RelevancyArgs),
-    /// Whether the methods know what matters: remove what they call relevant, and see the match go
+    /// Whether the methods know what matters: remove what they call relevant, and see if the match disappears
     Perturbation(PerturbationArgs),
-    /// How often the region that a phrase points to is the one it names, by type of phrase
+    /// How often the region that a phrase points to is the one that it names, by type of phrase
     Grounding(GroundingArgs),
-    /// All heads beside each other, a line a layer
+    /// All heads side by side, one row per layer
     Heads(HeadsArgs),
-    /// Attention maps, relevances, boxes, words and scores as arrays (safetensors) for one's own analysis
+    /// Attention maps, relevances, boxes, words and scores as arrays (safetensors) for your own analysis
     Export(ExportArgs),
     /// Test pairs with probabilities, right or wrong
     Grid,
@@ -77,6 +83,8 @@ fn run(cli: &Cli) -> lxmert_viz::Result<()> {
         progress: cli.common.show_progress(),
     };
     let report = match &cli.command {
+        Some(Command::Explore(args)) => args.run(&session),
+        Some(Command::Serve(args)) => args.run(&session),
         None => gallery::run(&session, cli.pairs),
         Some(Command::Pair(args)) => args.run(&session),
         Some(Command::Heatmap(args)) => args.run(&session),
@@ -101,9 +109,9 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
-    /// clap would read a subcommand's argument as the global one of the same name, and panic where their types differ.
+    /// clap would read a subcommand's argument as the global one of the same name, and panic if their types differ.
     #[test]
-    fn no_subcommand_takes_the_name_of_a_global_argument() {
+    fn no_subcommand_reuses_the_name_of_a_global_argument() {
         let command = Cli::command();
         let global: Vec<_> =
             command.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id()).collect();

@@ -66,7 +66,7 @@ impl Places {
     /// The run at `run`, with the data that its `run.json` names; `runs/scenes` and the generated scenes when `None`.
     ///
     /// # Errors
-    /// As [`PlacesArgs::resolve`].
+    /// See [`PlacesArgs::resolve`].
     pub fn of_run(run: Option<&Path>) -> Result<Self> {
         PlacesArgs { run: run.map(Path::to_path_buf), ..PlacesArgs::default() }.resolve(&Workspace::locate()?, "scenes")
     }
@@ -184,6 +184,6 @@ fn other_data(own: &Places, shown: &Places) -> Option<String> {
 }
 
 /// The run folder that a checkpoint lies in.
-fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+pub(crate) fn run_of(checkpoint: &Path) -> Option<PathBuf> {
     checkpoint.ancestors().take(3).find(|folder| folder.join("run.json").is_file()).map(Path::to_path_buf)
 }

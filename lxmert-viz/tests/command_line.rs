@@ -34,6 +34,9 @@ fn a_bare_run_writes_every_kind_of_picture_and_measures_grounding() {
     let made = workspace();
     let output = viz(&made).args(["--pairs", "2"]).assert().success().get_output().stdout.clone();
     let text = String::from_utf8(output).unwrap();
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with(made.run().join("explore.html").to_str().unwrap()), "{first}");
+    assert!(made.run().join("explore.html").is_file());
     assert!(text.contains("random test pairs: accuracy") && text.contains("hard test pairs: accuracy"), "{text}");
     assert!(text.contains("grounding: share of") && text.contains("relevancy (Chefer)"), "{text}");
     assert!(!text.contains("Not the data"), "{text}");
@@ -103,7 +106,7 @@ fn figures_take_a_format_a_width_and_a_font_scale() {
     let (plain, large) = (width("1"), width("1.5"));
     assert!(large > plain && large < plain * 3 / 2, "{plain} {large}");
     viz(&made).args(["heads", "-o", "fig.pdf"]).assert().code(1).stderr(contains("written as .png or .svg"));
-    viz(&made).args(["perturbation", "-o", "fig.svg"]).assert().code(1).stderr(contains("name a folder"));
+    viz(&made).args(["perturbation", "-o", "fig.svg"]).assert().code(1).stderr(contains("pass a folder"));
 }
 
 #[test]
@@ -370,7 +373,7 @@ fn grounding_counts_by_type_of_phrase_on_scenes_and_on_entities() {
         std::fs::write(folder.join(part).join(file), content).unwrap();
     }
     let text = run(&["--entities", folder.to_str().unwrap()]);
-    assert!(text.contains("phrases left out: 0 without a box, 1 that mean nothing visible"), "{text}");
+    assert!(text.contains("phrases left out: 0 without a box, 1 for nothing visible"), "{text}");
     assert_eq!(row(&text, "other")[1], "1");
     // The box is the whole picture, so every centre lies in it.
     assert!(row(&text, "other")[2..].join(" ").ends_with("100.0 % 100.0 %"), "{text}");

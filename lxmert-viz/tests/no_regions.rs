@@ -1,4 +1,4 @@
-//! A sentence with an image of which every region was removed: the end of the perturbation test's curves.
+//! A sentence with an image whose regions were all removed: the end of the perturbation test's curves.
 
 mod common;
 
@@ -29,18 +29,18 @@ fn logits(scorer: &Scorer, some: &[&Regions]) -> Vec<f32> {
     scorer.logits(&some.iter().map(|regions| (*regions, IDS.as_slice())).collect::<Vec<_>>()).unwrap()
 }
 
-/// What words take from regions goes through the values of the cross attention. Where these are zero, regions are as
-/// good as none; where they are not, an image counts.
+/// Words read regions through the values of the cross-attention. If these are zero, regions have no effect; otherwise
+/// an image matters.
 #[test]
-fn without_regions_words_take_zeros_from_the_image() {
+fn without_regions_words_get_zeros_from_the_image() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint(folder.path());
     let scorer = Scorer::open(folder.path(), &Device::Cpu).unwrap();
     let (some, none) = (regions(3), keep_regions(&regions(3), &[]));
     let bare = logits(&scorer, &[&none, &none]);
     assert!(bare[0] == bare[1] && bare[0].is_finite(), "{bare:?}");
-    assert!((bare[0] - logits(&scorer, &[&some])[0]).abs() > 1e-3, "an image counts");
-    assert!(scorer.logits(&[(&some, &IDS), (&none, &IDS)]).is_err(), "not in one batch");
+    assert!((bare[0] - logits(&scorer, &[&some])[0]).abs() > 1e-3, "an image matters");
+    assert!(scorer.logits(&[(&some, &IDS), (&none, &IDS)]).is_err(), "they must not share a batch");
 
     let weights = folder.path().join("model.safetensors");
     let blind = read_tensors(&weights).unwrap().into_iter().map(|(name, tensor)| {

@@ -1,4 +1,4 @@
-"""What the peers' scripts share: arguments, timing, the formula of `lxmert_core::procedural`."""
+"""Code shared by the peers' scripts: arguments, timing, the formula of `lxmert_core::procedural`."""
 import argparse, json, time
 import numpy as np
 
@@ -12,7 +12,7 @@ def arguments():
 
 
 def report(case, peer, runs, run):
-    """One run to warm up, then the seconds of each of `runs`, as a JSON line."""
+    """Prints a JSON line with the seconds of each of `runs` runs, after one warm-up run."""
     seconds = []
     for i in range(runs + 1):
         start = time.perf_counter()

@@ -1,11 +1,12 @@
-"""Both sides in one sitting, taking turns, and the table of `docs/speed.md`.
+"""Runs both sides in turns in one sitting, and prints the table of `docs/speed.md`.
 
     python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD]
         [--images N] [--folder DIR] [--scaling]
 
-Builds our benches with cargo, then in each round runs ours and the peers' script of every row; prints medians over all rounds,
-and ratios. The last rows, which have no peer, are of a feature store of Flickr30k's size (`--images` makes it another), written
-once into a temporary folder in DIR: 9.4 GB. `--scaling` prints how our side grows with threads, batch and image size instead: a few minutes.
+Builds our benches with cargo, then in each round runs our bench and the peers' script of every row; prints medians over all
+rounds, and ratios. The last rows, which have no peer, are about a feature store of Flickr30k's size (`--images` changes it),
+written once into a temporary folder in DIR: 9.4 GB. `--scaling` instead prints how our speed depends on threads, batch size and
+image size; it takes a few minutes.
 """
 import argparse, collections, datetime, functools, json, os, pathlib, platform, statistics, subprocess, sys, tempfile
 
@@ -100,7 +101,7 @@ def store(a, rows):
         read = [line for _ in range(a.rounds) for line in lines([program, "--read", folder], a.threads)]
     for case, key, goal in rows:
         measured = [line[key] for line in read if line[key] is not None]
-        if measured:  # memory is known on Linux alone
+        if measured:  # memory is known only on Linux
             unit = (lambda megabytes: f"{megabytes:.0f} MB") if key.endswith("megabytes") else show
             ours = statistics.median(measured)
             print(f"| {case}, {a.images:,} images | {unit(ours)} |  |  |  | {judged(ours, goal, unit)} |", flush=True)
@@ -134,9 +135,9 @@ def main():
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--profile", default="bench")
-    p.add_argument("--only", help="only rows whose name holds this")
+    p.add_argument("--only", help="only rows with this text in their name")
     p.add_argument("--images", type=int, default=31_783, help="images of the feature store")
-    p.add_argument("--folder", help="where the feature store is written [default: the system's folder for temporary files]")
+    p.add_argument("--folder", help="where to write the feature store [default: the system's folder for temporary files]")
     p.add_argument("--scaling", action="store_true")
     a = p.parse_args()
     (scaling if a.scaling else table)(a)

@@ -73,7 +73,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         path = str(pathlib.Path(folder) / "network.onnx")
-        # A model and an input of their own: what ran in inference mode cannot be exported.
+        # A separate model and input, because what ran in inference mode cannot be exported.
         x = torch.from_numpy(formula("images", (1, 3, 800, 1088), -2.0, 2.0, 1))
         with torch.no_grad():
             torch.onnx.export(Network(build()).eval(), (x,), path, input_names=["x"], dynamo=False)

@@ -1,4 +1,4 @@
-"""Times LXMERT by transformers, and the student project's variant in plain PyTorch, as JSON lines.
+"""Times transformers' LXMERT, and the student project's variant in plain PyTorch; prints JSON lines.
 
     python lxmert.py [--runs N] [--threads N] [case …]
 

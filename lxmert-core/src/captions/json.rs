@@ -41,7 +41,7 @@ struct Sentence {
 
 const WANTED: &str = "Karpathy's {\"images\": [{\"filename\", \"sentences\": [{\"raw\"}]}]}, COCO's {\"images\": [{\"id\", \
                       \"file_name\"}], \"annotations\": [{\"image_id\", \"caption\"}]}, or objects of {\"image\", \
-                      \"caption\"} in a list or one a line";
+                      \"caption\"} in a list or one per line";
 
 /// Reads captions from any of the JSON forms.
 pub(super) fn read(reader: &mut Reader, text: &str) -> Result<()> {

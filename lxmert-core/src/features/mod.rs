@@ -40,7 +40,7 @@
 //! order; `features` starts at a multiple of 8 bytes. An image's name is its path below the extracted folder, with `/`;
 //! names are unique within a store.
 //!
-//! In Python the safetensors package alone reads it (`bf16` features need `framework="pt"`, since NumPy has no such
+//! Python reads it with the safetensors package alone (`bf16` features need `framework="pt"`, since NumPy has no such
 //! type):
 //!
 //! ```python

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use std::sync::{Mutex, PoisonError};
 
-/// Attention of one stream to another, or to itself.
+/// Attention from one stream to another, or to itself.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     /// Query, key and value.
@@ -16,12 +16,12 @@ pub(super) struct Attention {
     heads: usize,
     output: Linear,
     layer_norm: LayerNorm,
-    /// Of the probabilities, and of the output.
+    /// Dropout of the probabilities, and of the output.
     dropout: [f32; 2],
 }
 
 impl Attention {
-    /// Under BERT's names. `name` is the projections' own prefix under `vb`: `self`, or `att` in the cross attention.
+    /// With BERT's names. `name` is the projections' own prefix under `vb`: `self`, or `att` in the cross-attention.
     pub fn new(config: &LxmertConfig, name: &str, vb: VarBuilder) -> Result<Self> {
         let (hidden, own, output) = (config.hidden_size, vb.pp(name), vb.pp("output"));
         let projection = |part: &str| Linear::new(hidden, hidden, own.pp(part));
@@ -34,7 +34,7 @@ impl Attention {
         })
     }
 
-    /// Under the names of torch's `nn.MultiheadAttention`, which keeps the three projections in one matrix.
+    /// With the names of torch's `nn.MultiheadAttention`, which keeps the three projections in one matrix.
     pub fn torch(config: &LxmertConfig, layer_norm: LayerNorm, dropout: [f32; 2], vb: VarBuilder) -> Result<Self> {
         let hidden = config.hidden_size;
         let weight = vb.get((3 * hidden, hidden), "in_proj_weight")?;

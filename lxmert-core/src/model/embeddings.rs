@@ -7,8 +7,8 @@ use crate::ops::{self, Ragged};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-/// The language stream's input: word, position and segment embeddings summed, layer norm, dropout. Every segment is 0, as in all
-/// of LXMERT's tasks.
+/// The language stream's input: the sum of word, position and segment embeddings, then layer norm and dropout. Every
+/// segment is 0, as in all of LXMERT's tasks.
 #[derive(Debug, Clone)]
 pub(super) struct LanguageEmbeddings {
     pub words: Tensor,
@@ -57,12 +57,12 @@ pub(super) struct RegionEmbeddings {
     pub fusion: Fusion,
 }
 
-/// How a region's projected features and box become one.
+/// How to fuse a region's projected features and projected box.
 #[derive(Debug, Clone)]
 pub(super) enum Fusion {
-    /// Each after its own layer norm, averaged, with dropout (`lxmert.encoder.visn_fc`).
+    /// Average them, each after its own layer norm, with dropout (`lxmert.encoder.visn_fc`).
     Average { features_norm: LayerNorm, boxes_norm: LayerNorm, dropout: f32 },
-    /// Summed, then one layer norm: the student project's.
+    /// Add them, then apply one layer norm (the student project's).
     Sum(LayerNorm),
 }
 
@@ -96,7 +96,7 @@ impl RegionEmbeddings {
     }
 }
 
-/// Where the real rows of `x`, `[batch, length, …]`, lie. `mask`: `[batch, length]`.
+/// The positions of the real rows of `x`, `[batch, length, …]`. `mask`: `[batch, length]`.
 fn rows_of(x: &Tensor, mask: Option<&Tensor>) -> Result<Ragged> {
     match mask {
         Some(mask) => Ragged::of_mask(mask),

@@ -24,7 +24,7 @@ impl LxmertModel {
     /// Reads (or creates) the weights under `vb`, whose keys are those of the hub below `lxmert.`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let (encoder, embeddings) = (vb.pp("encoder"), vb.pp("embeddings"));
         let norm = LayerNorm::new(config.hidden_size, config.layer_norm_eps, embeddings.pp("LayerNorm"))?;
@@ -43,10 +43,10 @@ impl LxmertModel {
         })
     }
 
-    /// The whole pass.
+    /// Runs the whole trunk.
     ///
     /// # Errors
-    /// When the inputs' shapes do not fit the model or each other.
+    /// Returns an error if the inputs' shapes do not fit the model or each other.
     pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<LxmertOutput> {
         let language = self.encode_language(&inputs.input_ids, inputs.attention_mask.as_ref(), pass)?;
         let mask = inputs.visual_attention_mask.as_ref();
@@ -54,19 +54,19 @@ impl LxmertModel {
         self.cross(&language, &vision, pass)
     }
 
-    /// The language encoder alone. `ids`, `mask`: `[batch, words]`.
+    /// Runs only the language encoder. `ids`, `mask`: `[batch, words]`.
     ///
     /// # Errors
-    /// When a sentence is longer than the model's positions.
+    /// Returns an error if a sentence is longer than the model's positions.
     pub fn encode_language(&self, ids: &Tensor, mask: Option<&Tensor>, pass: &Pass) -> Result<Stream> {
-        in_pool(|| Layer::encode(&self.language_layers, self.embeddings.forward(ids, mask, pass)?, pass))
+        in_pool(ids.device(), || Layer::encode(&self.language_layers, self.embeddings.forward(ids, mask, pass)?, pass))
     }
 
-    /// The vision encoder alone. `features`: `[batch, regions, visual_feat_dim]`; `boxes`:
-    /// `[batch, regions, 4]`; `mask`: `[batch, regions]`.
+    /// Runs only the vision encoder. `features`: `[batch, regions, visual_feat_dim]`; `boxes`: `[batch, regions, 4]`;
+    /// `mask`: `[batch, regions]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn encode_vision(
         &self,
         features: &Tensor,
@@ -74,18 +74,20 @@ impl LxmertModel {
         mask: Option<&Tensor>,
         pass: &Pass,
     ) -> Result<Stream> {
-        in_pool(|| Layer::encode(&self.vision_layers, self.regions.forward(features, boxes, mask, pass)?, pass))
+        in_pool(features.device(), || {
+            Layer::encode(&self.vision_layers, self.regions.forward(features, boxes, mask, pass)?, pass)
+        })
     }
 
-    /// The cross-modality encoder and the pooler over two encoded streams of equal batch.
+    /// Runs the cross-modality encoder and the pooler over two encoded streams with the same batch.
     ///
     /// # Errors
-    /// When the batches differ.
+    /// Returns an error if the batches differ.
     pub fn cross(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<LxmertOutput> {
-        in_pool(|| {
+        in_pool(language.states.device(), || {
             let (mut l, mut v) = (language.clone(), vision.clone());
             let (whole, last) = match self.cross_layers.split_last() {
-                // Maps are of whole layers.
+                // Maps need whole layers.
                 Some((last, whole)) if pass.pooled_only && pass.capture == Capture::None => (whole, Some(last)),
                 _ => (self.cross_layers.as_slice(), None),
             };
@@ -106,7 +108,7 @@ impl LxmertModel {
         })
     }
 
-    /// The word embedding table, `[vocab_size, hidden]`, which the masked-word decoder shares.
+    /// The word embedding table, `[vocab_size, hidden]`; the masked-word decoder shares it.
     pub fn word_embeddings(&self) -> &Tensor {
         &self.embeddings.words
     }

@@ -38,11 +38,11 @@ pub struct AnswerHead {
 }
 
 impl AnswerHead {
-    /// `answers` logits over the pooled outputs of `images` images laid side by side, with the weights under `vb` (`logit_fc.0`,
-    /// `.2`, `.3`).
+    /// A head with `answers` logits over the concatenated pooled outputs of `images` images, with the weights under
+    /// `vb` (`logit_fc.0`, `.2`, `.3`).
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, images: usize, answers: usize, vb: VarBuilder) -> Result<Self> {
         let (hidden, vb) = (config.hidden_size, vb.pp("logit_fc"));
         Ok(Self {
@@ -52,17 +52,17 @@ impl AnswerHead {
         })
     }
 
-    /// `pooled`: `[batch, images·hidden]`; gives `[batch, answers]`.
+    /// `pooled`: `[batch, images·hidden]`; returns `[batch, answers]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, pooled: &Tensor) -> Result<Tensor> {
         let x = ops::activate(Activation::Gelu, &self.first.forward(pooled)?)?;
         self.last.forward(&self.layer_norm.forward(&x)?)
     }
 }
 
-/// Words from the language stream (`cls.predictions`), through the word embeddings themselves.
+/// Predicts words from the language stream (`cls.predictions`), with the word embeddings as decoder.
 #[derive(Debug, Clone)]
 pub struct WordHead {
     transform: Transform,
@@ -70,10 +70,10 @@ pub struct WordHead {
 }
 
 impl WordHead {
-    /// Weights at the root of the checkpoint; the decoder is `word_embeddings`, `[vocab_size, hidden]`.
+    /// The weights are at the root of the checkpoint; the decoder is `word_embeddings`, `[vocab_size, hidden]`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, word_embeddings: &Tensor, vb: VarBuilder) -> Result<Self> {
         let vb = vb.pp("cls.predictions");
         Ok(Self {
@@ -82,16 +82,17 @@ impl WordHead {
         })
     }
 
-    /// `language`: `[…, hidden]`; gives `[…, vocab_size]`.
+    /// `language`: `[…, hidden]`; returns `[…, vocab_size]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, language: &Tensor) -> Result<Tensor> {
         self.decoder.forward(&self.transform.forward(language)?)
     }
 }
 
-/// What the masked-object tasks read off a region (`obj_predict_head`): a shared transform, then a linear layer a task.
+/// Predictions of the masked-object tasks for a region (`obj_predict_head`): a shared transform, then one linear layer
+/// per task.
 #[derive(Debug, Clone)]
 pub struct RegionHead {
     transform: Transform,
@@ -100,12 +101,12 @@ pub struct RegionHead {
     features: Linear,
 }
 
-/// What [`RegionHead`] gives.
+/// The output of [`RegionHead`].
 #[derive(Debug, Clone)]
 pub struct RegionLogits {
-    /// `[…, num_object_labels]`; none where the model knows no object classes.
+    /// `[…, num_object_labels]`; `None` if the model has no object classes.
     pub objects: Option<Tensor>,
-    /// `[…, num_attr_labels]`; none where the model knows no attributes.
+    /// `[…, num_attr_labels]`; `None` if the model has no attributes.
     pub attributes: Option<Tensor>,
     /// `[…, visual_feat_dim]`.
     pub features: Tensor,
@@ -126,7 +127,7 @@ impl RegionHead {
     /// `vision`: `[…, hidden]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, vision: &Tensor) -> Result<RegionLogits> {
         let regions = self.transform.forward(vision)?;
         let classes = |head: &Option<Linear>| head.as_ref().map(|head| head.forward(&regions)).transpose();
@@ -138,8 +139,8 @@ impl RegionHead {
     }
 }
 
-/// Every head of pre-training (Tan & Bansal 2019, §3). A head of 0 classes (`num_object_labels`, `num_attr_labels`,
-/// `num_qa_labels`) has no weights and gives nothing.
+/// All heads of pre-training (Tan & Bansal 2019, §3). A head with 0 classes (`num_object_labels`, `num_attr_labels`,
+/// `num_qa_labels`) has no weights and no output.
 #[derive(Debug, Clone)]
 pub struct PretrainingHeads {
     /// Masked words.
@@ -156,7 +157,7 @@ pub struct PretrainingHeads {
 pub struct PretrainingLogits {
     /// `[batch, words, vocab_size]`.
     pub words: Tensor,
-    /// `[batch, 2]`; index 1 is "they match".
+    /// `[batch, 2]`; index 1 means "they match".
     pub matching: Tensor,
     /// `[batch, regions, …]`.
     pub regions: RegionLogits,
@@ -165,10 +166,10 @@ pub struct PretrainingLogits {
 }
 
 impl PretrainingHeads {
-    /// Weights at the root of the checkpoint; the word decoder is `word_embeddings` itself.
+    /// The weights are at the root of the checkpoint; the word decoder is `word_embeddings` itself.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, word_embeddings: &Tensor, vb: VarBuilder) -> Result<Self> {
         let answers = config.num_qa_labels;
         Ok(Self {
@@ -179,18 +180,18 @@ impl PretrainingHeads {
         })
     }
 
-    /// `pooled`: `[batch, hidden]`; gives `[batch, 2]`, index 1 being "they match".
+    /// `pooled`: `[batch, hidden]`; returns `[batch, 2]`, where index 1 means "they match".
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn matching(&self, pooled: &Tensor) -> Result<Tensor> {
         self.matching.forward(pooled)
     }
 
-    /// The logits over a trunk's output, of every word, region and pair.
+    /// The logits for every word, region and pair, from a trunk's output.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, output: &LxmertOutput) -> Result<PretrainingLogits> {
         Ok(PretrainingLogits {
             words: self.words.forward(&output.language)?,

@@ -1,4 +1,4 @@
-//! Fresh weights from a seed, and what a model expects of a checkpoint.
+//! Fresh weights from a seed, and the weights that a model expects from a checkpoint.
 
 use crate::Result;
 use crate::procedural::splitmix64;
@@ -8,12 +8,12 @@ use candle_nn::{Init, VarBuilder, VarMap};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Sets every variable of `varmap` from `seed`: layer norms to 1 and 0, biases to 0, all else
-/// normal with standard deviation `range` (Devlin et al. 2019). A variable's values depend on the
-/// seed and its name alone, so adding a head does not change the trunk.
+/// Sets every variable of `varmap` from `seed`: layer norms to 1 and 0, biases to 0, all others normal with standard
+/// deviation `range` (Devlin et al. 2019). A variable's values depend only on the seed and its name, so adding a head
+/// does not change the trunk.
 ///
 /// # Errors
-/// When a variable cannot be set.
+/// Returns an error if a variable cannot be set.
 pub fn seed_weights(varmap: &VarMap, seed: u64, range: f64) -> Result<()> {
     let variables = varmap.data().lock().unwrap_or_else(PoisonError::into_inner);
     for (name, variable) in variables.iter() {
@@ -31,8 +31,8 @@ pub fn seed_weights(varmap: &VarMap, seed: u64, range: f64) -> Result<()> {
     Ok(())
 }
 
-/// Whether a variable belongs to a layer norm, by the names of the hub (in an answer head only a number tells) and of the
-/// student project.
+/// Whether a variable belongs to a layer norm, judged by the names of the hub (where an answer head has only numbers)
+/// and of the student project.
 pub fn is_norm(name: &str) -> bool {
     ["LayerNorm.", "layer_norm", ".norm1.", ".norm2.", ".ln_", "logit_fc.2."].iter().any(|part| name.contains(part))
 }
@@ -48,10 +48,10 @@ fn normal(name: &str, count: usize, deviation: f64, seed: u64) -> Vec<f32> {
     pairs.map(|(u, a)| ((-2.0 * (1.0 - f64::from(*u)).ln()).sqrt() * f64::from(*a).cos() * deviation) as f32).collect()
 }
 
-/// Names and shapes of every weight that `build` asks its [`VarBuilder`] for, sorted by name.
+/// Names and shapes of every weight that `build` requests from its [`VarBuilder`], sorted by name.
 ///
 /// # Errors
-/// When `build` fails.
+/// Returns an error if `build` fails.
 pub fn expected(
     build: impl FnOnce(VarBuilder) -> candle_core::Result<()>,
 ) -> candle_core::Result<Vec<(String, Vec<usize>)>> {
@@ -62,7 +62,7 @@ pub fn expected(
     Ok(seen.into_iter().collect())
 }
 
-/// Answers every request with a broadcast zero and remembers it.
+/// Answers every request with a broadcast zero and records it.
 struct Recorder {
     seen: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
 }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeded_weights_have_the_asked_spread_and_depend_on_the_seed() {
+    fn seeded_weights_have_the_right_spread_and_depend_on_the_seed() {
         let values = normal("a.weight", 40_000, 0.02, 7);
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 40_000.0;
         let deviation = (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / 40_000.0).sqrt();

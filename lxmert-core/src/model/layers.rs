@@ -1,4 +1,4 @@
-//! Linear map, layer norm, the feed-forward sub-layer, and the layers they make (Tan & Bansal 2019, §2.2).
+//! Linear map, layer norm, the feed-forward sub-layer, and the layers built from them (Tan & Bansal 2019, §2.2).
 
 use super::attention::Attention;
 use super::{Pass, Stream};
@@ -62,12 +62,12 @@ pub(super) struct FeedForward {
     pub activation: Activation,
     pub second: Linear,
     pub layer_norm: LayerNorm,
-    /// Of the inner values, and of the output.
+    /// Dropout of the inner values, and of the output.
     pub dropout: [f32; 2],
 }
 
 impl FeedForward {
-    /// Under BERT's names. `intermediate` and `output` are the two parts' prefixes, which differ between layers.
+    /// With BERT's names. `intermediate` and `output` are the two parts' prefixes, which differ between layers.
     pub fn new(config: &LxmertConfig, intermediate: VarBuilder, output: VarBuilder) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
@@ -107,12 +107,12 @@ impl Layer {
         })
     }
 
-    /// `x` attends to `context`, which is `x` itself in an encoder.
+    /// `x` attends to `context`; in an encoder that is `x` itself.
     pub fn forward(&self, x: &Stream, context: &Stream, pass: &Pass) -> Result<Stream> {
         self.feed_forward.forward(&self.attention.forward(x, context, pass)?, pass)
     }
 
-    /// `x` through an encoder's layers in turn.
+    /// Passes `x` through an encoder's layers in turn.
     pub fn encode(layers: &[Self], x: Stream, pass: &Pass) -> Result<Stream> {
         layers.iter().try_fold(x, |x, layer| layer.forward(&x, &x, pass))
     }
@@ -121,11 +121,11 @@ impl Layer {
 /// One cross-modality layer.
 #[derive(Debug, Clone)]
 pub(super) enum CrossModalityLayer {
-    /// LXMERT's (`x_layers.i`): one shared cross attention runs both ways from the layer's inputs, then each stream has its
-    /// self-attention and feed-forward.
+    /// LXMERT's (`x_layers.i`): one shared cross-attention serves both directions from the layer's inputs, then each
+    /// stream has its self-attention and feed-forward.
     Shared { cross: Attention, language: Layer, vision: Layer },
-    /// The student project's: each stream has a cross attention and a feed-forward of its own, and the image attends to the
-    /// sentence that has already seen it.
+    /// The student project's: each stream has its own cross-attention and feed-forward, and the image attends to the
+    /// already updated sentence.
     Separate { language: Layer, vision: Layer },
 }
 
@@ -146,7 +146,7 @@ impl CrossModalityLayer {
         })
     }
 
-    /// Both streams, each having seen the other.
+    /// Both streams, after attending to each other.
     pub fn forward(&self, l: &Stream, v: &Stream, pass: &Pass) -> Result<(Stream, Stream)> {
         match self {
             Self::Shared { cross, language, vision } => {
@@ -161,7 +161,7 @@ impl CrossModalityLayer {
         }
     }
 
-    /// The first word of each sentence alone. In training its dropout masks are others than those of
+    /// Only the first word of each sentence. In training its dropout masks differ from those of
     /// [`forward`](Self::forward), which draws more of them.
     pub fn forward_first(&self, l: &Stream, v: &Stream, pass: &Pass) -> Result<Stream> {
         match self {

@@ -1,12 +1,14 @@
 //! LXMERT (Tan & Bansal 2019): two single-modality encoders and a cross-modality encoder.
 //!
 //! The structs mirror the hub's checkpoint key by key (`lxmert.encoder.x_layers.0.…`), so code and weights read alike.
-//! [`LxmertModel`] is the trunk; [`MatchingModel`], [`AnswerModel`], [`PairModel`] and [`ReferringModel`] are the trunk with a
-//! head for matching, for questions, for statements about two images, and for referring expressions; [`PretrainingHeads`] and
-//! [`AnswerHead`] are the published heads. The student project's variant (`student.rs`) is the same trunk made of other parts.
+//! [`LxmertModel`] is the trunk. [`MatchingModel`], [`AnswerModel`], [`PairModel`] and [`ReferringModel`] add a head
+//! for matching, for questions, for statements about two images, and for referring expressions; [`PretrainingHeads`]
+//! and [`AnswerHead`] are the published heads. The student project's variant (`student.rs`) is the same trunk with
+//! other parts.
 //!
-//! Read `attention.rs` and `layers.rs` for the sub-layers and layers, `embeddings.rs` for what comes before them, `encoder.rs` for the
-//! whole, `heads.rs` and `tasks.rs` for what is made of it. A [`Pass`] says how the model runs, a [`Stream`] is a modality on its way through it.
+//! Read `attention.rs` and `layers.rs` for the sub-layers and layers, `embeddings.rs` for their inputs, `encoder.rs`
+//! for the whole trunk, and `heads.rs` and `tasks.rs` for the heads and models. A [`Pass`] says how the model runs; a
+//! [`Stream`] is a modality on its way through it.
 
 mod attention;
 mod embeddings;
@@ -30,26 +32,26 @@ use candle_core::{Result, Tensor, Var};
 pub struct LxmertInputs {
     /// `[batch, words]`, u32.
     pub input_ids: Tensor,
-    /// `[batch, words]`, 1 for words and 0 for padding; none when nothing is padded.
+    /// `[batch, words]`, 1 for words and 0 for padding; `None` if nothing is padded.
     pub attention_mask: Option<Tensor>,
     /// `[batch, regions, visual_feat_dim]`.
     pub visual_feats: Tensor,
     /// `[batch, regions, 4]`, x0 y0 x1 y1 in 0..1 (not x y width height, as the hub's docs say).
     pub visual_boxes: Tensor,
-    /// `[batch, regions]`, 1 for regions and 0 for padding; none when nothing is padded.
+    /// `[batch, regions]`, 1 for regions and 0 for padding; `None` if nothing is padded.
     pub visual_attention_mask: Option<Tensor>,
 }
 
-/// What a forward pass gives.
+/// The output of a forward pass.
 #[derive(Debug, Clone)]
 pub struct LxmertOutput {
-    /// `[batch, words, hidden]`; rows of padding hold nothing of use.
+    /// `[batch, words, hidden]`; the values of padding rows are meaningless.
     pub language: Tensor,
     /// `[batch, regions, hidden]`; likewise.
     pub vision: Tensor,
     /// `[batch, hidden]`: tanh of a linear map of `[CLS]`.
     pub pooled: Tensor,
-    /// Every attention map, when [`Pass::capture`] asks for them.
+    /// Every attention map, if [`Pass::capture`] requests them.
     pub attentions: Option<Attentions>,
 }
 
@@ -71,15 +73,15 @@ pub struct CrossAttentions {
     pub language_to_vision: AttentionMap,
     /// Regions over words.
     pub vision_to_language: AttentionMap,
-    /// Words over words, after the cross attention; the student's layer has none.
+    /// Words over words, after the cross-attention; the student's layer has none.
     pub language_self: Option<AttentionMap>,
-    /// Regions over regions, after the cross attention; the student's layer has none.
+    /// Regions over regions, after the cross-attention; the student's layer has none.
     pub vision_self: Option<AttentionMap>,
 }
 
 impl Attentions {
-    /// From the two encoded streams, and the same after `layers` cross-modality layers, each of which added the cross attention's
-    /// map to a stream, then the self-attention's where it has one.
+    /// Splits the maps of the two encoded streams from those added by `layers` cross-modality layers. Each layer adds
+    /// the cross-attention's map to a stream, then the self-attention's if it has one.
     fn new(language: &Stream, vision: &Stream, l: &Stream, v: &Stream, layers: usize) -> Self {
         let (added_l, added_v) = (&l.maps[language.maps.len()..], &v.maps[vision.maps.len()..]);
         let each = (added_l.len() / layers.max(1)).max(1);
@@ -97,14 +99,14 @@ impl Attentions {
 /// One attention map.
 #[derive(Debug, Clone)]
 pub struct AttentionMap {
-    /// `[batch, heads, queries, keys]`, before dropout: each row sums to 1. Rows of padding hold nothing of use.
+    /// `[batch, heads, queries, keys]`, before dropout: each row sums to 1. The values of padding rows are meaningless.
     pub probabilities: Tensor,
-    /// With [`Capture::Probes`]: `gradients.get(&probe)` is the gradient by the probabilities.
+    /// With [`Capture::Probes`]: `gradients.get(&probe)` is the gradient with respect to the probabilities.
     pub probe: Option<Var>,
 }
 
 impl AttentionMap {
-    /// The map, and what the pass uses in its place.
+    /// The map, and what the pass uses instead of it.
     fn new(probabilities: Tensor, capture: Capture) -> Result<(Self, Tensor)> {
         if capture != Capture::Probes {
             return Ok((Self { probabilities: probabilities.clone(), probe: None }, probabilities));
@@ -133,16 +135,16 @@ pub enum Capture {
 pub struct Pass<'a> {
     /// Which attention maps to return.
     pub capture: Capture,
-    /// Draws the dropout masks; none in evaluation.
+    /// Draws the dropout masks; `None` in evaluation.
     pub rng: Option<&'a DropoutRng>,
-    /// Whether only [`LxmertOutput::pooled`] is wanted. The last cross-modality layer then computes no more of the language
-    /// stream than its first word, and nothing of the vision stream: `language` is `[batch, 1, hidden]`, `vision`
-    /// `[batch, 0, hidden]`. Without effect where maps are captured.
+    /// Whether only [`LxmertOutput::pooled`] is wanted. The last cross-modality layer then computes only the first word
+    /// of the language stream and nothing of the vision stream: `language` is `[batch, 1, hidden]`, `vision` `[batch,
+    /// 0, hidden]`. No effect if maps are captured.
     pub pooled_only: bool,
-    /// What the products of the encoders' layers (projections and feed-forward, forward and backward) round their operands to;
-    /// embeddings, attention proper, norms, pooler and heads are f32. The weights themselves stay as they are.
+    /// Precision to which the encoder layers' products (projections and feed-forward, forward and backward) round their
+    /// operands; embeddings, attention itself, norms, pooler and heads are f32. The weights themselves are not changed.
     pub precision: Precision,
-    /// Where the encoders' layers keep their weights packed from pass to pass, for weights that stay as they are.
+    /// The encoder layers' prepacked weights, kept between passes; for weights that do not change.
     pub prepacked: Option<&'a PrepackedWeights>,
 }
 
@@ -162,7 +164,7 @@ impl<'a> Pass<'a> {
         Self { capture, ..Self::default() }
     }
 
-    /// The same pass for its pooled output alone.
+    /// The same pass, for only its pooled output.
     #[must_use]
     pub fn pooled_only(self) -> Self {
         Self { pooled_only: true, ..self }
@@ -174,26 +176,26 @@ impl<'a> Pass<'a> {
         Self { precision, ..self }
     }
 
-    /// The same pass with weights packed once for many.
+    /// The same pass with prepacked weights.
     #[must_use]
     pub fn with_prepacked(self, prepacked: &'a PrepackedWeights) -> Self {
         Self { prepacked: Some(prepacked), ..self }
     }
 
-    /// What concerns the sub-layers.
+    /// The settings for the sub-layers.
     fn run(&self) -> Run<'a> {
         Run { rng: self.rng, precision: self.precision, prepacked: self.prepacked }
     }
 }
 
-/// One modality on its way through the model: the real rows of all sentences (or images), and where they lie.
+/// One modality on its way through the model: the real rows of all sentences (or images), and their positions.
 #[derive(Debug, Clone)]
 pub struct Stream {
     /// `[rows, hidden]`, ragged.
     pub states: Tensor,
-    /// Where the rows lie in the padded batch.
+    /// The positions of the rows in the padded batch.
     pub rows: Ragged,
-    /// The attention maps of every layer so far, where the pass captures them.
+    /// The attention maps of every layer so far, if the pass captures them.
     pub maps: Vec<AttentionMap>,
 }
 
@@ -202,29 +204,29 @@ impl Stream {
         Self { states, rows, maps: Vec::new() }
     }
 
-    /// The same stream one sub-layer on.
+    /// The same stream after one more sub-layer.
     fn with(&self, states: Tensor) -> Self {
         Self { states, rows: self.rows.clone(), maps: self.maps.clone() }
     }
 
-    /// The first row of each sentence (or image) alone.
+    /// Only the first row of each sentence (or image).
     fn first(&self) -> Result<Self> {
         let states = self.rows.pick_first(&self.states)?;
         Ok(Self { states, rows: self.rows.first_rows(), maps: self.maps.clone() })
     }
 
-    /// `[batch, length, hidden]`; rows of padding are 0.
+    /// `[batch, length, hidden]`; padding rows are 0.
     ///
     /// # Errors
-    /// When the device is out of memory.
+    /// Returns an error if the device is out of memory.
     pub fn padded(&self) -> Result<Tensor> {
         self.rows.scatter(&self.states)
     }
 
-    /// Item `index` of the batch, `times` over, without its maps: one image beside many sentences.
+    /// Item `index` of the batch, repeated `times` times, without its maps: one image beside many sentences.
     ///
     /// # Errors
-    /// When there is no such item.
+    /// Returns an error if there is no such item.
     pub fn repeat(&self, index: usize, times: usize) -> Result<Self> {
         let rows = self.rows.repeat(index, times)?;
         let (first, hidden) = (self.rows.starts()[index], self.states.dim(1)?);

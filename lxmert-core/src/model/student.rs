@@ -1,8 +1,7 @@
-//! The student project's model (durakalon/LXMERT_Flickr), under its own key names, so that its
-//! checkpoints load: regions and boxes projected, summed, one layer norm; torch's
-//! `TransformerEncoderLayer` (post-norm, ReLU) for both encoders; cross layers with a separate
-//! attention per direction, the image attending to the already updated text; no self-attention. It is an [`LxmertModel`] of other
-//! parts.
+//! The student project's model (durakalon/LXMERT_Flickr), under its own key names, so that its checkpoints load.
+//! Regions and boxes are projected and added, with one layer norm. Both encoders are torch's `TransformerEncoderLayer`
+//! (post-norm, ReLU). The cross layers have a separate attention per direction, with the image attending to the already
+//! updated text, and no self-attention. It is an [`LxmertModel`] built from other parts.
 
 use super::LxmertModel;
 use super::attention::Attention;
@@ -19,8 +18,8 @@ fn norm(config: &LxmertConfig, vb: VarBuilder) -> Result<LayerNorm> {
     LayerNorm::new(config.hidden_size, LAYER_NORM_EPS, vb)
 }
 
-/// A layer whose parts have these names under `vb`: the attention, its norm, both linear maps, and their norm. `dropout`: of the
-/// probabilities, and of all else.
+/// A layer with parts of these names under `vb`: the attention, its norm, both linear maps, and their norm. `dropout`:
+/// of the probabilities, and of everything else.
 fn layer(
     config: &LxmertConfig,
     [attention, attention_norm, first, second, output_norm]: [&str; 5],
@@ -54,7 +53,7 @@ impl LxmertModel {
             let vb = vb.pp(name).pp("layers");
             (0..count).map(|i| layer(config, encoder_names, Activation::Relu, dropout, &vb.pp(i))).collect()
         };
-        // Each half attends to the other stream, then feeds forward. Without dropout.
+        // Each half attends to the other stream, then feeds forward, without dropout.
         let cross = |i: usize| -> Result<CrossModalityLayer> {
             let half = |names| layer(config, names, Activation::Gelu, [0.0; 2], &vb.pp("cross_layers").pp(i));
             Ok(CrossModalityLayer::Separate {

@@ -7,23 +7,23 @@ use crate::config::{CrossLayer, LxmertConfig};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// What a model that scores images and sentences gives.
+/// The output of a model that scores images and sentences.
 #[derive(Debug, Clone)]
 pub struct HeadOutput {
-    /// The head's, see the model.
+    /// The head's logits; see the model.
     pub logits: Tensor,
     /// The trunk's output.
     pub trunk: LxmertOutput,
 }
 
-/// Gives each model the list of its weights.
+/// Gives each model a list of its weights.
 macro_rules! list_weights {
     ($($model:ident),*) => {
         $(impl $model {
             /// Names and shapes of every weight that `new` reads, sorted by name.
             ///
             /// # Errors
-            /// When the configuration does not fit together.
+            /// Returns an error if the configuration is inconsistent.
             pub fn expected(config: &LxmertConfig) -> Result<Vec<(String, Vec<usize>)>> {
                 init::expected(|vb| Self::new(config, vb).map(drop))
             }
@@ -32,7 +32,7 @@ macro_rules! list_weights {
 }
 list_weights!(PretrainingModel, MatchingModel, AnswerModel, PairModel, ReferringModel);
 
-/// A trunk with every head of pre-training, as the hub's `LxmertForPreTraining` keeps it.
+/// A trunk with every head of pre-training, like the hub's `LxmertForPreTraining`.
 #[derive(Debug, Clone)]
 pub struct PretrainingModel {
     /// `lxmert.…`.
@@ -45,7 +45,7 @@ impl PretrainingModel {
     /// The weights are at the root of `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
         let heads = PretrainingHeads::new(config, trunk.word_embeddings(), vb)?;
@@ -58,16 +58,16 @@ impl PretrainingModel {
 pub struct MatchingModel {
     /// The trunk: LXMERT's (`lxmert.…`) or the student project's variant.
     pub trunk: LxmertModel,
-    /// LXMERT's published head (`cls.seq_relationship`) has two rows, of which row 1 is "they match"; the student project's
-    /// has one.
+    /// LXMERT's published head (`cls.seq_relationship`) has two rows, of which row 1 means "they match"; the student
+    /// project's has one.
     head: Linear,
 }
 
 impl MatchingModel {
-    /// The model that `config.cross_layer` names, with the weights at the root of `vb`.
+    /// The variant in `config.cross_layer`, with the weights at the root of `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let hidden = config.hidden_size;
         match config.cross_layer {
@@ -82,20 +82,20 @@ impl MatchingModel {
         }
     }
 
-    /// Gives logits `[batch]`; the sigmoid of each is the probability that the pair matches. The cross entropy over the published
-    /// head's two logits equals the binary cross entropy of this one, their difference.
+    /// Returns logits `[batch]`; the sigmoid of each is the probability that the pair matches. The cross entropy over
+    /// the published head's two logits equals the binary cross entropy of their difference, which this is.
     ///
     /// # Errors
-    /// When the inputs' shapes do not fit the model or each other.
+    /// Returns an error if the inputs' shapes do not fit the model or each other.
     pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<HeadOutput> {
         self.with_logits(self.trunk.forward(inputs, pass)?)
     }
 
-    /// Both encoded streams through the cross-modality encoder and the head: what retrieval runs
-    /// once per pair, after encoding each image and each sentence once.
+    /// Passes both encoded streams through the cross-modality encoder and the head. Retrieval runs this once per pair,
+    /// after encoding each image and each sentence once.
     ///
     /// # Errors
-    /// When the batches differ.
+    /// Returns an error if the batches differ.
     pub fn match_encoded(&self, language: &Stream, vision: &Stream, pass: &Pass) -> Result<HeadOutput> {
         self.with_logits(self.trunk.cross(language, vision, pass)?)
     }
@@ -120,25 +120,25 @@ impl AnswerModel {
     /// With `config.num_qa_labels` answers and the weights at the root of `vb`.
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
         Ok(Self { trunk, head: AnswerHead::new(config, 1, config.num_qa_labels, vb.pp("answer_head"))? })
     }
 
-    /// Gives logits `[batch, answers]`; the sigmoid of each is the expected score of that answer where the head was trained on
-    /// soft scores.
+    /// Returns logits `[batch, answers]`; the sigmoid of each is the expected score of that answer if the head was
+    /// trained on soft scores.
     ///
     /// # Errors
-    /// When the inputs' shapes do not fit the model or each other.
+    /// Returns an error if the inputs' shapes do not fit the model or each other.
     pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<HeadOutput> {
         let trunk = self.trunk.forward(inputs, pass)?;
         Ok(HeadOutput { logits: self.head.forward(&trunk.pooled)?, trunk })
     }
 }
 
-/// A trunk that sees a sentence with each of two images, and a head over both pooled outputs: NLVR2 (Tan & Bansal 2019,
-/// appendix; the original's `NLVR2Model`).
+/// A trunk that reads a sentence with each of two images, and a head over both pooled outputs: NLVR2 (Tan & Bansal
+/// 2019, appendix; the original's `NLVR2Model`).
 #[derive(Debug, Clone)]
 pub struct PairModel {
     trunk: LxmertModel,
@@ -149,17 +149,17 @@ impl PairModel {
     /// The weights are at the root of `vb`, the head's under `answer_head` (`[2·hidden → 2·hidden → 2]`).
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
         Ok(Self { trunk, head: AnswerHead::new(config, 2, 2, vb.pp("answer_head"))? })
     }
 
-    /// `inputs` has two rows for each statement, one after the other: the sentence with the left image, then the same
-    /// sentence with the right one. Gives `[statements, 2]`; index 1 is "true".
+    /// `inputs` has two adjacent rows per statement: the sentence with the left image, then the same sentence with the
+    /// right one. Returns `[statements, 2]`; index 1 means "true".
     ///
     /// # Errors
-    /// When the number of rows is odd, or the inputs' shapes do not fit the model or each other.
+    /// Returns an error if the number of rows is odd, or the inputs' shapes do not fit the model or each other.
     pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<Tensor> {
         let pooled = self.trunk.forward(inputs, pass)?.pooled; // [2 statements, hidden]
         let (rows, hidden) = pooled.dims2()?;
@@ -181,19 +181,19 @@ impl ReferringModel {
     /// The weights are at the root of `vb`, the head's under `referring_head` (`[hidden → 1]`).
     ///
     /// # Errors
-    /// When a weight is missing or misshapen.
+    /// Returns an error if a weight is missing or misshapen.
     pub fn new(config: &LxmertConfig, vb: VarBuilder) -> Result<Self> {
         let trunk = LxmertModel::new(config, vb.pp("lxmert"))?;
         Ok(Self { trunk, head: Linear::new(config.hidden_size, 1, vb.pp("referring_head"))? })
     }
 
-    /// Gives a logit for each region, `[batch, regions]`: the higher, the more of the named object the region covers. Logits
-    /// of padding mean nothing.
+    /// Returns a logit per region, `[batch, regions]`: the higher, the more of the named object the region covers.
+    /// Logits of padding are meaningless.
     ///
     /// # Errors
-    /// When the inputs' shapes do not fit the model or each other.
+    /// Returns an error if the inputs' shapes do not fit the model or each other.
     pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<Tensor> {
-        // The head reads the vision stream, so a pass for the pooled output alone will not do.
+        // The head reads the vision stream, so the pass must not be for the pooled output only.
         let vision = self.trunk.forward(inputs, &Pass { pooled_only: false, ..*pass })?.vision; // [batch, regions, hidden]
         self.head.forward(&vision)?.squeeze(2)
     }

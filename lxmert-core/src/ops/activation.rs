@@ -1,8 +1,8 @@
-//! Activations with their derivatives: elementwise operations, and what an epilogue applies to a product's values.
+//! Activations with their derivatives, as elementwise operations and as epilogues of products.
 
 use super::math::{erf, exp};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use candle_nn::{Activation, Module};
 use rayon::prelude::*;
@@ -20,7 +20,7 @@ pub(crate) enum FusedActivation {
 }
 
 impl FusedActivation {
-    /// The one that computes `activation`, if there is one.
+    /// The kernel for `activation`, if there is one.
     pub fn of(activation: Activation) -> Option<Self> {
         match activation {
             Activation::Gelu => Some(Self::Gelu),
@@ -29,7 +29,7 @@ impl FusedActivation {
         }
     }
 
-    /// Activates `values`, and writes the derivative of each to `slopes`, which is empty where it is not wanted.
+    /// Activates `values`, and writes the derivative of each to `slopes`, which is empty if not wanted.
     #[inline(always)]
     pub fn apply(self, values: &mut [f32], slopes: &mut [f32]) {
         // NaN stays NaN.
@@ -76,15 +76,18 @@ fn density(x: f32) -> f32 {
 /// The exact GELU, `x Φ(x)`, elementwise.
 ///
 /// # Errors
-/// When the tensor cannot be read.
+/// Returns an error if the tensor cannot be read.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if use_fast(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu_erf() }
+    if use_fast(&[x]) {
+        return x.contiguous()?.apply_op1(Gelu);
+    }
+    cuda::fused::activate(x, None, 1, None)?.map_or_else(|| x.gelu_erf(), Ok)
 }
 
-/// The activation, with this workspace's kernel where it has one.
+/// Applies the activation, with this workspace's kernel if there is one.
 ///
 /// # Errors
-/// As [`gelu`].
+/// See [`gelu`].
 pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     if activation == Activation::Gelu { gelu(x) } else { activation.forward(x) }
 }
@@ -98,7 +101,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns `values` into the gradient by them.
+    /// Replaces `values` by the gradient with respect to them.
     fn backward(values: &mut [f32], grads: &[f32]) {
         let mut slopes = [0.0f32; 64];
         for (values, grads) in values.chunks_mut(slopes.len()).zip(grads.chunks(slopes.len())) {

@@ -1,6 +1,6 @@
-//! Multi-head scaled dot-product attention (Vaswani et al. 2017, §3.2): as a composition that forms the map, and by the microkernel
-//! over the image-sentence pairs of a batch of ragged rows, head after head: scores, softmax, dropout and the weighted sum never leave
-//! the cache; the backward recomputes the probabilities.
+//! Multi-head scaled dot-product attention (Vaswani et al. 2017, §3.2), in two forms. One is a composition that forms
+//! the map. The other runs on the microkernel, pair by pair and head by head over a batch of ragged rows: scores,
+//! softmax, dropout and the weighted sum never leave the cache, and the backward pass recomputes the probabilities.
 
 use super::dropout::Mask;
 use super::math::{dot, exp, sum};
@@ -14,11 +14,12 @@ use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// The attention probabilities before dropout, `[batch, heads, queries, keys]`, from candle's own operations: for attention
-/// maps and their gradients. `q`: `[batch, queries, width]`; `k`: `[batch, keys, width]`, whose real rows `keys` tells.
+/// The attention probabilities before dropout, `[batch, heads, queries, keys]`, composed of candle's own operations;
+/// for attention maps and their gradients. `q`: `[batch, queries, width]`; `k`: `[batch, keys, width]`; `keys` says
+/// which of its rows are real.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// Returns an error if the shapes do not fit.
 pub fn attention_probabilities(q: &Tensor, k: &Tensor, heads: usize, keys: &Ragged) -> Result<Tensor> {
     let head_width = q.dim(D::Minus1)? / heads;
     let scores = (split(q, heads)?.matmul(&split(k, heads)?.t()?)? / (head_width as f64).sqrt())?;
@@ -26,14 +27,14 @@ pub fn attention_probabilities(q: &Tensor, k: &Tensor, heads: usize, keys: &Ragg
         Some(bias) => scores.broadcast_add(&bias)?,
         None => scores,
     };
-    // Candle fails to take the maximum of an empty dimension.
+    // Candle cannot take the maximum over an empty dimension.
     if scores.elem_count() == 0 { Ok(scores) } else { candle_nn::ops::softmax(&scores, D::Minus1) }
 }
 
 /// `probabilities` times the values `v`, `[batch, keys, width]`, heads merged: `[batch, queries, width]`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// Returns an error if the shapes do not fit.
 pub fn attention_weigh(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
     let heads = probabilities.dim(1)?;
     probabilities.matmul(&split(v, heads)?)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
@@ -45,18 +46,18 @@ fn split(x: &Tensor, heads: usize) -> Result<Tensor> {
     x.reshape((batch, length, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
-/// The pairs of a batch: rows of queries and keys of each, and what their heads share.
+/// The pairs of a batch: the rows of queries and keys of each, and what their heads share.
 #[derive(Debug, Clone)]
 pub(crate) struct HeadsLayout {
     pub heads: usize,
     pub width: usize,
     pub queries: Ragged,
     pub keys: Ragged,
-    /// Of the probabilities; the masks are those of the padded `[batch, heads, queries, keys]` tensor.
+    /// Dropout of the probabilities; the masks are those of the padded `[batch, heads, queries, keys]` tensor.
     pub dropout: Option<Mask>,
 }
 
-/// Splits rows of `width` by item.
+/// Splits rows of length `width` by item.
 fn by_item<'a>(ragged: &Ragged, width: usize, mut values: &'a mut [f32]) -> Vec<&'a mut [f32]> {
     let split = |pair: &[usize]| {
         let (item, rest) = std::mem::take(&mut values).split_at_mut((pair[1] - pair[0]) * width);
@@ -67,7 +68,7 @@ fn by_item<'a>(ragged: &Ragged, width: usize, mut values: &'a mut [f32]) -> Vec<
 }
 
 impl HeadsLayout {
-    /// Pair `index`, and where its queries and keys lie among the values; none where it lacks either.
+    /// Pair `index`, and the ranges of its queries and keys in the values; `None` if it has no queries or no keys.
     fn pair(&self, index: usize) -> Option<(Pair<'_>, Range<usize>, Range<usize>)> {
         let rows = |ragged: &Ragged| ragged.starts()[index]..ragged.starts()[index + 1];
         let (queries, keys) = (rows(&self.queries), rows(&self.keys));
@@ -76,7 +77,7 @@ impl HeadsLayout {
         (pair.queries > 0 && pair.keys > 0).then(|| (pair, values(queries), values(keys)))
     }
 
-    /// Attention of `q` over `k` and `v`, ragged rows of the width. Pairs without keys leave `out` as it is.
+    /// Attention of `q` over `k` and `v`, ragged rows of the full width. Pairs without keys leave `out` unchanged.
     pub fn forward(&self, out: &mut [f32], [q, k, v]: [&[f32]; 3]) {
         by_item(&self.queries, self.width, out).into_par_iter().enumerate().for_each(|(i, out)| {
             if let Some((pair, queries, keys)) = self.pair(i) {
@@ -85,7 +86,7 @@ impl HeadsLayout {
         });
     }
 
-    /// Writes the gradients by `q`, `k` and `v`; those of pairs without queries or keys stay as they are.
+    /// Writes the gradients with respect to `q`, `k` and `v`; those of pairs without queries or keys stay unchanged.
     pub fn backward(&self, [dq, dk, dv]: [&mut [f32]; 3], grad: &[f32], [q, k, v]: [&[f32]; 3]) {
         let (dk, dv) = (by_item(&self.keys, self.width, dk), by_item(&self.keys, self.width, dv));
         let outputs = by_item(&self.queries, self.width, dq).into_par_iter().zip(dk).zip(dv);
@@ -98,7 +99,7 @@ impl HeadsLayout {
     }
 }
 
-/// One pair of a layout.
+/// One pair in a layout.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
     layout: &'a HeadsLayout,
@@ -147,7 +148,7 @@ impl Tiles {
         }
     }
 
-    /// Packs `b`, of `inner` rows, whose columns fill rows of `width`.
+    /// Packs `b` with `inner` rows into panels; its columns fill rows of length `width`.
     fn pack(&self, b: Matrix, panels: &mut [f32]) {
         let size = b.shape().0 * self.kernel.columns;
         for (index, panel) in panels.chunks_exact_mut(size.max(1)).enumerate() {
@@ -228,7 +229,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns the gradient by the dropped-out probabilities into that by the scores, and drops out the probabilities.
+    /// Turns the gradient with respect to the dropped-out probabilities into that with respect to the scores, and
+    /// applies dropout to the probabilities.
     fn back_through_softmax(
         probabilities: &mut [f32], grads: &mut [f32], stride: usize, factors: &mut [f32], head: usize, pair: Pair,
     ) {
@@ -254,7 +256,7 @@ vectorised! {
     }
 }
 
-/// `q`: `[queries, width]`; `k`, `v`: `[keys, width]`; gives `out`: `[queries, width]`. There is at least one key.
+/// `q`: `[queries, width]`; `k`, `v`: `[keys, width]`; writes `out`: `[queries, width]`. There is at least one key.
 fn forward(out: &mut [f32], [q, k, v]: [&[f32]; 3], pair: Pair) {
     let t = Tiles::new(&pair);
     let scale = 1.0 / (t.d as f32).sqrt();
@@ -281,7 +283,7 @@ fn forward(out: &mut [f32], [q, k, v]: [&[f32]; 3], pair: Pair) {
     });
 }
 
-/// Writes `dq`, `dk` and `dv` for the pair's `grad`, `[queries, width]`.
+/// Writes `dq`, `dk` and `dv` for the pair's gradient `grad`, `[queries, width]`.
 fn backward([dq, dk, dv]: [&mut [f32]; 3], grad: &[f32], [q, k, v]: [&[f32]; 3], pair: Pair) {
     let t = Tiles::new(&pair);
     let scale = 1.0 / (t.d as f32).sqrt();

@@ -1,5 +1,5 @@
-//! Operands of products in bf16, two values to a word of 32 bits, so that a word takes the place of an f32 in matrices,
-//! panels and scratch memory. Sums stay f32.
+//! Operands of products in bf16: a 32-bit word holds two values and takes the place of an f32 in matrices, panels and
+//! scratch memory. Sums stay f32.
 
 use super::matrix::Matrix;
 use super::precision::pair;
@@ -8,7 +8,7 @@ use super::transpose::{BLOCK, transpose_block};
 use std::ops::Range;
 
 vectorised! {
-    /// Neighbours of `values` as pairs; a last one without a neighbour is paired with 0.
+    /// Stores neighbouring `values` as pairs; a last one without a neighbour is paired with 0.
     pub(crate) fn pairs(values: &[f32], to: &mut [f32]) {
         let whole = values.len() / 2;
         let (values, rest) = values.as_chunks::<2>();
@@ -22,7 +22,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Pairs of the values at the same place of two rows.
+    /// Pairs the values at the same position in two rows.
     pub(crate) fn interleave(first: &[f32], second: &[f32], to: &mut [f32]) {
         for (to, (first, second)) in to.iter_mut().zip(first.iter().zip(second)) {
             *to = pair(*first, *second);
@@ -30,7 +30,7 @@ vectorised! {
     }
 }
 
-/// Pairs the first two of `lines`, as stored, at `places`; a single line is paired with zeros.
+/// Pairs the first two of `lines`, in storage order, at `places`; a single line is paired with zeros.
 pub(crate) fn interleave_lines(matrix: &Matrix, lines: Range<usize>, places: Range<usize>, to: &mut [f32]) {
     const ZEROS: [f32; 256] = [0.0; 256];
     let first = &matrix.from(lines.start, places.start)[..places.len()];
@@ -42,7 +42,7 @@ pub(crate) fn interleave_lines(matrix: &Matrix, lines: Range<usize>, places: Ran
     }
 }
 
-/// As [`Matrix::copy_panel`] of the rows `rows`, in pairs.
+/// Like [`Matrix::copy_panel`] for the rows `rows`, in pairs.
 pub(crate) fn copy_panel(matrix: &Matrix, rows: Range<usize>, index: usize, width: usize, panel: &mut [f32]) {
     let start = index * width;
     let count = width.min(matrix.shape().1 - start);
@@ -65,7 +65,7 @@ pub(crate) fn copy_panel(matrix: &Matrix, rows: Range<usize>, index: usize, widt
             transpose_block(&words, BLOCK, &mut panel[word * width + column..], width);
         }
     }
-    // The remainder, which fills no block.
+    // The remainder that does not fill a block.
     for column in 0..count {
         let line = &matrix.from(start + column, rows.start)[..rows.len()];
         let first = if column < blocks { whole } else { 0 };

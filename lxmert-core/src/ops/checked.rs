@@ -1,7 +1,7 @@
-//! A vector register that checks every address, so that tests can run the kernels with checked bounds: a read or write
-//! outside of the slices that the test has lent panics.
+//! A vector register that checks every address, so that tests can run the kernels with bounds checks: a read or write
+//! outside the slices that the test has lent panics.
 //!
-//! Its number of lanes is a parameter, so that the tiles of every machine run on this one.
+//! Its number of lanes is a parameter, so that this machine can run the tiles of every machine.
 
 #![allow(unsafe_code)]
 
@@ -11,16 +11,16 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 thread_local! {
-    /// Addresses that kernels on this thread may read, and whether they may write there.
+    /// Addresses that kernels on this thread may read, and whether they may write to them.
     static LENT: RefCell<Vec<(Range<usize>, bool)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends slices to the kernels on this thread until it is dropped.
+/// Lends slices to the kernels on this thread until dropped.
 #[must_use]
 pub(super) struct Lent(());
 
 impl Lent {
-    /// `inputs` for reading, `outputs` for both.
+    /// Lends `inputs` for reading and `outputs` for reading and writing.
     pub fn new(inputs: &[&[f32]], outputs: &[&[f32]]) -> Self {
         let addresses = |slice: &&[f32]| {
             let range = slice.as_ptr_range();
@@ -106,14 +106,14 @@ impl<const LANES: usize> Vector for Checked<LANES> {
     }
 }
 
-/// Whether `f` panics with a message of [`check`]'s.
+/// Whether `f` panics with a message from [`check`].
 pub(super) fn strays(f: impl FnOnce()) -> bool {
     let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) else { return false };
     panic.downcast_ref::<String>().is_some_and(|message| message.contains("outside of its slices"))
 }
 
-/// Asserts that `run` strays when one of the `operands` (of which the last `outputs` are written to) is lent a value too short, and
-/// not when they are lent whole: they are exactly as long as they must be.
+/// Asserts that `run` goes out of bounds if any of the `operands` (the last `outputs` are written to) is lent one value
+/// short, and stays within bounds if all are lent whole: each is exactly as long as needed.
 pub(super) fn assert_every_value_is_needed(operands: &[Range<*const f32>], outputs: usize, mut run: impl FnMut()) {
     for short in 0..=operands.len() {
         let lend = |(which, operand): (usize, &Range<*const f32>)| {
@@ -134,7 +134,7 @@ mod tests {
     type Register = Checked<4>;
 
     #[test]
-    fn what_was_not_lent_is_not_touched() {
+    fn rejects_accesses_to_slices_that_were_not_lent() {
         let (values, mut out) = ([1.0f32; 8], [0.0f32; 8]);
         let place = out.as_mut_ptr();
         let copy = |from: usize, to: usize| {

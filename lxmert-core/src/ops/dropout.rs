@@ -1,9 +1,9 @@
-//! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that
-//! resumes at a step draws the masks that the unbroken run drew.
+//! Dropout whose masks are a function of (seed, step, call): nothing is stored, and a run that resumes at a step draws
+//! the same masks as the uninterrupted run.
 
 use super::ragged::Ragged;
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use crate::procedural::splitmix64;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -36,7 +36,7 @@ impl DropoutRng {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mask {
     threshold: u32,
-    /// 1 / (1 − p), what a kept value is multiplied by.
+    /// 1 / (1 − p), the factor for kept values.
     pub(crate) scale: f32,
     key: u32,
 }
@@ -44,6 +44,11 @@ pub(crate) struct Mask {
 impl Mask {
     pub(crate) fn new(probability: f32, key: u32) -> Self {
         Self { threshold: (f64::from(probability) * 2f64.powi(32)) as u32, scale: 1.0 / (1.0 - probability), key }
+    }
+
+    /// Threshold of the hash, scale and key, for the device's kernels.
+    pub(crate) fn parts(self) -> (u32, f32, u32) {
+        (self.threshold, self.scale, self.key)
     }
 
     /// `scale` for a kept element, 0 for a dropped one.
@@ -59,31 +64,43 @@ impl Mask {
     }
 }
 
-/// Zeroes each element with `probability` and scales the rest by `1 / (1 − probability)`;
-/// `x` itself when `rng` is none (evaluation) or the probability 0.
+/// Zeroes each element with `probability` and scales the rest by `1 / (1 − probability)`; returns `x` itself if `rng`
+/// is `None` (evaluation) or the probability is 0.
 ///
 /// # Errors
-/// When the tensor cannot be read.
+/// Returns an error if the tensor cannot be read.
 pub fn dropout(x: &Tensor, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
     let Some(rng) = rng.filter(|_| probability > 0.0) else { return Ok(x.clone()) };
     apply_mask(x, Mask::new(probability, rng.next_key()))
 }
 
-/// As [`dropout`] of ragged rows `x`, `[rows, width]`, with the masks of the padded tensor, so that padding changes none.
+/// [`dropout`] for ragged rows `x`, `[rows, width]`, with the masks of the padded tensor, so that padding changes none.
 ///
 /// # Errors
-/// When `x` has another number of rows.
+/// Returns an error if `x` has another number of rows.
 pub fn dropout_rows(x: &Tensor, rows: &Ragged, probability: f32, rng: Option<&DropoutRng>) -> Result<Tensor> {
-    if rows.is_dense() || rng.is_none() || probability <= 0.0 {
-        return dropout(x, probability, rng);
+    let mask = rng.filter(|_| probability > 0.0).map(|rng| Mask::new(probability, rng.next_key()));
+    mask.map_or_else(|| Ok(x.clone()), |mask| mask_rows(x, rows, mask))
+}
+
+/// Ragged rows times the factors of the padded tensor's mask.
+pub(super) fn mask_rows(x: &Tensor, rows: &Ragged, mask: Mask) -> Result<Tensor> {
+    if rows.is_dense() {
+        return apply_mask(x, mask);
     }
-    rows.gather(&dropout(&rows.scatter(x)?, probability, rng)?)
+    match cuda::fused::activate(x, None, 0, Some((mask, Some(rows))))? {
+        Some(masked) => Ok(masked),
+        None => rows.gather(&apply_mask(&rows.scatter(x)?, mask)?),
+    }
 }
 
 /// `x` times the factors of `mask`.
 pub(super) fn apply_mask(x: &Tensor, mask: Mask) -> Result<Tensor> {
     if use_fast(&[x]) {
         return x.contiguous()?.apply_op1(Dropout { mask });
+    }
+    if let Some(masked) = cuda::fused::activate(x, None, 0, Some((mask, None)))? {
+        return Ok(masked);
     }
     // Other devices and types: the same mask, computed on the CPU and copied.
     let factors: Vec<f32> = (0..x.elem_count() as u32).map(|i| mask.factor(i)).collect();

@@ -1,21 +1,22 @@
-//! Embedding lookup: rows of a table by index, with the gradient to the table.
+//! Embedding lookup: rows of a table by index, with the gradient with respect to the table.
 
 use super::gradients::deliver;
 use super::math::add_scaled;
-use super::{contiguous_f32, use_fast, with_f32};
+use super::{contiguous_f32, cuda, use_fast, with_f32};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-/// `table`: `[rows, width]`, `ids`: integers of any shape; gives `[…, width]`.
+/// `table`: `[rows, width]`; `ids`: integers of any shape; returns `[…, width]`.
 ///
 /// # Errors
-/// When an id is not a row of the table.
+/// Returns an error if an id is not a row of the table.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (rows, width) = table.dims2()?;
     let mut shape = ids.dims().to_vec();
     shape.push(width);
     let flat = ids.flatten_all()?;
     if !use_fast(&[table]) {
-        return table.index_select(&flat, 0)?.reshape(shape);
+        let rows = cuda::fused::embedding(table, &flat)?.map_or_else(|| table.index_select(&flat, 0), Ok);
+        return rows?.reshape(shape);
     }
     let ids = flat.to_dtype(candle_core::DType::U32)?.to_vec1::<u32>()?;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {

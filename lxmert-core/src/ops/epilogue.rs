@@ -1,12 +1,12 @@
-//! A product's epilogue: activation with its derivative, dropout, a factor or a residual, applied while the values are still in
-//! the cache.
+//! A product's epilogue: activation with its derivative, dropout, a factor or a residual, applied while the values are
+//! still in the cache.
 
 use super::activation::FusedActivation;
 use super::conv::ResidualRows;
 use super::dropout::Mask;
 use super::simd::vectorised;
 
-/// Dropout of ragged rows `[rows, width]`: row `i` takes the mask of row `rows[i]` of the padded matrix.
+/// Dropout of ragged rows `[rows, width]`: row `i` uses the mask of row `rows[i]` of the padded matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowDropout<'a> {
     pub mask: Mask,
@@ -20,19 +20,19 @@ impl<'a> RowDropout<'a> {
         Self { rows: &self.rows[first..], ..self }
     }
 
-    /// Index of the first mask of a row.
+    /// Index of a row's first mask.
     #[inline(always)]
     pub fn first(&self, row: usize) -> u32 {
         self.rows[row].wrapping_mul(self.width as u32)
     }
 }
 
-/// What a product applies to each of its values before it is done with them.
+/// What a product applies to each of its values before it finishes them.
 pub(crate) enum Epilogue<'a> {
     Nothing,
-    /// Multiplied by the value at the same place.
+    /// Multiply by the value at the same position.
     Times(&'a [f32]),
-    /// Plus a residual, whose row `first` belongs to the product's first, then ReLU if there is one.
+    /// Add a residual (row `first` of it belongs to the product's first row), then apply the ReLU if there is one.
     Add {
         residual: &'a ResidualRows<'a>,
         first: usize,
@@ -41,13 +41,13 @@ pub(crate) enum Epilogue<'a> {
     Activate {
         activation: FusedActivation,
         dropout: Option<RowDropout<'a>>,
-        /// Where to store the derivative of each result by the product's value, if it is wanted.
+        /// Where to store the derivative of each result with respect to the product's value, if wanted.
         derivative: Option<&'a mut [f32]>,
     },
 }
 
 impl<'a> Epilogue<'a> {
-    /// The parts for tasks of `per_task` rows that begin `leading` apart; `count` of them.
+    /// Splits it for `count` tasks of `per_task` rows, which are `leading` apart.
     pub fn split(self, per_task: usize, leading: usize, count: usize) -> Vec<Epilogue<'a>> {
         let size = per_task * leading;
         match self {
@@ -69,7 +69,7 @@ impl<'a> Epilogue<'a> {
         }
     }
 
-    /// Applies it to `width` columns from `start` on in all rows of `out`, which begin `leading` apart.
+    /// Applies it to `width` columns from `start` on in all rows of `out`, which are `leading` apart.
     pub fn apply(&mut self, out: &mut [f32], leading: usize, start: usize, width: usize) {
         match self {
             Self::Nothing => {}
@@ -110,7 +110,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// `derivative` is empty when it is not wanted.
+    /// `derivative` is empty if it is not wanted.
     fn activate(
         out: &mut [f32], derivative: &mut [f32], leading: usize, start: usize, width: usize, activation: FusedActivation,
         dropout: Option<RowDropout>,

@@ -1,5 +1,5 @@
-//! Gradients of variables without candle's accumulation, which allocates zeros for each variable and adds: two more passes over
-//! memory. Kernels [`deliver`] their gradients, and [`backward`] puts them into the store at the end.
+//! Gradients of variables without candle's accumulation, which allocates zeros for each variable and adds to them: two
+//! more passes over memory. Kernels [`deliver`] their gradients, and [`backward`] puts them into the store at the end.
 
 use super::math::add_scaled;
 use super::{cpu_tensor, in_pool};
@@ -13,19 +13,19 @@ use std::collections::hash_map::Entry;
 type Delivered = HashMap<TensorId, (Tensor, Vec<f32>)>;
 
 thread_local! {
-    /// What kernels have delivered to the [`backward`] that runs on this thread; none outside of it.
+    /// The gradients delivered to the [`backward`] that runs on this thread; `None` outside it.
     static DELIVERED: RefCell<Option<Delivered>> = const { RefCell::new(None) };
 }
 
-/// Values that one task adds.
+/// Values added per task.
 const PER_TASK: usize = 1 << 16;
 
-/// `loss.backward()`, faster: the same gradients to the same variables.
+/// A faster `loss.backward()` with the same gradients for the same variables.
 ///
 /// # Errors
 /// As there.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    in_pool(|| run(loss))
+    in_pool(loss.device(), || run(loss))
 }
 
 fn run(loss: &Tensor) -> Result<GradStore> {
@@ -43,8 +43,8 @@ fn run(loss: &Tensor) -> Result<GradStore> {
     Ok(store)
 }
 
-/// The gradient of `tensor` (which has as many values), for an operation to return: none where it has been delivered or is
-/// not wanted.
+/// The gradient of `tensor` (which has as many values), for an operation to return; `None` if it has been delivered or
+/// is not wanted.
 pub(crate) fn deliver(tensor: &Tensor, values: Vec<f32>) -> Result<Option<Tensor>> {
     if !tensor.track_op() {
         return Ok(None);

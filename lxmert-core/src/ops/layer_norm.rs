@@ -1,29 +1,30 @@
-//! Layer normalisation over the last dimension (Ba, Kiros & Hinton 2016), with its gradient; for the sub-layers with dropout and
-//! the residual before it, in one pass over the rows.
+//! Layer normalisation over the last dimension (Ba, Kiros & Hinton 2016), with its gradient; for the sub-layers
+//! together with the dropout and the residual before it, in one pass over the rows.
 //!
-//! candle's own fused layer norm has no backward: everything before it would silently stop learning.
+//! candle's own fused layer norm has no backward pass: everything before it would silently stop learning.
 
 use super::epilogue::RowDropout;
 use super::gradients::deliver;
 use super::math::{add_scaled, dot, sum};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Rows in one task; fixed, so that the order of summation does not depend on the thread count.
+/// Rows per task; fixed, so that the order of summation does not depend on the number of threads.
 const ROWS_PER_TASK: usize = 64;
 
-/// `(x − mean) / sqrt(variance + eps) · weight + bias` over the last dimension. `x`: `[…, width]`;
-/// `weight`, `bias`: `[width]`. Statistics in f32 whatever the type.
+/// `(x − mean) / sqrt(variance + eps) · weight + bias` over the last dimension. `x`: `[…, width]`; `weight`, `bias`:
+/// `[width]`. Statistics are in f32 whatever the type.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// Returns an error if the shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if use_fast(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps });
     }
-    composed(x, weight, bias, eps)
+    let fused = cuda::fused::norm(x, None, None, (weight, bias, eps), None)?;
+    fused.map_or_else(|| composed(x, weight, bias, eps), Ok)
 }
 
 /// The composition of candle's own operations.
@@ -54,7 +55,7 @@ fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// What the backward pass needs: the normalised rows and the scale of each.
+/// What the backward pass needs: the normalised rows, and the scale of each.
 #[derive(Default)]
 pub(crate) struct Normed {
     rows: Vec<f32>,
@@ -62,7 +63,7 @@ pub(crate) struct Normed {
 }
 
 vectorised! {
-    /// `out = norm(dropout(out) + residual)`; `residual`, `rows` and `scales` are empty where there is none or nobody needs them.
+    /// `out = norm(dropout(out) + residual)`; `residual`, `rows` and `scales` are empty if absent or not needed.
     fn forward_rows(
         out: &mut [f32], residual: &[f32], rows: &mut [f32], scales: &mut [f32], weight: &[f32], bias: &[f32], eps: f32,
         dropout: Option<RowDropout>,
@@ -128,7 +129,8 @@ vectorised! {
     }
 }
 
-/// `out = norm(dropout(out) + residual)`, `[rows, width]`; dropout asks for a residual. `keep` asks for what the backward needs.
+/// `out = norm(dropout(out) + residual)`, `[rows, width]`; dropout requires a residual. `keep` keeps what the backward
+/// pass needs.
 pub(crate) fn forward(
     out: &mut [f32],
     residual: Option<&[f32]>,
@@ -155,14 +157,14 @@ pub(crate) fn forward(
     normed
 }
 
-/// `values` in chunks of `len` for `count` tasks; empty ones of nothing.
+/// `values` in chunks of `len` for `count` tasks; empty chunks if `values` is empty.
 fn chunks(values: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]> {
     let chunks = values.chunks_mut(len).map(Some).chain(std::iter::repeat_with(|| None));
     chunks.take(count).map(Option::unwrap_or_default).collect()
 }
 
-/// Writes the gradient by the residual to `dx`, and where there is dropout that by its input to `dropped`; gives those by
-/// weight and bias, empty unless `weights_wanted`.
+/// Writes the gradient with respect to the residual to `dx` and, if there is dropout, that with respect to its input to
+/// `dropped`; returns those with respect to weight and bias, empty unless `weights_wanted`.
 pub(crate) fn backward(
     dx: &mut [f32],
     dropped: &mut [f32],

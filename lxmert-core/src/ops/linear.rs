@@ -1,4 +1,4 @@
-//! Linear maps: the op `x Wᵀ + b` with its gradient, and the products on rows that it shares with the sub-layers.
+//! Linear maps: the op `x Wᵀ + b` with its gradient, and the products on rows that the sub-layers also use.
 
 use super::epilogue::Epilogue;
 use super::gradients::deliver;
@@ -9,23 +9,23 @@ use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
 use super::product::{self, Output};
 use super::simd::vectorised;
-use super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::{contiguous_f32, cpu_tensor, cuda, hold, use_fast};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, TensorId};
 use rayon::prelude::*;
 
-/// Rows of the bias gradient summed by one task; fixed, so that the order of summation does not
-/// depend on the thread count.
+/// Rows of the bias gradient summed per task; fixed, so that the order of summation does not depend on the number of
+/// threads.
 const ROWS_PER_TASK: usize = 256;
 
-/// `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]`; gives `[…, out]`.
+/// `x`: `[…, in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[…, out]`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// Returns an error if the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     linear_with(x, weight, bias, Precision::F32)
 }
 
-/// As [`linear`], `x` and `weight`, and in the backward the gradient, rounded to `precision` for the products.
+/// [`linear`] with `x`, `weight` and, in the backward pass, the gradient rounded to `precision` for the products.
 ///
 /// # Errors
 /// As there.
@@ -33,28 +33,37 @@ pub fn linear_with(x: &Tensor, weight: &Tensor, bias: &Tensor, precision: Precis
     if use_fast(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(weight, bias, Linear { weight: weight.id(), precision });
     }
+    let product = linear_product(x, weight, precision)?;
+    let fused = cuda::fused::activate(&product, Some(bias), 0, None)?;
+    fused.map_or_else(|| product.broadcast_add(bias), Ok)
+}
+
+/// `x Wᵀ`, composed.
+pub(crate) fn linear_product(x: &Tensor, weight: &Tensor, precision: Precision) -> Result<Tensor> {
     let (out, inner) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
     let rows = rows_of(&shape);
     if let Some(last) = shape.last_mut() {
         *last = out;
     }
+    let dtype = x.dtype();
     let x = x.reshape((rows, inner))?;
     let product = match precision {
         Precision::F32 => x.matmul(&weight.t()?)?,
-        // On the CPU the rounded values are multiplied as f32, which is exact; elsewhere as bf16, the sums rounded too.
+        // On the CPU the rounded values are multiplied as f32, which is exact; elsewhere as bf16, where the sums are
+        // rounded too.
         Precision::Bf16 => {
             let factor = |t: &Tensor| match t.device().is_cpu() {
                 true => t.to_dtype(DType::BF16)?.to_dtype(t.dtype()),
                 false => t.to_dtype(DType::BF16),
             };
-            factor(&x)?.matmul(&factor(&weight.t()?)?)?.to_dtype(bias.dtype())?
+            factor(&x)?.matmul(&factor(&weight.t()?)?)?.to_dtype(dtype)?
         }
     };
-    product.broadcast_add(bias)?.reshape(shape)
+    product.reshape(shape)
 }
 
-/// Of a `[…, width]` tensor, whose width may be 0.
+/// The number of rows of a `[…, width]` tensor; its width may be 0.
 fn rows_of(shape: &[usize]) -> usize {
     shape.iter().rev().skip(1).product()
 }
@@ -91,7 +100,7 @@ fn add_rows(total: &mut [f32], rows: &[f32]) {
 pub(crate) struct Factor<'a> {
     pub values: &'a [f32],
     pub id: TensorId,
-    /// Where it may lie packed.
+    /// Where its prepacked form may be.
     pub prepacked: Option<&'a PrepackedWeights>,
 }
 
@@ -120,7 +129,7 @@ pub(crate) fn linear_rows(
     }
 }
 
-/// `dx = epilogue(base + grad w)`; `dx` stays as it is where nothing is multiplied.
+/// `dx = epilogue(base + grad w)`; `dx` stays unchanged if nothing is multiplied.
 pub(crate) fn linear_dx(
     dx: &mut [f32],
     base: Base,
@@ -137,7 +146,7 @@ pub(crate) fn linear_dx(
     }
 }
 
-/// `dw = gradᵀ x` and `db`, the sum of `grad`'s rows, where they were 0; an empty one is not wanted.
+/// `dw = gradᵀ x`, and `db`, the sum of `grad`'s rows; both must be 0 before. An empty one is not wanted.
 pub(crate) fn linear_dw(dw: &mut [f32], db: &mut [f32], grad: &[f32], x: &[f32], width: usize, precision: Precision) {
     if !dw.is_empty() && !grad.is_empty() {
         let (rows, inner) = (grad.len() / width, dw.len() / width);

@@ -1,7 +1,7 @@
-//! `exp` and `erf` of f32 written so that the compiler vectorises them, and sums over slices in a
-//! fixed order, so that a result does not depend on the vector width that a machine happens to have.
+//! `exp` and `erf` for f32, written so that the compiler vectorises them, and sums over slices in a fixed order, so
+//! that a result does not depend on a machine's vector width.
 
-/// e^x within 2 units in the last place for x ≤ 88; 0 below −87.3 (where f32 turns subnormal).
+/// e^x within 2 units in the last place for x ≤ 88; 0 below −87.3 (where f32 becomes subnormal).
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to r^6 (next term below 2^-24);
@@ -20,8 +20,8 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.336_54 { 0.0 } else { p * scale }
 }
 
-/// The error function within 5e-7: on [-4, 4], beyond which it is ±1 in f32, a rational approximation, odd over even (the
-/// coefficients of Eigen's `generic_fast_erf_float`).
+/// The error function within 5e-7: on [-4, 4] an odd over an even rational approximation (the coefficients of Eigen's
+/// `generic_fast_erf_float`); beyond, it is ±1 in f32.
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     const ODD: [f32; 6] = [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906e-4, -2.954_6e-3, -1.609_603_3e-2];
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_close_to_the_library_s() {
+    fn exp_is_close_to_the_librarys() {
         for i in -8800..=8800 {
             let x = i as f32 / 100.0;
             let want = f64::from(x).exp();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn erf_is_close_to_the_library_s() {
+    fn erf_is_close_to_the_librarys() {
         for i in -6000..=6000 {
             let x = i as f32 / 1000.0;
             let want = candle_core::cpu::erf::erf_f64(f64::from(x));

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     pub(super) data: &'a [f32],
-    /// Rows and columns as stored, before a transpose.
+    /// Rows and columns as stored, before any transpose.
     rows: usize,
     columns: usize,
     pub(super) leading: usize,
@@ -22,12 +22,12 @@ impl<'a> Matrix<'a> {
     /// `rows` × `columns` values, row after row.
     ///
     /// # Panics
-    /// When the slice is too short, as indexing would.
+    /// Panics if the slice is too short, as indexing would.
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         Self::strided(data, rows, columns, columns)
     }
 
-    /// Rows that begin `leading` elements apart.
+    /// Rows that are `leading` elements apart.
     ///
     /// # Panics
     /// When the slice is too short or the rows overlap.
@@ -58,22 +58,22 @@ impl<'a> Matrix<'a> {
 
 /// Copies for [`product`](super::product).
 impl<'a> Matrix<'a> {
-    /// Whether columns, and not rows, are contiguous.
+    /// Whether columns are contiguous instead of rows.
     pub(super) fn is_transposed(&self) -> bool {
         self.transposed
     }
 
-    /// How far apart the contiguous lines begin.
+    /// Distance between the starts of contiguous lines.
     pub(super) fn leading(&self) -> usize {
         self.leading
     }
 
-    /// The values from line `line` and place `place` in it on, lines as stored.
+    /// The values from line `line`, position `place` on; lines as stored.
     pub(super) fn from(&self, line: usize, place: usize) -> &'a [f32] {
         &self.data[line * self.leading + place..]
     }
 
-    /// Panel `index` of `width` columns, rows `first` and on until it is full; 0 right of the last column.
+    /// Panel `index` of `width` columns, from row `first` until it is full; 0 to the right of the last column.
     pub(super) fn copy_panel(&self, first: usize, index: usize, width: usize, panel: &mut [f32]) {
         let start = index * width;
         let count = width.min(self.shape().1 - start);
@@ -92,7 +92,7 @@ impl<'a> Matrix<'a> {
                 transpose_block(from, self.leading, &mut panel[row * width + column..], width);
             }
         }
-        // The remainder, which fills no block.
+        // The remainder that does not fill a block.
         for column in 0..count {
             let rows = if column < blocks { whole..depth } else { 0..depth };
             let from = &self.data[(start + column) * self.leading + first..][..depth];
@@ -104,12 +104,12 @@ impl<'a> Matrix<'a> {
 }
 
 vectorised! {
-    /// The first `count` values of rows that begin `leading` apart to rows of `width`.
+    /// Copies the first `count` values of rows that are `leading` apart to rows of length `width`.
     fn copy_rows(to: &mut [f32], width: usize, from: &[f32], leading: usize, count: usize) {
         for (row, to) in to.chunks_exact_mut(width).enumerate() {
             let from = &from[row * leading..][..count];
             match (to.as_mut_array::<32>(), from.as_array::<32>()) {
-                // A full row of the widest panel: a few registers, where a call would cost more than the copy.
+                // A full row of the widest panel is a few registers; a call would cost more than the copy.
                 (Some(to), Some(from)) => *to = *from,
                 _ => to[..count].copy_from_slice(from),
             }
@@ -135,7 +135,7 @@ impl<'a> MatrixMut<'a> {
         Self::strided(data, rows, columns, columns)
     }
 
-    /// Rows that begin `leading` elements apart; what lies between them is left alone.
+    /// Rows that are `leading` elements apart; the values between them stay unchanged.
     ///
     /// # Panics
     /// When the slice is too short or the rows overlap.
@@ -151,19 +151,19 @@ fn check(len: usize, rows: usize, columns: usize, leading: usize) {
     assert!(len >= needed, "a {rows} × {columns} matrix with rows {leading} apart needs {needed} values, not {len}");
 }
 
-/// What happens to the values already in the output.
+/// How to treat the values already in the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// They are overwritten (and never read).
+    /// Overwrite them (they are never read).
     Replace,
-    /// The product is added to them.
+    /// Add the product to them.
     Add,
 }
 
 /// How many threads a product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
-    /// The calling thread alone: for products inside a loop that is parallel already.
+    /// Only the calling thread: for products inside a parallel loop.
     One,
     /// The current rayon pool.
     Pool,
@@ -176,7 +176,7 @@ impl Threads {
         self.for_chunks_with(values, len, states, |index, chunk, ()| task(index, chunk));
     }
 
-    /// As [`for_chunks`](Self::for_chunks), with a state for each chunk.
+    /// Like [`for_chunks`](Self::for_chunks), with a state for each chunk.
     pub(super) fn for_chunks_with<S: Send>(
         self,
         values: &mut [f32],
@@ -194,7 +194,7 @@ impl Threads {
     }
 }
 
-/// `out = [out +] a · b` by the `gemm` crate; the shapes fit each other.
+/// `out = [out +] a · b` by the `gemm` crate; the shapes must match.
 pub(super) fn gemm_crate(out: MatrixMut, add: bool, a: Matrix, b: Matrix, threads: Threads) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     assert!(inner == b.shape().0 && (rows, columns) == (out.rows, out.columns));
@@ -203,9 +203,9 @@ pub(super) fn gemm_crate(out: MatrixMut, add: bool, a: Matrix, b: Matrix, thread
         _ => Parallelism::None,
     };
     let ((a_rows, a_columns), (b_rows, b_columns)) = (a.strides(), b.strides());
-    // SAFETY: `Matrix` and `MatrixMut` hold slices that reach to the last element of the last row (checked by
-    // `check` when they were made), the shapes agree (asserted above), the strides are those of the slices, and
-    // the output is borrowed mutably, so it overlaps neither input.
+    // SAFETY: `Matrix` and `MatrixMut` hold slices that extend to the last element of the last row (checked by `check`
+    // when they were made), the shapes agree (asserted above), the strides are those of the slices, and the output is
+    // borrowed mutably, so it overlaps neither input.
     unsafe {
         gemm::gemm(
             rows,

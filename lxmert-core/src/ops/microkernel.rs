@@ -1,8 +1,9 @@
-//! The innermost product: a tile of a few rows times a panel of packed columns, its sums held in registers.
+//! The innermost product: a tile of a few rows times a panel of packed columns, with the sums held in registers.
 //!
-//! Weights are packed once into panels, each `inner` × `columns` values in the order they are read, zero-padded at the
-//! right edge. The left side is read as it lies, row after row, one value broadcast at a time. Callers block the inner
-//! dimension, so that a block's panel streams through the first-level cache while its rows stay in the second.
+//! The right side is packed into panels, each `inner` × `columns` values in reading order, zero-padded at the right
+//! edge. The left side is read in place, row after row, one value broadcast at a time. Callers split the inner
+//! dimension into blocks, so that a block's panel streams through the first-level cache while its rows stay in the
+//! second.
 
 #![allow(unsafe_code)]
 
@@ -19,7 +20,7 @@ pub(crate) struct Kernel {
     precision: Precision,
     /// Columns of a tile: the width of a panel.
     pub columns: usize,
-    /// Rows of a large tile, which keeps as many sums in registers as there are, and of a small one for what is left.
+    /// Rows of a large tile, which fills the registers with sums, and of a small one for the remainder.
     large: Tile,
     small: Tile,
 }
@@ -36,21 +37,21 @@ impl Tile {
     }
 }
 
-/// Where a tile's operands lie.
+/// The operands of a tile.
 #[derive(Clone, Copy)]
 struct Operands {
     inner: usize,
     a: *const f32,
     a_strides: (usize, usize),
     panel: *const f32,
-    /// What is added to the sums: a row of two registers, and how far the next row's is.
+    /// The values added to the sums: a row of two registers, and the distance to the next row's.
     start: *const f32,
     start_stride: usize,
     out: *mut f32,
     out_stride: usize,
 }
 
-/// The left side of a product: values, and how far apart rows and inner places are.
+/// The left side of a product: values, and the distances between rows and between inner positions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left<'a> {
     pub values: &'a [f32],
@@ -62,20 +63,21 @@ pub(crate) struct Left<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Base<'a> {
     Zero,
-    /// What the output holds.
+    /// The values in the output.
     Out,
-    /// The same row for all.
+    /// The same row for every row of the output.
     Bias(&'a [f32]),
 }
 
-/// Words along the inner dimension that one register sums: longer sums are made of parts, whose rounding errors add up to less.
+/// Words along the inner dimension summed in one register. Longer sums are split into parts, which reduces the rounding
+/// error.
 const CHAIN: usize = 384;
 
 /// As wide as the widest panel.
 static ZEROS: [f32; 32] = [0.0; 32];
 
 impl Kernel {
-    /// The one for this machine and operands of `precision`.
+    /// The kernel for this machine and operands in `precision`.
     pub fn new(precision: Precision) -> Self {
         // Without AVX-512's instruction for pairs, unpacking them with AVX2 is as fast.
         let level = if precision == Precision::Bf16 && !has_bf16() { level().min(Level::Avx2) } else { level() };
@@ -101,12 +103,12 @@ impl Kernel {
         Self { level, precision, columns, large, small }
     }
 
-    /// What its operands are.
+    /// The precision of its operands.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Words of an operand with `inner` values: pairs of bf16 share one.
+    /// Words of an operand with `inner` values; pairs of bf16 share one.
     pub fn words(&self, inner: usize) -> usize {
         match self.precision {
             Precision::F32 => inner,
@@ -114,22 +116,22 @@ impl Kernel {
         }
     }
 
-    /// The instructions that it was compiled for.
+    /// The instructions that it is compiled for.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// Values in a register.
+    /// Values per register.
     pub fn lanes(&self) -> usize {
         self.columns / 2
     }
 
-    /// Rows of the tile that is fastest.
+    /// Rows of the fastest tile.
     pub fn large_rows(&self) -> usize {
         self.large.rows
     }
 
-    /// `rows` rounded up to what [`multiply`](Self::multiply) can do.
+    /// `rows` rounded up to a number that [`multiply`](Self::multiply) accepts.
     pub fn round_rows(&self, rows: usize) -> usize {
         rows.next_multiple_of(self.small.rows)
     }
@@ -141,7 +143,8 @@ impl Kernel {
         self.multiply_into(rows, inner, a, panel, Base::Zero, out, self.columns);
     }
 
-    /// As [`multiply`](Self::multiply), of a left side that may lie column by column, to rows `out_stride` apart.
+    /// Like [`multiply`](Self::multiply), for a left side that may be stored column by column, and output rows
+    /// `out_stride` apart.
     #[allow(clippy::too_many_arguments)] // the sizes and strides of three matrices
     pub fn multiply_into(
         &self,
@@ -185,7 +188,7 @@ impl Kernel {
                 operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
                 operands.inner = CHAIN.min(inner - done);
                 (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
-                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to what was stored.
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to the stored sums.
                 unsafe { (tile.run)(operands) }
                 done += operands.inner;
             }
@@ -193,7 +196,8 @@ impl Kernel {
         }
     }
 
-    /// Panel `index` of the rows `rows` of `matrix`, in the kernel's precision; 0 right of the last column.
+    /// Packs panel `index` of the rows `rows` of `matrix`, in the kernel's precision; 0 to the right of the last
+    /// column.
     pub fn pack(&self, matrix: &Matrix, rows: Range<usize>, index: usize, panel: &mut [f32]) {
         match self.precision {
             Precision::F32 => matrix.copy_panel(rows.start, index, self.columns, panel),
@@ -212,7 +216,7 @@ compiled_for! {
     "avx2,fma": fn avx2<const ROWS: usize, const PAIRS: bool>(operands: Operands) = multiply::<__m256, ROWS, PAIRS>
 }
 
-/// With `PAIRS` a word of either side is two values of bf16.
+/// With `PAIRS`, a word on either side is two bf16 values.
 ///
 /// # Safety
 /// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
@@ -220,7 +224,7 @@ compiled_for! {
 #[inline(always)]
 unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;
-    // SAFETY: every access lies in the ranges that the caller vouches for: row i < ROWS, k < inner. Pointers step with
+    // SAFETY: every access is in the ranges that the caller guarantees: row i < ROWS, k < inner. Pointers step with
     // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
     unsafe {
         let mut sums = [[V::splat(0.0); 2]; ROWS];
@@ -249,13 +253,13 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
     }
 }
 
-/// How many of `count` rows a task takes, in whole blocks of `block` and at most `most` (but one block), so that the last
-/// of the threads is done soonest.
+/// How many of `count` rows a task takes: whole blocks of `block`, at most `most` (but at least one block), so that the
+/// last thread finishes soonest.
 pub(crate) fn balanced(count: usize, block: usize, most: usize) -> usize {
     let (blocks, threads) = (count.div_ceil(block).max(1), rayon::current_num_threads());
     let most = (most / block).max(1);
     let time = |per_task: usize| blocks.div_ceil(per_task).div_ceil(threads) * per_task;
-    // The larger of equal ones: it reuses the weights more.
+    // Of equal ones the larger, because it reuses the weights more.
     (most.div_ceil(2)..=most).rev().min_by_key(|&per_task| time(per_task)).unwrap_or(1) * block
 }
 

@@ -6,7 +6,7 @@
 //! changes with it beyond rounding is a fault in a kernel. `LXMERT_KERNELS=avx2` and `LXMERT_KERNELS=plain` run the kernels
 //! as a machine with those instructions alone would.
 //!
-//! - [`gemm`]: strided matrix products on slices, which the other kernels are built from;
+//! - [`gemm()`]: strided matrix products on slices, which the other kernels are built from;
 //! - [`linear`], [`layer_norm`], [`gelu`], [`dropout`], [`attention_probabilities`]: the transformer's parts;
 //! - [`embedding`]: rows of a table;
 //! - [`backward`]: all gradients, with less copying than candle's;
@@ -22,6 +22,7 @@ mod bf16;
 #[cfg(test)]
 mod checked;
 mod conv;
+pub mod cuda;
 mod dropout;
 mod embedding;
 mod epilogue;
@@ -65,12 +66,13 @@ pub fn use_reference() -> bool {
     *REFERENCE.get_or_init(|| std::env::var("LXMERT_KERNELS").is_ok_and(|value| value == "reference"))
 }
 
-/// Runs `f` on a thread of the rayon pool, as passes of the model and [`backward`] do: from any other thread every parallel
-/// loop hands its work over and sleeps until it is done.
-pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+/// Runs `f`, which computes on `device`: on the CPU on a thread of the rayon pool, as passes of the model and [`backward`] do,
+/// since from any other thread every parallel loop hands its work over and sleeps until it is done; elsewhere in place, since
+/// nothing runs in parallel and a device's work stays on one thread.
+pub fn in_pool<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
     match rayon::current_thread_index() {
-        Some(_) => f(),
-        None => rayon::scope(|_| f()),
+        None if device.is_cpu() => rayon::scope(|_| f()),
+        _ => f(),
     }
 }
 

@@ -1,14 +1,14 @@
-//! What the operands of products are rounded to, and the arithmetic of a pair of bf16 in one word of 32 bits.
+//! The precision of products' operands, and arithmetic on a pair of bf16 in one 32-bit word.
 
 use super::simd::has_bf16;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-/// What the operands of products are rounded to; sums, and all that is not a product, are f32.
+/// The precision to which products' operands are rounded; sums, and everything that is not a product, are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 24 bits of precision: nothing is rounded.
+    /// 24 bits of precision: no rounding.
     #[default]
     F32,
     /// 8 bits of precision, the range of f32.
@@ -16,8 +16,8 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether `device` multiplies numbers of this precision at least as fast as f32: a CPU does bf16 with AVX-512's
-    /// instruction for it, GPUs do.
+    /// Whether `device` multiplies numbers of this precision at least as fast as f32: CPUs with AVX-512's bf16
+    /// instruction, and GPUs, do.
     pub fn is_fast_on(self, device: &Device) -> bool {
         self == Self::F32 || !device.is_cpu() || has_bf16()
     }

@@ -1,4 +1,4 @@
-//! Weight matrices packed once for many passes.
+//! Weight matrices prepacked once for many passes.
 
 use super::matrix::Matrix;
 use super::microkernel::Kernel;
@@ -8,11 +8,12 @@ use candle_core::TensorId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The weights of a model's layers as its products read them, each packed at its first use: for an evaluation or a service, in which
-/// many batches meet the same weights. A pass without it packs them anew.
+/// The weights of a model's layers in the layout that its products read, each prepacked at its first use; for
+/// evaluation or a service, where many batches use the same weights. A pass without it packs them each time.
 ///
-/// It holds as many values as the layers, in half as many bytes with [`Precision::Bf16`]. Clones share it. Weights are known by their
-/// tensors: after they have changed, as a training step changes them in place, begin with a new one.
+/// It holds as many values as the layers, in half as many bytes with [`Precision::Bf16`]. Clones share it. Weights are
+/// identified by their tensors: if they change, as in a training step, which changes them in place, start with a new
+/// one.
 ///
 /// ```
 /// # use lxmert_core::{model::Pass, ops::PrepackedWeights};
@@ -25,11 +26,11 @@ pub struct PrepackedWeights {
     matrices: Arc<Mutex<HashMap<Key, Arc<Prepacked>>>>,
 }
 
-/// A tensor, and what its values are rounded to.
+/// A tensor, and the precision of its values.
 type Key = (TensorId, Precision);
 
 impl PrepackedWeights {
-    /// None yet.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self::default()
     }
@@ -41,8 +42,8 @@ impl PrepackedWeights {
         if let Some(there) = matrices().get(&key) {
             return there.clone();
         }
-        // Packed without the lock: a thread of the pool that waits for its parts may run another pass meanwhile, which asks
-        // here too. Where two packed the same, the first stays.
+        // Pack without the lock: a pool thread that waits for its parts may meanwhile run another pass that asks here
+        // too. If two threads pack the same weights, the first result stays.
         let new = Arc::new(Prepacked::new(weights.t(), Kernel::new(precision)));
         matrices().entry(key).or_insert(new).clone()
     }
@@ -54,7 +55,7 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     #[test]
-    fn a_tensor_is_packed_once_for_each_precision() -> candle_core::Result<()> {
+    fn a_tensor_is_prepacked_once_for_each_precision() -> candle_core::Result<()> {
         let values = [1.0; 6];
         let (weights, prepacked) = (Matrix::new(&values, 2, 3), PrepackedWeights::new());
         let ids = [Tensor::zeros(1, DType::F32, &Device::Cpu)?.id(), Tensor::zeros(1, DType::F32, &Device::Cpu)?.id()];

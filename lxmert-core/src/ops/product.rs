@@ -1,9 +1,10 @@
-//! Strided f32 matrix products on slices. Large ones go through the tile kernel: the right side is packed into panels a block of the
-//! inner dimension at a time; the left side is read as it lies where it can be, task by task, each task a run of rows of the
-//! output. Small ones go through the `gemm` crate, which candle multiplies with too.
+//! Strided f32 matrix products on slices. Large ones use the microkernel: the right side is packed into panels, one
+//! block of the inner dimension at a time; the left side is read in place where possible, task by task; each task is a
+//! run of output rows. Small ones use the `gemm` crate, which candle uses too.
 //!
-//! faer's product is as fast, but in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` mistakes the row stride for the
-//! column stride, and a product written through it corrupts the heap; the microkernel here also serves convolutions.
+//! faer's product is as fast, but in 0.24.4 `MatMut::from_row_major_slice_with_stride_mut` confuses the row stride with
+//! the column stride, and a product written through it corrupts the heap; the microkernel here also serves
+//! convolutions.
 
 use super::bf16;
 use super::epilogue::Epilogue;
@@ -15,11 +16,11 @@ use super::skinny::{self, Products};
 
 /// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
 const INNER: usize = 768;
-/// Rows of a task at most.
+/// Maximum rows of a task.
 pub(super) const MOST_ROWS: usize = 144;
 
-/// `out = [out +] a · b`. The result is the same from run to run for a given number of threads, and for any number where the
-/// product is large enough for this crate's own kernel.
+/// `out = [out +] a · b`. For a given number of threads, every run gives the same result; for products large enough for
+/// this crate's own kernel, any number of threads does.
 ///
 /// # Panics
 /// When the shapes do not fit each other: the callers are kernels, which have checked their tensors.
@@ -53,7 +54,7 @@ pub fn gemm(out: MatrixMut, write: Write, a: Matrix, b: Matrix, threads: Threads
     multiply(out, a, b, Precision::F32, threads);
 }
 
-/// Where a product goes: `epilogue(base + a · b)`, in rows of `values` that begin `leading` apart.
+/// The output of a product: `epilogue(base + a · b)`, in rows of `values` that are `leading` apart.
 pub(crate) struct Output<'a> {
     pub values: &'a mut [f32],
     pub leading: usize,
@@ -62,19 +63,19 @@ pub(crate) struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Without what lies behind the last row.
+    /// The output without the values after its last row.
     fn trimmed(self, rows: usize, columns: usize) -> Self {
         Self { values: &mut self.values[..(rows - 1) * self.leading + columns], ..self }
     }
 }
 
-/// Whether packing pays: every packed value must be used often enough.
+/// Whether packing pays off: every packed value must be used often enough.
 fn applies(a: &Matrix, b: &Matrix) -> bool {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     rows >= 8 && columns >= 32 && inner >= 32
 }
 
-/// Whether weights are better packed beforehand: f32 values of few rows' products are read as they lie, small products not packed.
+/// Whether prepacking the weights pays off: skinny products in f32 read them in place, and small products do not pack.
 pub(super) fn wants_prepacked(a: &Matrix, b: &Matrix, precision: Precision) -> bool {
     applies(a, b) && (precision == Precision::Bf16 || !skinny::applies(a, b))
 }
@@ -82,12 +83,12 @@ pub(super) fn wants_prepacked(a: &Matrix, b: &Matrix, precision: Precision) -> b
 /// A product's right side.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Right<'a> {
-    /// Rounded to this precision on the way to its panels.
+    /// Rounded to this precision on the way into its panels.
     Matrix(Matrix<'a>, Precision),
     Prepacked(&'a Prepacked),
 }
 
-/// A right side that was packed before, for a kernel.
+/// A right side that was prepacked for a kernel.
 #[derive(Debug)]
 pub(crate) struct Prepacked {
     kernel: Kernel,
@@ -110,7 +111,7 @@ impl Prepacked {
         Self { kernel, values, inner, columns }
     }
 
-    /// What it was packed for.
+    /// The kernel that it was prepacked for.
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
     }
@@ -121,13 +122,13 @@ impl Prepacked {
     }
 }
 
-/// Inner dimension of the blocks, as equal as can be, with no pair across two.
+/// Inner dimension of the blocks: as equal as possible, without splitting a pair.
 fn step(kernel: &Kernel, inner: usize) -> usize {
     let words = kernel.words(inner);
     words.div_ceil(words.div_ceil(INNER)) * if kernel.precision() == Precision::Bf16 { 2 } else { 1 }
 }
 
-/// First place and length of each block.
+/// Start and length of each block.
 fn blocks(kernel: &Kernel, inner: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
     let step = step(kernel, inner);
     (0..inner).step_by(step).map(move |first| (first, step.min(inner - first)))
@@ -145,8 +146,8 @@ fn pack(kernel: &Kernel, b: &Matrix, first: usize, depth: usize, packed: &mut [f
     });
 }
 
-/// The product of matrices that fit each other and are not empty, both rounded to `precision`. A small product or one of few rows
-/// waits for memory, so it takes the values as they are.
+/// The product of non-empty matrices with matching shapes, both rounded to `precision`. A small or skinny product is
+/// limited by memory, so it uses the values unrounded.
 pub(crate) fn multiply(out: Output, a: Matrix, b: Matrix, precision: Precision, threads: Threads) {
     let out = out.trimmed(a.shape().0, b.shape().1);
     if skinny::applies(&a, &b) {
@@ -158,7 +159,7 @@ pub(crate) fn multiply(out: Output, a: Matrix, b: Matrix, precision: Precision, 
     }
 }
 
-/// A product in which packing would not pay, by the `gemm` crate.
+/// A product for which packing would not pay off, by the `gemm` crate.
 fn small(out: Output, a: Matrix, b: Matrix, threads: Threads) {
     let Output { values, leading, base, mut epilogue } = out;
     let ((rows, _), (_, columns)) = (a.shape(), b.shape());
@@ -169,8 +170,8 @@ fn small(out: Output, a: Matrix, b: Matrix, threads: Threads) {
     epilogue.apply(values, leading, 0, columns);
 }
 
-/// As [`multiply`] with weights that were packed before; to the bit as [`multiply_right`], but of few rows the tasks take panels, so
-/// that each value of the weights is read once.
+/// Like [`multiply`] with prepacked weights. It gives the same bits as [`multiply_right`], but in skinny products each
+/// task takes panels, so that each value of the weights is read once.
 pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads: Threads) {
     let (rows, inner) = a.shape();
     if rows > skinny::MOST_ROWS || a.is_transposed() {
@@ -216,7 +217,7 @@ pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads:
     });
 }
 
-/// As [`multiply`], by the tile kernel alone.
+/// Like [`multiply`], always with the microkernel.
 pub(crate) fn multiply_right(out: Output, a: Matrix, b: Right, threads: Threads) {
     let (rows, inner) = a.shape();
     let (kernel, columns) = match b {
@@ -269,24 +270,24 @@ struct Block<'a> {
     columns: usize,
     leading: usize,
     base: Base<'a>,
-    /// Whether the sums are complete after it.
+    /// Whether the sums are complete after this block.
     last: bool,
 }
 
 impl Block<'_> {
-    /// Rows `first_row` and on, as many as `out` has.
+    /// Computes the rows from `first_row` on, as many as `out` has.
     fn run(&self, a: Matrix, first_row: usize, out: &mut [f32], epilogue: &mut Epilogue) {
         let kernel = self.kernel;
         let count = (out.len() - self.columns) / self.leading + 1;
         let rows = kernel.round_rows(count);
-        // Rows a large power of two apart fall into the same sets of the cache.
+        // Rows a large power of two apart fall into the same cache sets.
         let plain = kernel.precision() == Precision::F32;
         let in_place = plain && !a.is_transposed() && rows == count && !a.leading().is_multiple_of(512);
         if in_place {
             let left = Left { values: a.from(first_row, self.first), row: a.leading(), inner: 1 };
             return self.panels(left, count, out, epilogue);
         }
-        // A transposed left side is copied as it lies, row `k` of the inner dimension after row.
+        // Copy a transposed left side as stored, one row `k` of the inner dimension after the other.
         let words = kernel.words(self.depth);
         let stride = if a.is_transposed() { rows } else { words.next_multiple_of(16) } + 16;
         let lines = if a.is_transposed() { words } else { rows };
@@ -325,8 +326,8 @@ impl Block<'_> {
                 };
                 kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
-                // The base goes in first as above, so that no value depends on which rows share its task: long sums are rounded
-                // part after part.
+                // The base goes in first as above, so that no value depends on which rows share its task: long sums are
+                // rounded part by part.
                 with_scratch([rows * panel], |[products]| {
                     for (out, products) in out.chunks(self.leading).zip(products.chunks_exact_mut(panel)) {
                         match self.base {
@@ -355,7 +356,7 @@ mod tests {
     use crate::ops::activation::FusedActivation;
 
     #[test]
-    fn packed_weights_give_the_same_products_for_any_number_of_rows() {
+    fn prepacked_weights_give_the_same_products_for_any_number_of_rows() {
         let (inner, columns, leading) = (1031, 71, 75);
         let a = crate::procedural::values("a", 100 * inner, -1.0, 1.0, 1);
         let b = crate::procedural::values("b", inner * columns, -1.0, 1.0, 2);

@@ -1,14 +1,14 @@
-//! Batches without their padding: the real rows of all sentences (or images), one after another, so that nothing is computed
+//! Batches without padding: the real rows of all sentences (or images), one after another, so that nothing is computed
 //! for padding.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::Arc;
 
-/// What is added to the score of a padding key where attention is computed on padded rows; the finite stand-in for −∞ of
-/// the original code (airsplay/lxmert).
+/// The value added to the score of a padding key if attention is computed on padded rows; the original code
+/// (airsplay/lxmert) uses this finite number instead of −∞.
 const MASKED: f32 = -10_000.0;
 
-/// Where the real rows of a padded `[batch, length, …]` tensor lie. Clones share it.
+/// The positions of the real rows of a padded `[batch, length, …]` tensor. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Ragged(Arc<Places>);
 
@@ -18,22 +18,48 @@ struct Places {
     length: usize,
     /// Item `i` has the ragged rows `starts[i]..starts[i + 1]`.
     starts: Vec<usize>,
-    /// The padded row of each ragged one.
+    /// The padded row of each ragged row.
     rows: Vec<u32>,
+    /// [`Ragged::on`], once it was asked for.
+    #[cfg(feature = "cuda")]
+    uploaded: std::sync::OnceLock<[Tensor; 2]>,
 }
 
 impl Ragged {
+    fn of(batch: usize, length: usize, starts: Vec<usize>, rows: Vec<u32>) -> Self {
+        Self(Arc::new(Places {
+            batch,
+            length,
+            starts,
+            rows,
+            #[cfg(feature = "cuda")]
+            uploaded: Default::default(),
+        }))
+    }
+
+    /// [`starts`](Self::starts) and [`rows`](Self::rows) on a device, u32, uploaded once.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(uploaded) = self.0.uploaded.get().filter(|uploaded| uploaded[0].device().same_device(device)) {
+            return Ok(uploaded.clone());
+        }
+        let starts = self.0.starts.iter().map(|start| *start as u32);
+        let uploaded = [Self::index(starts, device)?, Self::index(self.0.rows.iter().copied(), device)?];
+        Ok(self.0.uploaded.get_or_init(|| uploaded).clone())
+    }
+
     /// No padding: every row is real.
     pub fn dense(batch: usize, length: usize) -> Self {
         let starts = (0..=batch).map(|i| i * length).collect();
-        Self(Arc::new(Places { batch, length, starts, rows: (0..(batch * length) as u32).collect() }))
+        Self::of(batch, length, starts, (0..(batch * length) as u32).collect())
     }
 
-    /// From a mask of any element type, `[batch, length]`, 1 for real rows and 0 for padding. An item that is all padding keeps
-    /// all its rows: the original adds the same number to all of its attention scores, which changes no probability.
+    /// From a mask of any element type, `[batch, length]`, 1 for real rows and 0 for padding. An item that consists of
+    /// padding only keeps all its rows: the original adds the same number to all of its attention scores, which changes
+    /// no probability.
     ///
     /// # Errors
-    /// When the mask has another rank, or values other than 0 and 1.
+    /// Returns an error if the mask has another rank, or values other than 0 and 1.
     pub fn of_mask(mask: &Tensor) -> Result<Self> {
         let (batch, length) = mask.dims2()?;
         let mask: Vec<f32> = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -47,20 +73,20 @@ impl Ragged {
             rows.extend((0..length).filter(|&i| empty || mask[i] == 1.0).map(|i| (item * length + i) as u32));
             starts.push(rows.len());
         }
-        Ok(Self(Arc::new(Places { batch, length, starts, rows })))
+        Ok(Self::of(batch, length, starts, rows))
     }
 
-    /// Items.
+    /// Number of items.
     pub fn batch(&self) -> usize {
         self.0.batch
     }
 
-    /// Rows of an item with its padding.
+    /// Number of rows of an item, padding included.
     pub fn length(&self) -> usize {
         self.0.length
     }
 
-    /// Real rows of all items.
+    /// Number of real rows of all items.
     pub fn count(&self) -> usize {
         self.0.rows.len()
     }
@@ -70,7 +96,7 @@ impl Ragged {
         self.count() == self.0.batch * self.0.length
     }
 
-    /// The padded row of each ragged one, counted over the whole batch.
+    /// The padded row of each ragged row, counted over the whole batch.
     pub fn rows(&self) -> &[u32] {
         &self.0.rows
     }
@@ -80,17 +106,17 @@ impl Ragged {
         &self.0.starts
     }
 
-    /// The first row of every item alone.
+    /// Only the first row of every item.
     pub fn first_rows(&self) -> Self {
         let Places { batch, length, .. } = *self.0;
         let rows = (0..batch).map(|i| (i * length) as u32).collect();
-        Self(Arc::new(Places { batch, length, starts: (0..=batch).collect(), rows }))
+        Self::of(batch, length, (0..=batch).collect(), rows)
     }
 
-    /// Item `index`, `times` over.
+    /// Item `index`, repeated `times` times.
     ///
     /// # Errors
-    /// When there is no such item.
+    /// Returns an error if there is no such item.
     pub fn repeat(&self, index: usize, times: usize) -> Result<Self> {
         let Some([start, end]) = self.0.starts.get(index..index + 2) else {
             bail!("item {index} of a batch of {}", self.0.batch);
@@ -100,7 +126,7 @@ impl Ragged {
         let places: Vec<usize> = own.collect();
         let rows = (0..times).flat_map(|item| places.iter().map(move |place| (item * length + place) as u32)).collect();
         let starts = (0..=times).map(|i| i * count).collect();
-        Ok(Self(Arc::new(Places { batch: times, length, starts, rows })))
+        Ok(Self::of(times, length, starts, rows))
     }
 
     fn index(values: impl Iterator<Item = u32>, device: &Device) -> Result<Tensor> {
@@ -109,18 +135,18 @@ impl Ragged {
         Tensor::from_vec(values, count, device)
     }
 
-    /// Place of each row within its item, `[rows]`, u32.
+    /// The position of each row within its item, `[rows]`, u32.
     ///
     /// # Errors
-    /// When the device is out of memory.
+    /// Returns an error if the device is out of memory.
     pub fn places(&self, device: &Device) -> Result<Tensor> {
         Self::index(self.0.rows.iter().map(|row| row % self.0.length as u32), device)
     }
 
-    /// The real rows of `x`: `[batch, length, …]`; gives `[rows, …]`.
+    /// The real rows of `x`: `[batch, length, …]`; returns `[rows, …]`.
     ///
     /// # Errors
-    /// When `x` has another shape.
+    /// Returns an error if `x` has another shape.
     pub fn gather(&self, x: &Tensor) -> Result<Tensor> {
         if x.rank() < 2 || x.dims()[..2] != [self.0.batch, self.0.length] {
             bail!("{:?} is not a batch of {} by {}", x.dims(), self.0.batch, self.0.length);
@@ -132,10 +158,10 @@ impl Ragged {
         flat.index_select(&Self::index(self.0.rows.iter().copied(), x.device())?, 0)
     }
 
-    /// Ragged rows, `[rows, width]`, in their places among zeros: `[batch, length, width]`.
+    /// Puts ragged rows, `[rows, width]`, at their positions among zeros: `[batch, length, width]`.
     ///
     /// # Errors
-    /// When `x` has another number of rows.
+    /// Returns an error if `x` has another number of rows.
     pub fn scatter(&self, x: &Tensor) -> Result<Tensor> {
         let (count, width) = x.dims2()?;
         if count != self.count() {
@@ -150,10 +176,10 @@ impl Ragged {
         zeros.index_add(&index, &x.contiguous()?, 0)?.reshape(shape)
     }
 
-    /// The first row of every item of ragged `x`: `[rows, width]`; gives `[batch, width]`.
+    /// The first row of every item of ragged `x`: `[rows, width]`; returns `[batch, width]`.
     ///
     /// # Errors
-    /// When an item does not begin with a real row, or `x` has another number of rows.
+    /// Returns an error if an item does not begin with a real row, or `x` has another number of rows.
     pub fn pick_first(&self, x: &Tensor) -> Result<Tensor> {
         if x.dim(0)? != self.count() {
             bail!("{} rows, but {} places", x.dim(0)?, self.count());
@@ -166,11 +192,11 @@ impl Ragged {
         x.index_select(&Self::index(starts.iter().map(|start| *start as u32), x.device())?, 0)
     }
 
-    /// What is added to the scores of each key where attention is computed on padded rows, `[batch, 1, 1, length]`; none
-    /// where nothing is padded.
+    /// The value added to the scores of each key if attention is computed on padded rows, `[batch, 1, 1, length]`;
+    /// `None` if nothing is padded.
     ///
     /// # Errors
-    /// When the device is out of memory.
+    /// Returns an error if the device is out of memory.
     pub fn key_bias(&self, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
         if self.is_dense() {
             return Ok(None);

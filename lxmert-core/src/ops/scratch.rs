@@ -1,4 +1,4 @@
-//! Scratch memory of a thread, kept from call to call: fresh memory costs more to touch than to fill.
+//! Scratch memory of a thread, kept between calls: fresh memory costs more to touch than to fill.
 
 use std::cell::RefCell;
 
@@ -6,7 +6,7 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with slices of these lengths, holding whatever was left there. Calls may nest.
+/// Calls `f` with slices of these lengths and arbitrary contents. Calls may nest.
 pub(crate) fn with_scratch<const N: usize, R>(lengths: [usize; N], f: impl FnOnce([&mut [f32]; N]) -> R) -> R {
     let total = lengths.iter().sum();
     let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();

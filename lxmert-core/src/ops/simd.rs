@@ -1,7 +1,7 @@
-//! Which vector instructions this machine has, and code that is compiled once for each.
+//! Which vector instructions this machine has, and code compiled once for each kind.
 //!
-//! [`vectorised!`](vectorised) compiles a plain loop for every [`Level`]. Kernels that must keep their sums in registers
-//! are written over [`Vector`], a handful of operations on one register.
+//! [`vectorised!`](vectorised) compiles a plain loop for every [`Level`]. Kernels that must keep their sums in
+//! registers are written over [`Vector`], a small set of operations on one register.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 /// The widest vector instructions found at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// What the target always has (SSE2 on x86-64, NEON on aarch64).
+    /// The instructions that the target always has (SSE2 on x86-64, NEON on aarch64).
     Plain,
     /// AVX2 and FMA.
     Avx2,
@@ -19,7 +19,7 @@ pub(crate) enum Level {
     Avx512,
 }
 
-/// The level of this machine, or the lower one that `LXMERT_KERNELS` asks for; found once.
+/// The level of this machine, or the lower one in `LXMERT_KERNELS`; determined once.
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| match std::env::var("LXMERT_KERNELS").as_deref() {
@@ -44,8 +44,9 @@ fn detect() -> Level {
     Level::Plain
 }
 
-/// Defines a function whose body, plain safe Rust, is compiled for every [`Level`]; a call runs the widest that the
-/// machine has. No multiplication is contracted with an addition, so the results are the same to the bit on all.
+/// Defines a function with a body of plain safe Rust that is compiled for every [`Level`]; a call runs the widest
+/// version that the machine supports. Multiplications and additions are never contracted, so all versions give the same
+/// bits.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
@@ -77,14 +78,15 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
-/// Defines an unsafe function that calls an `#[inline(always)]` one over [`Vector`], compiled for a machine that has `$features`.
+/// Defines an unsafe function that calls an `#[inline(always)]` one over [`Vector`], compiled for a machine with
+/// `$features`.
 macro_rules! compiled_for {
     ($features:literal: fn $name:ident$(<$(const $n:ident: $t:ty),+>)?($($arg:ident: $ty:ty),*) = $kernel:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $features)]
         unsafe fn $name$(<$(const $n: $t),+>)?($($arg: $ty),*) {
             use std::arch::x86_64::*;
-            // SAFETY: passed on to the caller, which answers for the instructions and the arguments.
+            // SAFETY: passed on to the caller, who guarantees the instructions and the arguments.
             unsafe { $kernel($($arg),*) }
         }
     };
@@ -94,18 +96,18 @@ pub(crate) use compiled_for;
 /// One vector register of f32, and the operations that kernels need.
 ///
 /// # Safety
-/// The methods may only run on a machine that has the instructions; kernels are generic over `Self`, marked
-/// `#[inline(always)]`, and instantiated in functions with the matching `#[target_feature]`, which are called after
-/// [`level`] has answered. Pointers must be valid for `LANES` values; they need no alignment.
+/// The methods may only run on a machine that has the instructions. Kernels are generic over `Self`, marked
+/// `#[inline(always)]`, and instantiated in functions with the matching `#[target_feature]`, which are called only
+/// after checking [`level`]. Pointers must be valid for `LANES` values; they need no alignment.
 pub(crate) trait Vector: Copy {
-    /// Values in a register.
+    /// Values per register.
     const LANES: usize;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// One value in every lane.
     unsafe fn broadcast(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// The sum of the lanes, 16 at most: folded in halves.
+    /// The sum of the lanes, at most 16: folded in halves.
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let mut lanes = [0.0f32; 16];
@@ -118,11 +120,11 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self · other + sum`, fused where the machine can.
     unsafe fn mul_add(self, other: Self, sum: Self) -> Self;
-    /// `sum` plus the products of two pairs of bf16 in each lane, which `self` and `other` hold.
+    /// `sum` plus the products of the two pairs of bf16 in each lane of `self` and `other`.
     unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self;
-    /// The values rounded to bf16, one after another; valid for `LANES / 2` words.
+    /// Stores the values rounded to bf16, one after another; `to` must be valid for `LANES / 2` words.
     unsafe fn store_pairs(self, to: *mut f32);
-    /// Asks for a register's values to be brought near; any address will do.
+    /// Prefetches a register's values; any address is allowed.
     #[inline(always)]
     unsafe fn prefetch(_from: *const f32) {}
 }
@@ -139,7 +141,7 @@ pub(crate) fn has_bf16() -> bool {
     })
 }
 
-/// Four values: SSE2 or NEON by way of the compiler, or plain numbers where there is neither.
+/// Four values: SSE2 or NEON through the compiler, or plain numbers without either.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain([f32; 4]);
 
@@ -149,7 +151,7 @@ macro_rules! lanewise {
     };
 }
 
-// SAFETY (of every method): `load` and `store` as the trait says, the rest is safe code.
+// SAFETY (of every method): `load` and `store` as the trait requires, the rest is safe code.
 #[allow(clippy::missing_safety_doc)]
 impl Vector for Plain {
     const LANES: usize = 4;
@@ -210,7 +212,7 @@ mod x86 {
 
     macro_rules! register {
         ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $pairs:expr, $store_pairs:expr) => {
-            // SAFETY (of every method): the caller answers for the instructions and the pointers, as the trait says.
+            // SAFETY (of every method): the caller guarantees the instructions and the pointers, as the trait requires.
             #[allow(clippy::undocumented_unsafe_blocks)]
             impl Vector for $type {
                 const LANES: usize = $lanes;
@@ -224,7 +226,7 @@ mod x86 {
                 }
                 #[inline(always)]
                 unsafe fn broadcast(from: *const f32) -> Self {
-                    // `*from` would be checked for alignment in every turn of a debug build's inner loop.
+                    // `*from` would be checked for alignment in every iteration of a debug build's inner loop.
                     unsafe { $broadcast(_mm_load_ss(from)) }
                 }
                 #[inline(always)]
@@ -268,7 +270,8 @@ mod x86 {
         16,
         _mm512_set1_ps,
         _mm512_broadcastss_ps,
-        // Not `_mm512_loadu_ps`, which in a debug build checks its pointers and goes by way of the stack. All lanes: a plain load.
+        // Not `_mm512_loadu_ps`, which in a debug build checks its pointers and goes through the stack. With all lanes
+        // this is a plain load.
         |from| _mm512_maskz_loadu_ps(0xFFFF, from),
         _mm512_storeu_ps,
         _mm512_add_ps,

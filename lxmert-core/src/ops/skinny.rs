@@ -1,6 +1,6 @@
-//! Products of few rows with a large layer's weights, `a · wᵀ`: the weights are read once, as they lie, row by row, and never
-//! packed. A tile is a few rows times a few rows of weights; each sum is a register along the inner dimension, and its
-//! lanes are added at the end.
+//! Skinny products: a few rows times a large layer's weights, `a · wᵀ`. The weights are read once, in place, row by
+//! row, and never packed. A tile is a few rows times a few rows of weights; each sum is a register along the inner
+//! dimension, and its lanes are added at the end.
 
 #![allow(unsafe_code)]
 
@@ -10,17 +10,17 @@ use super::product::Output;
 use super::scratch::with_scratch;
 use super::simd::{Level, Plain, Vector, compiled_for, level};
 
-/// Rows up to which packing the weights costs more than adding lanes.
+/// Up to this number of rows, packing the weights costs more than adding lanes.
 pub(super) const MOST_ROWS: usize = 72;
 /// Rows and weights of a tile: 24 sums.
 const ROWS: usize = 4;
 const WEIGHTS: usize = 6;
-/// Weights' rows of a task.
+/// Rows of weights per task.
 const PER_TASK: usize = 16 * WEIGHTS;
-/// Values that divide among the lanes of every machine.
+/// Value counts divisible by the lanes of every machine.
 const LANES: usize = 16;
 
-/// Whether this is the way: few rows, and weights that lie transposed.
+/// Whether this method applies: few rows, and weights stored transposed.
 pub(super) fn applies(a: &Matrix, b: &Matrix) -> bool {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     let fits = !a.is_transposed() && b.is_transposed() && inner.is_multiple_of(LANES);
@@ -28,7 +28,7 @@ pub(super) fn applies(a: &Matrix, b: &Matrix) -> bool {
     fits && rows <= MOST_ROWS && columns >= PER_TASK && level() == Level::Avx512
 }
 
-/// As [`product::multiply`](super::product::multiply), where [`applies`].
+/// Like [`product::multiply`](super::product::multiply), if [`applies`].
 pub(super) fn multiply(out: Output, a: Matrix, b: Matrix, threads: Threads) {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     let (tile, tasks) = (tile_of(level()), columns.div_ceil(PER_TASK));
@@ -42,7 +42,7 @@ pub(super) fn multiply(out: Output, a: Matrix, b: Matrix, threads: Threads) {
     });
 }
 
-/// Products of few rows, those of `width` columns after one another, each with `rows` rows (of which the last may be padding).
+/// Skinny products: blocks of `width` columns one after another, each with `rows` rows (the last may be padding).
 #[derive(Clone, Copy)]
 pub(super) struct Products<'a> {
     pub values: &'a [f32],
@@ -81,8 +81,8 @@ fn add_base(out: &mut [f32], row: usize, products: Products, base: Base) {
     }
 }
 
-/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows of as many values as said, compiled for one kind of machine. The last
-/// argument: rows that come next, to be brought nearer meanwhile.
+/// Sums of products of [`ROWS`] by [`WEIGHTS`] rows with the given number of values, compiled for one kind of machine.
+/// The last argument lists the next rows, to prefetch meanwhile.
 type Tile = unsafe fn(&Rows, &Weights, usize, &mut Sums, &[*const f32]);
 type Rows = [*const f32; ROWS];
 type Weights = [*const f32; WEIGHTS];
@@ -116,17 +116,17 @@ fn dots(
     for first_weight in (0..weights).step_by(WEIGHTS) {
         let next = (first_weight + WEIGHTS).min(weights)..(first_weight + 2 * WEIGHTS).min(weights);
         for (group, first_row) in (0..rows).step_by(ROWS).enumerate() {
-            // Each group of rows fetches its share of the next tile's weights, which else would be waited for.
+            // Each group of rows prefetches its share of the next tile's weights, which would otherwise stall.
             let mut ahead = [std::ptr::null(); WEIGHTS];
             let share = next.clone().filter(|j| (j - next.start) * groups / WEIGHTS == group);
             let count = ahead.iter_mut().zip(share).map(|(to, j)| *to = w[j * w_stride..].as_ptr()).count();
             let ahead = &ahead[..count];
-            // Beyond the edge the last row is taken again, and its result thrown away.
+            // Beyond the edge, take the last row again and discard its result.
             let a_rows: Rows = std::array::from_fn(|i| a[(first_row + i).min(rows - 1) * a_stride..].as_ptr());
             let w_rows: Weights = std::array::from_fn(|j| w[(first_weight + j).min(weights - 1) * w_stride..].as_ptr());
             let mut sums = [[0.0; WEIGHTS]; ROWS];
-            // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice, and by
-            // the assertions each row has `inner` values, a multiple of the lanes.
+            // SAFETY: `level` has found the instructions; every pointer is to the start of a row within its slice, and
+            // by the assertions each row has `inner` values, a multiple of the lanes.
             unsafe { tile(&a_rows, &w_rows, inner, &mut sums, ahead) };
             for (row, sums) in (first_row..rows).zip(&sums) {
                 let count = WEIGHTS.min(weights - first_weight);

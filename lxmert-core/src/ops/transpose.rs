@@ -1,4 +1,4 @@
-//! Transposes of square blocks in registers, for packing weights whose rows become a panel's columns.
+//! Transposes square blocks in registers, to pack weights whose rows become a panel's columns.
 
 #![allow(unsafe_code)]
 
@@ -7,13 +7,13 @@ use super::simd::{Level, Vector, level};
 /// Rows and columns of a block.
 pub(crate) const BLOCK: usize = 16;
 
-/// Writes the transpose of the block at `from`, whose rows begin `from_stride` apart, to rows of `to` that begin `to_stride`
+/// Writes the transpose of the block at `from`, with rows `from_stride` apart, to rows of `to` that are `to_stride`
 /// apart.
 pub(crate) fn transpose_block(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
     assert!(from.len() >= (BLOCK - 1) * from_stride + BLOCK && to.len() >= (BLOCK - 1) * to_stride + BLOCK);
     #[cfg(target_arch = "x86_64")]
     if level() == Level::Avx512 {
-        // SAFETY: `level` has found the instructions, and both blocks lie within their slices by the assertion.
+        // SAFETY: `level` has found the instructions, and by the assertion both blocks are within their slices.
         return unsafe { avx512(from.as_ptr(), from_stride, to.as_mut_ptr(), to_stride) };
     }
     for i in 0..BLOCK {
@@ -66,7 +66,7 @@ unsafe fn avx512(from: *const f32, from_stride: usize, to: *mut f32, to_stride: 
 /// `from` holds 16 rows of 16 values, a register's, at its stride.
 #[inline(always)]
 unsafe fn load<V: Vector>(from: *const f32, stride: usize) -> [V; BLOCK] {
-    // SAFETY: row i < 16 of those that the caller vouches for.
+    // SAFETY: row i < 16 of those that the caller guarantees.
     std::array::from_fn(|i| unsafe { V::load(from.wrapping_add(i * stride)) })
 }
 
@@ -77,7 +77,7 @@ unsafe fn load<V: Vector>(from: *const f32, stride: usize) -> [V; BLOCK] {
 #[inline(always)]
 unsafe fn store_every_fourth<V: Vector>(rows: [V; 4], first: usize, to: *mut f32, stride: usize) {
     for (quarter, row) in rows.into_iter().enumerate() {
-        // SAFETY: row 4 · quarter + first < 16 of those that the caller vouches for.
+        // SAFETY: row 4 · quarter + first < 16 of those that the caller guarantees.
         unsafe { row.store(to.wrapping_add((4 * quarter + first) * stride)) };
     }
 }
@@ -97,7 +97,7 @@ mod tests {
         }
     }
 
-    /// With the transpose between them left out, so that every row comes back as it was.
+    /// Without the transpose in between, so that every row comes back unchanged.
     #[test]
     fn rows_are_read_and_written_within_their_slices() {
         let copy = |from: &[f32], to: &mut [f32], stride: usize, to_stride: usize| {

@@ -7,7 +7,7 @@
 use crate::ops::in_pool;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -120,7 +120,8 @@ impl AdamW {
     /// # Errors
     /// Returns an error if the number of gradients is not that of the parameters, or a tensor operation fails.
     pub fn step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
-        in_pool(|| self.take_step(gradients, learning_rate, scale))
+        let device = self.parameters.first().map_or(Device::Cpu, |p| p.var.device().clone());
+        in_pool(&device, || self.take_step(gradients, learning_rate, scale))
     }
 
     fn take_step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
@@ -134,20 +135,26 @@ impl AdamW {
         self.step += 1;
         let correction = |beta: f64| if self.config.bias_correction { 1.0 - beta.powf(self.step as f64) } else { 1.0 };
         let (correction1, correction2) = (correction(self.config.beta1), correction(self.config.beta2));
+        let (config, step_size) = (self.config, (learning_rate / correction1) as f32);
+        let update = |decays: bool| Update {
+            beta1: config.beta1 as f32,
+            beta2: config.beta2 as f32,
+            // From f64: 1 - 0.999 in f32 is off by 1.3e-5 of itself.
+            rest1: (1.0 - config.beta1) as f32,
+            rest2: (1.0 - config.beta2) as f32,
+            keep: (1.0 - learning_rate * if decays { config.weight_decay } else { 0.0 }) as f32,
+            step_size,
+            root_correction: correction2.sqrt() as f32,
+            epsilon: config.epsilon as f32,
+            scale: scale as f32,
+        };
+        #[cfg(feature = "cuda")]
+        if self.step_on_device(gradients, update)? {
+            return Ok(());
+        }
         for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
-            let update = Update {
-                beta1: self.config.beta1 as f32,
-                beta2: self.config.beta2 as f32,
-                // From f64: 1 - 0.999 in f32 is off by 1.3e-5 of itself.
-                rest1: (1.0 - self.config.beta1) as f32,
-                rest2: (1.0 - self.config.beta2) as f32,
-                keep: (1.0 - learning_rate * if parameter.decays { self.config.weight_decay } else { 0.0 }) as f32,
-                step_size: (learning_rate / correction1) as f32,
-                root_correction: correction2.sqrt() as f32,
-                epsilon: self.config.epsilon as f32,
-                scale: scale as f32,
-            };
+            let update = update(parameter.decays);
             match &mut parameter.moments {
                 Moments::Flat { first, second } => {
                     let gradient = gradient.contiguous()?;
@@ -158,6 +165,22 @@ impl AdamW {
             }
         }
         Ok(())
+    }
+
+    /// All parameters by the device's kernel; false where it does not apply.
+    #[cfg(feature = "cuda")]
+    fn step_on_device(&self, gradients: &[Option<Tensor>], update: impl Fn(bool) -> Update) -> Result<bool> {
+        use crate::ops::cuda::{launches::StepConstants, optimiser};
+        let mut parameters = Vec::with_capacity(self.parameters.len());
+        for (p, gradient) in self.parameters.iter().zip(gradients) {
+            let Moments::Tensors { first, second } = &p.moments else { return Ok(false) };
+            let gradient = gradient.as_ref().map(Tensor::contiguous).transpose()?;
+            let (weight, keep) = (p.var.as_tensor(), update(p.decays).keep);
+            parameters.push(optimiser::Parameter { weight, first, second, gradient, keep });
+        }
+        let Update { beta1, beta2, rest1, rest2, step_size, root_correction, epsilon, scale, .. } = update(false);
+        let constants = StepConstants { beta1, beta2, rest1, rest2, step_size, root_correction, epsilon };
+        Ok(optimiser::step(&parameters, &constants, scale)?)
     }
 
     /// The moments as tensors named `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, as in torch.
@@ -293,7 +316,7 @@ impl InplaceOp2 for InPlace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     fn one(name: &str, values: &[f32]) -> (BTreeMap<String, Var>, Var) {
         let var = Var::new(values, &Device::Cpu).unwrap();

@@ -14,11 +14,16 @@ const PIECE: usize = 1 << 16;
 /// Returns an error if a gradient cannot be read.
 pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
     let gradients: Vec<&Tensor> = gradients.into_iter().collect();
-    in_pool(|| norm_of(&gradients))
+    let Some(first) = gradients.first() else { return Ok(0.0) };
+    in_pool(first.device(), || norm_of(&gradients))
 }
 
 fn norm_of(gradients: &[&Tensor]) -> Result<f64> {
-    let mut sum = 0f64;
+    #[cfg(feature = "cuda")]
+    if let Some(norm) = crate::ops::cuda::optimiser::global_norm(gradients)? {
+        return Ok(norm);
+    }
+    let (mut sum, mut elsewhere) = (0f64, Vec::new());
     for gradient in gradients {
         let flat = gradient.flatten_all()?.contiguous()?;
         let (storage, layout) = flat.storage_and_layout();
@@ -26,10 +31,13 @@ fn norm_of(gradients: &[&Tensor]) -> Result<f64> {
             (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => sum += square_sum(&values[start..end]),
             _ => {
                 drop(storage);
-                let values = flat.to_dtype(candle_core::DType::F32)?;
-                sum += f64::from(values.sqr()?.sum_all()?.to_scalar::<f32>()?);
+                elsewhere.push(flat.to_dtype(candle_core::DType::F32)?.sqr()?.sum_all()?);
             }
         }
+    }
+    if !elsewhere.is_empty() {
+        // One reading for all.
+        sum += Tensor::stack(&elsewhere, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
     }
     Ok(sum.sqrt())
 }

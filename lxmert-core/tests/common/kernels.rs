@@ -1,4 +1,4 @@
-//! What tests of kernels share, here and in the crates above: numbers, distances, gradients, threads.
+//! Shared by the tests of kernels, here and in the crates above: numbers, distances, gradients, threads.
 
 #![allow(dead_code)] // each test file uses part of it
 
@@ -113,7 +113,7 @@ pub fn agrees_with_f64(inputs: &[Tensor], bound: f64, f: impl Fn(&[Tensor]) -> R
     }
 }
 
-/// `f` in a pool of so many threads.
+/// Runs `f` in a pool with this many threads.
 pub fn in_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
 }
@@ -134,7 +134,7 @@ pub fn run_in(threads: usize, inputs: &[Tensor], f: impl Fn(&[Var]) -> Result<Te
     })
 }
 
-/// Whether values and gradients are the same to the bit in any number of threads.
+/// Checks that values and gradients have the same bits with any number of threads.
 pub fn independent(what: &str, inputs: &[Tensor], f: impl Fn(&[Var]) -> Result<Tensor> + Sync) {
     let one = run_in(1, inputs, &f);
     for threads in [2, 3, 5] {

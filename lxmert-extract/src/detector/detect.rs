@@ -156,7 +156,7 @@ impl Detector {
     /// # Errors
     /// Returns an error if a computation fails.
     pub fn analyse(&self, input: NetworkInput) -> Result<Analysis> {
-        in_pool(|| self.analysis(input, None))
+        in_pool(&self.device, || self.analysis(input, None))
     }
 
     /// As [`analyse`](Self::analyse), with `boxes` (in pixels of the resized image) instead of proposals.
@@ -164,7 +164,7 @@ impl Detector {
     /// # Errors
     /// Returns an error if a computation fails.
     pub fn analyse_boxes(&self, input: NetworkInput, boxes: Vec<BoxXyxy>) -> Result<Analysis> {
-        in_pool(|| self.analysis(input, Some(boxes)))
+        in_pool(&self.device, || self.analysis(input, Some(boxes)))
     }
 
     /// The output of the backbone's last stage, `[1, channels, rows, columns]` over the padded input, on the CPU.
@@ -172,7 +172,7 @@ impl Detector {
     /// # Errors
     /// Returns an error if a computation fails.
     pub fn last_map(&self, input: &NetworkInput) -> Result<Tensor> {
-        in_pool(|| match &self.packed {
+        in_pool(&self.device, || match &self.packed {
             Some(packed) => Ok(packed.last_map(&input.tensor)?),
             None => {
                 let stages = self.network.body.forward_t(&input.tensor, false)?;

@@ -1,36 +1,36 @@
-//! RoIAlign (He et al. 2017, §3), exactly as torchvision's `roi_align` with `aligned=False` (the form of Faster R-CNN), with its
-//! gradient to the features.
+//! RoIAlign (He et al. 2017, §3), exactly as torchvision's `roi_align` with `aligned=False` (the form in Faster R-CNN),
+//! with its gradient with respect to the features.
 //!
 //! The kernel works on channels-last features, where a sample point's four neighbours are four rows of `channels`
-//! consecutive values: all arithmetic on positions is done once a region, and the inner loops run along channels.
+//! consecutive values: arithmetic on positions is done once per region, and the inner loops run over channels.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use lxmert_core::ops::{BufferPool, FeatureMap, add_weighted, contiguous_f32, hold, use_fast, with_f32};
 use rayon::prelude::*;
 
-/// How regions are sampled.
+/// How to sample regions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoiAlign {
-    /// From the regions' unit to the features' pixels, such as 1/16 for boxes in pixels of the image.
+    /// Scale from the regions' unit to the features' pixels, such as 1/16 for boxes in pixels of the image.
     pub spatial_scale: f32,
     /// Bins along each side.
     pub output_size: usize,
-    /// Sample points along each side of a bin; 0 takes as many as the region's size asks for.
+    /// Sample points per side of a bin; 0 for as many as the region's size requires.
     pub sampling_ratio: usize,
 }
 
 /// The average of bilinear samples in each of `output_size` × `output_size` bins of each region.
 ///
-/// `features`: `[batch, channels, height, width]`; `rois`: `[regions, 4]`, x0 y0 x1 y1, all of the only image of the
-/// batch, or `[regions, 5]` with the image's index in front, as in torchvision. Gives `[regions, channels, output_size,
-/// output_size]`. There is a gradient to the features, none to the regions.
+/// `features`: `[batch, channels, height, width]`; `rois`: `[regions, 4]`, x0 y0 x1 y1, all in the only image of the
+/// batch, or `[regions, 5]` with the image's index first, as in torchvision. Returns `[regions, channels, output_size,
+/// output_size]`. There is a gradient with respect to the features, none for the regions.
 ///
 /// # Errors
-/// When the shapes do not fit or an image index lies outside the batch.
+/// Returns an error if the shapes do not match or an image index is outside the batch.
 pub fn roi_align(features: &Tensor, rois: &Tensor, options: RoiAlign) -> Result<Tensor> {
     let (batch, _, height, width) = features.dims4()?;
     let regions = regions(rois, batch)?;
-    // [batch, height, width, channels]; free when the features already lie channels-last in memory.
+    // [batch, height, width, channels]; free if the features are already channels-last in memory.
     let channels_last = to_channels_last(features)?;
     if !use_fast(&[features]) || channels_last.elem_count() == 0 || regions.is_empty() || options.output_size == 0 {
         return reference(&channels_last, &regions, options);
@@ -39,7 +39,7 @@ pub fn roi_align(features: &Tensor, rois: &Tensor, options: RoiAlign) -> Result<
     channels_last.apply_op1(RoiAlignOp { samples, options })
 }
 
-/// A region and the level of a pyramid that it is pooled from.
+/// A region, and the level of the pyramid from which it is pooled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LevelRegion {
     /// Index of the level.
@@ -50,12 +50,13 @@ pub struct LevelRegion {
     pub xyxy: [f32; 4],
 }
 
-/// [`roi_align`] of regions from several levels, for inference: channels last, in the regions' order, each written where it
-/// belongs. `levels`: `[batch, channels, height, width]`, f32 on the CPU, best with channels last in memory; the options'
-/// output sizes must be equal. Gives `[regions, output_size, output_size, channels]`.
+/// [`roi_align`] for regions on several levels, for inference: channels-last, in the regions' order, each written
+/// directly to its place. `levels`: `[batch, channels, height, width]`, f32 on the CPU, fastest if channels-last in
+/// memory; the options' output sizes must be equal. Returns `[regions, output_size, output_size, channels]`.
 ///
 /// # Errors
-/// When a level or an image does not exist, the levels differ in channels, or a tensor is of another kind.
+/// Returns an error if a level or an image does not exist, the levels differ in channels, or a tensor is of another
+/// kind.
 pub fn roi_align_levels(
     levels: &[(&Tensor, RoiAlign)],
     regions: &[LevelRegion],
@@ -91,11 +92,11 @@ pub fn roi_align_levels(
     Ok(out)
 }
 
-/// The plain composition that [`roi_align`] equals: for each sample point and neighbour, the features' rows picked by
+/// The plain composition that [`roi_align`] equals: for each sample point and neighbour, the features' rows selected by
 /// index, weighted and summed.
 ///
 /// # Errors
-/// As [`roi_align`].
+/// See [`roi_align`].
 pub fn roi_align_reference(features: &Tensor, rois: &Tensor, options: RoiAlign) -> Result<Tensor> {
     let regions = regions(rois, features.dim(0)?)?;
     reference(&features.permute((0, 2, 3, 1))?.contiguous()?, &regions, options)
@@ -109,7 +110,7 @@ struct Region {
 fn regions(rois: &Tensor, batch: usize) -> Result<Vec<Region>> {
     let (_, columns) = rois.dims2()?;
     if columns != 5 && !(columns == 4 && batch == 1) {
-        bail!("regions {:?} for {batch} images: [regions, 5] with the image's index in front is needed", rois.dims());
+        bail!("regions {:?} for {batch} images: expected [regions, 5] with the image's index first", rois.dims());
     }
     let rows = rois.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     rows.iter()
@@ -139,9 +140,9 @@ struct Axis {
 }
 
 impl Axis {
-    /// None when the point lies more than a pixel outside (it then counts as zero).
+    /// `None` if the point is more than a pixel outside (it then counts as zero).
     fn new(at: f32, size: usize) -> Option<Self> {
-        // Written so that NaN is outside too.
+        // Written so that NaN counts as outside too.
         if !(at >= -1.0 && at <= size as f32) {
             return None;
         }
@@ -155,24 +156,24 @@ impl Axis {
     }
 }
 
-/// The sample points of one region, as rows and columns: the points are their product.
+/// The sample points of one region as rows and columns; the points are their product.
 struct Samples {
     image: usize,
     /// Sample rows, `output_size · grid.0` of them, bin after bin; likewise columns.
     rows: Vec<Option<Axis>>,
     columns: Vec<Option<Axis>>,
-    /// Samples of a bin along y and x.
+    /// Samples per bin along y and x.
     grid: (usize, usize),
 }
 
 impl Samples {
-    /// The order of operations is torchvision's (`roi_align_kernel.cpp`), so that positions agree to the bit.
+    /// The order of operations is torchvision's (`roi_align_kernel.cpp`), so that positions agree bit for bit.
     fn new(region: &Region, (height, width): (usize, usize), options: &RoiAlign) -> Self {
         let [x0, y0, x1, y1] = region.xyxy.map(|side| side * options.spatial_scale);
         let (roi_width, roi_height) = ((x1 - x0).max(1.0), (y1 - y0).max(1.0));
         let axis = |start: f32, length: f32, size: usize| {
             let bin = length / options.output_size as f32;
-            // So many points only a region takes that is far larger than the features, and from a broken file: no more of it.
+            // Only a region far larger than the features, from a broken file, needs more points than this; stop there.
             let limit = (4 * size).max(1024);
             let grid =
                 if options.sampling_ratio > 0 { options.sampling_ratio } else { (bin.ceil() as usize).min(limit) };
@@ -189,7 +190,8 @@ impl Samples {
         Self { image: region.image, rows, columns, grid: (grid_y, grid_x) }
     }
 
-    /// Calls `f(bin, row, weight)` for every neighbour of every sample: `row` is its place in `[batch · height · width]`.
+    /// Calls `f(bin, row, weight)` for every neighbour of every sample; `row` is its index in `[batch · height ·
+    /// width]`.
     fn for_each(&self, (height, width): (usize, usize), output_size: usize, mut f: impl FnMut(usize, usize, f32)) {
         let (grid_y, grid_x) = self.grid;
         let count = (grid_y * grid_x).max(1) as f32;
@@ -246,8 +248,8 @@ impl CustomOp1 for RoiAlignOp {
         Ok((CpuStorage::F32(out), (self.samples.len(), channels, size, size).into()))
     }
 
-    /// Regions overlap, so threads share the channels out, not the regions: each feature is summed by one thread in the
-    /// regions' order, and the result does not depend on the number of threads.
+    /// Regions overlap, so threads divide the channels, not the regions: one thread sums each feature in the regions'
+    /// order, and the result does not depend on the number of threads.
     fn bwd(&self, features: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         if !features.track_op() {
             return Ok(None);
@@ -296,7 +298,7 @@ fn reference(channels_last: &Tensor, regions: &[Region], options: RoiAlign) -> R
     if regions.is_empty() || channels_last.elem_count() == 0 || bins == 0 {
         return Tensor::zeros(shape, channels_last.dtype(), device);
     }
-    // The i-th neighbour of every bin together, padded by weight 0 where a bin has fewer.
+    // The i-th neighbour of every bin together, padded with weight 0 where a bin has fewer.
     let mut neighbours: Vec<(Vec<u32>, Vec<f32>)> = Vec::new();
     for (r, region) in regions.iter().enumerate() {
         let mut seen = vec![0; bins];

@@ -1,4 +1,4 @@
-//! RoI max pooling (Girshick 2015), exactly as torchvision's `roi_pool` and Caffe's `ROIPooling`, for inference.
+//! RoI max pooling (Girshick 2015) for inference, exactly as torchvision's `roi_pool` and Caffe's `ROIPooling`.
 
 use super::roi_align::{LevelRegion, to_channels_last};
 use candle_core::{Result, Tensor, bail};
@@ -6,28 +6,29 @@ use lxmert_core::ops::{BufferPool, FeatureMap, keep_larger, with_f32};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// How regions are pooled.
+/// How to pool regions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoiPool {
-    /// From the regions' unit to the features' cells, such as 1/16 for boxes in pixels of the image.
+    /// Scale from the regions' unit to the features' cells, such as 1/16 for boxes in pixels of the image.
     pub spatial_scale: f32,
     /// Bins along each side.
     pub output_size: usize,
-    /// Every `dilation`-th bin goes to a map of its own: a 3×3 convolution of this dilation never mixes the others, so on
-    /// these maps it is a plain one. 1 leaves a region whole.
+    /// Every `dilation`-th bin goes to a separate map: a 3×3 convolution of this dilation never mixes them with others,
+    /// so on these maps it is a plain one. 1 leaves a region whole.
     pub dilation: usize,
 }
 
-/// The largest value of each of `output_size` × `output_size` bins of each region, 0 where a bin lies outside the features.
-/// Corners are rounded to whole cells, halves away from zero, and the last one is inside; the bins' edges are computed in
-/// f32, which moves some of them by a cell (of regions 57 or 62 cells wide in 14 bins, for example).
+/// The largest value in each of `output_size` × `output_size` bins of each region; 0 if a bin is outside the features.
+/// Corners are rounded to whole cells, halves away from zero, and the last cell is inside. The bins' edges are computed
+/// in f32, which moves some of them by a cell (for example, of regions 57 or 62 cells wide in 14 bins).
 ///
-/// `features`: `[batch, channels, height, width]`, f32 on the CPU, best with channels last in memory; the regions are of
-/// level 0. Gives `[regions · d², output_size / d, output_size / d, channels]` for a dilation of d: the bins whose row and
-/// column leave the remainders 0 and 0 by d, then 0 and 1, and so on.
+/// `features`: `[batch, channels, height, width]`, f32 on the CPU, fastest if channels-last in memory; the regions are
+/// of level 0. Returns `[regions · d², output_size / d, output_size / d, channels]` for a dilation of d: the bins whose
+/// row and column leave the remainders 0 and 0 modulo d, then 0 and 1, and so on.
 ///
 /// # Errors
-/// When an image does not exist, the dilation does not divide the output size, or the tensor is of another kind.
+/// Returns an error if an image does not exist, the dilation does not divide the output size, or the tensor is of
+/// another kind.
 pub fn roi_pool(features: &Tensor, regions: &[LevelRegion], options: RoiPool, pool: &BufferPool) -> Result<FeatureMap> {
     let (batch, channels, height, width) = features.dims4()?;
     let RoiPool { output_size: size, dilation, .. } = options;
@@ -64,8 +65,8 @@ pub fn roi_pool(features: &Tensor, regions: &[LevelRegion], options: RoiPool, po
     Ok(out)
 }
 
-/// The cells of each bin along one side of a region from cell `start` to cell `end`, as far as they are among `cells`. The
-/// order of operations is torchvision's (`roi_pool_kernel.cpp`).
+/// The cells of each bin along one side of a region from cell `start` to cell `end`, clipped to `cells`. The order of
+/// operations is torchvision's (`roi_pool_kernel.cpp`).
 fn bins(start: i64, end: i64, count: usize, cells: usize) -> Vec<Range<usize>> {
     let length = end.saturating_sub(start).saturating_add(1).max(1);
     let bin = length as f32 / count as f32;
@@ -79,7 +80,7 @@ mod tests {
     use lxmert_core::procedural;
 
     #[test]
-    fn edges_are_those_of_f32() {
+    fn bin_edges_are_computed_in_f32() {
         let edges = |width: i64| bins(0, width - 1, 14, 200);
         // python: 14 * np.float32(57 / 14) > 57; 7 * np.float32(62 / 14) < 31
         assert_eq!(edges(57)[13], 52..58);
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_are_every_second_bin() -> Result<()> {
+    fn dilation_separates_every_second_bin() -> Result<()> {
         let features = procedural::tensor("features", &[2, 3, 9, 11], -1.0, 1.0, 0)?;
         let regions =
             [[0.0, 0.0, 9.0, 8.0], [3.0, 2.0, 6.0, 20.0]].map(|xyxy| LevelRegion { level: 0, image: 1, xyxy });
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_regions_are_refused() -> Result<()> {
+    fn rejects_impossible_regions() -> Result<()> {
         let features = procedural::tensor("features", &[1, 3, 9, 11], -1.0, 1.0, 0)?;
         let pool = |image, dilation| {
             let options = RoiPool { spatial_scale: 1.0, output_size: 4, dilation };

@@ -1,8 +1,8 @@
-//! Grid features without proposals (Jiang et al. 2020): means over the cells of the body's last map.
+//! Grid features without proposals (Jiang et al. 2020): means over the cells of the backbone's last map.
 //!
-//! The part of the map that the image covers is cut into `side` × `side` rectangles of cells as torch's
-//! `AdaptiveAvgPool2d` cuts it, into fewer where the map has fewer cells; a region is the mean of its cells. There are no
-//! labels: every region is a "cell" of score 1.
+//! The part of the map that the image covers is divided into `side` × `side` rectangles of cells as in torch's
+//! `AdaptiveAvgPool2d`, or fewer if the map has fewer cells; a region is the mean of its cells. There are no labels:
+//! every region is a "cell" with score 1.
 
 use super::{RegionSource, detector_info};
 use crate::Result;
@@ -13,12 +13,12 @@ use candle_core::Tensor;
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 use std::ops::Range;
 
-/// A detector's body, without its heads.
+/// A detector's backbone, without its heads.
 #[derive(Debug)]
 pub struct CellSource {
     /// The detector.
     pub loaded: LoadedDetector,
-    /// Most regions in each direction.
+    /// Maximum number of regions in each direction.
     pub side: usize,
 }
 
@@ -43,12 +43,12 @@ impl RegionSource for CellSource {
     }
 }
 
-/// Means of `map` `[1, channels, rows, columns]`, which covers the padded input, over at most so many rectangles down and
-/// across.
+/// Means of `map` `[1, channels, rows, columns]`, which covers the padded input, over at most this many rectangles down
+/// and across.
 pub(super) fn mean_regions(map: &Tensor, most: (usize, usize), input: &NetworkInput) -> candle_core::Result<Regions> {
     let (_, channels, rows, columns) = map.dims4()?;
     let (height, width) = input.image_size;
-    // A cell counts when the image reaches into it.
+    // A cell counts if the image reaches into it.
     let covered = |cells: usize, resized: usize, padded: usize| (cells * resized).div_ceil(padded).max(1);
     let (tall, wide) = (
         covered(rows, input.resized_size.0, input.padded_size.0),
@@ -57,7 +57,7 @@ pub(super) fn mean_regions(map: &Tensor, most: (usize, usize), input: &NetworkIn
     let mut regions =
         Regions { image_width: width as u32, image_height: height as u32, feature_dim: channels, ..Regions::default() };
     let (down, across) = (parts(tall, most.0), parts(wide, most.1));
-    // Ends in 0..1 of the image; its last cell may reach beyond.
+    // Ends in 0..1 of the image; the last cell may extend beyond it.
     let ends = |part: &Range<usize>, cells: usize, resized: usize, padded: usize| {
         let end = |cell: usize| ((cell * padded) as f32 / (cells * resized) as f32).min(1.0);
         (end(part.start), end(part.end))
@@ -78,7 +78,8 @@ pub(super) fn mean_regions(map: &Tensor, most: (usize, usize), input: &NetworkIn
     Ok(regions)
 }
 
-/// `cells` in at most `side` parts of nearly equal length; neighbours share a cell where the lengths do not divide.
+/// Divides `cells` into at most `side` parts of nearly equal length; neighbours share a cell if the lengths do not
+/// divide.
 fn parts(cells: usize, side: usize) -> Vec<Range<usize>> {
     let count = side.min(cells);
     (0..count).map(|i| i * cells / count..((i + 1) * cells).div_ceil(count)).collect()
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_torch_s() {
+    fn parts_equal_torchs() {
         // python: nn.AdaptiveAvgPool1d(3) of 7 cells averages 0..3, 2..5, 4..7
         assert_eq!(parts(7, 3), [0..3, 2..5, 4..7]);
         assert_eq!(parts(8, 4), [0..2, 2..4, 4..6, 6..8]);

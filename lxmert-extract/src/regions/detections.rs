@@ -1,4 +1,4 @@
-//! Regions that the detector finds, and the rules that choose among its boxes.
+//! Regions that the detector finds, and the rules for choosing among its boxes.
 
 use super::{RegionSource, detector_info, regions_of};
 use crate::Result;
@@ -14,21 +14,22 @@ use candle_core::Tensor;
 use lxmert_core::boxes::{BoxXyxy, iou};
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 
-/// How an image's regions are chosen.
+/// The rule for choosing an image's regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Selection {
-    /// The detector's own rule: of scenes and coco the detections, best first, then weaker ones until there are enough, with
-    /// features pooled at the region's own box; of the Visual Genome detectors Hugging Face's rule or Caffe's
+    /// The detector's own rule. For scenes and coco: the detections, best first, then weaker ones until there are
+    /// enough, with features pooled at the region's own box. For the Visual Genome detectors: Hugging Face's rule or
+    /// Caffe's
     #[default]
     Detections,
-    /// The rule of the student project (durakalon/LXMERT_Flickr): each proposal stands for its most
-    /// probable class; class-agnostic suppression at 0.5; features are pooled at the proposal's box
-    /// while the stored box is the regressed one
+    /// The student project's rule (durakalon/LXMERT_Flickr): each proposal represents its most probable class;
+    /// class-agnostic suppression at 0.5; features are pooled at the proposal's box, but the stored box is the
+    /// regressed one
     Student,
 }
 
 impl Selection {
-    /// Its name at the command line and in a store's settings.
+    /// Its name on the command line and in a store's settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Detections => "detections",
@@ -37,12 +38,12 @@ impl Selection {
     }
 }
 
-/// A detector together with the rule that chooses its regions.
+/// A detector and the rule that chooses its regions.
 #[derive(Debug)]
 pub struct DetectionSource {
     /// The detector.
     pub loaded: LoadedDetector,
-    /// Regions an image; fewer only when the network has no more boxes.
+    /// Regions per image; fewer only if the network has no more boxes.
     pub count: RegionCount,
     /// How they are chosen.
     pub selection: Selection,
@@ -67,10 +68,10 @@ impl RegionSource for DetectionSource {
     }
 }
 
-/// The `count` best regions of an image; fewer only when the network has no more boxes.
+/// The `count` best regions of an image; fewer only if the network has no more boxes.
 ///
 /// # Errors
-/// When a computation fails.
+/// Returns an error if a computation fails.
 pub fn select(
     detector: &Detector,
     analysis: &Analysis,
@@ -97,7 +98,7 @@ pub fn select(
     regions_of(detector, &analysis.input, &chosen, &features)
 }
 
-/// The features that were pooled at the proposals' own boxes.
+/// The features pooled at the proposals' own boxes.
 fn features_of(analysis: &Analysis, chosen: &[ChosenProposal]) -> candle_core::Result<Tensor> {
     if chosen.is_empty() {
         return analysis.features.narrow(0, 0, 0);
@@ -106,11 +107,10 @@ fn features_of(analysis: &Analysis, chosen: &[ChosenProposal]) -> candle_core::R
     analysis.features.index_select(&Tensor::from_vec(rows, chosen.len(), analysis.features.device())?, 0)
 }
 
-/// torchvision's detections, as many as `count` allows; when they are fewer than it asks for, weaker ones in this order:
+/// torchvision's detections, as many as `count` allows; if they are too few, weaker ones in this order:
 ///
-/// 1. each proposal's most probable class at its regressed box, best score first, when it overlaps no
-///    chosen region by more than the suppression threshold, whatever the classes (the same region
-///    under another name adds nothing);
+/// 1. each proposal's most probable class at its regressed box, best score first, if it overlaps no chosen region by
+///    more than the suppression threshold, whatever the classes (the same region under another name adds nothing);
 /// 2. the others of these, best score first;
 /// 3. the proposals' own boxes, best objectness first.
 ///
@@ -147,7 +147,7 @@ fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: RegionCount
     chosen
 }
 
-/// The student project's rule; its threshold is its own.
+/// The student project's rule, with its own threshold.
 fn student(analysis: &Analysis, count: RegionCount) -> Vec<ChosenProposal> {
     let guesses = best_guesses(analysis);
     let boxes: Vec<BoxXyxy> = guesses.iter().map(|g| g.box_xyxy).collect();

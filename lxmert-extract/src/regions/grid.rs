@@ -1,5 +1,5 @@
-//! Fixed boxes: the image in n × n equal parts, pooled and classified as proposals are (X-LXMERT, Cho et al. 2020, §4.1:
-//! 8 × 8). Every part has a label, a score and, from detectors that have them, an attribute, so a model can be pre-trained
+//! Fixed boxes: the image in n × n equal parts, pooled and classified like proposals (X-LXMERT, Cho et al. 2020, §4.1:
+//! 8 × 8). Every part has a label, a score and, if the detector has them, an attribute, so a model can be pre-trained
 //! to predict masked regions as with detections.
 
 use super::{RegionSource, detector_info, regions_of};
@@ -16,7 +16,7 @@ use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 pub struct GridSource {
     /// The detector.
     pub loaded: LoadedDetector,
-    /// Parts in each direction.
+    /// Number of parts in each direction.
     pub side: usize,
 }
 

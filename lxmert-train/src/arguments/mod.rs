@@ -38,45 +38,45 @@ pub struct DataArgs {
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub features: Option<PathBuf>,
     /// Split of the images: {"train": […], "val": […], "test": […]} or Karpathy's JSON
-    /// [default: splits.json beside the captions, else 80/10/10 by the seed]
+    /// [default: splits.json beside the captions, otherwise 80/10/10 by the seed]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub splits: Option<PathBuf>,
-    /// File of examples that is measured and predicted at the end; may be given several times [default: --valid-file]
+    /// File of examples to measure and predict at the end; may be repeated [default: --valid-file]
     #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
     pub test_file: Vec<PathBuf>,
-    /// Leave out examples whose images have no features, however many
+    /// Leave out all examples whose images lack features, however many
     #[arg(long, help_heading = "Data")]
     pub allow_missing_images: bool,
 }
 
-/// What a training run takes.
+/// The arguments of a training run.
 #[derive(Debug, Clone, Args)]
 pub struct TrainArgs {
-    /// What is trained [default: what --recipe trains, else the first of these]
+    /// Task to train [default: that of --recipe, otherwise the first of these]
     #[arg(long, value_parser = task_parser())]
     pub task: Option<&'static Entry>,
-    /// Start from these numbers instead of those that suit the data; other flags change single ones
+    /// Start from these settings instead of those that suit the data; other flags change single ones
     #[arg(long = "recipe", value_parser = recipe_parser())]
     pub named: Option<&'static NamedRecipe>,
     /// Captions, features, test files.
     #[command(flatten)]
     pub data: DataArgs,
-    /// File of examples to train on; may be given several times [default: the scenes']
+    /// File of examples to train on; may be repeated [default: the scenes']
     #[arg(long, value_name = "FILE", requires_all = ["valid_file", "features"], help_heading = "Data")]
     pub train_file: Vec<PathBuf>,
-    /// File of examples that the best epoch is chosen on; may be given several times
+    /// File of examples for choosing the best epoch; may be repeated
     #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
     pub valid_file: Vec<PathBuf>,
     /// Table of the answers to choose from, such as data/answers/vqa.json
     #[arg(long, value_name = "FILE", requires = "train_file", help_heading = "Data")]
     pub answers: Option<PathBuf>,
-    /// Single numbers of the recipe.
+    /// Single settings of the recipe.
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Run folder [default: the data's name under runs]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
-    /// Resume the unfinished run in the folder with its own settings; whatever else is given must agree with them
+    /// Resume the unfinished run in the folder with its own settings; all other options must agree with them
     #[arg(long, help_heading = "Run")]
     pub resume: bool,
     /// Delete the run in the folder and start again
@@ -88,12 +88,12 @@ pub struct TrainArgs {
     /// … and after this many minutes; also after each epoch and at Ctrl-C
     #[arg(long, value_name = "MINUTES", default_value_t = 5.0, help_heading = "Run")]
     pub save_minutes: f64,
-    /// Save the state and stop once N optimiser steps are taken
+    /// Save the state and stop after N optimiser steps
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub stop_after: Option<u64>,
 }
 
-/// What `evaluate` takes.
+/// The arguments of `evaluate`.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
     /// Checkpoint: a folder, a run folder (its best is taken), a weights file beside its config.json, or
@@ -104,7 +104,7 @@ pub struct EvaluateArgs {
     task: &'static Entry,
     #[command(flatten)]
     data: DataArgs,
-    /// Write the predictions into this folder, in the form that the benchmark's server takes
+    /// Write the predictions into this folder, in the format of the benchmark's server
     #[arg(long, value_name = "DIR", help_heading = "Evaluation")]
     predictions: Option<PathBuf>,
     /// Examples per batch
@@ -114,8 +114,8 @@ pub struct EvaluateArgs {
     /// CPU with AVX512-BF16
     #[arg(long, default_value_t = Precision::F32, value_name = "f32|bf16", help_heading = "Evaluation")]
     pub precision: Precision,
-    /// Test images that take part in retrieval, each with each caption; 0 leaves it out. The cost
-    /// is images × captions passes through the cross-modality layers
+    /// Number of test images in retrieval, each with each caption; 0 to omit it. The cost is images × captions passes
+    /// through the cross-modality layers
     #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Evaluation")]
     recall_images: usize,
     /// Print JSON instead of tables
@@ -123,7 +123,7 @@ pub struct EvaluateArgs {
     pub json: bool,
 }
 
-/// What the common options say to a job.
+/// What the common options tell a job.
 #[derive(Debug, Clone)]
 pub struct Circumstances {
     /// Where to compute.
@@ -229,7 +229,7 @@ impl EvaluateArgs {
     /// Measures the checkpoint.
     ///
     /// # Errors
-    /// When the checkpoint or the data cannot be used, or Ctrl-C was pressed.
+    /// Returns an error if the checkpoint or the data cannot be used, or Ctrl-C was pressed.
     pub fn measure(&self, with: &Circumstances) -> Result<Measures> {
         lxmert_core::cli::warn_of_slow(self.precision, &with.device);
         let bar = progress::bar(0, "examples", with.show_progress);
@@ -257,7 +257,7 @@ impl TrainArgs {
     /// beside it, so that the run refuses by name what differs. `command` is for the model card.
     ///
     /// # Errors
-    /// When the data is not there, arguments contradict each other, or there is no run to resume.
+    /// Returns an error if the data is not there, arguments contradict each other, or there is no run to resume.
     pub fn job(&self, with: Circumstances, command: String) -> Result<Job> {
         let (recipe, data, output) = self.settings(with.seed)?;
         Ok(Job {

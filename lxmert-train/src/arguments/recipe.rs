@@ -1,15 +1,15 @@
-//! Flags that change single numbers of a recipe.
+//! Flags that change single settings of a recipe.
 
 use crate::recipe::{AnswerLoss, Optimiser, Recipe, RegionLosses};
 use crate::task_weights::TaskWeights;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::ops::Precision;
 
-/// Flags that change a recipe. What is not given keeps the recipe's value.
+/// Flags that change a recipe. Without a flag the recipe's value stays.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RecipeArgs {
-    /// The model's configuration: a config.json as the hub has it, or a checkpoint with one (folder, run folder, hf:owner/repo)
-    /// [default: that of --init, else the recipe's]
+    /// The model's configuration: a config.json in the hub's format, or a checkpoint with one (folder, run folder,
+    /// hf:owner/repo) [default: that of --init, otherwise the recipe's]
     #[arg(long, value_name = "FILE|CHECKPOINT", help_heading = "Model")]
     pub config: Option<String>,
     /// A configuration by name: tiny, small or base
@@ -22,13 +22,14 @@ pub struct RecipeArgs {
     /// hub's or of the original's, or hf:owner/repo or hf:owner/repo@revision; BERT's weights start the language encoder
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Model")]
     pub init: Option<String>,
-    /// Let weights of this name start fresh if the --init checkpoint lacks them (* is any characters); may be repeated
+    /// Let weights with this name start fresh if the --init checkpoint lacks them (* is any characters); may be
+    /// repeated
     #[arg(long, value_name = "PATTERN", requires = "init", help_heading = "Model")]
     pub allow_missing: Vec<String>,
     /// Dropout of hidden states and attention probabilities
     #[arg(long, help_heading = "Model")]
     pub dropout: Option<f32>,
-    /// Standard deviation of fresh weights
+    /// Standard deviation of newly initialised weights
     #[arg(long, help_heading = "Model")]
     pub initializer_range: Option<f64>,
     /// Longest sentence in WordPieces, `[CLS]` and `[SEP]` included
@@ -55,16 +56,16 @@ pub struct RecipeArgs {
     /// Peak learning rate
     #[arg(long, visible_alias = "lr", help_heading = "Optimisation")]
     pub learning_rate: Option<f64>,
-    /// Share of the steps over which the learning rate rises to its peak, before it falls to 0
+    /// Fraction of the steps during which the learning rate rises to its peak; then it falls to 0
     #[arg(long, help_heading = "Optimisation")]
     pub warmup: Option<f64>,
     /// Weight decay
     #[arg(long, help_heading = "Optimisation")]
     pub weight_decay: Option<f64>,
-    /// Decay biases and norms too, or =false not [default: the recipe's; with --optimiser, true for bert-adam]
+    /// Decay biases and norms too; =false turns it off [default: the recipe's; with --optimiser, true for bert-adam]
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Optimisation")]
     pub decay_all: Option<bool>,
-    /// Largest global gradient norm; 0 does not clip
+    /// Limit of the global gradient norm; 0 for no limit
     #[arg(long, help_heading = "Optimisation")]
     pub clip: Option<f64>,
     /// Products of the encoders' layers in f32, or mixed precision: operands rounded to bf16, sums, weights and optimiser f32
@@ -73,37 +74,36 @@ pub struct RecipeArgs {
     /// No gradient for row 0 of the position and segment tables, as in the original; =false turns it off
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Optimisation")]
     pub freeze_padding_rows: Option<bool>,
-    /// Share of the mismatched training pairs taken from hard_negatives.csv, where there is one
+    /// Fraction of the mismatched training pairs taken from hard_negatives.csv, if there is one
     #[arg(long, value_name = "FRACTION", help_heading = "Optimisation")]
     pub hard_negatives: Option<f64>,
-    /// Weight of a masked-word loss beside the matching loss: guess 15 % of the words from the rest
-    /// and the image
+    /// Weight of a masked-word loss beside the matching loss: predict 15 % of the words from the rest and the image
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub masked_words: Option<f64>,
     /// Weight of a contrastive loss that aligns words with regions before the streams meet
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub alignment: Option<f64>,
     /// Weights of the pre-training tasks words, matching, objects, attributes, features and answers, such as
-    /// answers=0,words=2; a task that is not named has weight 1, one of weight 0 is left out
+    /// answers=0,words=2; a task that is not named has weight 1, weight 0 switches it off
     #[arg(long, value_name = "TASK=WEIGHT,…", help_heading = "Pre-training")]
     pub task_weights: Option<TaskWeights>,
-    /// Object and attribute losses over the masked regions (the paper), over all as the released code, or the masked
-    /// regions' mean
+    /// Object and attribute losses over the masked regions (the paper), over all regions (the released code), or as the
+    /// mean over masked regions
     #[arg(long, value_enum, value_name = "masked|original|per-masked", help_heading = "Pre-training")]
     pub losses: Option<RegionLosses>,
-    /// Learn answers from this epoch on, counted from 0; the paper: the last ten of twenty
+    /// Learn answers from this epoch on, counted from 0; in the paper, in the last ten of twenty
     #[arg(long, value_name = "EPOCH", help_heading = "Pre-training")]
     pub answers_from_epoch: Option<u64>,
-    /// Compare answers with every answer's score, or with the best one alone (the original's --mceLoss for GQA)
+    /// Train on every answer's score, or on the best answer only (the original's --mceLoss for GQA)
     #[arg(long, value_enum, value_name = "scores|one", help_heading = "Optimisation")]
     pub answer_loss: Option<AnswerLoss>,
     /// Validation measure that chooses the best epoch, such as random/loss or hard/accuracy
     #[arg(long, value_name = "SET/MEASURE", help_heading = "Evaluation")]
     pub metric: Option<String>,
-    /// Stop early after N epochs without a better one [default: never]
+    /// Stop early after N epochs without improvement [default: never]
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub patience: Option<u64>,
-    /// Test images that take part in retrieval, each with each caption; 0 leaves it out
+    /// Number of test images in retrieval, each with each caption; 0 to omit it
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub recall_images: Option<usize>,
 }
@@ -117,12 +117,12 @@ fn parse_cross_layer(text: &str) -> Result<CrossLayer, String> {
 }
 
 impl RecipeArgs {
-    /// `base` with the given flags put in.
+    /// Applies the given flags to `base`.
     pub fn apply(&self, base: Recipe) -> Recipe {
         let a = self.clone();
         Recipe {
             task: base.task,
-            // A recipe's own size is for fresh weights: a checkpoint to start from brings its configuration.
+            // A recipe's own size is for fresh weights: an initial checkpoint brings its own configuration.
             config: a.config.or(a.preset).or(if a.init.is_some() { None } else { base.config }),
             cross_layer: a.cross_layer.or(base.cross_layer),
             init: a.init.or(base.init),
@@ -139,7 +139,7 @@ impl RecipeArgs {
             learning_rate: a.learning_rate.unwrap_or(base.learning_rate),
             warmup: a.warmup.unwrap_or(base.warmup),
             weight_decay: a.weight_decay.unwrap_or(base.weight_decay),
-            // Another optimiser brings its own custom, unless the flag says otherwise.
+            // Another optimiser brings its own convention, unless the flag overrides it.
             decay_all: a.decay_all.unwrap_or(a.optimiser.map_or(base.decay_all, Optimiser::decays_all)),
             clip: a.clip.unwrap_or(base.clip),
             precision: a.precision.unwrap_or(base.precision),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_to_start_from_replaces_the_recipe_s_size_but_not_a_given_one() {
+    fn an_initial_checkpoint_replaces_the_recipes_size_but_not_an_explicit_one() {
         let config = |flags: &[&str]| applied(flags, Recipe::scenes()).config;
         assert_eq!(config(&[]).as_deref(), Some("tiny"));
         assert_eq!(config(&["--init", "x"]), None);
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(switches(&[], &on), (true, true));
         assert_eq!(switches(&["--decay-all=false", "--freeze-padding-rows=false"], &on), (false, false));
         assert_eq!(switches(&["--decay-all", "--freeze-padding-rows"], &Recipe::scenes()), (true, true));
-        // An optimiser that is chosen brings its own custom.
+        // A chosen optimiser brings its own convention.
         assert_eq!(switches(&["--optimiser", "bert-adam"], &Recipe::scenes()), (true, false));
         assert_eq!(switches(&["--optimiser", "bert-adam", "--decay-all=false"], &Recipe::scenes()), (false, false));
         assert_eq!(switches(&["--optimiser", "adamw"], &Recipe::fine_tuning()), (false, false));

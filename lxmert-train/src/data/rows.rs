@@ -220,7 +220,7 @@ mod tests {
             (r#"[{"age": "1"}]"#, r#"row 1: it has string "1" instead of u32; expected {"age": 7}"#),
             ("[1]", "row 1: it is not a JSON object"),
             (r#"[{"age": 1}, {"age": 13}]"#, "row 2: 13 brings bad luck"),
-            (r#"[{"age": 1}, {"a"#, "row 2: the file is cut off"),
+            (r#"[{"age": 1}, {"a"#, "row 2: the file is truncated"),
             ("{\"age\": 1}\n{\"age\": x}", "row 2: not JSON: "),
             ("[{\"age\": 1}] 2", "not JSON: trailing"),
             (" \n", "the file is empty"),

@@ -9,7 +9,7 @@ use lxmert_core::interrupt::check_interrupt;
 use lxmert_core::model::Capture;
 use lxmert_train::data::splits::Split;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Pairs to score at once.
 const BATCH: usize = 32;
@@ -50,7 +50,7 @@ impl ExportArgs {
     /// # Errors
     /// Returns an error if there is no such image, a computation fails, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
-        let path = file(session)?;
+        let path = session.file(session.places.plots(), "export", "safetensors")?;
         let (scorer, data) = session.open()?;
         let pairs = self.pairs(&scorer, &data)?;
         let places = &data.places;
@@ -120,21 +120,5 @@ impl ExportArgs {
             }
         }
         Ok(pairs)
-    }
-}
-
-/// The file that `--output` names, or the default file in its folder.
-fn file(session: &Session) -> Result<PathBuf> {
-    const NAME: &str = "export.safetensors";
-    match &session.figures.output {
-        None => Ok(session.places.plots().join(NAME)),
-        Some(output) => match output.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => Ok(output.clone()),
-            None => Ok(output.join(NAME)),
-            Some(_) => {
-                let reason = "the arrays are written as .safetensors; pass such a file, or a folder";
-                Err(Error::Argument(format!("--output {}: {reason}", output.display())))
-            }
-        },
     }
 }

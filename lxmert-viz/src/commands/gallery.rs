@@ -1,5 +1,6 @@
 //! The command without a subcommand: the pictures and measures of a run, with an index that says what each shows.
 
+use super::explore::{self, ExploreArgs};
 use super::predictions;
 use super::{Report, Session};
 use crate::dataset::{DataSet, Example, slug, spread};
@@ -28,7 +29,7 @@ pub fn run(session: &Session, pairs: usize) -> Result<Report> {
     let (scorer, data) = session.open()?;
     let mut report = Report::default();
     let annotations = data.places.scenes().map(read_annotations).transpose()?;
-    predictions::draw(session, &data, &scorer, &folder, &mut report)?;
+    let judged = predictions::draw(session, &data, &scorer, &folder, &mut report)?;
     if let Some(annotations) = &annotations {
         let found = measure_grounding(session, &data, &scorer, annotations)?;
         report.say(format!(
@@ -47,6 +48,8 @@ pub fn run(session: &Session, pairs: usize) -> Result<Report> {
     report.say(format!("{} pictures in {:.0} s", report.files.len(), started.elapsed().as_secs_f64()));
     let text = index_text(&report, session, &folder);
     report.write(index, &text)?;
+    let explorer = ExploreArgs::default();
+    explore::write(session, &explorer.open(session)?, explorer.pairs, Some(judged), &mut report)?;
     Ok(report)
 }
 

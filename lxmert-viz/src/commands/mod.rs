@@ -1,5 +1,6 @@
 //! The subcommands: each takes a [`Session`] and its own options, writes files, and returns a [`Report`].
 
+pub mod explore;
 pub mod export;
 pub mod gallery;
 pub mod grounding;
@@ -8,6 +9,7 @@ pub mod pair;
 pub mod perturbation;
 pub mod predictions;
 pub mod relevancy;
+pub mod serve;
 
 use crate::dataset::{DataSet, slug};
 use crate::explain::scorer::Scorer;
@@ -74,6 +76,21 @@ impl Session {
     /// The folder of a command that writes several files.
     fn folder(&self) -> Result<PathBuf> {
         self.figures.folder(self.places.plots())
+    }
+
+    /// The file of a command that writes one which is no figure: what `--output` names, or `stem.extension` in its folder or
+    /// in `default`.
+    fn file(&self, default: PathBuf, stem: &str, extension: &str) -> Result<PathBuf> {
+        let name = format!("{stem}.{extension}");
+        let Some(output) = &self.figures.output else { return Ok(default.join(name)) };
+        match output.extension().and_then(|given| given.to_str()) {
+            Some(given) if given == extension => Ok(output.clone()),
+            None => Ok(output.join(name)),
+            Some(_) => {
+                let reason = format!("this is written as .{extension}; pass such a file, or a folder");
+                Err(Error::Argument(format!("--output {}: {reason}", output.display())))
+            }
+        }
     }
 
     /// Writes a figure of the data to `path`, with the extension of each format.
@@ -228,14 +245,17 @@ impl Seen {
 }
 
 impl DetectorArgs {
-    /// Finds the regions of a photo for a model that takes `takes.0` numbers per region and was trained on `takes.1`
-    /// regions.
-    fn find(&self, session: &Session, path: &Path, takes: (usize, usize)) -> Result<Seen> {
-        let photo = photo::read(path)?;
+    /// The detector for a model that takes `takes.0` numbers per region and was trained on `takes.1` regions.
+    fn open(&self, session: &Session, takes: (usize, usize)) -> Result<Finder> {
         let count = self.regions.map_or(takes.1, usize::from);
         let (choice, weights, device) = (self.detector.clone(), self.weights.as_ref(), &session.device);
-        let workspace = Workspace::locate()?;
-        let finder = Finder::open(&workspace, choice, weights, (takes.0, count), session.progress, device)?;
+        Ok(Finder::open(&Workspace::locate()?, choice, weights, (takes.0, count), session.progress, device)?)
+    }
+
+    /// A photo with the regions that the detector finds for such a model.
+    fn find(&self, session: &Session, path: &Path, takes: (usize, usize)) -> Result<Seen> {
+        let photo = photo::read(path)?;
+        let finder = self.open(session, takes)?;
         let (width, height) = photo.dimensions();
         let regions = finder.regions(&DecodedImage { width, height, rgb: photo.as_raw().clone() })?;
         let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());

@@ -4,6 +4,7 @@ use super::{Report, Session};
 use crate::Result;
 use crate::dataset::{DataSet, Example, inputs, spread};
 use crate::explain::scorer::Scorer;
+use crate::explorer::teaching::Judged;
 use crate::pictures::grid::{Card, PredictionPicture};
 use lxmert_core::interrupt::check_interrupt;
 use lxmert_core::model::Capture;
@@ -18,11 +19,8 @@ const MOST_PAIRS: usize = 4000;
 /// Cards per picture.
 const CARDS: usize = 12;
 
-/// An example and the model's probability for it.
-type Judged = (Example, f32);
-
 fn is_right((example, probability): &Judged) -> bool {
-    (*probability >= 0.5) == (example.kind == PairKind::Matched)
+    example.agrees(*probability)
 }
 
 /// Draws test pairs.
@@ -38,16 +36,16 @@ pub fn run(session: &Session) -> Result<Report> {
 }
 
 /// Scores the fixed test pairs and the hard ones, reports the accuracies, and draws some of each and the most confident
-/// mistakes.
+/// mistakes. Gives what was scored.
 pub(super) fn draw(
     session: &Session,
     data: &DataSet,
     scorer: &Scorer,
     folder: &Path,
     report: &mut Report,
-) -> Result<()> {
+) -> Result<Vec<Judged>> {
     let (fixed, hard) = data.test_pairs()?;
-    let mut wrong: Vec<Judged> = Vec::new();
+    let mut all: Vec<Judged> = Vec::new();
     for (name, pairs) in [("random", fixed), ("hard", hard)] {
         if pairs.is_empty() {
             continue;
@@ -65,9 +63,10 @@ pub(super) fn draw(
         let sheet = picture(session, data, (title, subtitle), &balanced(&judged, CARDS))?.draw()?;
         let shows = format!("{name} test pairs with the model's verdict; {figures}");
         session.save(sheet, &folder.join(format!("predictions-{name}")), shows, report)?;
-        wrong.extend(judged.into_iter().filter(|pair| !is_right(pair)));
+        all.extend(judged);
     }
-    let shown = surest(&wrong, CARDS);
+    let wrong: Vec<&Judged> = all.iter().filter(|pair| !is_right(pair)).collect();
+    let shown = surest(wrong, CARDS);
     if !shown.is_empty() {
         let title = format!("Where the model is most confidently wrong on {}", data.places.name);
         let subtitle =
@@ -77,12 +76,12 @@ pub(super) fn draw(
         let shows = "the most confident mistakes of all test pairs, one per image";
         session.save(sheet, &folder.join("predictions-mistakes"), shows, report)?;
     }
-    Ok(())
+    Ok(all)
 }
 
 /// The most confident of the mistakes, one per image.
-fn surest(wrong: &[Judged], count: usize) -> Vec<&Judged> {
-    let mut order: Vec<&Judged> = wrong.iter().collect();
+fn surest(wrong: Vec<&Judged>, count: usize) -> Vec<&Judged> {
+    let mut order = wrong;
     order.sort_by(|a, b| (b.1 - 0.5).abs().total_cmp(&(a.1 - 0.5).abs()));
     let mut seen = HashSet::new();
     order.retain(|(example, _)| seen.insert(example.image.as_str()));
@@ -119,7 +118,8 @@ fn picture(
     Ok(PredictionPicture { title, subtitle, cards, across: 4, look: session.figures.look() })
 }
 
-fn judge(
+/// Scores pairs.
+pub(super) fn judge(
     session: &Session,
     data: &DataSet,
     scorer: &Scorer,
@@ -155,9 +155,10 @@ mod tests {
             judged("a", "three", PairKind::Hard, 0.999),
             judged("c", "four", PairKind::Matched, 0.1),
         ];
-        let texts: Vec<&str> = surest(&wrong, 2).iter().map(|(example, _)| example.text.as_str()).collect();
+        let texts: Vec<&str> =
+            surest(wrong.iter().collect(), 2).iter().map(|(example, _)| example.text.as_str()).collect();
         assert_eq!(texts, ["three", "four"]);
-        assert_eq!(surest(&wrong, 12).len(), 3);
+        assert_eq!(surest(wrong.iter().collect(), 12).len(), 3);
         assert!(wrong.iter().all(|pair| !is_right(pair)));
     }
 }

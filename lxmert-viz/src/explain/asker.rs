@@ -1,13 +1,14 @@
 //! A checkpoint that answers questions, and what an answer is based on.
 
 use super::maps;
-use super::scorer::{Scored, batch, keep_regions};
+use super::scorer::{Scored, batch, keep_regions, padded};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use lxmert_core::answering::{Answer, Answerer};
 use lxmert_core::features::Regions;
 use lxmert_core::model::{Capture, Pass};
 use lxmert_core::pretrained::Pretrained;
+use lxmert_core::text::Encoding;
 use std::path::Path;
 
 /// A question-answering model that can explain its answers.
@@ -39,12 +40,61 @@ impl Asker {
     /// # Errors
     /// [`Error::Core`] if a file is missing or damaged, or the checkpoint does not answer questions.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        Ok(Self { answerer: Answerer::new(Pretrained::open(place)?, device)?, device: device.clone() })
+        Self::new(Pretrained::open(place)?, device)
+    }
+
+    /// The same for a checkpoint that is open already.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when it answers no questions.
+    pub fn new(pretrained: Pretrained, device: &Device) -> Result<Self> {
+        Ok(Self { answerer: Answerer::new(pretrained, device)?, device: device.clone() })
     }
 
     /// The length of a region's feature and the number of regions that the model was trained on.
     pub fn takes(&self) -> (usize, usize) {
         (self.answerer.config.visual_feat_dim, self.answerer.preprocessing.regions)
+    }
+
+    /// The best answers to `question`, the best first, without maps.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when the question is empty or the regions do not fit.
+    pub fn answers(&self, regions: &Regions, question: &str) -> Result<Vec<Answer>> {
+        Ok(self.answerer.ask(regions, question, BEST, &self.device)?)
+    }
+
+    /// A question as the model reads it; one that is too long is cut.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when it cannot be encoded.
+    pub fn encode(&self, question: &str) -> Result<Encoding> {
+        Ok(self.answerer.text.encode(question, self.answerer.preprocessing.max_length)?)
+    }
+
+    /// Each pair's logits of every answer, in one batch, without maps; images as for [`Scorer::logits`].
+    ///
+    /// # Errors
+    /// As [`Scorer::logits`].
+    ///
+    /// [`Scorer::logits`]: super::scorer::Scorer::logits
+    pub fn logits(&self, pairs: &[(&Regions, &[u32])]) -> Result<Vec<Vec<f32>>> {
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Answerer { config, text, model, .. } = &self.answerer;
+        let inputs = padded(pairs, (config.visual_feat_dim, text.special().pad), &self.device)?;
+        Ok(model.forward(&inputs, &Pass::eval().pooled_only())?.logits.to_dtype(DType::F32)?.to_vec2()?)
+    }
+
+    /// The best answers by their logits, the best first.
+    pub fn best(&self, logits: &[f32]) -> Vec<Answer> {
+        self.answerer.best(logits, BEST)
+    }
+
+    /// The place of an answer among the logits.
+    pub fn answer_index(&self, answer: &str) -> Option<usize> {
+        self.answerer.answers.label(answer).map(|label| label as usize)
     }
 
     /// Answers `question` about `regions` and explains the top answer, or `answer` if one is given.

@@ -300,7 +300,7 @@ impl Batched {
 
 /// Synthetic maps for the tests of the methods.
 #[cfg(test)]
-pub(super) mod example {
+pub(crate) mod example {
     use super::*;
     use lxmert_core::procedural::values;
 

@@ -84,19 +84,41 @@ impl Method {
         matches!(self, Self::GradientAttention | Self::Relevancy | Self::GradCam)
     }
 
+    /// What it makes of one layer's heads; `None` for the methods that go through all layers.
+    pub fn of_layer(self, heads: &HeadMaps) -> Option<Matrix> {
+        match self {
+            Self::Attention => Some(heads.mean()),
+            Self::GradientAttention => Some(heads.weighted()),
+            Self::GradCam => Some(grad_cam(heads)),
+            Self::Relevancy | Self::Rollout => None,
+        }
+    }
+
     /// Words × regions, values ≥ 0.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if the model has no cross-modality layer.
     pub fn words_to_regions(self, maps: &PairMaps) -> Result<Matrix> {
-        let last = &maps.last_cross()?.language_to_vision;
-        Ok(match self {
-            Self::Attention => last.mean(),
-            Self::GradientAttention => last.weighted(),
-            Self::Relevancy => relevancy(maps)?.words_to_regions,
-            Self::Rollout => rollout(maps)?,
-            Self::GradCam => grad_cam(last),
-        })
+        match self.of_layer(&maps.last_cross()?.language_to_vision) {
+            Some(matrix) => Ok(matrix),
+            None if self == Self::Relevancy => Ok(relevancy(maps)?.words_to_regions),
+            None => rollout(maps),
+        }
+    }
+
+    /// Words × words, values ≥ 0: of the last layer where words attend to words, or through all of them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) when the model has no cross-modality layer, or no layer where words attend to words.
+    pub fn words_to_words(self, maps: &PairMaps) -> Result<Matrix> {
+        match self.of_layer(maps.last_language_self()?) {
+            Some(matrix) => Ok(matrix),
+            None if self == Self::Relevancy => Ok(relevancy(maps)?.words_to_words),
+            None => {
+                let cross = maps.cross.iter().filter_map(|layer| layer.language_self.as_ref());
+                Ok(rolled(maps.language.iter().chain(cross), maps.words))
+            }
+        }
     }
 
     /// What the score, read at `[CLS]`, is based on: the row of `[CLS]` over the words and over the regions, as Chefer
@@ -106,18 +128,7 @@ impl Method {
     /// [`Error::Shape`](crate::Error::Shape) if the model has no cross-modality layer, or no layer in which words
     /// attend to words.
     pub fn sentence(self, maps: &PairMaps) -> Result<Relevance> {
-        let own = maps.last_language_self()?;
-        let words = match self {
-            Self::Attention => own.mean(),
-            Self::GradientAttention => own.weighted(),
-            Self::Relevancy => relevancy(maps)?.words_to_words,
-            Self::Rollout => {
-                let cross = maps.cross.iter().filter_map(|layer| layer.language_self.as_ref());
-                rolled(maps.language.iter().chain(cross), maps.words)
-            }
-            Self::GradCam => grad_cam(own),
-        };
-        let mut words = words.row(0).to_vec();
+        let mut words = self.words_to_words(maps)?.row(0).to_vec();
         words[0] = 0.0;
         Ok(Relevance { words, regions: self.words_to_regions(maps)?.row(0).to_vec() })
     }

@@ -14,6 +14,7 @@
 //! The reference removes 25, 50, 75, 80, 85, 90, 95 and 100 % of 36 regions. Here each fraction is rounded to a whole
 //! number of items, without repetition: of 12 regions, 3, 6, 9, 10, 11 and 12 are removed ([`steps`]).
 
+use super::maps::PairMaps;
 use super::methods::{Method, Relevance};
 use super::scorer::{PairInput, Scorer, keep_regions};
 use crate::dataset::{DataSet, Example};
@@ -180,6 +181,49 @@ impl std::fmt::Display for Perturbation {
     }
 }
 
+/// The lines of the four tests: each test by each ranking.
+pub fn lines() -> Vec<((Side, Order), Option<Method>)> {
+    TESTS.into_iter().flat_map(|test| rankings().map(move |ranking| (test, ranking))).collect()
+}
+
+/// The logits of one pair as things are removed: for each of [`lines`] one per step. `ties` orders equal weights, and ranks at
+/// random; `steps` are those of the regions and of the words; `score` gives the logits of what is left.
+///
+/// # Errors
+/// [`Error::Shape`] when a method cannot read the maps; what `score` says.
+pub fn removals(
+    maps: &PairMaps,
+    (regions, ids): (&Regions, &[u32]),
+    ties: &Relevance,
+    [region_steps, word_steps]: [&[f64]; 2],
+    score: impl Fn(&[(&Regions, &[u32])]) -> Result<Vec<f32>>,
+) -> Result<Vec<Vec<f32>>> {
+    let found =
+        rankings().map(|r| r.map_or_else(|| Ok(ties.clone()), |m| m.sentence(maps))).collect::<Result<Vec<_>>>()?;
+    let mut variants = Variants::default();
+    let mut wanted = Vec::new();
+    for (line, ((side, order), _)) in lines().iter().enumerate() {
+        let relevance = &found[line % found.len()];
+        let cut = |step: &f64| {
+            let kept = match side {
+                Side::Regions => kept_regions(&relevance.regions, &ties.regions, *order, *step),
+                Side::Words => kept_words(&relevance.words, &ties.words, *order, *step),
+            };
+            variants.index(*side, kept)
+        };
+        let steps = if *side == Side::Regions { region_steps } else { word_steps };
+        wanted.push(steps.iter().map(cut).collect::<Vec<_>>());
+    }
+    let logits = variants.score(score, regions, ids)?;
+    Ok(wanted.into_iter().map(|cuts| cuts.into_iter().map(|variant| logits[variant]).collect()).collect())
+}
+
+/// Weights at random, for ties and for the random ranking: of `words` word pieces and `regions` regions.
+pub fn random(words: usize, regions: usize, index: usize, seed: u64) -> Relevance {
+    let random = |what: &str, n: usize| values(&format!("{what}.{index}"), n, 0.0, 1.0, seed);
+    Relevance { words: random("words", words), regions: random("regions", regions) }
+}
+
 /// Runs the four tests on `examples`, which are true captions. Calls `done` with the number of finished examples.
 ///
 /// # Errors
@@ -194,8 +238,7 @@ pub fn measure(
     if examples.is_empty() {
         return Err(Error::Shape("no true caption of a test image, so there is nothing to perturb".into()));
     }
-    let lines: Vec<((Side, Order), Option<Method>)> =
-        TESTS.into_iter().flat_map(|test| rankings().map(move |ranking| (test, ranking))).collect();
+    let lines = lines();
     let [region_steps, word_steps] = sequences(data, scorer, examples)?;
     let steps_of = |side| if side == Side::Regions { &region_steps } else { &word_steps };
     let mut matched: Vec<Vec<usize>> = lines.iter().map(|((side, _), _)| vec![0; steps_of(*side).len()]).collect();
@@ -208,30 +251,14 @@ pub fn measure(
             lxmert_core::interrupt::check_interrupt()?;
             let index = number * BATCH + i;
             let (words, count) = (scored.encoding.ids.len(), regions.num_regions());
-            let random = |what: &str, n: usize| values(&format!("{what}.{index}"), n, 0.0, 1.0, seed);
-            let ties = Relevance { words: random("words", words), regions: random("regions", count) };
-            let mut variants = Variants::default();
-            let mut wanted = Vec::with_capacity(lines.len());
-            let maps = scored.maps()?;
-            let found = rankings()
-                .map(|r| r.map_or_else(|| Ok(ties.clone()), |m| m.sentence(maps)))
-                .collect::<Result<Vec<_>>>()?;
-            for (line, ((side, order), _)) in lines.iter().enumerate() {
-                let relevance = &found[line % found.len()];
-                let cut = |step: &f64| {
-                    let kept = match side {
-                        Side::Regions => kept_regions(&relevance.regions, &ties.regions, *order, *step),
-                        Side::Words => kept_words(&relevance.words, &ties.words, *order, *step),
-                    };
-                    variants.index(*side, kept)
-                };
-                wanted.push(steps_of(*side).iter().map(cut).collect::<Vec<_>>());
-            }
-            let logits = variants.score(scorer, regions, &scored.encoding.ids)?;
-            for ((cuts, (counts, areas)), ((side, _), _)) in
-                wanted.iter().zip(matched.iter_mut().zip(&mut areas)).zip(&lines)
+            let ties = random(words, count, index, seed);
+            let steps = [region_steps.as_slice(), word_steps.as_slice()];
+            let pair = (regions, scored.encoding.ids.as_slice());
+            let logits = removals(scored.maps()?, pair, &ties, steps, |pairs| scorer.logits(pairs))?;
+            for ((logits, (counts, areas)), ((side, _), _)) in
+                logits.iter().zip(matched.iter_mut().zip(&mut areas)).zip(&lines)
             {
-                let stays: Vec<bool> = cuts.iter().map(|variant| logits[*variant] >= 0.0).collect();
+                let stays: Vec<bool> = logits.iter().map(|logit| *logit >= 0.0).collect();
                 counts.iter_mut().zip(&stays).for_each(|(count, stays)| *count += usize::from(*stays));
                 let scores: Vec<f64> = stays.into_iter().map(|stays| f64::from(u8::from(stays))).collect();
                 areas.push(area(steps_of(*side), &scores));
@@ -278,7 +305,12 @@ impl Variants {
         number
     }
 
-    fn score(&self, scorer: &Scorer, regions: &Regions, ids: &[u32]) -> Result<Vec<f32>> {
+    fn score(
+        &self,
+        score: impl Fn(&[(&Regions, &[u32])]) -> Result<Vec<f32>>,
+        regions: &Regions,
+        ids: &[u32],
+    ) -> Result<Vec<f32>> {
         let mut logits = vec![0.0; self.kept.len()];
         let all = 0..self.kept.len();
         // Images without regions must not be in a batch with others.
@@ -293,7 +325,7 @@ impl Variants {
                 })
                 .collect();
             let rows: Vec<(&Regions, &[u32])> = cut.iter().map(|(regions, ids)| (regions, ids.as_slice())).collect();
-            for (&i, logit) in chunk.iter().zip(scorer.logits(&rows)?) {
+            for (&i, logit) in chunk.iter().zip(score(&rows)?) {
                 logits[i] = logit;
             }
         }

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device};
 use lxmert_core::batch::Batch;
 use lxmert_core::config::LxmertConfig;
-use lxmert_core::features::Regions;
+use lxmert_core::features::{Attributes, Regions};
 use lxmert_core::model::{Capture, LxmertInputs, MatchingModel, Pass};
 use lxmert_core::ops::PrepackedWeights;
 use lxmert_core::pretrained::Pretrained;
@@ -68,14 +68,20 @@ impl Scorer {
     /// # Errors
     /// [`Error::Core`] if there is none, a file is damaged, or keys are missing, unexpected or misshapen.
     pub fn open(place: &Path, device: &Device) -> Result<Self> {
-        let pretrained = Pretrained::open(place)?;
+        Self::new(&Pretrained::open(place)?, device)
+    }
+
+    /// The same for a checkpoint that is open already.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when it has no matching head, or keys are missing, unexpected or misshapen.
+    pub fn new(pretrained: &Pretrained, device: &Device) -> Result<Self> {
         let model = pretrained.matching(device)?;
-        let Pretrained { config, preprocessing, text, .. } = pretrained;
         Ok(Self {
-            config,
+            config: pretrained.config.clone(),
             model,
-            vocabulary: text,
-            regions: preprocessing.regions,
+            vocabulary: pretrained.text.clone(),
+            regions: pretrained.preprocessing.regions,
             device: device.clone(),
             packed: PrepackedWeights::new(),
         })
@@ -172,7 +178,11 @@ pub fn batch(pairs: &[(&Regions, &[u32])], sizes: (usize, u32), device: &Device)
 }
 
 /// [`batch`] that also accepts only images without regions: an attention over nothing gives zeros.
-fn padded(pairs: &[(&Regions, &[u32])], (width, pad): (usize, u32), device: &Device) -> Result<LxmertInputs> {
+pub(super) fn padded(
+    pairs: &[(&Regions, &[u32])],
+    (width, pad): (usize, u32),
+    device: &Device,
+) -> Result<LxmertInputs> {
     for (regions, _) in pairs {
         if regions.feature_dim != width {
             return Err(Error::Argument(format!(
@@ -197,7 +207,10 @@ pub fn keep_regions(regions: &Regions, kept: &[usize]) -> Regions {
         boxes: kept.iter().map(|&i| regions.boxes[i]).collect(),
         labels: pick(&regions.labels),
         scores: kept.iter().filter_map(|&i| regions.scores.get(i).copied()).collect(),
-        attributes: None,
+        attributes: regions.attributes.as_ref().map(|attributes| Attributes {
+            labels: pick(&attributes.labels),
+            scores: kept.iter().filter_map(|&i| attributes.scores.get(i).copied()).collect(),
+        }),
         ..*regions
     }
 }

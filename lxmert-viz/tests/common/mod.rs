@@ -33,25 +33,30 @@ pub fn label_names() -> Vec<String> {
 }
 
 pub fn workspace() -> Made {
+    workspace_of(FEATURE_DIM)
+}
+
+/// The same with regions of `width` numbers, and checkpoints that take them.
+pub fn workspace_of(width: usize) -> Made {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let scenes = root.join("data/scenes");
     std::fs::create_dir_all(root.join("data")).unwrap();
     std::fs::write(root.join("data/README.md"), "a test's data\n").unwrap();
     generate(&scenes, &ScenesConfig { count: 30, ..ScenesConfig::default() }, false, false).unwrap();
-    store(root, &scenes);
-    checkpoint(&root.join("runs/scenes/best"));
+    store(root, &scenes, width);
+    checkpoint_of(&root.join("runs/scenes/best"), width);
     metrics(&root.join("runs/scenes/metrics.jsonl"));
     Made { folder }
 }
 
 /// Every object is a region with its true box, and the whole picture is one more.
-fn store(root: &Path, scenes: &Path) {
+fn store(root: &Path, scenes: &Path, width: usize) {
     let info = StoreInfo {
         detector: "truth".into(),
         settings: Default::default(),
         regions: 8,
-        feature_dim: FEATURE_DIM,
+        feature_dim: width,
         dtype: StoreDtype::F32,
         label_names: label_names(),
         attribute_names: Vec::new(),
@@ -60,14 +65,14 @@ fn store(root: &Path, scenes: &Path) {
     for scene in read_annotations(scenes).unwrap().scenes {
         let (mut features, mut boxes, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for object in &scene.objects {
-            let mut feature = [0f32; FEATURE_DIM];
+            let mut feature = vec![0f32; width];
             feature[object.shape.index()] = 1.0;
             feature[8 + object.colour.index()] = 1.0;
             features.extend(feature);
             boxes.push(normalise(&object.box_xyxy_px, scene.width as f32, scene.height as f32));
             labels.push(object.shape.index() as u32 + 1);
         }
-        features.extend([0f32; FEATURE_DIM]);
+        features.extend(vec![0f32; width]);
         boxes.push([0.0, 0.0, 1.0, 1.0]);
         labels.push(0);
         let scores = vec![0.9; boxes.len()];
@@ -75,7 +80,7 @@ fn store(root: &Path, scenes: &Path) {
         let regions = Regions {
             image_width,
             image_height,
-            feature_dim: FEATURE_DIM,
+            feature_dim: width,
             features,
             boxes,
             labels,
@@ -103,13 +108,23 @@ pub fn config() -> LxmertConfig {
 
 /// An untrained model in the hub's layout.
 pub fn checkpoint(folder: &Path) {
-    let config = config();
+    checkpoint_of(folder, FEATURE_DIM);
+}
+
+/// The same for regions of `width` numbers.
+pub fn checkpoint_of(folder: &Path, width: usize) {
+    let config = LxmertConfig { visual_feat_dim: width, ..config() };
     write(folder, &config, "LxmertForPreTraining", MatchingModel::expected(&config).unwrap());
 }
 
 /// An untrained question model with the answers "red", "two" and "yes".
 pub fn question_checkpoint(folder: &Path) {
-    let config = LxmertConfig { num_qa_labels: 3, ..config() };
+    question_checkpoint_of(folder, FEATURE_DIM);
+}
+
+/// The same for regions of `width` numbers.
+pub fn question_checkpoint_of(folder: &Path, width: usize) {
+    let config = LxmertConfig { num_qa_labels: 3, visual_feat_dim: width, ..config() };
     write(folder, &config, "LxmertForQuestionAnswering", AnswerModel::expected(&config).unwrap());
     std::fs::write(folder.join("answers.json"), r#"["red", "two", "yes"]"#).unwrap();
 }

@@ -1,7 +1,9 @@
-//! The cache on disk, in the Python library's layout (which the crate `hf-hub` knows), and the hashes of its files.
+//! The cache on disk, in the Python library's layout (which the crate `hf-hub` implements), and the hashes of its
+//! files.
 //!
-//! Under `models--owner--repo/`: `blobs/` holds each content once, named by the hub's ETag (for a large file its sha256);
-//! `snapshots/<commit>/` holds links to blobs under the files' names; `refs/<revision>` says which commit a branch or tag is.
+//! Under `models--owner--repo/`: `blobs/` holds each content once, named by the hub's ETag (for a large file its
+//! SHA-256); `snapshots/<commit>/` holds links to blobs under the files' names; `refs/<revision>` stores the commit of
+//! a branch or tag.
 
 use super::{ExpectedFile, HubFile};
 use crate::files::sha256;
@@ -24,8 +26,8 @@ impl Repository {
         Self { cached: Cache::new(cache.into()).repo(repo), folder }
     }
 
-    /// The file's path if it is there: in the snapshot of the revision, which may be a commit, or in the newest snapshot that has
-    /// it where no commit is noted for `main`.
+    /// The file's path if it is in the snapshot of the revision, which may be a commit; if no commit is stored for
+    /// `main`, in the newest snapshot that has the file.
     pub fn find(&self, file: &HubFile) -> Option<PathBuf> {
         let noted = std::fs::read_to_string(self.reference(file)).ok();
         let commit = noted.as_deref().map_or(file.revision(), str::trim);
@@ -47,13 +49,13 @@ impl Repository {
         self.folder.join("blobs").join(etag)
     }
 
-    /// Where the commit of the file's revision is noted.
+    /// Where the commit of the file's revision is stored.
     fn reference(&self, file: &HubFile) -> PathBuf {
         self.folder.join("refs").join(file.revision())
     }
 
-    /// Gives the blob `etag` its name in the snapshot `commit` and notes the commit. What is so already is not written, so
-    /// a complete cache may be read-only.
+    /// Links the blob `etag` under its name in the snapshot `commit`, and stores the commit. Nothing that already
+    /// exists is written, so a complete cache may be read-only.
     pub fn link(&self, file: &HubFile, commit: &str, etag: &str) -> std::io::Result<PathBuf> {
         let path = self.cached.pointer_path(commit).join(&file.file);
         if path.canonicalize().ok() != self.blob(etag).canonicalize().ok() {
@@ -79,7 +81,7 @@ impl Repository {
     }
 }
 
-/// Removes a file of the cache, and the blob that it is a link to.
+/// Removes a cached file, and the blob that it links to.
 pub(super) fn discard(path: &Path) -> Result<()> {
     let blob = path.canonicalize().map_err(Error::io(path))?;
     std::fs::remove_file(path).map_err(Error::io(path))?;
@@ -90,12 +92,15 @@ pub(super) fn discard(path: &Path) -> Result<()> {
 }
 
 impl ExpectedFile<'_> {
-    /// [`Error::Format`] on another size, [`Error::Hash`] on another hash.
+    /// [`Error::Format`] if the size differs, [`Error::Hash`] if the hash does.
     pub(super) fn check(&self, path: &Path) -> Result<()> {
         let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
         if size != self.size {
-            let cut =
-                if size < self.size { "the download was cut, or it is another file" } else { "it is another file" };
+            let cut = if size < self.size {
+                "the download is incomplete, or it is another file"
+            } else {
+                "it is another file"
+            };
             let reason = format!("{size} bytes long, the published file has {}: {cut}", self.size);
             return Err(Error::format(path, reason));
         }

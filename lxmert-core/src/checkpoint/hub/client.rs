@@ -1,4 +1,4 @@
-//! What is fetched, and when the cached copy serves.
+//! What to fetch, and when to use the cached copy.
 
 use super::cache::{Repository, discard};
 use super::{ExpectedFile, HubFile, HubOptions};
@@ -11,11 +11,11 @@ pub struct Hub {
     pub(super) options: HubOptions,
     #[cfg(feature = "hub")]
     pub(super) agent: ureq::Agent,
-    /// Why the hub could not be reached, once that was found: it is not asked again.
+    /// Why the hub could not be reached; once this is known, it is not asked again.
     unreachable: OnceLock<String>,
 }
 
-/// What the hub says about a file.
+/// The hub's answer about a file.
 pub(super) enum Answer {
     #[cfg(feature = "hub")]
     There(super::network::Remote),
@@ -26,10 +26,10 @@ pub(super) enum Answer {
 }
 
 impl Hub {
-    /// A client; nothing is asked of the network yet.
+    /// Creates a client; does not use the network yet.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the endpoint is not an address, or the token has a character that no token has.
+    /// [`Error::Argument`] if the endpoint is not an address, or the token has an invalid character.
     pub fn new(options: HubOptions) -> Result<Self> {
         let http = |url: &String| url.starts_with("http://") || url.starts_with("https://");
         if let Some(endpoint) = options.endpoint.as_ref().filter(|endpoint| !http(endpoint)) {
@@ -46,20 +46,21 @@ impl Hub {
         })
     }
 
-    /// The file's path in the cache. A cached file that passes `expected` is used without asking the hub. Without `expected`
-    /// the hub is asked for a newer one, and the cached file is used when the hub cannot be reached or the cache not written.
+    /// The file's path in the cache. A cached file that matches `expected` is used without asking the hub. Without
+    /// `expected` the hub is asked for a newer version; if the hub cannot be reached or the cache not written, the
+    /// cached file is used.
     ///
     /// # Errors
-    /// As [`WeightSource::resolve`](super::WeightSource::resolve).
+    /// See [`WeightSource::resolve`](super::WeightSource::resolve).
     pub fn fetch(&self, file: &HubFile, expected: Option<&ExpectedFile<'_>>, show_progress: bool) -> Result<PathBuf> {
         self.find(file, expected, false, show_progress)?.ok_or_else(|| self.not_found(file))
     }
 
-    /// [`Hub::fetch`] of a file that the repository may lack: `None` where it does. When the hub cannot be reached, what
-    /// the cache has.
+    /// [`Hub::fetch`] for a file that the repository may lack: then the result is `None`. If the hub cannot be reached,
+    /// the cache decides.
     ///
     /// # Errors
-    /// As [`Hub::fetch`], also when there is no such repository or revision.
+    /// As [`Hub::fetch`]; also if there is no such repository or revision.
     pub fn fetch_if_there(&self, file: &HubFile, show_progress: bool) -> Result<Option<PathBuf>> {
         self.find(file, None, true, show_progress)
     }
@@ -88,7 +89,7 @@ impl Hub {
             Answer::There(remote) => match self.bring(file, &remote, expected, &repository, show_progress) {
                 Err(error @ Error::Io { .. }) if cached.is_some() => error.to_string(),
                 Err(Error::Io { path, source }) => {
-                    let advice = "Set HF_HUB_CACHE to a folder with room that you may write to";
+                    let advice = "Set HF_HUB_CACHE to a writable folder with enough space";
                     let path = path.display();
                     return Err(self.error(file, format!("cannot write to the cache: {path}: {source}. {advice}")));
                 }
@@ -102,7 +103,7 @@ impl Hub {
             None if optional => {}
             None => {
                 let (cache, by_hand) = (self.options.cache_dir.display(), self.by_hand(file));
-                return Err(self.error(file, format!("{reason}, and it is not in the cache {cache}. {by_hand}")));
+                return Err(self.error(file, format!("{reason}, and the file is not in the cache {cache}. {by_hand}")));
             }
         }
         Ok(cached)
@@ -129,7 +130,7 @@ impl Hub {
         self.options.endpoint.as_deref().unwrap_or("https://huggingface.co").trim_end_matches('/')
     }
 
-    /// The repository's page.
+    /// The address of the repository's page.
     pub(super) fn page(&self, file: &HubFile) -> String {
         let space = if file.space { "spaces/" } else { "" };
         format!("{}/{space}{}/{}", self.endpoint(), encode(&file.owner), encode(&file.repo))
@@ -144,15 +145,12 @@ impl Hub {
     /// How to get the file without this program.
     pub(super) fn by_hand(&self, file: &HubFile) -> String {
         let url = self.url(file);
-        format!("Or download {url} and name it with --weights FILE (a model: with --init or --checkpoint)")
+        format!("Or download {url} and pass it as --weights FILE (a model: as --init or --checkpoint)")
     }
 
     pub(super) fn not_found(&self, file: &HubFile) -> Error {
         let tree = format!("{}/tree/{}", self.page(file), file.revision());
-        self.error(
-            file,
-            format!("the hub answers 404: no such file, revision or repository. See what there is at {tree}"),
-        )
+        self.error(file, format!("the hub answers 404: no such file, revision or repository. See {tree}"))
     }
 
     pub(super) fn error(&self, file: &HubFile, reason: String) -> Error {
@@ -160,7 +158,7 @@ impl Hub {
     }
 }
 
-/// Percent-encoding of one part of an address.
+/// Percent-encodes one part of an address.
 fn encode(part: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     part.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()

@@ -1,12 +1,13 @@
 //! Weights from a file or from the hub, through the cache that Python's `huggingface_hub` uses.
 //!
-//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may lie in folders), of a space of the hub
-//! as `hf:spaces/owner/repo/file[@revision]`. [`HubOptions`] has
-//! the cache's folder, the endpoint and the token, from the Python library's environment variables.
+//! A source is written as a path, or as `hf:owner/repo/file[@revision]` (the file may be in subfolders); for a space,
+//! as `hf:spaces/owner/repo/file[@revision]`. [`HubOptions`] takes the cache's folder, the endpoint and the token from
+//! the Python library's environment variables.
 //!
-//! [`client`](Hub) decides what is fetched and when the cached copy serves; `cache` keeps the cache, whose layout is `hf-hub`'s, and
-//! checks hashes; `network` speaks the protocol over `ureq` (hf-hub's own clients were left out: see the workspace's
-//! `Cargo.toml`). Only the last needs the crate's feature `hub`: a build without it reads the cache as it does offline.
+//! [`client`](Hub) decides what to fetch and when to use the cached copy; `cache` manages the cache, in `hf-hub`'s
+//! layout, and checks hashes; `network` implements the protocol over `ureq` (for the reasons not to use hf-hub's own
+//! clients, see the workspace's `Cargo.toml`). Only the last needs the crate's feature `hub`; a build without it reads
+//! the cache as if offline.
 
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
 mod cache;
@@ -30,14 +31,14 @@ use std::str::FromStr;
 pub enum WeightSource {
     /// A file on this machine.
     File(PathBuf),
-    /// A file of the hub.
+    /// A file on the hub.
     Hub(HubFile),
 }
 
-/// A file of a model repository on the hub.
+/// A file in a repository on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubFile {
-    /// Whether the repository is a space and not a model.
+    /// Whether the repository is a space instead of a model.
     pub space: bool,
     /// The repository's owner.
     pub owner: String,
@@ -45,7 +46,7 @@ pub struct HubFile {
     pub repo: String,
     /// The file's path in the repository, with `/` between folders.
     pub file: String,
-    /// Branch, tag or commit; `None` is `main`.
+    /// Branch, tag or commit; `None` means `main`.
     pub revision: Option<String>,
 }
 
@@ -54,17 +55,17 @@ pub struct HubFile {
 pub struct ExpectedFile<'a> {
     /// Its size in bytes.
     pub size: u64,
-    /// Its sha256 in lower-case hexadecimal.
+    /// Its SHA-256 in lower-case hexadecimal.
     pub sha256: &'a str,
 }
 
 impl WeightSource {
-    /// The path of the file on this machine. A hub file is downloaded into the cache first unless it is there. With
-    /// `expected`, size and sha256 are checked. `show_progress` draws a bar.
+    /// The path of the file on this machine. A hub file is downloaded into the cache first if it is not there. With
+    /// `expected`, size and SHA-256 are checked. `show_progress` draws a progress bar.
     ///
     /// # Errors
-    /// [`Error::Io`] when a local file does not exist; [`Error::Hub`] when the hub refuses or cannot be reached;
-    /// [`Error::Hash`] or [`Error::Format`] when the file is not the expected one; [`Error::Interrupted`].
+    /// [`Error::Io`] if a local file does not exist; [`Error::Hub`] if the hub refuses or cannot be reached;
+    /// [`Error::Hash`] or [`Error::Format`] if the file is not the expected one; [`Error::Interrupted`].
     pub fn resolve(&self, expected: Option<&ExpectedFile<'_>>, show_progress: bool) -> Result<PathBuf> {
         match self {
             Self::File(path) => {
@@ -78,13 +79,13 @@ impl WeightSource {
 }
 
 impl HubFile {
-    /// The repository at the file's revision, as hf-hub names it in the cache.
+    /// The repository at the file's revision, with hf-hub's name for it in the cache.
     fn repository(&self) -> Repo {
         let kind = if self.space { RepoType::Space } else { RepoType::Model };
         Repo::with_revision(format!("{}/{}", self.owner, self.repo), kind, self.revision().into())
     }
 
-    /// The revision, `main` where none is named.
+    /// The revision; `main` by default.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
@@ -98,7 +99,7 @@ impl FromStr for WeightSource {
             Some(rest) => rest.parse().map(Self::Hub),
             None if text.is_empty() => Err("the name of the weights is empty".into()),
             None if text.starts_with("http://") || text.starts_with("https://") => Err(format!(
-                "'{text}' is an address; download the file and name it, or write a hub file as hf:owner/repo/file"
+                "'{text}' is an address; download the file and pass its path, or write a hub file as hf:owner/repo/file"
             )),
             None => Ok(Self::File(text.into())),
         }

@@ -1,5 +1,5 @@
-//! The hub's protocol: `HEAD` on `/resolve/` gives a file's commit, ETag and size; `GET` brings it, with a range where a
-//! transfer broke. A mirror that serves `/resolve/` alone is enough.
+//! The hub's protocol: `HEAD` on `/resolve/` returns a file's commit, ETag and size; `GET` returns its content, with a
+//! range after a broken transfer. A mirror only needs to serve `/resolve/`.
 
 use super::cache::{Repository, discard};
 use super::client::{Answer, Hub};
@@ -15,10 +15,10 @@ use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 
-/// A transfer that brought this many bytes before it broke does not count as a failed attempt.
+/// A transfer of at least this many bytes before a break does not count as a failed attempt.
 const PROGRESS: u64 = 1 << 20;
 
-/// Redirects in a row before the hub counts as broken.
+/// Redirects in a row before the hub is considered broken.
 const MOST_REDIRECTS: usize = 10;
 
 /// A file as the hub describes it.
@@ -44,7 +44,7 @@ pub(super) fn agent(options: &HubOptions) -> ureq::Agent {
 }
 
 impl Hub {
-    /// Asks the hub about a file: the headers of its address, or of what that redirects to, tell.
+    /// Asks the hub about a file: reads the headers of its address, or of the redirect's target.
     pub(super) fn ask_network(&self, file: &HubFile) -> Result<Answer> {
         let mut url = self.url(file);
         for _ in 0..MOST_REDIRECTS {
@@ -81,7 +81,7 @@ impl Hub {
         Err(self.error(file, format!("{MOST_REDIRECTS} redirects in a row, the last to {url}. {}", self.by_hand(file))))
     }
 
-    /// Adds the token where `url` is on the hub's own host; ureq drops it where a redirect leaves the host.
+    /// Adds the token if `url` is on the hub's own host; ureq drops it if a redirect leaves the host.
     fn request<B>(&self, request: ureq::RequestBuilder<B>, url: &str) -> ureq::RequestBuilder<B> {
         match &self.options.token {
             Some(token) if same_host(url, self.endpoint()) => {
@@ -99,7 +99,7 @@ impl Hub {
         }
     }
 
-    /// What a refusing answer means, and what to do.
+    /// The meaning of a refusal, and what to do.
     fn refusal(&self, file: &HubFile, response: &Response<ureq::Body>) -> String {
         let page = self.page(file);
         let said = header(response, "x-error-message").map_or(String::new(), |said| format!(" (it says: {said})"));
@@ -124,8 +124,8 @@ impl Hub {
         }
     }
 
-    /// The file's path in the cache, after downloading and checking its content unless that is there. [`Error::Io`] where the
-    /// cache cannot be written.
+    /// The file's path in the cache, after downloading and checking its content if it is not there. [`Error::Io`] if
+    /// the cache cannot be written.
     pub(super) fn bring(
         &self,
         file: &HubFile,
@@ -136,7 +136,7 @@ impl Hub {
     ) -> Result<PathBuf> {
         let blob = repository.blob(&remote.etag);
         let resumed = !is_complete(&blob, remote) && self.download(file, remote, &blob, show_progress)?;
-        // A large file's ETag is its sha256, 64 digits; a small file's is git's hash.
+        // A large file's ETag is its SHA-256, 64 digits; a small file's is git's hash.
         let named = (remote.etag.len() == 64).then(|| ExpectedFile { size: length(&blob), sha256: &remote.etag });
         if let Some(Err(error)) = expected.or(named.as_ref()).map(|expected| expected.check(&blob)) {
             discard(&blob)?;
@@ -149,7 +149,7 @@ impl Hub {
         repository.link(file, &remote.commit, &remote.etag).map_err(Error::io(&repository.folder))
     }
 
-    /// Downloads a blob; says whether it began with what an earlier call had left.
+    /// Downloads a blob; returns whether it continued an earlier download.
     fn download(&self, file: &HubFile, remote: &Remote, blob: &Path, show_progress: bool) -> Result<bool> {
         let folder = blob.parent().unwrap_or(blob);
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -176,7 +176,7 @@ impl Hub {
         Ok(resumed)
     }
 
-    /// Downloads what is missing of `part`; says why where the connection broke before the end.
+    /// Downloads the missing part of `part`; returns the reason if the connection broke before the end.
     fn transfer(&self, file: &HubFile, remote: &Remote, part: &Path, bar: &ProgressBar) -> Result<Option<String>> {
         let mut held = length(part);
         if held > 0 && Some(held) == remote.size {
@@ -196,14 +196,14 @@ impl Hub {
         };
         let at = |range: &str| range.starts_with(&format!("bytes {held}-"));
         match response.status().as_u16() {
-            200 => held = 0, // the whole file, also where a range was asked for
+            200 => held = 0, // the whole file, even if a range was requested
             206 if header(&response, "content-range").is_none_or(at) => {}
             status => return Ok(Some(format!("the download is answered with {status}"))),
         }
         if let (Some(comes), Some(size)) = (response.body().content_length(), remote.size)
             && held + comes != size
         {
-            return Ok(Some(format!("{comes} bytes are announced where {} are missing", size - held)));
+            return Ok(Some(format!("the server announces {comes} bytes, but {} are missing", size - held)));
         }
         let mut out = File::options().create(true).append(true).open(part).map_err(Error::io(part))?;
         out.set_len(held).map_err(Error::io(part))?;
@@ -227,13 +227,13 @@ impl Hub {
         Ok(cut.then(|| format!("the connection broke after {held} bytes")))
     }
 
-    /// Python's lock of a blob, held until it is dropped, so that two processes do not write the same file.
+    /// Takes Python's lock of a blob, so that two processes do not write the same file.
     fn lock(&self, file: &HubFile, etag: &str) -> Result<File> {
         let folder = self.options.cache_dir.join(".locks").join(file.repository().folder_name());
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let path = folder.join(format!("{etag}.lock"));
         let lock = File::create(&path).map_err(Error::io(&path))?;
-        let taken = || matches!(lock.try_lock(), Err(TryLockError::WouldBlock)); // not on a file system without locks
+        let taken = || matches!(lock.try_lock(), Err(TryLockError::WouldBlock)); // false on a file system without locks
         if taken() {
             log::info!("{file}: another process is downloading it; waiting");
             while taken() {
@@ -244,7 +244,7 @@ impl Hub {
     }
 }
 
-/// Waits; Ctrl-C ends it.
+/// Sleeps; Ctrl-C interrupts it.
 fn wait(time: Duration) -> Result<()> {
     let until = Instant::now() + time;
     while Instant::now() < until {
@@ -266,7 +266,7 @@ fn is_complete(blob: &Path, remote: &Remote) -> bool {
     blob.is_file() && remote.size.is_none_or(|size| length(blob) == size)
 }
 
-/// Where a redirect of `url` leads to.
+/// The target of a redirect from `url`.
 fn join(url: &str, location: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
     let host = rest.split('/').next().unwrap_or(rest);
@@ -287,7 +287,7 @@ fn same_host(url: &str, other: &str) -> bool {
     host(url).is_some() && host(url) == host(other)
 }
 
-/// Commits and ETags become names in the cache.
+/// Commits and ETags become file names in the cache, so they must be hashes.
 fn is_hash(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }

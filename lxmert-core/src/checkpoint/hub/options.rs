@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to reach the hub. Commands use [`HubOptions::from_env`]; tests set the fields. Not `Debug`, so that no log shows the token.
+/// How to reach the hub. Commands use [`HubOptions::from_env`]; tests set the fields. Not `Debug`, so that no log shows
+/// the token.
 #[derive(Clone)]
 pub struct HubOptions {
     /// Base address; `None` is <https://huggingface.co>.
@@ -12,18 +13,18 @@ pub struct HubOptions {
     pub cache_dir: PathBuf,
     /// Access token.
     pub token: Option<String>,
-    /// Use the cache alone.
+    /// Use only the cache.
     pub offline: bool,
-    /// How often in a row a transfer may break without bringing a mebibyte.
+    /// How often in a row a transfer may break without fetching a mebibyte.
     pub attempts: u32,
     /// Pause before the second attempt; it doubles each time.
     pub retry_delay: Duration,
-    /// How long a connection may be silent before it counts as broken.
+    /// How long a connection may be silent before it is considered broken.
     pub patience: Duration,
 }
 
 impl HubOptions {
-    /// The cache in `cache_dir`, no token, and everything else at its default.
+    /// The cache in `cache_dir`, no token, and defaults for everything else.
     #[must_use]
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn cache_folder_is_the_python_library_s() {
+    fn cache_folder_is_the_python_librarys() {
         let home = ("HOME", "/home/u");
         assert_eq!(from(&[home]).cache_dir, PathBuf::from("/home/u/.cache/huggingface/hub"));
         assert_eq!(from(&[home, ("XDG_CACHE_HOME", "/x")]).cache_dir, PathBuf::from("/x/huggingface/hub"));
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_takes_python_s_words_for_true() {
+    fn offline_accepts_pythons_words_for_true() {
         assert!(from(&[("HF_HUB_OFFLINE", "1")]).offline);
         assert!(from(&[("TRANSFORMERS_OFFLINE", "true")]).offline);
         assert!(!from(&[("HF_HUB_OFFLINE", "0")]).offline);

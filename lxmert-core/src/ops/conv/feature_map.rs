@@ -1,7 +1,7 @@
-//! Activations of an inference pass: channels-last, in buffers that are reused.
+//! Activations in inference: channels-last, in reused buffers.
 //!
-//! The first touch of fresh memory costs more than a layer's computation (a Faster R-CNN writes a gigabyte of activations an
-//! image). So a dropped map returns its buffer to the pool, and the next layer takes it from there.
+//! The first touch of fresh memory costs more than a layer's computation (a Faster R-CNN writes a gigabyte of
+//! activations per image). So a dropped map returns its buffer to the pool, and the next layer takes it from there.
 
 use super::super::simd::vectorised;
 use super::super::with_f32;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct BufferPool(Arc<Mutex<Vec<Vec<f32>>>>);
 
 impl BufferPool {
-    /// An empty pool.
+    /// Creates an empty pool.
     pub fn new() -> Self {
         Self::default()
     }
@@ -29,7 +29,8 @@ impl BufferPool {
     }
 
     fn give_back(&self, buffer: Vec<f32>) {
-        /// More than the maps of one image that are alive at once; images of many sizes must not fill the memory.
+        /// More than the maps of one image that are alive at once; a limit so that images of many sizes do not fill the
+        /// memory.
         const MOST: usize = 12;
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(buffer);
@@ -42,7 +43,7 @@ impl BufferPool {
 /// Activations `[batch, height, width, channels]` on the CPU, in f32.
 #[derive(Debug)]
 pub struct FeatureMap {
-    /// At least as long as the shape says.
+    /// At least as long as the shape requires.
     data: Vec<f32>,
     shape: [usize; 4],
     pool: BufferPool,
@@ -58,15 +59,15 @@ impl Drop for FeatureMap {
 }
 
 impl FeatureMap {
-    /// A map of shape `[batch, height, width, channels]` with arbitrary values, which the caller overwrites.
+    /// A map of shape `[batch, height, width, channels]` with arbitrary values, which the caller must overwrite.
     pub fn unwritten(shape: [usize; 4], pool: &BufferPool) -> Self {
         Self { data: pool.take(shape.iter().product()), shape, pool: pool.clone() }
     }
 
-    /// From a tensor `[batch, channels, height, width]` of f32 on the CPU; one that lies channels-last is copied as it is.
+    /// From an f32 CPU tensor `[batch, channels, height, width]`; if it is channels-last in memory, the copy is direct.
     ///
     /// # Errors
-    /// When it is of another rank, type or device.
+    /// Returns an error if it is of another rank, type or device.
     pub fn from_tensor(tensor: &Tensor, pool: &BufferPool) -> Result<Self> {
         let (batch, channels, height, width) = tensor.dims4()?;
         let mut map = Self::unwritten([batch, height, width, channels], pool);
@@ -74,7 +75,7 @@ impl FeatureMap {
         Ok(map)
     }
 
-    /// As a tensor `[batch, channels, height, width]`, a view of channels-last memory: nothing is copied.
+    /// Converts it to a tensor `[batch, channels, height, width]`, a view of channels-last memory, without copying.
     ///
     /// # Errors
     /// Never in practice: the shape fits the values.
@@ -100,14 +101,14 @@ impl FeatureMap {
         &mut self.data[..len]
     }
 
-    /// Where its buffer goes back to, and others like it come from.
+    /// The pool that its buffer returns to, and that others like it come from.
     pub fn pool(&self) -> &BufferPool {
         &self.pool
     }
 }
 
 vectorised! {
-    /// `sum += weight · values`, of the channels of a pixel.
+    /// `sum += weight · values` over the channels of a pixel.
     pub fn add_weighted(sum: &mut [f32], values: &[f32], weight: f32) {
         for (sum, value) in sum.iter_mut().zip(values) {
             *sum += weight * value;
@@ -116,7 +117,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// `best = max(best, values)`, of the channels of a pixel, NaN winning.
+    /// `best = max(best, values)` over the channels of a pixel; NaN wins.
     pub fn keep_larger(best: &mut [f32], values: &[f32]) {
         for (best, &value) in best.iter_mut().zip(values) {
             *best = if value > *best || value.is_nan() { value } else { *best };
@@ -129,27 +130,27 @@ vectorised! {
 pub enum Residual<'a> {
     /// Nothing.
     None,
-    /// A map of the output's shape.
+    /// A map with the output's shape.
     Same(&'a FeatureMap),
-    /// A coarser map of the same batch and channels, enlarged by nearest-neighbour interpolation as torch does it: source
+    /// A coarser map with the same batch and channels, enlarged by nearest-neighbour interpolation as in torch: source
     /// index ⌊target · (input size / output size)⌋, the ratio in f32.
     Upsampled(&'a FeatureMap),
 }
 
-/// A residual, ready to be read by the output's pixels.
+/// A residual prepared for access by the output's pixels.
 #[derive(Debug)]
 pub(crate) struct ResidualRows<'a> {
     values: &'a [f32],
     height: usize,
     width: usize,
     channels: usize,
-    /// The sources of rows and columns, for an enlarged map.
+    /// The source rows and columns of an enlarged map.
     sources: Option<(Vec<usize>, Vec<usize>)>,
 }
 
 impl<'a> ResidualRows<'a> {
     /// # Errors
-    /// When the map does not fit an output of `shape`.
+    /// Returns an error if the map does not fit an output of `shape`.
     pub fn new(residual: Residual<'a>, shape: [usize; 4]) -> Result<Option<Self>> {
         let (map, sources) = match residual {
             Residual::None => return Ok(None),

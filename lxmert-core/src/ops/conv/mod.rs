@@ -1,9 +1,9 @@
-//! Convolutions for inference: weights packed once, activations channels-last, bias, residual and ReLU done while a tile
-//! of the output is still in the cache.
+//! Convolutions for inference: weights prepacked once, activations channels-last; bias, residual and ReLU are applied
+//! while a tile of the output is still in the cache.
 //!
-//! With channels last a window's row is contiguous, so that a convolution is a product whose left side is gathered by plain
-//! copies. A 1×1 convolution has nothing to gather, nor has a window as large as the image: a linear layer on all of it. 3×3
-//! convolutions with stride 1 go through `winograd.rs`.
+//! With channels last, a window's row is contiguous, so a convolution is a product with a left side gathered by plain
+//! copies. Nothing need be gathered for a 1×1 convolution, or for a window as large as the image (a linear layer over
+//! all of it). 3×3 convolutions with stride 1 use `winograd.rs`.
 
 mod feature_map;
 mod windows;
@@ -29,7 +29,7 @@ use winograd::Winograd;
 /// Values of gathered windows that a task keeps in the second-level cache.
 const GATHERED: usize = 1 << 17;
 
-/// A convolution with its weights packed for this machine's vector instructions.
+/// A convolution with its weights prepacked for this machine's vector instructions.
 #[derive(Debug)]
 pub struct PrepackedConv2d {
     method: Method,
@@ -50,12 +50,12 @@ enum Method {
 }
 
 impl PrepackedConv2d {
-    /// `weight`: `[out_channels, channels, kernel_height, kernel_width]`, f32 on the CPU, with any norm folded in; `bias`:
-    /// `[out_channels]`. With `relu`, negative outputs become 0. Weights and inputs are rounded to `precision`; bias, residual and
-    /// sums are not.
+    /// `weight`: `[out_channels, channels, kernel_height, kernel_width]`, f32 on the CPU, with any norm folded in;
+    /// `bias`: `[out_channels]`. With `relu`, negative outputs become 0. Weights and inputs are rounded to `precision`;
+    /// bias, residual and sums are not.
     ///
     /// # Errors
-    /// When the tensors are of another kind or do not fit each other.
+    /// Returns an error if the tensors are of another kind or do not fit each other.
     pub fn new(
         weight: &Tensor,
         bias: Option<&Tensor>,
@@ -75,7 +75,7 @@ impl PrepackedConv2d {
         let kernel = Kernel::new(precision);
         let method = match Winograd::applies(dims, stride, &kernel) {
             true => Method::Winograd(with_f32(weight, |w| Winograd::new(w, out_channels, channels, kernel))?),
-            // Each row in the order of a window's values in a map.
+            // Put each row into the order of a window's values in a map.
             false => Method::Product(with_f32(&weight.permute((0, 2, 3, 1))?, |w| {
                 Prepacked::new(Matrix::new(w, out_channels, height * width * channels).t(), kernel)
             })?),
@@ -83,23 +83,24 @@ impl PrepackedConv2d {
         Ok(Self { method, bias, channels, out_channels, kernel_size: (height, width), stride, padding, relu })
     }
 
-    /// Whether a convolution of such weights goes through Winograd's transforms, which multiply the rounding to bf16 by four.
+    /// Whether a convolution with such weights uses Winograd's transforms, which multiply the rounding to bf16 by four.
     ///
     /// # Errors
-    /// When `weight` does not have four dimensions.
+    /// Returns an error if `weight` does not have four dimensions.
     pub fn is_winograd(weight: &Tensor, stride: usize, precision: Precision) -> Result<bool> {
         Ok(Winograd::applies(weight.dims4()?, stride, &Kernel::new(precision)))
     }
 
-    /// Channels that leave.
+    /// Output channels.
     pub fn out_channels(&self) -> usize {
         self.out_channels
     }
 
-    /// `x` convolved, plus bias and `residual`, then ReLU if there is one. The result lies in `x`'s pool.
+    /// Convolves `x`, adds bias and `residual`, then applies the ReLU if there is one. The result uses `x`'s pool.
     ///
     /// # Errors
-    /// When the channels do not fit, the kernel is larger than the padded image, or the residual has another shape.
+    /// Returns an error if the channels do not fit, the kernel is larger than the padded image, or the residual has
+    /// another shape.
     pub fn forward(&self, x: &FeatureMap, residual: Residual) -> Result<FeatureMap> {
         let [batch, height, width, channels] = x.shape();
         if channels != self.channels {
@@ -142,7 +143,7 @@ impl PrepackedConv2d {
             let a = Matrix::new(x.values(), pixels, inner);
             return multiply_prepacked(output(out, 0), a, weights, Threads::Pool);
         }
-        // Rows a power of two apart would fall into the same sets of the cache.
+        // Rows a power of two apart would fall into the same cache sets.
         let stride = inner.next_multiple_of(16) + 16;
         let per_task = balanced(pixels, weights.kernel().large_rows(), (GATHERED / stride).min(MOST_ROWS));
         out.par_chunks_mut(per_task * columns).enumerate().for_each(|(task, out)| {
@@ -158,7 +159,7 @@ impl PrepackedConv2d {
     }
 }
 
-/// What is done to the sums of the output's pixels from one on, counted over the batch.
+/// The epilogue for the output's pixels from a given one on, counted over the batch.
 type EpilogueFrom<'a> = &'a (dyn Fn(usize) -> Epilogue<'a> + Sync);
 
 /// Copies the window of an output pixel: kernel rows, kernel columns, channels fastest; the padding is 0.

@@ -1,4 +1,4 @@
-//! The arithmetic of sliding windows: which input a window touches.
+//! The arithmetic of sliding windows: which inputs a window covers.
 
 use candle_core::{Result, bail};
 
@@ -62,18 +62,19 @@ impl Windows {
         self.channels * self.kernel.0 * self.kernel.1
     }
 
-    /// Whether the windows are the image itself, so that there is nothing to gather: each a pixel, or one as large as the image.
+    /// Whether the windows equal the image, so that nothing need be gathered: each is one pixel, or one is as large as
+    /// the image.
     pub fn is_identity(&self) -> bool {
         let (each_pixel, whole_image) = (self.kernel == (1, 1) && self.stride == 1, (self.height, self.width));
         self.padding == 0 && (each_pixel || self.kernel == whole_image)
     }
 
-    /// The input row that kernel row `i` meets in output row `out_y`, unless it lies in the padding.
+    /// The input row that kernel row `i` meets in output row `out_y`, unless it is in the padding.
     pub fn in_row(&self, out_y: usize, i: usize) -> Option<usize> {
         (out_y * self.stride + i).checked_sub(self.padding).filter(|&y| y < self.height)
     }
 
-    /// The input column that kernel column `j` meets in output column `out_x`, unless it lies in the padding.
+    /// The input column that kernel column `j` meets in output column `out_x`, unless it is in the padding.
     pub fn in_column(&self, out_x: usize, j: usize) -> Option<usize> {
         (out_x * self.stride + j).checked_sub(self.padding).filter(|&x| x < self.width)
     }

@@ -3,12 +3,12 @@
 //!
 //! Each 4×4 tile of the output comes from a 6×6 tile of the input: `Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A`, where the elementwise
 //! product, summed over channels, is for each of the 36 places one matrix product `[tiles, channels] · [channels, out]`.
-//! The polynomials behind it are evaluated at 0, ±5/8, ±3/2 and ∞: of the points that are exact in f32 and close to where
-//! the error is least (Barabasz et al. 2020), half that of the usual ±1 and ±2. In f32 the transforms still cost the better
-//! part of a digit against the direct sum; the tests state the bound.
+//! The polynomials behind it are evaluated at 0, ±5/8, ±3/2 and ∞. Of the points that are exact in f32, these are close
+//! to the ones with the least error (Barabasz et al. 2020), half that of the usual ±1 and ±2. In f32 the transforms
+//! still lose most of a digit against the direct sum; the tests state the bound.
 
 #![allow(unsafe_code)]
-// Matrices are walked along both sides: indices say it better than iterators.
+// Matrices are walked along both sides, for which indices are clearer than iterators.
 #![allow(clippy::needless_range_loop)]
 
 use super::super::matrix::Matrix;
@@ -30,7 +30,7 @@ const B: f32 = 1.5;
 const AA: f32 = A * A;
 const BB: f32 = B * B;
 
-/// The weights of a 3×3 convolution, transformed and packed.
+/// The weights of a 3×3 convolution, transformed and prepacked.
 #[derive(Debug)]
 pub(crate) struct Winograd {
     /// For each panel of output channels, for each place, `channels` × panel width.
@@ -42,8 +42,8 @@ pub(crate) struct Winograd {
 }
 
 impl Winograd {
-    /// Whether the transforms, which run along channels a register at a time, apply to weights of `[out_channels, channels,
-    /// kernel_height, kernel_width]`.
+    /// Whether the transforms, which process the channels one register at a time, apply to weights of `[out_channels,
+    /// channels, kernel_height, kernel_width]`.
     pub fn applies((_, channels, height, width): (usize, usize, usize, usize), stride: usize, kernel: &Kernel) -> bool {
         (height, width) == (3, 3) && stride == 1 && channels.is_multiple_of(kernel.lanes())
     }
@@ -68,7 +68,7 @@ impl Winograd {
         Self { weights, channels, out_channels, kernel, transforms }
     }
 
-    /// Writes the convolution of `x` with its bias and epilogue to `out`.
+    /// Writes the convolution of `x`, with bias and epilogue, to `out`.
     pub fn forward<'a>(
         &'a self,
         x: &'a FeatureMap,
@@ -81,8 +81,8 @@ impl Winograd {
         let tile_rows = windows.out_height.div_ceil(OUT);
         let row_len = windows.out_width * self.out_channels;
         let image_len = windows.out_height * row_len;
-        // What one task takes, rows of tiles of one image or several whole images: enough tiles to reuse each panel, few enough
-        // to stay in the cache.
+        // One task takes rows of tiles of one image, or several whole images: enough tiles to reuse each panel, few
+        // enough to stay in the cache.
         let batch = out.len() / image_len;
         let most = (MOST_TILES / (tile_rows * tile_columns)).min(batch.div_ceil(rayon::current_num_threads()));
         let images = balanced(batch, 1, most);
@@ -107,7 +107,7 @@ impl Winograd {
     }
 }
 
-/// Tiles of a task: with 256 channels their transforms take 2.6 MB, which streams from the third-level cache.
+/// Tiles per task: with 256 channels their transforms take 2.6 MB, which streams from the third-level cache.
 const MOST_TILES: usize = 72;
 
 /// Some rows of tiles of one image, or all of some images.
@@ -128,14 +128,14 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// `out`: the rows of the output that these tiles cover, image after image.
+    /// `out`: the output rows that these tiles cover, image after image.
     fn run(&self, out: &mut [f32]) {
         let (layer, kernel) = (self.layer, &self.layer.kernel);
         let (channels, out_channels, panel) = (layer.channels, layer.out_channels, kernel.columns);
         let tiles = out.len() / (self.rows * self.windows.out_width * out_channels) * self.tiles;
         let rows = kernel.round_rows(tiles);
         let words = kernel.words(channels);
-        // Rows a power of two apart would fall into the same sets of the cache.
+        // Rows a power of two apart would fall into the same cache sets.
         let stride = words + 16;
         let (inputs, products) = (PLACES * rows * stride, PLACES * rows * panel);
         with_scratch([inputs, products, OUT * OUT * panel, channels], |[inputs, products, patch, zeros]| {
@@ -158,7 +158,7 @@ impl Task<'_> {
         });
     }
 
-    /// Finishes and stores the 4×4 outputs of a tile, as far as they lie in the image, in the channels from `start` on.
+    /// Finishes and stores the part of a tile's 4×4 outputs that is inside the image, for the channels from `start` on.
     fn store(&self, tile: usize, start: usize, patch: &[f32], out: &mut [f32]) {
         let (channels, panel) = (self.layer.out_channels, self.layer.kernel.columns);
         let width = panel.min(channels - start);
@@ -176,7 +176,7 @@ impl Task<'_> {
         }
     }
 
-    /// Where the 36 pixels of a tile's input lie: in the image, or in the padding, which is `zeros`.
+    /// The 36 pixels of a tile's input: in the image, or in the padding, which is `zeros`.
     fn sources<'b>(&'b self, tile: usize, zeros: &'b [f32]) -> [&'b [f32]; PLACES] {
         let channels = self.layer.channels;
         let (image, tile) = (self.image + tile / self.tiles, tile % self.tiles);
@@ -196,8 +196,8 @@ impl Task<'_> {
 }
 
 vectorised! {
-    /// `out = values + bias` in the `width` columns from `start` on of all rows, which begin `leading` apart in `out` and `panel`
-    /// in `values`.
+    /// `out = values + bias` in the `width` columns from `start` on of all rows, which are `leading` apart in `out` and
+    /// `panel` apart in `values`.
     fn add_bias(out: &mut [f32], leading: usize, start: usize, width: usize, values: &[f32], panel: usize, bias: &[f32]) {
         let bias = &bias[start..start + width];
         for (out, values) in out.chunks_exact_mut(leading).zip(values.chunks_exact(panel)) {
@@ -211,7 +211,8 @@ vectorised! {
 /// `G g Gᵀ`, in f64.
 fn transform_filter(g: [f64; 9]) -> [f32; PLACES] {
     let (a, b) = (f64::from(A), f64::from(B));
-    // The value at a point, over the product of its distances from the others (which the input's transform leaves out).
+    // The value at a point, divided by the product of its distances from the others (which the input's transform
+    // omits).
     let at = |p: f64, other: f64| {
         let scale = 1.0 / (2.0 * p * p * (p * p - other * other));
         [scale, scale * p, scale * p * p]
@@ -234,7 +235,7 @@ struct Transforms {
     output: Output,
 }
 
-/// The pixels of a tile, their channels.
+/// The pixels of a tile; each is a pointer to its channels.
 type Sources = [*const f32; PLACES];
 type Input = unsafe fn(&Sources, usize, *mut f32, usize);
 type Output = unsafe fn(*const f32, usize, *mut f32, usize);
@@ -252,7 +253,8 @@ impl Transforms {
         }
     }
 
-    /// `Bᵀ d B` of the tile whose pixels are `sources`, place `p` to `out[p · stride..]`, in the precision's words.
+    /// `Bᵀ d B` of the tile with the pixels `sources`; place `p` goes to `out[p · stride..]`, in words of the
+    /// precision.
     fn input(&self, sources: &[&[f32]; PLACES], out: &mut [f32], stride: usize) {
         let channels = sources[0].len();
         assert!(channels.is_multiple_of(self.lanes) && sources.iter().all(|source| source.len() == channels));
@@ -264,7 +266,8 @@ impl Transforms {
         unsafe { (self.input)(&pointers, channels, out.as_mut_ptr(), stride) }
     }
 
-    /// `Aᵀ m A` of `count` channels, place `p` read at `products[p · stride..]`, pixel `q` written at `patch[q · count..]`.
+    /// `Aᵀ m A` for `count` channels; place `p` is read at `products[p · stride..]`, pixel `q` written at `patch[q ·
+    /// count..]`.
     fn output(&self, products: &[f32], stride: usize, patch: &mut [f32], count: usize) {
         assert!(count.is_multiple_of(self.lanes) && products.len() >= (PLACES - 1) * stride + count);
         assert!(patch.len() >= OUT * OUT * count);
@@ -299,8 +302,8 @@ compiled_for! {
 unsafe fn input<V: Vector, const PAIRS: bool>(sources: &Sources, channels: usize, out: *mut f32, stride: usize) {
     let mut channel = 0;
     while channel < channels {
-        // SAFETY: `channel + LANES <= channels`, which is a multiple of LANES, so all accesses lie in the ranges that
-        // the caller vouches for. `wrapping_add` costs no check in a debug build.
+        // SAFETY: `channel + LANES <= channels`, which is a multiple of LANES, so all accesses are in the ranges that
+        // the caller guarantees. `wrapping_add` costs no check in a debug build.
         unsafe {
             let mut half = [[V::splat(0.0); IN]; IN];
             for j in 0..IN {
@@ -356,7 +359,7 @@ unsafe fn output<V: Vector>(products: *const f32, stride: usize, patch: *mut f32
     }
 }
 
-/// `Bᵀ d`, by its factors.
+/// `Bᵀ d`, by factors.
 ///
 /// # Safety
 /// As for [`Vector`].
@@ -379,7 +382,7 @@ unsafe fn times_b<V: Vector>(d: [V; IN]) -> [V; IN] {
     }
 }
 
-/// `Aᵀ m`, by its factors.
+/// `Aᵀ m`, by factors.
 ///
 /// # Safety
 /// As for [`Vector`].

@@ -1,4 +1,4 @@
-//! The tiles of every machine with checked bounds.
+//! The tiles of every machine, with bounds checks.
 
 use super::super::checked::{Checked, Lent, assert_every_value_is_needed};
 use super::*;
@@ -11,7 +11,7 @@ unsafe fn checked<const LANES: usize, const ROWS: usize, const PAIRS: bool>(oper
     unsafe { multiply::<Checked<LANES>, ROWS, PAIRS>(operands) }
 }
 
-/// As [`Kernel::of`] has them.
+/// The kernels that [`Kernel::of`] returns.
 fn kernels() -> [Kernel; 6] {
     let kernel = |level, precision, columns, large, small| Kernel { level, precision, columns, large, small };
     let (f32, bf16) = (Precision::F32, Precision::Bf16);
@@ -26,7 +26,7 @@ fn kernels() -> [Kernel; 6] {
 }
 
 #[test]
-fn the_checked_tiles_are_those_that_run() {
+fn the_checked_tiles_are_the_ones_in_use() {
     for kernel in kernels() {
         let real = Kernel::of(kernel.level, kernel.precision);
         let sizes = |kernel: &Kernel| (kernel.columns, kernel.large.rows, kernel.small.rows);
@@ -36,14 +36,14 @@ fn the_checked_tiles_are_those_that_run() {
     }
 }
 
-/// Operands exactly as long as they must be, `a` row after row or column after column.
+/// Operands exactly as long as needed; `a` is stored row by row or column by column.
 struct Case {
     rows: usize,
     inner: usize,
     a: Vec<f32>,
     strides: (usize, usize),
     panel: Vec<f32>,
-    /// One row that is added to all.
+    /// One row that is added to every row.
     row: Vec<f32>,
     out: Vec<f32>,
     out_stride: usize,
@@ -80,7 +80,7 @@ impl Case {
     }
 }
 
-/// Short, and around where a sum is cut into parts.
+/// Short lengths, and lengths around where a sum is split.
 fn inner() -> impl Strategy<Value = usize> {
     prop_oneof![0usize..3, 3usize..40, CHAIN - 1..CHAIN + 2, 2 * CHAIN - 1..2 * CHAIN + 2]
 }
@@ -103,7 +103,7 @@ proptest! {
             for (place, value) in out.iter().enumerate() {
                 let (i, j) = (place / case.out_stride, place % case.out_stride);
                 if j >= kernel.columns {
-                    prop_assert_eq!(*value, case.out[place], "written between the rows");
+                    prop_assert_eq!(*value, case.out[place], "the gap between rows was overwritten");
                     continue;
                 }
                 let terms = (0..inner).map(|k| {
@@ -127,7 +127,7 @@ proptest! {
 }
 
 #[test]
-fn a_slice_that_is_one_value_short_is_noticed() {
+fn detects_a_slice_that_is_one_value_short() {
     for kernel in kernels() {
         for rows in [kernel.small.rows, kernel.large.rows] {
             let case = Case::new(&kernel, rows, 5, (2, 1), false);
@@ -138,9 +138,9 @@ fn a_slice_that_is_one_value_short_is_noticed() {
     }
 }
 
-/// What the tile trusts is what the safe function around it asserts.
+/// The safe function asserts everything that the tile relies on.
 #[test]
-fn a_slice_that_is_too_short_never_reaches_the_tile() {
+fn a_short_slice_never_reaches_the_tile() {
     for kernel in kernels() {
         for (a, panel, row, out) in [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)] {
             let mut case = Case::new(&kernel, kernel.large.rows + kernel.small.rows, 7, (0, 0), false);

@@ -1,4 +1,4 @@
-//! The tile with checked bounds.
+//! The tile, with bounds checks.
 
 use super::super::checked::{Checked, Lent, assert_every_value_is_needed};
 use super::*;
@@ -12,7 +12,7 @@ unsafe fn checked<const N: usize>(a: &Rows, w: &Weights, inner: usize, sums: &mu
 
 const TILES: [Tile; 3] = [checked::<4>, checked::<8>, checked::<16>];
 
-/// Both sides, exactly as long as they must be.
+/// Both sides, exactly as long as needed.
 fn sides(rows: usize, weights: usize, inner: usize, gap: usize) -> (Vec<f32>, Vec<f32>) {
     let values = |name, rows: usize| procedural::values(name, (rows - 1) * (inner + gap) + inner, -1.0, 1.0, 4);
     (values("a", rows), values("w", weights))
@@ -41,7 +41,7 @@ proptest! {
 }
 
 #[test]
-fn a_slice_that_is_one_value_short_is_noticed() {
+fn detects_a_slice_that_is_one_value_short() {
     let (rows, weights, inner) = (ROWS + 1, WEIGHTS + 1, 2 * LANES);
     let (a, w) = sides(rows, weights, inner, 1);
     for tile in TILES {

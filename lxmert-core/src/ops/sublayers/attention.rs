@@ -1,6 +1,7 @@
 //! The attention sub-layer: `norm(x + dropout(attention(x, context) Wₒᵀ + bₒ))`.
 
 use super::super::attention::{HeadsLayout, attention_probabilities, attention_weigh};
+use super::super::cuda;
 use super::super::dropout::{Mask, apply_mask};
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
@@ -15,7 +16,7 @@ use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Mutex, PoisonError};
 
-/// Is shown the attention map, `[batch, heads, queries, keys]`, before dropout, and gives what is used in its place.
+/// Receives the attention map, `[batch, heads, queries, keys]`, before dropout, and returns what is used instead.
 pub type Watch<'a> = &'a (dyn Fn(Tensor) -> Result<Tensor> + Sync);
 
 /// The sub-layer's weights and constants.
@@ -34,11 +35,11 @@ pub struct AttentionSublayer<'a> {
 }
 
 impl AttentionSublayer<'_> {
-    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`, which may be `x` itself. With `watch` the map
-    /// is formed and shown.
+    /// `x`: ragged rows, `[rows, hidden]`; `context`: likewise, `[keys, hidden]`; it may be `x` itself. With `watch`
+    /// the map is formed and passed to it.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(
         &self,
         (x, queries): (&Tensor, &Ragged),
@@ -95,14 +96,24 @@ impl AttentionSublayer<'_> {
         run: &Run,
         watch: Option<Watch>,
     ) -> Result<Tensor> {
-        let project = |part: usize, x: &Tensor, rows: &Ragged| {
+        let project = |part: usize, x: &Tensor| {
             let (weight, bias) = self.projections[part];
-            rows.scatter(&linear_with(x, weight, bias, run.precision)?)
+            linear_with(x, weight, bias, run.precision)
         };
-        let (q, k, v) = (project(0, x, queries)?, project(1, context, keys)?, project(2, context, keys)?);
+        let (q, k, v) = (project(0, x)?, project(1, context)?, project(2, context)?);
+        let dropout = run.mask(self.dropout[0]);
+        if watch.is_none() && x.device().is_cuda() {
+            let width = self.output.1.elem_count();
+            let layout =
+                HeadsLayout { heads: self.heads, width, queries: queries.clone(), keys: keys.clone(), dropout };
+            if let Some(attended) = cuda::fused::attention(&q, &k, &v, &layout)? {
+                return composed_output(x, &attended, self.output, &self.norm, self.dropout[1], queries, run);
+            }
+        }
+        let (q, k, v) = (queries.scatter(&q)?, keys.scatter(&k)?, keys.scatter(&v)?);
         let map = attention_probabilities(&q, &k, self.heads, keys)?;
         let map = watch.map_or(Ok(map.clone()), |watch| watch(map))?;
-        let map = run.mask(self.dropout[0]).map_or(Ok(map.clone()), |mask| apply_mask(&map, mask))?;
+        let map = dropout.map_or(Ok(map.clone()), |mask| apply_mask(&map, mask))?;
         let attended = queries.gather(&attention_weigh(&map, &v)?)?;
         composed_output(x, &attended, self.output, &self.norm, self.dropout[1], queries, run)
     }
@@ -113,7 +124,7 @@ const OUTPUT: usize = 6;
 
 struct Attention {
     keep: bool,
-    /// Whether queries and context are one tensor, which then takes one gradient.
+    /// Whether queries and context are one tensor, which then has a single gradient.
     itself: bool,
     mask: Option<Mask>,
     eps: f64,
@@ -123,7 +134,7 @@ struct Attention {
     saved: Mutex<Saved>,
 }
 
-/// For the backward.
+/// Values for the backward pass.
 #[derive(Default)]
 struct Saved {
     q: Vec<f32>,
@@ -138,7 +149,7 @@ impl Attention {
         self.mask.map(|mask| RowDropout { mask, rows: self.layout.queries.rows(), width: self.layout.width })
     }
 
-    /// `out = x wᵀ + b` by projection `part`.
+    /// `out = x wᵀ + b` with projection `part`.
     fn project(&self, part: usize, x: &[f32], out: &mut [f32]) -> Result<()> {
         let (w, b) = (self.parameters.hold(2 * part), self.parameters.hold(2 * part + 1));
         linear_rows(
@@ -152,7 +163,7 @@ impl Attention {
         Ok(())
     }
 
-    /// Adds to `dx` what the projection's `grad` gives, and writes its weights' gradients.
+    /// Adds to `dx` the contribution of the projection's `grad`, and writes its weights' gradients.
     fn project_back(
         &self,
         part: usize,

@@ -1,10 +1,11 @@
 //! The feed-forward sub-layer: `norm(x + dropout(dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂))`.
 
 use super::super::activation::FusedActivation;
-use super::super::dropout::{Mask, dropout_rows};
+use super::super::cuda;
+use super::super::dropout::{Mask, mask_rows};
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
-use super::super::linear::{linear_dw, linear_dx, linear_rows, linear_with};
+use super::super::linear::{linear_dw, linear_dx, linear_product, linear_rows, linear_with};
 use super::super::microkernel::Base;
 use super::super::precision::Precision;
 use super::super::ragged::Ragged;
@@ -21,7 +22,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct FeedForwardSublayer<'a> {
     /// `[inner, hidden]` and `[inner]`.
     pub first: Weights<'a>,
-    /// What the inner values go through.
+    /// The activation of the inner values.
     pub activation: Activation,
     /// `[hidden, inner]` and `[hidden]`.
     pub second: Weights<'a>,
@@ -35,7 +36,7 @@ impl FeedForwardSublayer<'_> {
     /// `x`: ragged rows, `[rows, hidden]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// Returns an error if the shapes do not fit.
     pub fn forward(&self, x: &Tensor, rows: &Ragged, run: &Run) -> Result<Tensor> {
         let tensors = [self.first.0, self.first.1, self.second.0, self.second.1, self.norm.weight, self.norm.bias];
         let (inner, hidden) = self.first.0.dims2()?;
@@ -70,9 +71,34 @@ impl FeedForwardSublayer<'_> {
         x.contiguous()?.apply_op2(&node, op)
     }
 
+    /// `dropout(act(x W₁ᵀ + b₁))` by the device's kernel, where it applies.
+    fn inner_on_device(
+        &self,
+        x: &Tensor,
+        dropout: Option<(Mask, Option<&Ragged>)>,
+        run: &Run,
+    ) -> Result<Option<Tensor>> {
+        let activation = match FusedActivation::of(self.activation) {
+            Some(FusedActivation::Gelu) => 1,
+            Some(FusedActivation::Relu) => 2,
+            None => return Ok(None),
+        };
+        if !x.device().is_cuda() {
+            return Ok(None);
+        }
+        let product = linear_product(x, self.first.0, run.precision)?;
+        cuda::fused::activate(&product, Some(self.first.1), activation, dropout)
+    }
+
     fn composed(&self, x: &Tensor, rows: &Ragged, run: &Run) -> Result<Tensor> {
-        let inner = activate(self.activation, &linear_with(x, self.first.0, self.first.1, run.precision)?)?;
-        let inner = dropout_rows(&inner, rows, self.dropout[0], run.rng)?;
+        let mask = run.mask(self.dropout[0]);
+        let inner = match self.inner_on_device(x, mask.map(|mask| (mask, Some(rows))), run)? {
+            Some(inner) => inner,
+            None => {
+                let inner = activate(self.activation, &linear_with(x, self.first.0, self.first.1, run.precision)?)?;
+                mask.map_or(Ok(inner.clone()), |mask| mask_rows(&inner, rows, mask))?
+            }
+        };
         composed_output(x, &inner, self.second, &self.norm, self.dropout[1], rows, run)
     }
 }
@@ -88,7 +114,8 @@ struct FeedForward {
     saved: Mutex<Saved>,
 }
 
-/// For the backward: the inner values after activation and dropout, their derivatives, and the normalised output.
+/// Values for the backward pass: the inner values after activation and dropout, their derivatives, and the normalised
+/// output.
 #[derive(Default)]
 struct Saved {
     inner: Vec<f32>,

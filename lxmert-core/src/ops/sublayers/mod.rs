@@ -1,9 +1,9 @@
 //! A transformer's sub-layers, each as one operation over ragged rows ([`Ragged`]) with its gradient.
 //!
-//! Each has one entry, `forward`. Inside it the CPU's fused kernel runs where it applies: what lies between input and output
-//! never becomes a tensor, and bias and activation are applied while a product's values are in the cache. Everywhere else, and
-//! where attention maps are asked for, the composition from the other operations runs, which says what the sub-layer means. Both draw
-//! the same dropout masks.
+//! Each has one entry, `forward`. Where it applies, the CPU's fused kernel runs: what is between input and output never
+//! becomes a tensor, and bias and activation are applied while a product's values are in the cache. Everywhere else,
+//! and if attention maps are requested, the composition of the other operations runs, which defines the sub-layer. Both
+//! draw the same dropout masks.
 
 mod attention;
 mod feed_forward;
@@ -12,8 +12,9 @@ mod parameters;
 pub use attention::{AttentionSublayer, Watch};
 pub use feed_forward::FeedForwardSublayer;
 
-use super::dropout::{DropoutRng, Mask, dropout_rows};
-use super::linear::linear_with;
+use super::cuda;
+use super::dropout::{DropoutRng, Mask, mask_rows};
+use super::linear::{linear_product, linear_with};
 use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;
 use super::ragged::Ragged;
@@ -22,22 +23,22 @@ use candle_core::{Result, Tensor};
 /// A layer norm's weights, `[width]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// Multiplies the normalised values.
+    /// Factor of the normalised values.
     pub weight: &'a Tensor,
-    /// Is added to them.
+    /// Added to the normalised values.
     pub bias: &'a Tensor,
     /// Added to the variance.
     pub eps: f64,
 }
 
-/// What is the same for all sub-layers of a pass.
+/// The settings that all sub-layers of a pass share.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Run<'a> {
-    /// Draws the dropout masks; none in evaluation.
+    /// Draws the dropout masks; `None` in evaluation.
     pub rng: Option<&'a DropoutRng>,
-    /// What the products with weights round their operands to, forward and backward.
+    /// Precision to which the products with weights round their operands, forward and backward.
     pub precision: Precision,
-    /// Where the weights lie packed from pass to pass, for weights that stay as they are.
+    /// The prepacked weights, kept between passes; for weights that do not change.
     pub prepacked: Option<&'a PrepackedWeights>,
 }
 
@@ -51,7 +52,7 @@ impl Run<'_> {
 /// A linear map's weights, `[out, in]` and `[out]`.
 pub type Weights<'a> = (&'a Tensor, &'a Tensor);
 
-/// The end of a sub-layer as a composition: `norm(x + dropout(inner Wᵀ + b))` of ragged rows.
+/// The end of a sub-layer as a composition: `norm(x + dropout(inner Wᵀ + b))` for ragged rows.
 fn composed_output(
     x: &Tensor,
     inner: &Tensor,
@@ -61,6 +62,15 @@ fn composed_output(
     rows: &Ragged,
     run: &Run,
 ) -> Result<Tensor> {
-    let out = dropout_rows(&linear_with(inner, weight, bias, run.precision)?, rows, probability, run.rng)?;
+    let mask = run.mask(probability);
+    if x.device().is_cuda() {
+        let product = linear_product(inner, weight, run.precision)?;
+        let end = (norm.weight, norm.bias, norm.eps);
+        if let Some(y) = cuda::fused::norm(&product, Some(bias), Some(x), end, mask.map(|mask| (mask, rows)))? {
+            return Ok(y);
+        }
+    }
+    let out = linear_with(inner, weight, bias, run.precision)?;
+    let out = mask.map_or(Ok(out.clone()), |mask| mask_rows(&out, rows, mask))?;
     super::layer_norm(&(x + out)?, norm.weight, norm.bias, norm.eps)
 }

@@ -1,4 +1,4 @@
-//! Any number of weights as one argument of an operation: candle's custom operations take three.
+//! Passes any number of weights as one argument of an operation; candle's custom operations take only three.
 
 use super::super::gradients::deliver;
 use super::super::linear::Factor;
@@ -8,19 +8,19 @@ use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage,
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An operation's weights. In the graph a [`node`](Self::node) without data stands for them: the operation leaves their
-/// gradients here, and the node's own backward, which comes after, hands them on.
+/// An operation's weights. In the graph a [`node`](Self::node) without data represents them: the operation leaves their
+/// gradients here, and the node's own backward pass, which runs later, passes them on.
 #[derive(Debug, Clone)]
 pub(super) struct Parameters {
     tensors: Vec<Tensor>,
-    /// Of the tensors as they were given: a copy made contiguous is another one each time.
+    /// Ids of the original tensors, because a contiguous copy is a new tensor each time.
     ids: Vec<TensorId>,
     prepacked: Option<PrepackedWeights>,
     gradients: Arc<Mutex<Vec<Option<Tensor>>>>,
 }
 
 impl Parameters {
-    /// `prepacked`: where the weights may lie packed.
+    /// `prepacked`: where the prepacked weights may be.
     pub fn new(tensors: &[&Tensor], prepacked: Option<&PrepackedWeights>) -> Result<Self> {
         let ids = tensors.iter().map(|t| t.id()).collect();
         let tensors: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
@@ -28,7 +28,7 @@ impl Parameters {
         Ok(Self { gradients, tensors, ids, prepacked: prepacked.cloned() })
     }
 
-    /// What stands for them in the graph.
+    /// The node that represents them in the graph.
     pub fn node(&self) -> Result<Tensor> {
         let mut node = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?;
         for (index, pair) in self.tensors.chunks(2).enumerate() {
@@ -45,23 +45,23 @@ impl Parameters {
         hold(&self.tensors[index])
     }
 
-    /// Weight matrix `index`, whose values those are, as a factor.
+    /// Weight matrix `index`, with these values, as a factor.
     pub fn factor<'a>(&'a self, index: usize, values: &'a [f32]) -> Factor<'a> {
         Factor { values, id: self.ids[index], prepacked: self.prepacked.as_ref() }
     }
 
-    /// Whether the gradient of weight `index` or of the one after it is asked for.
+    /// Whether the gradient of weight `index`, or of the next one, is wanted.
     pub fn is_learned(&self, index: usize) -> bool {
         self.tensors[index..].iter().take(2).any(Tensor::track_op)
     }
 
-    /// A vector for the gradient of weight `index`; empty where nobody asks for it.
+    /// A vector for the gradient of weight `index`; empty if it is not wanted.
     pub fn zeros(&self, index: usize) -> Vec<f32> {
         let tensor = &self.tensors[index];
         vec![0.0; if tensor.track_op() { tensor.elem_count() } else { 0 }]
     }
 
-    /// Leaves the gradient of weight `index`, if it is asked for.
+    /// Stores the gradient of weight `index`, if wanted.
     pub fn set(&self, index: usize, gradient: Vec<f32>) -> Result<()> {
         let gradient = deliver(&self.tensors[index], gradient)?;
         self.gradients.lock().unwrap_or_else(PoisonError::into_inner)[index] = gradient;

@@ -1,11 +1,11 @@
-//! Batch normalisation over the images and places of a channel, in training, with its gradient; with an optional ReLU
+//! Batch normalisation for training, over the images and positions of a channel, with its gradient and an optional ReLU
 //! after it, which saves two passes over memory.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use lxmert_core::ops::{contiguous_f32, use_fast, with_f32};
 use rayon::prelude::*;
 
-/// What [`batch_norm`] gives.
+/// The result of [`batch_norm`].
 #[derive(Debug, Clone)]
 pub struct Normalised {
     /// `[batch, channels, height, width]`.
@@ -16,11 +16,11 @@ pub struct Normalised {
     pub variance: Tensor,
 }
 
-/// `(x − mean) / √(variance + eps) · weight + bias` with the moments of this batch (Ioffe & Szegedy 2015), then ReLU if
-/// asked for. `x`: `[batch, channels, height, width]`; `weight`, `bias`: `[channels]`.
+/// `(x − mean) / √(variance + eps) · weight + bias` with the moments of this batch (Ioffe & Szegedy 2015), then the
+/// ReLU if requested. `x`: `[batch, channels, height, width]`; `weight`, `bias`: `[channels]`.
 ///
 /// # Errors
-/// When the shapes do not fit each other or `x` holds nothing.
+/// Returns an error if the shapes do not match or `x` is empty.
 pub fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, relu: bool) -> Result<Normalised> {
     let (batch, channels, height, width) = x.dims4()?;
     if weight.dims() != [channels] || bias.dims() != [channels] || batch * height * width == 0 {
@@ -45,7 +45,7 @@ pub fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, relu: bo
 /// The plain composition that [`batch_norm`] equals.
 ///
 /// # Errors
-/// As [`batch_norm`].
+/// See [`batch_norm`].
 pub fn batch_norm_reference(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, relu: bool) -> Result<Normalised> {
     let channels = x.dim(1)?;
     let mean = x.mean_keepdim((0, 2, 3))?;
@@ -141,7 +141,7 @@ impl CustomOp3 for BatchNorm {
 }
 
 impl BatchNorm {
-    /// The gradient to `x`, and per channel those to the bias and the weight.
+    /// The gradient with respect to `x`, and per channel those with respect to bias and weight.
     fn backward(&self, x: &[f32], y: &[f32], grad: &[f32], gamma: &[f32], plane: usize) -> (Vec<f32>, Vec<(f32, f32)>) {
         let channels = self.mean.len();
         let count = (x.len() / channels) as f32;
@@ -191,7 +191,7 @@ mod tests {
     use lxmert_core::procedural;
 
     #[test]
-    fn values_moments_and_gradients_are_the_composition_s() -> Result<()> {
+    fn values_moments_and_gradients_equal_the_composition() -> Result<()> {
         let x = Var::from_tensor(&procedural::tensor("x", &[3, 4, 5, 6], -1.0, 3.0, 0)?)?;
         let weight = Var::from_tensor(&procedural::tensor("weight", &[4], 0.5, 1.5, 0)?)?;
         let bias = Var::from_tensor(&procedural::tensor("bias", &[4], -0.5, 0.5, 0)?)?;
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_stays_so() -> Result<()> {
+    fn nan_stays_nan() -> Result<()> {
         let x = Tensor::from_vec(vec![f32::NAN, 1.0], (1, 1, 1, 2), &candle_core::Device::Cpu)?;
         let one = procedural::tensor("one", &[1], 1.0, 1.0, 0)?;
         for relu in [false, true] {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_do_not_fit_are_refused() -> Result<()> {
+    fn rejects_shapes_that_do_not_match() -> Result<()> {
         let x = procedural::tensor("x", &[1, 2, 3, 3], -1.0, 1.0, 0)?;
         let three = procedural::tensor("w", &[3], -1.0, 1.0, 0)?;
         assert!(batch_norm(&x, &three, &three, 1e-5, false).is_err());

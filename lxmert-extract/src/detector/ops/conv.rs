@@ -1,9 +1,9 @@
-//! 2-D convolution with gradients to the input, the weights and the bias, as matrix products.
+//! 2-D convolution with gradients with respect to input, weights and bias, computed as matrix products.
 //!
-//! An image's windows are laid out as columns (im2col) a cache-sized tile of output rows at a time; then the forward
-//! pass and both gradients are products: `y = w · cols`, `dw += dy · colsᵀ`, `dx = col2im(wᵀ · dy)`. A 1×1 convolution
-//! with stride 1 needs no columns: the image is its own. Images of a batch run in parallel, each product on one thread;
-//! a batch smaller than the thread pool uses the pool inside each product instead.
+//! An image's windows become columns (im2col), one cache-sized tile of output rows at a time; the forward pass and both
+//! gradients are then products: `y = w · cols`, `dw += dy · colsᵀ`, `dx = col2im(wᵀ · dy)`. A 1×1 convolution with
+//! stride 1 needs no columns: the image already has that form. Images of a batch run in parallel, each product on one
+//! thread; a batch smaller than the thread pool uses the pool inside each product instead.
 
 use super::im2col::{col2im, im2col};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -11,15 +11,15 @@ use lxmert_core::ops::{Matrix, MatrixMut, Threads, Windows, Write, contiguous_f3
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Values of a tile in column form: 1 MiB, what a core's second-level cache holds on current server CPUs.
+/// Values of a tile in column form: 1 MiB, which fits a core's second-level cache on current server CPUs.
 const TILE: usize = 1 << 18;
 
-/// Convolution (cross-correlation, as everywhere in deep learning) of `x` `[batch, channels, height, width]` with `weight`
-/// `[out_channels, channels, kernel_height, kernel_width]` and `bias` `[out_channels]`; stride and padding are the same
-/// along both sides. Gives `[batch, out_channels, out_height, out_width]`.
+/// Convolution (cross-correlation, as everywhere in deep learning) of `x` `[batch, channels, height, width]` with
+/// `weight` `[out_channels, channels, kernel_height, kernel_width]` and `bias` `[out_channels]`; stride and padding are
+/// the same along both sides. Returns `[batch, out_channels, out_height, out_width]`.
 ///
 /// # Errors
-/// When the shapes do not fit each other, or the kernel is larger than the padded image.
+/// Returns an error if the shapes do not fit each other, or the kernel is larger than the padded image.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
     let op = Conv2d { stride, padding };
     op.windows(x.shape(), weight.shape())?;
@@ -44,7 +44,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
 /// The plain composition that [`conv2d`] equals: Candle's own convolution, then the bias.
 ///
 /// # Errors
-/// As [`conv2d`].
+/// See [`conv2d`].
 pub fn conv2d_reference(
     x: &Tensor,
     weight: &Tensor,
@@ -55,11 +55,11 @@ pub fn conv2d_reference(
     let windows = Conv2d { stride, padding }.windows(x.shape(), weight.shape())?;
     let out_channels = weight.dim(0)?;
     if x.elem_count() == 0 {
-        // Candle's convolution does not take empty batches.
+        // Candle's convolution does not accept empty batches.
         return Tensor::zeros((x.dim(0)?, out_channels, windows.out_height, windows.out_width), x.dtype(), x.device());
     }
-    // Candle's gradient holds when the windows end with the image in both directions, so the image is padded here and
-    // what no window reaches is cut off.
+    // Candle's gradient is right only if the windows end with the image in both directions, so pad the image here and
+    // cut off what no window reaches.
     let reached = |out: usize, kernel: usize| (out - 1) * stride + kernel;
     let x = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
     let x = x.narrow(2, 0, reached(windows.out_height, windows.kernel.0))?;
@@ -130,7 +130,7 @@ impl Conv2d {
         Ok((CpuStorage::F32(y), (batch, out_channels, windows.out_height, windows.out_width).into()))
     }
 
-    /// Gradients to the input and the weights (those that are asked for) and the bias.
+    /// Gradients with respect to input and weights (if requested) and bias.
     fn backward(&self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let windows = self.windows(x.shape(), weight.shape())?;
         let (batch, out_channels) = (x.dim(0)?, weight.dim(0)?);
@@ -163,7 +163,7 @@ fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, Range<usize>)) {
     }
 }
 
-/// The column form of some output rows, in `scratch` unless the image is its own.
+/// The column form of some output rows; in `scratch` unless the image already has that form.
 fn columns_of<'a>(windows: &Windows, x: &'a [f32], rows: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
     let tile = rows.len() * windows.out_width;
     if windows.is_identity() {
@@ -192,8 +192,8 @@ struct BackwardPass<'a> {
 }
 
 impl BackwardPass<'_> {
-    /// The batch is cut into as many runs of images as there are threads; each sums its own weight gradient, and the
-    /// sums are added in order, so that the result depends on the number of threads alone.
+    /// The batch is divided into as many runs of images as there are threads. Each sums its own weight gradient, and
+    /// the sums are added in order, so the result depends only on the number of threads.
     fn run(&self, x: &[f32], grad: &[f32], batch: usize) -> RawGradients {
         let windows = &self.windows;
         let weight_len = self.out_channels * windows.window_len();

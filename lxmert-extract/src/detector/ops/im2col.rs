@@ -1,4 +1,4 @@
-//! The column form of an image: one column for each window, one row for each place in it.
+//! The column form of an image: one column per window, one row per position in it.
 
 use lxmert_core::ops::Windows;
 use std::ops::Range;
@@ -45,7 +45,7 @@ pub fn im2col(windows: &Windows, image: &[f32], rows: Range<usize>, columns: &mu
     }
 }
 
-/// Adds columns back to where [`im2col`] took them from: its transpose, for gradients.
+/// Adds columns back to the positions from which [`im2col`] took them: its transpose, for gradients.
 pub fn col2im(windows: &Windows, columns: &[f32], rows: Range<usize>, image: &mut [f32]) {
     let row_len = rows.len() * windows.out_width;
     for (row, values) in columns.chunks_exact(row_len).take(windows.window_len()).enumerate() {
@@ -71,7 +71,7 @@ mod tests {
     use lxmert_core::procedural;
 
     #[test]
-    fn windows_that_lie_wholly_in_the_padding_are_zero() {
+    fn windows_inside_the_padding_are_zero() {
         // A 1×1 image padded by 3: of 7 × 7 windows of 1×1, only the middle one meets it.
         let windows = Windows::new((1, 1, 1), (1, 1), 1, 3).unwrap();
         let mut columns = vec![f32::NAN; 49];

@@ -1,15 +1,16 @@
-//! Max pooling with padding: of tensors with its gradient, which Candle lacks, and of channels-last maps for inference.
+//! Max pooling with padding: for tensors with the gradient, which Candle lacks, and for channels-last maps in
+//! inference.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use lxmert_core::ops::{FeatureMap, Windows, contiguous_f32, keep_larger, use_fast, with_f32};
 use rayon::prelude::*;
 
-/// The largest value of each `kernel` × `kernel` window of `x` `[batch, channels, height, width]`; the padding never wins.
-/// Gives `[batch, channels, out_height, out_width]`. The gradient goes to the first of equal values, and NaN is the
-/// largest value of all, as in PyTorch's `max_pool2d`.
+/// The largest value in each `kernel` × `kernel` window of `x` `[batch, channels, height, width]`; padding never wins.
+/// Returns `[batch, channels, out_height, out_width]`. The gradient goes to the first of equal values, and NaN counts
+/// as the largest value, as in PyTorch's `max_pool2d`.
 ///
 /// # Errors
-/// When `padding` is more than half of `kernel`, or the kernel is larger than the padded image.
+/// Returns an error if `padding` is more than half of `kernel`, or the kernel is larger than the padded image.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let op = MaxPool2d { kernel, stride, padding };
     op.windows(x.dims4()?)?;
@@ -19,10 +20,11 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
     x.contiguous()?.apply_op1(op)
 }
 
-/// The plain composition that [`max_pool2d`] equals: the padded image picked apart by kernel place, and the larger kept.
+/// The plain composition that [`max_pool2d`] equals: slices of the padded image by kernel position, keeping the larger
+/// values.
 ///
 /// # Errors
-/// As [`max_pool2d`].
+/// See [`max_pool2d`].
 pub fn max_pool2d_reference(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let dims @ (batch, channels, ..) = x.dims4()?;
     let windows = MaxPool2d { kernel, stride, padding }.windows(dims)?;
@@ -68,7 +70,7 @@ struct MaxPool2d {
 }
 
 impl MaxPool2d {
-    /// Of each channel by itself.
+    /// Each channel separately.
     fn windows(&self, (_, _, height, width): (usize, usize, usize, usize)) -> Result<Windows> {
         if 2 * self.padding > self.kernel {
             bail!("a padding of {} is more than half of the pooling kernel, {}", self.padding, self.kernel);
@@ -77,7 +79,7 @@ impl MaxPool2d {
     }
 }
 
-/// Where the largest value of a window lies in its plane: the first of equal ones, or the last NaN.
+/// The position of a window's largest value in its plane: the first of equal ones, or the last NaN.
 fn arg_max(windows: &Windows, plane: &[f32], out_y: usize, out_x: usize) -> usize {
     let (mut best, mut place) = (f32::NEG_INFINITY, None);
     for i in 0..windows.kernel.0 {
@@ -91,7 +93,7 @@ fn arg_max(windows: &Windows, plane: &[f32], out_y: usize, out_x: usize) -> usiz
             }
         }
     }
-    // A padding of at most half the kernel leaves no window without a value.
+    // With a padding of at most half the kernel, every window has a value.
     place.unwrap_or(0)
 }
 
@@ -140,7 +142,7 @@ impl CustomOp1 for MaxPool2d {
     }
 }
 
-/// As [`max_pool2d`] of a channels-last map.
+/// [`max_pool2d`] for a channels-last map.
 ///
 /// # Errors
 /// As there.
@@ -149,11 +151,11 @@ pub fn max_pool_map(x: &FeatureMap, kernel: usize, stride: usize, padding: usize
     largest(x, &MaxPool2d { kernel, stride, padding }.windows((batch, channels, height, width))?)
 }
 
-/// Max pooling without padding whose output is rounded up ("ceil mode", as in Caffe): what a window past the border misses
-/// does not count.
+/// Max pooling without padding whose output size is rounded up ("ceil mode", as in Caffe); the part of a window past
+/// the border does not count.
 ///
 /// # Errors
-/// When `stride` is 0 or larger than `kernel`.
+/// Returns an error if `stride` is 0 or larger than `kernel`.
 pub fn max_pool_map_ceil(x: &FeatureMap, kernel: usize, stride: usize) -> Result<FeatureMap> {
     let [_, height, width, _] = x.shape();
     if stride > kernel {
@@ -179,7 +181,7 @@ fn largest(x: &FeatureMap, windows: &Windows) -> Result<FeatureMap> {
             let rows = (0..kernel).filter_map(|i| windows.in_row(out_y, i));
             let columns = || (0..kernel).filter_map(|j| windows.in_column(out_x, j));
             let mut cells = rows.flat_map(|y| columns().map(move |x| &image[(y * width + x) * channels..][..channels]));
-            // A padding of at most half the kernel leaves no window without a cell.
+            // With a padding of at most half the kernel, every window has a cell.
             if let Some(first) = cells.next() {
                 out.copy_from_slice(first);
             }

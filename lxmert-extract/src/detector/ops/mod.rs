@@ -1,5 +1,6 @@
-//! The detector's own operations with gradients, beside the plain composition of Candle's that says what each means:
-//! convolution, max pooling, batch normalisation. Inference on the CPU goes through `lxmert_core::ops::PrepackedConv2d` instead.
+//! The detector's own operations with gradients, each beside the plain composition of Candle operations that defines
+//! it: convolution, max pooling, batch normalisation. Inference on the CPU uses `lxmert_core::ops::PrepackedConv2d`
+//! instead.
 
 pub mod batch_norm;
 pub mod conv;

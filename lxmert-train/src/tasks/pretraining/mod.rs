@@ -90,7 +90,7 @@ impl Task for Pretraining {
 
     fn evaluate(_: &Exam) -> Result<Measures> {
         Err(Error::Argument(
-            "--task pretraining: its losses are measured at the end of its own run (report.json); measure the checkpoint by --task matching".into(),
+            "--task pretraining: its losses are measured at the end of its own run (report.json); measure the checkpoint with --task matching".into(),
         ))
     }
 
