@@ -31,6 +31,9 @@ struct Arguments {
     /// Where to write and remove the store [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Images of one region of one number, in as many shards as real ones take: what opening costs at 10⁵ and 10⁶ images
+    #[arg(long)]
+    index_only: bool,
     /// Only write a store and keep it
     #[arg(long, value_name = "DIR", conflicts_with = "read")]
     write: Option<PathBuf>,
@@ -42,27 +45,30 @@ struct Arguments {
     bench: bool,
 }
 
-fn write(folder: &Path, images: usize, dtype: StoreDtype) -> Result<()> {
+fn write(folder: &Path, images: usize, dtype: StoreDtype, (regions, width): (usize, usize)) -> Result<()> {
     let info = StoreInfo {
-        regions: REGIONS,
-        feature_dim: WIDTH,
+        regions,
+        feature_dim: width,
         dtype,
         detector: "random numbers".into(),
         settings: Default::default(),
         label_names: vec!["thing".into()],
         attribute_names: Vec::new(),
     };
-    let numbers = procedural::values("features", REGIONS * WIDTH + images, 0.0, 2.0, 0);
-    let mut writer = StoreWriter::open(folder, info)?;
+    let numbers = procedural::values("features", regions * width + images, 0.0, 2.0, 0);
+    // As many images a shard as of real regions: 256 MiB.
+    let row = |regions: usize, width: usize| regions * (width * dtype.size() + 24) + 12;
+    let per_shard = (256 << 20) / row(REGIONS, WIDTH);
+    let mut writer = StoreWriter::open_with(folder, info, per_shard * row(regions, width))?;
     for image in 0..images {
         let regions = Regions {
             image_width: 500,
             image_height: 375,
-            feature_dim: WIDTH,
-            features: numbers[image..image + REGIONS * WIDTH].to_vec(),
-            boxes: vec![[0.25, 0.25, 0.75, 0.75]; REGIONS],
-            labels: vec![0; REGIONS],
-            scores: vec![1.0; REGIONS],
+            feature_dim: width,
+            features: numbers[image..image + regions * width].to_vec(),
+            boxes: vec![[0.25, 0.25, 0.75, 0.75]; regions],
+            labels: vec![0; regions],
+            scores: vec![1.0; regions],
             attributes: None,
         };
         writer.push(&format!("{image:07}.jpg"), &regions)?;
@@ -90,7 +96,10 @@ fn read(folder: &Path, batches: usize) -> Result<()> {
         let drawn = procedural::values("images", BATCH, 0.0, store.len() as f64, batch as u64);
         let images: Vec<usize> = drawn.iter().map(|v| (*v as usize).min(store.len() - 1)).collect();
         store.read_batch(&images, &mut features, &mut boxes, &mut mask)?;
-        ensure!(features.len() == BATCH * REGIONS * WIDTH && mask.iter().all(|m| *m == 1.0), "a batch is incomplete");
+        ensure!(
+            features.len() == BATCH * store.info().regions * store.info().feature_dim && mask.iter().all(|m| *m == 1.0),
+            "a batch is incomplete"
+        );
         first.get_or_insert(start.elapsed().as_secs_f64());
     }
     let line = serde_json::json!({
@@ -108,13 +117,14 @@ fn main() -> Result<()> {
     if let Some(folder) = arguments.read {
         return read(&folder, arguments.batches);
     }
+    let size = if arguments.index_only { (1, 1) } else { (REGIONS, WIDTH) };
     if let Some(folder) = arguments.write {
-        return write(&folder, arguments.images, arguments.dtype);
+        return write(&folder, arguments.images, arguments.dtype, size);
     }
     let folder = tempfile::Builder::new()
         .prefix("lxmert-store-")
         .tempdir_in(arguments.folder.unwrap_or_else(std::env::temp_dir))?;
-    write(folder.path(), arguments.images, arguments.dtype)?;
+    write(folder.path(), arguments.images, arguments.dtype, size)?;
     let mut child = std::process::Command::new(std::env::current_exe()?);
     child.arg("--read").arg(folder.path()).args(["--batches", &arguments.batches.to_string()]);
     ensure!(child.status()?.success(), "reading failed");

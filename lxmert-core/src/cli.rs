@@ -181,6 +181,7 @@ impl CommonArgs {
             .format_timestamp(None)
             .try_init();
         set_thread_variables(self.threads);
+        raise_open_files();
         if let Some(threads) = self.threads {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
         }
@@ -224,6 +225,21 @@ pub fn keep_freed_memory() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
+}
+
+/// Raises the limit on open files as far as this process may: a feature store of 10⁶ images is some 1,200 files, and the usual
+/// limit is 1,024.
+#[allow(unsafe_code)]
+fn raise_open_files() {
+    #[cfg(unix)]
+    // SAFETY: both calls take a pointer to a limit that lives until they return.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod features;
 pub mod files;
 pub mod image_names;
 pub mod interrupt;
+pub mod launcher;
 pub mod losses;
 pub mod model;
 pub mod nearby;

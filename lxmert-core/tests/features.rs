@@ -1,7 +1,9 @@
 //! The feature store: what is written can be read back, and a killed writer loses nothing.
 
 use lxmert_core::Error;
-use lxmert_core::features::{Attributes, FeatureStore, Regions, StoreDtype, StoreInfo, StoreWriter};
+use lxmert_core::features::{
+    Attributes, FeatureStore, Merge, Part, Regions, StoreDtype, StoreFolders, StoreInfo, StoreWriter,
+};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -204,7 +206,8 @@ fn rejects_a_folder_that_is_not_a_store_and_a_second_writer() {
     let folder = tempfile::tempdir().unwrap();
     let first = push_all(folder.path(), 0..1);
     let refused = message(StoreWriter::open(folder.path(), info(4, 8, StoreDtype::F32, false)).map(|_| ()));
-    assert!(refused.contains("another process"), "{refused}");
+    // A process is named with its number and its command.
+    assert!(refused.contains(&format!("another process is writing to this store: process {}", std::process::id())));
     drop(first);
 }
 
@@ -277,4 +280,157 @@ fn rejects_regions_that_contradict_themselves() {
     assert!(message(writer.push("0.png", &regions(0, 3, 8, false))).contains("already"));
     assert!(writer.push("a\nb.png", &regions(0, 3, 8, false)).is_err());
     assert_eq!(writer.len(), 1);
+}
+
+/// Images `0.png` … of which part K of N is written, and the folder that it is in.
+fn write_part(store: &Path, part: &str, images: u32) -> std::path::PathBuf {
+    let part: Part = part.parse().unwrap();
+    let names: Vec<String> = (0..images).map(|i| format!("{i}.png")).collect();
+    let folder = part.begin(store, &names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    let block = part.block(images as usize);
+    push_all(&folder, block.start as u32..block.end as u32).finish().unwrap();
+    folder
+}
+
+fn start_merge(store: &Path) -> lxmert_core::Result<Option<Merge>> {
+    Merge::start(store, |_| Ok(Vec::new()))
+}
+
+#[test]
+fn merged_parts_equal_the_store_of_a_single_run_also_after_an_interrupted_merge() {
+    let single = tempfile::tempdir().unwrap();
+    push_all(single.path(), 0..11).finish().unwrap();
+    let single = FeatureStore::open(single.path()).unwrap();
+    for of in [1, 3, 12] {
+        let folder = tempfile::tempdir().unwrap();
+        // In another order than theirs, as they end.
+        let parts: Vec<_> = (1..=of).rev().map(|k| write_part(folder.path(), &format!("{k}/{of}"), 11)).collect();
+        let unmerged = message(FeatureStore::open(folder.path()));
+        assert!(unmerged.contains("parts of a store; run `lxmert-extract merge "), "{unmerged}");
+        let refused = message(StoreWriter::open(folder.path(), info(4, 8, StoreDtype::F32, false)).map(|_| ()));
+        assert!(refused.contains("lxmert-extract merge"), "{refused}");
+
+        // The merge stops in its middle, as by a full disk or a kill.
+        let merge = start_merge(folder.path()).unwrap().unwrap();
+        let shard = parts[0].join("shard-00000.safetensors");
+        let away = folder.path().join("away");
+        if of == 3 {
+            std::fs::rename(&shard, &away).unwrap();
+            assert!(message(merge.finish()).contains("shard-00000"));
+            for refused in [
+                message(FeatureStore::open(folder.path())),
+                message(StoreWriter::open(folder.path(), info(4, 8, StoreDtype::F32, false)).map(|_| ())),
+                message("1/3".parse::<Part>().unwrap().begin(folder.path(), &["0.png"])),
+            ] {
+                assert!(refused.contains("interrupted; run `lxmert-extract merge"), "{refused}");
+            }
+            std::fs::rename(&away, &shard).unwrap();
+            start_merge(folder.path()).unwrap().unwrap().finish().unwrap();
+        } else {
+            merge.finish().unwrap();
+        }
+        let merged = FeatureStore::open(folder.path()).unwrap();
+        assert_eq!((merged.names(), merged.info()), (single.names(), single.info()));
+        assert!((0..11).all(|i| merged.regions(i).unwrap() == single.regions(i).unwrap()));
+        let left: Vec<String> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with("shard-"))
+            .collect();
+        assert_eq!(left, ["index.json"]);
+        assert!(start_merge(folder.path()).unwrap().is_none());
+        // It is a store as any: it takes more images, and no more parts.
+        let more = message("1/3".parse::<Part>().unwrap().begin(folder.path(), &["0.png"]));
+        assert!(more.contains("leave --part out"), "{more}");
+        assert_eq!(push_all(folder.path(), 11..12).finish().unwrap().images, 12);
+    }
+}
+
+#[test]
+fn merge_names_what_is_missing_or_does_not_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, refused) = (folder.path(), |said: &str| {
+        let error = message(start_merge(folder.path()).map(|_| ()));
+        assert!(error.contains(said), "{error}");
+        assert!(!folder.path().join("pending.journal").exists());
+    });
+    refused("holds no parts; extract them with --part K/N");
+    write_part(store, "1/3", 9);
+    refused("lacks 2 parts (2/3, 3/3); extract with --part 2/3");
+    let unmerged = message(FeatureStore::open(store));
+    assert!(unmerged.contains("holds 1 of 3 parts of a store; extract the others, then run"), "{unmerged}");
+    assert!(message("1/4".parse::<Part>().unwrap().begin(store, &["0.png"])).contains("holds part 1/3"));
+    assert!(message("1/3".parse::<Part>().unwrap().begin(store, &["0.png"])).contains("9 then, 1 now"));
+
+    let third = write_part(store, "3/3", 9);
+    let names: Vec<String> = (0..9).map(|i| format!("{i}.png")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let second = "2/3".parse::<Part>().unwrap().begin(store, &names).unwrap();
+    refused("part 2/3 was not begun; run the extraction with --part 2/3 again");
+    let writer = push_all(&second, 3..5);
+    refused(&format!("another process is writing to this store: process {}", std::process::id()));
+    drop(writer);
+    refused("part 2/3 was not finished; run the extraction with --part 2/3 again");
+    push_all(&second, 0..0).finish().unwrap();
+    refused("part 2/3 lacks 1 image ('5.png')");
+    // One that could not be extracted is not missed.
+    let failed = |part: &Path| Ok(if part == second { vec!["5.png".to_string()] } else { Vec::new() });
+    assert!(Merge::start(store, failed).unwrap().is_some());
+    push_all(&second, 5..6).finish().unwrap();
+    assert!(start_merge(store).unwrap().is_some());
+
+    push_all(&third, 0..1).finish().unwrap();
+    refused("'0.png' is in part 3/3 and in an earlier one");
+    std::fs::remove_dir_all(&third).unwrap();
+    write_part(store, "3/3", 9);
+    let index = third.join("index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    std::fs::write(&index, text.replace("\"detections\"", "\"student\"")).unwrap();
+    refused("part 3/3 (now) was made otherwise than part 1/3 (there): select: detections there, student now");
+    std::fs::write(&index, text).unwrap();
+    let list = third.join("part.json");
+    let text = std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, text.replace("\"images\":9", "\"images\":10")).unwrap();
+    refused("part 3/3 is of other images than part 1/3 (10 and 9 in all)");
+    std::fs::write(&list, text).unwrap();
+    start_merge(store).unwrap().unwrap().finish().unwrap();
+}
+
+#[test]
+fn folders_are_read_as_one_store() {
+    let [a, b, c] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    push_all(a.path(), 0..4).finish().unwrap();
+    // More regions an image, and another dtype.
+    let mut writer = StoreWriter::open(b.path(), info(6, 8, StoreDtype::Bf16, false)).unwrap();
+    (4..6).for_each(|i| writer.push(&format!("{i}.png"), &regions(i, 6, 8, false)).unwrap());
+    writer.finish().unwrap();
+    let open = |folders: &[&tempfile::TempDir]| {
+        FeatureStore::open(folders.iter().map(|folder| folder.path().to_path_buf()).collect::<StoreFolders>())
+    };
+    let both = open(&[&a, &b]).unwrap();
+    assert_eq!((both.len(), both.info().regions, both.index_of("5.png")), (6, 6, Some(5)));
+    assert!((0..6).all(|i| both.regions(i).unwrap() == regions(i as u32, if i < 4 { 3 } else { 6 }, 8, false)));
+    let (mut features, mut boxes, mut mask) = (Vec::new(), Vec::new(), Vec::new());
+    both.read_batch(&[5, 0], &mut features, &mut boxes, &mut mask).unwrap();
+    assert_eq!(
+        (features.len(), &mask[..]),
+        (2 * 6 * 8, &[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0][..])
+    );
+
+    push_all(c.path(), 3..4).finish().unwrap();
+    let twice = message(open(&[&a, &b, &c]));
+    let (first, last) = (a.path().display(), c.path().display());
+    assert!(twice.contains(&format!("the image '3.png' is in {first} and in {last}")), "{twice}");
+    let other = tempfile::tempdir().unwrap();
+    StoreWriter::open(other.path(), info(4, 9, StoreDtype::F32, false)).unwrap().finish().unwrap();
+    let refused = message(open(&[&a, &other]));
+    assert!(refused.contains("feature_dim: 8 there, 9 now"), "{refused}");
+    // One folder is a text in JSON, as before there could be several.
+    let json = |folders: &StoreFolders| serde_json::to_string(folders).unwrap();
+    let (one, two) = (StoreFolders::from("a"), ["a", "b"].map(std::path::PathBuf::from).into_iter().collect());
+    assert_eq!((json(&one), json(&two)), ("\"a\"".into(), "[\"a\",\"b\"]".into()));
+    assert_eq!(
+        [&one, &two].map(|f| serde_json::from_str::<StoreFolders>(&json(f)).unwrap()),
+        [one.clone(), two.clone()]
+    );
 }

@@ -4,6 +4,7 @@ use crate::Result;
 use crate::choice::DetectorChoice;
 use crate::detector::selection::RegionCount;
 use crate::inputs::{find_captioned, find_images};
+use crate::parts::PartChoice;
 use crate::pipeline::{ExtractSummary, PipelineOptions, extract};
 use crate::regions::{self, RegionChoice, Selection, SourceOptions};
 use crate::scenes::{self, ScenesConfig};
@@ -50,6 +51,11 @@ pub struct Extraction {
     /// How to choose the N regions among the detector's boxes
     #[arg(long, value_enum, default_value_t = Selection::Detections)]
     pub select: Selection,
+    /// Extract only the K-th of N blocks of the images, into a folder of its own in the store's: several processes or machines
+    /// share the work, then `lxmert-extract merge STORE` makes one store of the parts. auto: as the Slurm array, the MPI launcher or
+    /// the Kubernetes indexed job says
+    #[arg(long, value_name = "K/N|auto")]
+    pub part: Option<PartChoice>,
     /// Number type of the stored features
     #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     pub dtype: StoreDtype,
@@ -74,6 +80,7 @@ impl Default for Extraction {
             regions: None,
             swap_channels: false,
             select: Selection::Detections,
+            part: None,
             dtype: StoreDtype::F32,
             precision: Precision::F32,
             decoders: 2,
@@ -105,6 +112,7 @@ impl Extraction {
             Some(output) => output.clone(),
             None => Workspace::locate()?.features(&name),
         };
+        let part = self.part.map(PartChoice::part).transpose()?;
         warn_of_slow(self.precision, device);
         let options = SourceOptions {
             detector: self.detector.as_ref().unwrap_or(if bare {
@@ -119,9 +127,16 @@ impl Extraction {
             swap_channels: self.swap_channels,
         };
         let source = regions::open(&options, device, show_progress)?;
+        let (output, images) = match part {
+            None => (output, images.as_slice()),
+            Some(part) => {
+                let names: Vec<&str> = images.iter().map(|image| image.name.as_str()).collect();
+                (part.begin(&output, &names)?, &images[part.block(images.len())])
+            }
+        };
         let store = StoreWriter::open(&output, source.info(self.dtype))?;
         let options = PipelineOptions { decoders: usize::from(self.decoders), progress: show_progress };
-        extract(&images, source.as_ref(), store, &options)
+        extract(images, source.as_ref(), store, &options)
     }
 }
 

@@ -19,6 +19,21 @@ pub fn path_in(store: &Path) -> PathBuf {
     store.join("failures.csv")
 }
 
+/// The failures that a store's folder lists; none without the file.
+///
+/// # Errors
+/// When the file is not such a list.
+pub fn read(store: &Path) -> Result<Vec<Failure>> {
+    let path = path_in(store);
+    let bad = |error: csv::Error| Error::format(&path, error.to_string());
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut table = csv::Reader::from_path(&path).map_err(bad)?;
+    let records = table.deserialize::<(String, String)>();
+    records.map(|record| record.map(|(name, reason)| Failure { name, reason }).map_err(bad)).collect()
+}
+
 /// Writes `failures.csv` (columns `name`, `reason`) into a store's folder. Without failures it removes an older one.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ pub mod images;
 pub mod import;
 pub mod inputs;
 pub mod inspect;
+pub mod parts;
 pub mod pipeline;
 pub mod regions;
 pub mod scenes;

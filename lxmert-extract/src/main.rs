@@ -5,12 +5,14 @@ use lxmert_core::cli::{self, CommonArgs, print_line};
 use lxmert_core::features::{FeatureStore, StoreDtype};
 use lxmert_extract::detector::training::cli::{self as training_cli, TrainDetectorArgs};
 use lxmert_extract::extraction::Extraction;
+use lxmert_extract::failures::{self, Failure};
 use lxmert_extract::import::pt::import_pt;
 use lxmert_extract::import::tsv::{TsvOptions, import_tsv};
+use lxmert_extract::inspect;
+use lxmert_extract::parts::{self, PartChoice};
 use lxmert_extract::pipeline::ExtractSummary;
 use lxmert_extract::scenes::cli::{self as scenes_cli, ScenesArgs};
-use lxmert_extract::{failures, inspect};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Photos to regions: finds objects in images and stores a feature, box and label for each.
@@ -39,6 +41,11 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
     },
+    /// Make one feature store of the parts that --part has extracted; shards are renamed, not copied
+    Merge {
+        /// Folder of the store
+        store: PathBuf,
+    },
     /// Train a small detector on generated scenes
     TrainDetector(TrainDetectorArgs),
     /// Make a feature store from region features of another program
@@ -64,6 +71,9 @@ enum Import {
         /// Names of the attributes, likewise [default: their numbers]
         #[arg(long, value_name = "FILE")]
         attributes: Option<PathBuf>,
+        /// Import only the K-th of N blocks of the rows, as --part of an extraction does; merge the parts afterwards
+        #[arg(long, value_name = "K/N|auto")]
+        part: Option<PartChoice>,
     },
     /// The student project's folder of .pt files, one per image
     Student {
@@ -98,8 +108,14 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
                 None => cli::print(inspect::describe_store(&store)?)?,
             }
         }
-        Some(Command::Import(Import::BottomUp { tsv, output, dtype, objects, attributes })) => {
-            let options = TsvOptions::new(dtype, objects.as_deref(), attributes.as_deref())?;
+        Some(Command::Merge { store }) => {
+            let merged = parts::merge(&store)?;
+            print_line(merged.describe())?;
+            return list_failures(&merged.store.folder, &merged.failures);
+        }
+        Some(Command::Import(Import::BottomUp { tsv, output, dtype, objects, attributes, part })) => {
+            let part = part.map(PartChoice::part).transpose()?;
+            let options = TsvOptions { part, ..TsvOptions::new(dtype, objects.as_deref(), attributes.as_deref())? };
             return report("imported", &import_tsv(&tsv, &output, &options, progress)?);
         }
         Some(Command::Import(Import::Student { folder, output, dtype })) => {
@@ -112,16 +128,19 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
 /// Prints what a job did; returns its exit code.
 fn report(done: &str, summary: &ExtractSummary) -> lxmert_extract::Result<ExitCode> {
     print_line(summary.describe(done))?;
-    if !summary.failures.is_empty() {
-        let list = failures::path_in(&summary.store.folder);
-        eprintln!("{} images failed: see {}", summary.failures.len(), list.display());
-    }
-    Ok(if summary.interrupted {
+    let code = list_failures(&summary.store.folder, &summary.failures)?;
+    if summary.interrupted {
         eprintln!("stopped; run the same command again to continue");
-        ExitCode::from(130)
-    } else if summary.failures.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+        return Ok(ExitCode::from(130));
+    }
+    Ok(code)
+}
+
+/// Says where the images that failed are listed; returns the exit code.
+fn list_failures(store: &Path, failures: &[Failure]) -> lxmert_extract::Result<ExitCode> {
+    if failures.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{} images failed: see {}", failures.len(), failures::path_in(store).display());
+    Ok(ExitCode::FAILURE)
 }

@@ -53,6 +53,24 @@ pub enum Error {
         /// The learning rate of the step.
         learning_rate: f64,
     },
+    /// Another process of this job failed.
+    #[error("rank {rank}: {reason}")]
+    OtherRank {
+        /// Which.
+        rank: usize,
+        /// What it says.
+        reason: String,
+    },
+    /// The processes of this job should hold the same, and do not.
+    #[error(
+        "{what} differ between rank 0 and ranks {ranks}: see that all run the same build on the same data and files; the last saved state is from before"
+    )]
+    RanksDiffer {
+        /// What.
+        what: String,
+        /// The ranks that differ from rank 0.
+        ranks: String,
+    },
     /// A picture could not be drawn.
     #[error("{path}: drawing failed: {reason}", path = path.display())]
     Drawing {

@@ -5,6 +5,7 @@ use crate::data::Dataset;
 use crate::data::batches;
 use crate::data::pairs::Pair;
 use crate::metrics::Metrics;
+use crate::ranks::{from_bytes, to_bytes, world};
 use crate::recipe::Recipe;
 use candle_core::Device;
 use indicatif::ProgressBar;
@@ -37,6 +38,39 @@ impl<'a> Evaluation<'a> {
     }
 }
 
+/// What `work` makes of each batch, in the batches' order. The batches are shared out among the ranks, and every rank gets all
+/// results. `work` is given a batch's number too.
+///
+/// # Errors
+/// Returns the first error of reading or of `work` on any rank, or an error if Ctrl-C was pressed.
+pub fn share_out<E: Send, B: Send>(
+    batches: Vec<Vec<E>>,
+    read: impl Fn(Vec<E>) -> Result<B> + Send,
+    mut work: impl FnMut(usize, B) -> Result<Vec<f64>>,
+) -> Result<Vec<Vec<f64>>> {
+    let (world, count) = (world(), batches.len());
+    let own = batches.into_iter().skip(world.rank()).step_by(world.size());
+    let mut found: Vec<Vec<f64>> = Vec::new();
+    let worked = batches::for_each(own, read, |batch| {
+        check_interrupt()?;
+        found.push(work(world.rank() + found.len() * world.size(), batch)?);
+        Ok(true)
+    });
+    if world.is_alone() {
+        return worked.map(|()| found);
+    }
+    // Each batch's numbers follow how many they are.
+    let flat = |numbers: &Vec<f64>| [&[numbers.len() as f64], numbers.as_slice()].concat();
+    let all = world.gather(worked.map(|()| to_bytes(&found.iter().flat_map(flat).collect::<Vec<_>>())))?;
+    let mut all: Vec<_> = all.iter().map(|bytes| from_bytes(bytes).into_iter()).collect();
+    let next = |batch: usize| {
+        let numbers = &mut all[batch % world.size()];
+        let count = numbers.next().unwrap_or(0.0) as usize;
+        numbers.take(count).collect()
+    };
+    Ok((0..count).map(next).collect())
+}
+
 /// The match logit of each pair, in order, without dropout.
 ///
 /// # Errors
@@ -49,25 +83,22 @@ pub fn logits(
     bar: &ProgressBar,
 ) -> Result<Vec<f32>> {
     let order = batches::plan_in_order(pairs, |pair| dataset.tokens(pair).len(), how.batch_size);
-    let mut logits = vec![0f32; pairs.len()];
-    let mut at = 0;
     let prepacked = PrepackedWeights::new();
     let run = how.forward(&prepacked).pooled_only();
-    let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect());
-    batches::for_each(
+    let planned = order.iter().map(|batch| batch.iter().map(|&i| pairs[i]).collect()).collect();
+    let scored = share_out(
         planned,
         |pairs: Vec<Pair>| dataset.read(&pairs),
-        |batch| {
-            check_interrupt()?;
+        |_, batch| {
             let output = model.forward(&batch.inputs(how.device)?, &run)?;
-            for (&place, logit) in order[at].iter().zip(output.logits.to_vec1::<f32>()?) {
-                logits[place] = logit;
-            }
-            at += 1;
             bar.inc(batch.rows as u64);
-            Ok(true)
+            Ok(output.logits.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
         },
     )?;
+    let mut logits = vec![0f32; pairs.len()];
+    for (&place, logit) in order.iter().flatten().zip(scored.iter().flatten()) {
+        logits[place] = *logit as f32;
+    }
     Ok(logits)
 }
 

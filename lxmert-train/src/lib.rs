@@ -28,6 +28,7 @@ pub mod log;
 pub mod measures;
 pub mod metrics;
 pub mod origin;
+pub mod ranks;
 pub mod recalls;
 pub mod recipe;
 pub mod resume;

@@ -2,11 +2,12 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use lxmert_core::cli::{self, CommonArgs, catch_interrupts, keep_freed_memory, print_line};
+use lxmert_core::cli::{self, CommonArgs, DeviceChoice, catch_interrupts, keep_freed_memory, print_line};
 use lxmert_core::ops::Precision;
 use lxmert_train::arguments::{Circumstances, EvaluateArgs, TrainArgs};
 use lxmert_train::ask::{self, AskArgs};
 use lxmert_train::log::jsonl::TestRecord;
+use lxmert_train::ranks;
 use lxmert_train::run_folder::Report;
 use lxmert_train::tasks::registry;
 use lxmert_train::trainer::Outcome;
@@ -36,19 +37,46 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Our errors carry their cause in their own text; printing the chain would repeat it.
-            let stopped = error.downcast_ref::<lxmert_train::Error>().is_some_and(lxmert_train::Error::is_interrupt);
-            cli::report_failure(&error, stopped)
-        }
-    }
+    let cli = cli::parse();
+    // Kept until the end.
+    let _connection = match ranks::connect() {
+        Ok(connection) => connection,
+        Err(error) => return cli::report_failure(&error, false),
+    };
+    run(cli).map_or_else(|error| failure(&error), |()| ExitCode::SUCCESS)
 }
 
-fn run(cli: &Cli) -> Result<()> {
+/// Says why the job failed. What has failed on one rank alone ends all.
+fn failure(error: &anyhow::Error) -> ExitCode {
+    let (own, world) = (error.downcast_ref::<lxmert_train::Error>(), ranks::world());
+    let stopped = own.is_some_and(lxmert_train::Error::is_interrupt);
+    // Rank 0 says for all what has ended all, and each rank its own errors.
+    let elsewhere = matches!(own, Some(lxmert_train::Error::OtherRank { .. }));
+    let code = match world.is_first() || !(stopped || elsewhere) {
+        // Our errors carry their cause in their own text; printing the chain would repeat it.
+        true => cli::report_failure(&world.naming(error), stopped),
+        false => ExitCode::from(if stopped { 130 } else { 1 }),
+    };
+    if !(stopped || elsewhere) {
+        world.abort(1);
+    }
+    code
+}
+
+fn run(mut cli: Cli) -> Result<()> {
+    let world = ranks::world();
+    // Rank 0 speaks for all.
+    cli.common.quiet |= !world.is_first();
+    let (threads, crowded) = ranks::share_of_cores(world, cli.common.threads)?;
+    cli.common.threads = threads;
+    if cfg!(feature = "nccl") && cli.common.device == DeviceChoice::Auto {
+        cli.common.device = DeviceChoice::Cuda(world.local_rank());
+    }
     let CommonArgs { seed, .. } = cli.common;
     let with = Circumstances { device: cli.common.start()?, seed, show_progress: cli.common.show_progress() };
+    if let Some(warning) = crowded {
+        log::warn!("{warning}");
+    }
     catch_interrupts();
     match &cli.command {
         Some(Command::Evaluate(args)) => evaluate(args, &with),
@@ -61,7 +89,11 @@ fn train(args: &TrainArgs, with: Circumstances) -> Result<()> {
     keep_freed_memory();
     let job = args.job(with, command_line())?;
     let output = &job.output;
-    match registry::train(&job)? {
+    let outcome = registry::train(&job)?;
+    if !ranks::world().is_first() {
+        return Ok(());
+    }
+    match outcome {
         Outcome::Finished(report) => {
             print_report(&report)?;
             let (best, curves) = (output.join("best"), output.join("curves.png"));
@@ -88,6 +120,9 @@ struct Evaluated {
 
 fn evaluate(args: &EvaluateArgs, with: &Circumstances) -> Result<()> {
     let test = args.measure(with)?;
+    if !ranks::world().is_first() {
+        return Ok(());
+    }
     if args.json {
         let measured = Evaluated { precision: args.precision, record: TestRecord { epoch: 0, test } };
         print_line(serde_json::to_string_pretty(&measured).context("the measures as JSON")?)?;

@@ -11,6 +11,7 @@ use crate::data::splits::Split;
 use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
+use crate::ranks::world;
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{MatchingModel, Stream};
@@ -98,11 +99,36 @@ pub fn recalls(
     })
 }
 
-/// Match logits of all images (rows) with all captions (columns).
+/// Match logits of all images (rows) with all captions (columns). The images are shared out among the ranks.
 ///
 /// # Errors
 /// See [`recalls`].
 pub fn score_all(
+    model: &MatchingModel,
+    dataset: &Dataset,
+    images: &[usize],
+    captions: &[usize],
+    how: Evaluation,
+    bar: &ProgressBar,
+) -> Result<Vec<f32>> {
+    let (world, width) = (world(), captions.len());
+    let own = score_own(model, dataset, images, captions, how, bar);
+    if world.is_alone() {
+        return own;
+    }
+    let bytes = |scores: Vec<f32>| scores.iter().flat_map(|score| score.to_le_bytes()).collect();
+    let all = world.gather(own.map(bytes))?;
+    let mut rows: Vec<_> = all.iter().map(|bytes| bytes.chunks(4 * width.max(1))).collect();
+    let mut scores = Vec::with_capacity(images.len() * width);
+    for image in 0..images.len() {
+        let row = rows[image % world.size()].next().unwrap_or_default();
+        scores.extend(row.as_chunks::<4>().0.iter().map(|score| f32::from_le_bytes(*score)));
+    }
+    Ok(scores)
+}
+
+/// The rows of the images that are this rank's: of `images`, each whose place modulo the ranks is this rank.
+fn score_own(
     model: &MatchingModel,
     dataset: &Dataset,
     images: &[usize],
@@ -129,16 +155,17 @@ pub fn score_all(
     }
 
     // Each image once, then each image against each batch of captions.
-    let mut scores = vec![0f32; images.len() * captions.len()];
+    let (world, mut scores) = (world(), Vec::new());
     for (chunk, group) in images.chunks(batch_size).enumerate() {
         let Some(&any_caption) = captions.first() else { break };
         let pairs: Vec<Pair> = group.iter().map(|&image| pair(image, any_caption)).collect();
         let inputs = dataset.read(&pairs)?.inputs(how.device)?;
         let mask = inputs.visual_attention_mask.as_ref();
         let vision = model.trunk.encode_vision(&inputs.visual_feats, &inputs.visual_boxes, mask, &run)?;
-        for i in 0..group.len() {
+        for i in (0..group.len()).filter(|i| (chunk * batch_size + i) % world.size() == world.rank()) {
             check_interrupt()?;
-            let row = (chunk * batch_size + i) * captions.len();
+            let row = scores.len();
+            scores.resize(row + captions.len(), 0f32);
             for batch in &encoded_captions {
                 let image = vision.repeat(i, batch.places.len())?;
                 let output = model.match_encoded(&batch.encoded, &image, &run)?;

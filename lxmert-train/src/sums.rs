@@ -1,5 +1,6 @@
 //! The result of a batch, and running sums over steps and epochs.
 
+use crate::measures::nan_for_null;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub struct Part {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Sums {
     /// Sum of the examples' losses.
+    #[serde(deserialize_with = "nan_for_null")]
     pub loss: f64,
     /// Correct predictions.
     pub right: usize,
@@ -54,6 +56,16 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// Those of one batch. Where its loss is not a number there are no parts, which JSON could not hold.
+    pub fn of_batch(batch: &BatchLoss) -> Self {
+        let mut sums = Self::default();
+        sums.add_batch(batch);
+        if !sums.loss.is_finite() {
+            sums.parts.clear();
+        }
+        sums
+    }
+
     /// Adds a batch's result.
     pub fn add_batch(&mut self, batch: &BatchLoss) {
         self.loss += batch.sum;
@@ -68,14 +80,19 @@ impl Sums {
         }
     }
 
+    /// Adds what other sums hold of batches.
+    pub fn add_batches(&mut self, more: &Self) {
+        self.loss += more.loss;
+        self.right += more.right;
+        self.judged += more.judged;
+        self.examples += more.examples;
+        more.parts.iter().for_each(|(name, sums)| add(&mut self.parts, name, *sums));
+        more.guesses.iter().for_each(|(name, counts)| add(&mut self.guesses, name, *counts));
+    }
+
     /// Adds the batches of an optimiser step, and the norm of its gradient.
     pub fn add_step(&mut self, step: &Self, norm: f64) {
-        self.loss += step.loss;
-        self.right += step.right;
-        self.judged += step.judged;
-        self.examples += step.examples;
-        step.parts.iter().for_each(|(name, sums)| add(&mut self.parts, name, *sums));
-        step.guesses.iter().for_each(|(name, counts)| add(&mut self.guesses, name, *counts));
+        self.add_batches(step);
         self.norm += norm;
         self.steps += 1;
     }

@@ -11,6 +11,8 @@ use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::{GradientSum, World, world};
+use crate::recipe::Recipe;
 use crate::resume::{self, Position};
 use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, save_checkpoint, write_json, write_text};
 use crate::sums::Sums;
@@ -25,6 +27,8 @@ use lxmert_core::model::init;
 use lxmert_core::ops;
 use lxmert_core::optim::{AdamW, Schedule, clip};
 use lxmert_core::text::WordPiece;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -48,31 +52,62 @@ pub enum Outcome {
 /// Returns an error if the data or settings are unusable, the folder holds another run, another process trains there,
 /// the loss diverges, or Ctrl-C was pressed (the state is saved).
 pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
-    job.recipe.check()?;
+    let world = world();
+    let check = || {
+        job.recipe.check()?;
+        job.data.check_features()?;
+        job.settings()
+    };
     cli::warn_of_slow(job.recipe.precision, &job.device);
-    job.data.check_features()?;
+    let settings = world.agree(check())?;
+    world.same("the settings or the data", &format!("{settings:?}"))?;
     let folder = RunFolder::new(&job.output);
-    let settings = job.settings()?;
-    std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
-    let _lock = Lock::take(&folder, &job.command)?;
-    folder.remove_leftovers();
+    // Rank 0 alone looks into the folder and writes there, and says to all what it holds.
+    let mut _lock = None;
+    let found = world.from_first(|| {
+        std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
+        _lock = Some(Lock::take(&folder, &job.command)?);
+        folder.remove_leftovers();
+        Ok(vec![found(job, &folder, &settings)? as u8])
+    })?;
+    if found == [Found::Finished as u8] {
+        return Ok(Outcome::AlreadyFinished(world.agree(Report::read(&folder.report()))?));
+    }
+    let mut trainer = Trainer::<T>::new(job, folder, &settings, found == [Found::Unfinished as u8])?;
+    trainer.train().map_err(|error| out_of_memory(error, job.recipe.batch_size, job.recipe.accumulate))?;
+    trainer.test().map(Outcome::Finished)
+}
+
+/// What there is to go on with.
+#[derive(Clone, Copy)]
+enum Found {
+    Nothing,
+    Unfinished,
+    Finished,
+}
+
+/// Looks for a run of these settings in the folder.
+fn found(job: &Job, folder: &RunFolder, settings: &RunSettings) -> Result<Found> {
     if job.start == Start::Overwrite {
         refuse_init_inside(job)?;
-    } else if let Some(old) = RunSettings::read(&folder)? {
-        let differences = old.differences(&settings);
+        return Ok(Found::Nothing);
+    }
+    if let Some(old) = RunSettings::read(folder)? {
+        let differences = old.differences(settings);
         if !differences.is_empty() {
             return Err(Error::OtherSettings { folder: job.output.clone(), differences: differences.join("\n") });
         }
         if folder.report().is_file() {
-            return Ok(Outcome::AlreadyFinished(Report::read(&folder.report())?));
+            return Ok(Found::Finished);
         }
     }
-    if job.start == Start::Resume && !folder.state().is_file() {
-        return Err(Error::file(&job.output, "no unfinished run here to resume; start one without --resume"));
+    match (folder.state().is_file(), job.start) {
+        (true, _) => Ok(Found::Unfinished),
+        (false, Start::Resume) => {
+            Err(Error::file(&job.output, "no unfinished run here to resume; start one without --resume"))
+        }
+        (false, _) => Ok(Found::Nothing),
     }
-    let mut trainer = Trainer::<T>::new(job, folder, &settings)?;
-    trainer.train().map_err(|error| out_of_memory(error, job.recipe.batch_size, job.recipe.accumulate))?;
-    trainer.test().map(Outcome::Finished)
 }
 
 /// Rejects an initial checkpoint that `--overwrite` is about to delete.
@@ -98,7 +133,9 @@ struct Trainer<'a, T> {
     optimiser: AdamW,
     schedule: Schedule,
     position: Position,
-    log: RunLog,
+    world: World,
+    /// Rank 0 writes it.
+    log: Option<RunLog>,
     saved: Instant,
     saved_step: u64,
     /// Seconds of earlier sessions, and when this one began.
@@ -144,9 +181,53 @@ fn cannot_start(error: Error) -> Error {
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
-    fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings) -> Result<Self> {
+    fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings, resumes: bool) -> Result<Self> {
+        let (world, recipe) = (world(), &job.recipe);
+        // No rank goes on before all have read their data and weights, and rank 0 deletes nothing before.
+        let (text, task, optimiser, position) = world.agree(Self::read(job, &folder, resumes))?;
+        let open = || -> Result<RunLog> {
+            if job.start == Start::Overwrite {
+                folder.clear()?;
+            }
+            write_json(&folder.settings(), settings)?;
+            RunLog::open(&folder, (position.metrics_bytes, position.events_bytes))
+        };
+        let log = if world.is_first() { Some(open()?) } else { None };
+        let steps_per_epoch = task.batches_per_epoch().div_ceil(recipe.accumulate) as u64;
+        let total_steps = recipe.steps.unwrap_or(recipe.epochs * steps_per_epoch);
+        let warmup_steps = (recipe.warmup * total_steps as f64).round() as u64;
+        let parameters: usize = optimiser.parameters().map(|(_, var)| var.elem_count()).sum();
+        log::info!("{}, {}: {}", job.data.name(), T::NAME, task.introduction().join("; "));
+        log::info!(
+            "{:.1} million parameters; {total_steps} steps of {}",
+            parameters as f64 / 1e6,
+            recipe.batch_size * recipe.accumulate,
+        );
+        if let Some(shares) = shares(world, recipe) {
+            log::info!("{shares}");
+        }
+        if resumes {
+            log::info!("resuming from step {} of {total_steps}", position.step);
+        }
+        Ok(Self {
+            schedule: Schedule { warmup_steps, total_steps, idle_start: recipe.optimiser.idle_start() },
+            log,
+            world,
+            saved: Instant::now(),
+            saved_step: position.step,
+            sitting: (position.seconds, Instant::now()),
+            job,
+            folder,
+            text,
+            task,
+            optimiser,
+            position,
+        })
+    }
+
+    /// The data and the model, at the saved state or at the start.
+    fn read(job: &Job, folder: &RunFolder, resumes: bool) -> Result<(WordPiece, T, AdamW, Position)> {
         let recipe = &job.recipe;
-        let resumes = job.start != Start::Overwrite && folder.state().is_file();
         let last = Some(folder.last()).filter(|last| resumes && last.join("model.safetensors").is_file());
         let origin = Origin::open(recipe, last.as_deref())?;
         let variables = VarMap::new();
@@ -164,40 +245,9 @@ impl<'a, T: Task> Trainer<'a, T> {
                 }
             }
         }
-        let parameters: usize = variables.values().map(|var| var.elem_count()).sum();
         let mut optimiser = AdamW::new(recipe.adamw(), variables)?;
         let position = if resumes { resume::load(&folder.state(), &mut optimiser)? } else { Position::default() };
-
-        // Only now that data and checkpoint are known to fit, delete the old run and record this one.
-        if job.start == Start::Overwrite {
-            folder.clear()?;
-        }
-        write_json(&folder.settings(), settings)?;
-        let steps_per_epoch = task.batches_per_epoch().div_ceil(recipe.accumulate) as u64;
-        let total_steps = recipe.steps.unwrap_or(recipe.epochs * steps_per_epoch);
-        let warmup_steps = (recipe.warmup * total_steps as f64).round() as u64;
-        log::info!("{}, {}: {}", job.data.name(), T::NAME, task.introduction().join("; "));
-        log::info!(
-            "{:.1} million parameters; {total_steps} steps of {}",
-            parameters as f64 / 1e6,
-            recipe.batch_size * recipe.accumulate,
-        );
-        if resumes {
-            log::info!("resuming from step {} of {total_steps}", position.step);
-        }
-        Ok(Self {
-            schedule: Schedule { warmup_steps, total_steps, idle_start: recipe.optimiser.idle_start() },
-            log: RunLog::open(&folder, (position.metrics_bytes, position.events_bytes))?,
-            saved: Instant::now(),
-            saved_step: position.step,
-            sitting: (position.seconds, Instant::now()),
-            job,
-            folder,
-            text,
-            task,
-            optimiser,
-            position,
-        })
+        Ok((text, task, optimiser, position))
     }
 
     fn train(&mut self) -> Result<()> {
@@ -221,34 +271,49 @@ impl<'a, T: Task> Trainer<'a, T> {
         let plan = self.task.epoch(epoch);
         let batch_count = plan.len();
         let sizes: Vec<usize> = plan.iter().map(Vec::len).collect();
-        let rest: Vec<Vec<T::Example>> = plan.into_iter().skip(self.position.batch).collect();
+        let rounds = rounds(plan, recipe.accumulate, self.world, self.position.batch);
 
         // The reading thread borrows the task while the loop changes the rest of the trainer.
-        let Self { job, task, optimiser, schedule, position, log, folder, saved, saved_step, sitting, .. } = self;
-        let task = &*task;
-        let mut gradient_sums: Option<Vec<Option<Tensor>>> = None;
+        let Self { job, task, optimiser, schedule, position, log, folder, saved, saved_step, sitting, world, .. } =
+            self;
+        let (task, world) = (&*task, *world);
+        let shapes = optimiser.parameters().map(|(_, var)| var.shape().clone()).collect();
+        let mut gradients = GradientSum::new(world, shapes, &job.device);
         let mut pending = Sums::default();
         let mut at = position.batch;
-        let read = |examples| task.read(examples);
-        batches::for_each(rest.into_iter(), read, |batch: T::Batch| {
+        let read = |examples: Vec<T::Example>| match examples.is_empty() {
+            true => Ok(None),
+            false => task.read(examples).map(Some),
+        };
+        batches::for_each_result(rounds.into_iter(), read, |batch: Result<Option<T::Batch>>| {
             let group = at / recipe.accumulate * recipe.accumulate;
             let group_end = (group + recipe.accumulate).min(batch_count);
             let divisor = sizes[group..group_end].iter().sum();
-            let number = epoch * batch_count as u64 + at as u64;
-            let step = Step::new(number, divisor, recipe, &job.device);
-            let result = task.loss(batch, &step)?;
-            let gradients = optimiser.gradients(&ops::backward(&result.loss)?);
-            gradient_sums = Some(match gradient_sums.take() {
-                None => gradients,
-                Some(before) => add(before, gradients)?,
-            });
-            pending.add_batch(&result);
-            at += 1;
+            let compute = |batch: T::Batch| -> Result<(Sums, Vec<Option<Tensor>>)> {
+                let number = epoch * batch_count as u64 + (at + world.rank()) as u64;
+                let step = Step::new(number, divisor, recipe, &job.device);
+                let result = task.loss(batch, &step)?;
+                Ok((Sums::of_batch(&result), optimiser.gradients(&ops::backward(&result.loss)?)))
+            };
+            let computed = batch.and_then(|batch| batch.map(compute).transpose());
+            let stop = lxmert_core::cli::interrupted() || job.stop_after.is_some_and(|n| position.step + 1 >= n);
+            let (own, own_gradients) = match computed {
+                Ok(Some((sums, gradients))) => {
+                    (Ok(Round { sums: Some(sums), stop, ..Round::of(&gradients) }), gradients)
+                }
+                Ok(None) => (Ok(Round { stop, ..Round::default() }), Vec::new()),
+                Err(error) => (Err(error), Vec::new()),
+            };
+            let round = Round::gather(world, own)?;
+            let present: Vec<Vec<bool>> = round.iter().map(|round| round.present.clone()).collect();
+            gradients.add(own_gradients, &present)?;
+            round.iter().filter_map(|round| round.sums.as_ref()).for_each(|sums| pending.add_batches(sums));
+            at = (at + world.size()).min(group_end);
             if at < group_end {
                 return Ok(true);
             }
 
-            let mut gradients = gradient_sums.take().unwrap_or_default();
+            let mut gradients = gradients.take()?;
             if recipe.freeze_padding_rows {
                 freeze_padding_rows(optimiser, &mut gradients)?;
             }
@@ -265,18 +330,25 @@ impl<'a, T: Task> Trainer<'a, T> {
             for sums in [&mut position.epoch_sums, &mut position.log_sums] {
                 sums.add_step(&pending, norm);
             }
-            log.count(pending.examples);
+            if let Some(log) = log.as_mut() {
+                log.count(pending.examples);
+            }
             pending = Sums::default();
             bar.inc(1);
             if position.step.is_multiple_of(LOG_EVERY) {
                 let sums = std::mem::take(&mut position.log_sums);
                 bar.set_message(format!("loss {:.3}", sums.mean_loss()));
-                log.step(position.step, epoch as f64 + at as f64 / batch_count as f64, learning_rate, &sums)?;
+                if let Some(log) = log.as_mut() {
+                    log.step(position.step, epoch as f64 + at as f64 / batch_count as f64, learning_rate, &sums)?;
+                }
             }
-            let stop = lxmert_core::cli::interrupted() || job.stop_after.is_some_and(|n| position.step >= n);
+            // All ranks stop at the same step, whichever was asked to.
+            let stop = round.iter().any(|round| round.stop);
             if stop || position.step - *saved_step >= job.save_every_steps || saved.elapsed() >= job.save_every {
-                save_state(folder, position, optimiser, log, sitting)?;
+                let save = save_state(folder, position, optimiser, log.as_ref(), sitting);
                 (*saved, *saved_step) = (Instant::now(), position.step);
+                // None ends before the state is on the disk: the launcher would end rank 0 then.
+                if stop { world.agree(save)? } else { save? }
             }
             if stop {
                 return Err(lxmert_core::Error::Interrupted.into());
@@ -292,7 +364,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let validation = match self.task.validate() {
             // Ctrl-C during validation: keep the epoch's last step.
             Err(e) if e.is_interrupt() => {
-                self.save_state()?;
+                self.world.agree(self.save_state())?;
                 return Err(e);
             }
             other => other?,
@@ -312,7 +384,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             seconds: start.elapsed().as_secs_f64(),
         };
         bar.suspend(|| log::info!("{}", record.line()));
-        self.log.epoch(&record)?;
+        self.same_weights(epoch)?;
 
         let without_better = epoch - self.position.best.map_or(epoch, |best| best.epoch);
         let patience_ended = recipe.patience.is_some_and(|patience| without_better >= patience);
@@ -320,16 +392,36 @@ impl<'a, T: Task> Trainer<'a, T> {
             log::info!("no improvement for {without_better} epochs; stopping early");
         }
         self.position.trained = patience_ended || self.position.step >= self.schedule.total_steps;
-        let parts = self.task.checkpoint();
-        let card = self.card(&parts, &record, None);
-        if best {
-            self.write_checkpoint(&self.folder.best(), &parts, &card)?;
+        if let Some(log) = self.log.as_mut() {
+            log.epoch(&record)?;
+            let parts = self.task.checkpoint();
+            let card = self.card(&parts, &record, None);
+            if best {
+                self.write_checkpoint(&self.folder.best(), &parts, &card)?;
+            }
+            self.write_checkpoint(&self.folder.last(), &parts, &card)?;
         }
-        self.write_checkpoint(&self.folder.last(), &parts, &card)?;
-        self.log.draw_curves(&self.folder)?;
+        if let Some(log) = self.log.as_ref() {
+            log.draw_curves(&self.folder)?;
+        }
         self.save_state()?;
         (self.saved, self.saved_step) = (Instant::now(), self.position.step);
-        Ok(())
+        // No rank tests a checkpoint before it is written.
+        self.world.agree(Ok(()))
+    }
+
+    /// Checks that all ranks have the same weights.
+    fn same_weights(&self, epoch: u64) -> Result<()> {
+        if self.world.is_alone() {
+            return Ok(());
+        }
+        let mut hash = Sha256::new();
+        for (_, var) in self.optimiser.parameters() {
+            for value in var.flatten_all()?.to_vec1::<f32>()? {
+                hash.update(value.to_le_bytes());
+            }
+        }
+        self.world.same(&format!("the weights after epoch {epoch}"), &lxmert_core::files::hex(&hash.finalize()))
     }
 
     /// Tests the best checkpoint and writes the report, which finishes the run.
@@ -339,7 +431,6 @@ impl<'a, T: Task> Trainer<'a, T> {
         let test: Measures = self.task.test(&self.folder.best(), &self.folder.predictions(), &bar)?;
         bar.finish_and_clear();
         let record = TestRecord { epoch: self.position.best.map_or(0, |best| best.epoch), test };
-        self.log.test(self.position.step, &record)?;
         let report = Report {
             data: self.job.data.name().into(),
             task: T::NAME.into(),
@@ -349,7 +440,12 @@ impl<'a, T: Task> Trainer<'a, T> {
             training_seconds: self.position.seconds,
             test: record,
         };
-        let epoch_record = self.log.records(&self.folder)?.into_iter().find_map(|record| match record {
+        let Some(log) = self.log.as_mut() else {
+            self.world.agree(Ok(()))?;
+            return Ok(report);
+        };
+        log.test(self.position.step, &report.test)?;
+        let epoch_record = log.records(&self.folder)?.into_iter().find_map(|record| match record {
             Record::Epoch(e) if e.epoch == report.test.epoch => Some(e),
             _ => None,
         });
@@ -361,11 +457,12 @@ impl<'a, T: Task> Trainer<'a, T> {
         // The report marks the run as finished; the state is no longer needed.
         let state = self.folder.state();
         std::fs::remove_file(&state).map_err(Error::io(&state))?;
+        self.world.agree(Ok(()))?;
         Ok(report)
     }
 
     fn save_state(&mut self) -> Result<()> {
-        save_state(&self.folder, &mut self.position, &self.optimiser, &self.log, &self.sitting)
+        save_state(&self.folder, &mut self.position, &self.optimiser, self.log.as_ref(), &self.sitting)
     }
 
     fn write_checkpoint(&self, folder: &Path, parts: &CheckpointParts, card: &str) -> Result<()> {
@@ -380,17 +477,63 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 }
 
-/// Adds two batches' gradients, parameter by parameter.
-fn add(before: Vec<Option<Tensor>>, more: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let pairs = before.into_iter().zip(more);
-    pairs
-        .map(|pair| {
-            Ok(match pair {
-                (Some(a), Some(b)) => Some((a + b)?),
-                (a, b) => a.or(b),
-            })
-        })
-        .collect()
+/// How a step's batches are shared out, for the log; nothing for one rank.
+fn shares(world: World, recipe: &Recipe) -> Option<String> {
+    let (ranks, accumulate, batch) = (world.size(), recipe.accumulate, recipe.batch_size);
+    if world.is_alone() {
+        return None;
+    }
+    let step = format!("{ranks} ranks: a step of {} examples is", batch * accumulate);
+    if !accumulate.is_multiple_of(ranks) {
+        let advice = format!("so some wait; make --accumulate a multiple of {ranks}");
+        return Some(format!(
+            "{step} {accumulate} batches of {batch}, which {ranks} ranks cannot share evenly, {advice}"
+        ));
+    }
+    let times = if accumulate == ranks { String::new() } else { format!(", {} times", accumulate / ranks) };
+    Some(format!("{step} {ranks} ranks × {batch}{times}"))
+}
+
+/// This rank's batches from number `done` on, round by round: of a step's batches a round holds as many as there are ranks,
+/// and a rank without one an empty batch.
+fn rounds<E>(mut plan: Vec<Vec<E>>, accumulate: usize, world: World, done: usize) -> Vec<Vec<E>> {
+    let count = plan.len();
+    let mut rounds = Vec::new();
+    for group in (done / accumulate * accumulate..count).step_by(accumulate) {
+        let end = (group + accumulate).min(count);
+        for first in (group..end).step_by(world.size()).filter(|first| *first >= done) {
+            let own = first + world.rank();
+            rounds.push(if own < end { std::mem::take(&mut plan[own]) } else { Vec::new() });
+        }
+    }
+    rounds
+}
+
+/// What ranks tell each other of a round of batches besides the gradients.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Round {
+    /// The batch's numbers; none where a rank had no batch.
+    sums: Option<Sums>,
+    /// Which parameters have a gradient; empty where a rank had no batch.
+    present: Vec<bool>,
+    /// Whether this rank was asked to stop.
+    stop: bool,
+}
+
+impl Round {
+    fn of(gradients: &[Option<Tensor>]) -> Self {
+        Self { present: gradients.iter().map(Option::is_some).collect(), ..Self::default() }
+    }
+
+    /// All ranks' rounds, by rank.
+    fn gather(world: World, own: Result<Self>) -> Result<Vec<Self>> {
+        if world.is_alone() {
+            return own.map(|own| vec![own]);
+        }
+        let json = |round: Self| serde_json::to_vec(&round).map_err(Error::json("another rank"));
+        let all = world.gather(own.and_then(json))?;
+        all.iter().map(|bytes| serde_json::from_slice(bytes).map_err(Error::json("another rank"))).collect()
+    }
 }
 
 /// Zeroes the gradient of row 0 of the position and segment tables, as torch's `padding_idx=0` does in the original.
@@ -406,13 +549,15 @@ fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> R
     Ok(())
 }
 
+/// Writes the state, on rank 0, which has the log.
 fn save_state(
     folder: &RunFolder,
     position: &mut Position,
     optimiser: &AdamW,
-    log: &RunLog,
+    log: Option<&RunLog>,
     sitting: &(f64, Instant),
 ) -> Result<()> {
+    let Some(log) = log else { return Ok(()) };
     (position.metrics_bytes, position.events_bytes) = log.positions()?;
     position.seconds = sitting.0 + sitting.1.elapsed().as_secs_f64();
     resume::save(&folder.state(), position, optimiser)

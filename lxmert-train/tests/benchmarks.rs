@@ -62,7 +62,7 @@ fn job(folder: &Path, task: &str, data: ExamplePaths, output: &str) -> Job {
     };
     Job {
         recipe,
-        data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features"), ..data }),
+        data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features").into(), ..data }),
         output: folder.join(output),
         device: Device::Cpu,
         start: Start::Auto,

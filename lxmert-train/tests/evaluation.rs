@@ -30,7 +30,7 @@ fn bf16_logits_differ_from_f32_by_rounding_only() {
         captions: folder.path().join("results.csv"),
         splits: None,
         hard_negatives: None,
-        features: folder.path().join("features"),
+        features: folder.path().join("features").into(),
     };
     let options = LoadOptions { max_length: 20, regions: None, seed: 0, allow_missing_images: false };
     let dataset = Dataset::load(&paths, &WordPiece::bundled().unwrap(), &options).unwrap();

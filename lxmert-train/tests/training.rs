@@ -6,7 +6,8 @@ mod common;
 
 use assert_cmd::Command;
 use candle_core::{Device, Tensor};
-use lxmert_core::checkpoint::save_safetensors;
+use lxmert_core::checkpoint::{read_tensors, save_safetensors};
+use lxmert_core::features::{FeatureStore, StoreWriter};
 use predicates::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -136,6 +137,39 @@ fn a_stopped_and_killed_run_ends_with_the_weights_of_an_uninterrupted_one() {
     let difference = (loss(&rounded) - loss(&measured)).abs();
     assert!(difference > 0.0 && difference < 1e-2, "loss {} and {}", loss(&rounded), loss(&measured));
     in_precision("f16").code(2).stderr(predicate::str::contains("f16"));
+}
+
+/// COCO and Visual Genome are extracted apart.
+#[test]
+fn reads_several_stores_as_one_and_refuses_an_image_in_two() {
+    let (folder, data) = data(24);
+    let whole = FeatureStore::open(data.join("features")).unwrap();
+    let halves = ["first", "second"].map(|name| folder.path().join(name));
+    for (half, images) in halves.iter().zip([0..12, 12..24]) {
+        let mut writer = StoreWriter::open(half, whole.info().clone()).unwrap();
+        images.for_each(|i| writer.push(&whole.names()[i], &whole.regions(i).unwrap()).unwrap());
+        writer.finish().unwrap();
+    }
+    let run = |name: &str, stores: &[&PathBuf]| {
+        let output = folder.path().join(name);
+        let mut command = command(&data, &output);
+        command.args(stores.iter().flat_map(|store| ["--features".as_ref(), store.as_os_str()]));
+        (output, command.args(["--stop-after", "4"]).assert())
+    };
+    let state = |output: &Path| read_tensors(output.join("state.safetensors")).unwrap();
+    let (one, assert) = run("one", &[]);
+    assert.code(130);
+    let (two, assert) = run("two", &[&halves[0], &halves[1]]);
+    assert.code(130);
+    let (one, two) = (state(&one), state(&two));
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(one.iter().all(|(name, tensor)| values(tensor) == values(&two[name])));
+    let (_, assert) = run("twice", &[&halves[0], &data.join("features")]);
+    assert
+        .code(1)
+        .stderr(predicate::str::contains("the image '000.png' is in ").and(predicate::str::contains("first")));
+    let (_, assert) = run("missing", &[&halves[0], &folder.path().join("none")]);
+    assert.code(1).stderr(predicate::str::contains("none: no feature store here"));
 }
 
 /// Pre-training on captions alone (no answers, no attributes) and retrieval.

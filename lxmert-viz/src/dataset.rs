@@ -63,8 +63,8 @@ impl DataSet {
     /// [`Error::Missing`] with the command that makes what is missing; [`Error::Core`] and [`Error::Train`] when a file is
     /// damaged.
     pub fn open(places: Places, regions: usize) -> Result<Self> {
-        let needed = [("the caption file", places.captions.as_ref()), ("the feature store", Some(&places.features))];
-        for (what, path) in needed.into_iter().filter_map(|(what, path)| Some((what, path?))) {
+        let captions = places.captions.iter().map(|path| ("the caption file", path));
+        for (what, path) in captions.chain(places.features.paths().iter().map(|path| ("the feature store", path))) {
             if !path.exists() {
                 let advice = "run `cargo run -p lxmert-extract` first, or name another by --captions and --features";
                 return Err(Error::Missing { what, path: path.clone(), advice: advice.into() });

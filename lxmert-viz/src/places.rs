@@ -2,6 +2,7 @@
 //! when it is asked for, and then each picture says that it is other data.
 
 use crate::{Error, Result};
+use lxmert_core::features::StoreFolders;
 use lxmert_core::workspace::Workspace;
 use lxmert_train::data::paths::{Data, DataPaths};
 use lxmert_train::job::RunSettings;
@@ -21,9 +22,9 @@ pub struct PlacesArgs {
     /// [default: RUN/best]
     #[arg(long, global = true, value_name = "CHECKPOINT", help_heading = "Where things lie")]
     pub checkpoint: Option<PathBuf>,
-    /// Another feature store than the run's
+    /// Another feature store than the run's; given several times, the stores are read as one
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
-    pub features: Option<PathBuf>,
+    pub features: Vec<PathBuf>,
     /// The folder of the photos [default: found beside the captions]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Where things lie")]
     pub images: Option<PathBuf>,
@@ -44,8 +45,8 @@ pub struct Places {
     pub run: PathBuf,
     /// The checkpoint.
     pub checkpoint: PathBuf,
-    /// The feature store.
-    pub features: PathBuf,
+    /// The feature store's folders.
+    pub features: StoreFolders,
     /// The caption file; none for a run on questions or statements.
     pub captions: Option<PathBuf>,
     /// The split file, when there is one.
@@ -83,7 +84,7 @@ impl Places {
 
     fn set(&mut self, data: &Data) {
         self.name = data.name().to_string();
-        self.features = data.features().to_path_buf();
+        self.features = data.features().clone();
         let file = match data {
             Data::Captions(paths) => {
                 self.captions = Some(paths.captions.clone());
@@ -114,7 +115,7 @@ impl PlacesArgs {
         let mut places = Places {
             name: "scenes".into(),
             checkpoint: self.checkpoint.clone().unwrap_or_else(|| run.join("best")),
-            features: workspace.features("scenes"),
+            features: workspace.features("scenes").into(),
             captions: None,
             splits: None,
             hard_negatives: None,
@@ -139,14 +140,14 @@ impl PlacesArgs {
             let features = places.features.clone();
             places.set(&Data::Captions(DataPaths::of_files(captions.clone(), None, features)));
         }
-        if let Some(features) = &self.features {
-            places.features.clone_from(features);
+        if !self.features.is_empty() {
+            places.features = self.features.iter().cloned().collect();
         }
         if let Some(splits) = &self.splits {
             std::fs::metadata(splits).map_err(Error::io(splits))?;
             places.splits = Some(splits.clone());
         }
-        let named = [&self.flickr30k, &self.captions, &self.features].into_iter().any(Option::is_some);
+        let named = self.flickr30k.is_some() || self.captions.is_some() || !self.features.is_empty();
         if own.is_none() && self.run.is_some() && !named && self.checkpoint.is_none() {
             let advice = "train it (cargo run -p lxmert-train), or name the data by --captions and --features".into();
             let path = places.run.join("run.json");
@@ -156,7 +157,7 @@ impl PlacesArgs {
             Some(_) => other_data(&before, &places),
             None if stranger || named => Some(format!(
                 "The checkpoint does not say what it was trained on. Shown here: {}",
-                places.captions.as_deref().unwrap_or(&places.features).display()
+                places.captions.as_ref().map_or_else(|| places.features.to_string(), |path| path.display().to_string())
             )),
             None => None,
         };
@@ -167,17 +168,17 @@ impl PlacesArgs {
 /// What of the data is not the run's, in a sentence.
 fn other_data(own: &Places, shown: &Places) -> Option<String> {
     let parts = [
-        ("captions", own.captions.as_deref(), shown.captions.as_deref()),
-        ("features", Some(own.features.as_path()), Some(shown.features.as_path())),
-        ("splits", own.splits.as_deref(), shown.splits.as_deref()),
+        ("captions", own.captions.as_slice(), shown.captions.as_slice()),
+        ("features", own.features.paths(), shown.features.paths()),
+        ("splits", own.splits.as_slice(), shown.splits.as_slice()),
     ];
-    let same = |a: &Path, b: &Path| {
+    let same = |(a, b): (&PathBuf, &PathBuf)| {
         a == b || std::fs::canonicalize(a).ok().is_some_and(|a| Some(a) == std::fs::canonicalize(b).ok())
     };
-    let other = parts.into_iter().filter_map(|(what, own, shown)| match (own, shown) {
-        (Some(own), Some(shown)) if same(own, shown) => None,
-        (_, Some(shown)) => Some(format!("{what} {}", shown.display())),
-        (_, None) => None,
+    let other = parts.into_iter().filter_map(|(what, own, shown)| {
+        let all_same = own.len() == shown.len() && own.iter().zip(shown).all(same);
+        let shown = shown.iter().cloned().collect::<StoreFolders>();
+        (!all_same && !shown.paths().is_empty()).then(|| format!("{what} {shown}"))
     });
     let other: Vec<String> = other.collect();
     (!other.is_empty()).then(|| format!("Not the data of the run: {}", other.join(", ")))

@@ -1,6 +1,6 @@
 //! `index.json`: what a store holds, how it was made, and its shards.
 
-use super::StoreDtype;
+use super::{StoreDtype, parts};
 use crate::files::atomic_write;
 use crate::{Error, Result, nearby};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub(super) const INDEX_FILE: &str = "index.json";
 pub(super) const MOST: usize = 1 << 20;
 
 /// The properties that all images of a store share. Two extractions can use one folder only if all of them are equal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StoreInfo {
     /// The detector's name.
     pub detector: String,
@@ -80,6 +80,13 @@ pub struct ShardEntry {
     pub images: usize,
 }
 
+impl ShardEntry {
+    /// The name of a store's shard `number`, from 0.
+    pub(super) fn file_name(number: usize) -> String {
+        format!("shard-{number:05}.safetensors")
+    }
+}
+
 /// The content of `index.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Index {
@@ -102,6 +109,9 @@ impl Index {
     }
 
     pub fn read(folder: &Path) -> Result<Self> {
+        if let Some(reason) = parts::unmerged(folder) {
+            return Err(Error::format(folder, reason));
+        }
         let path = folder.join(INDEX_FILE);
         let text = std::fs::read(&path).map_err(|source| {
             if source.kind() == std::io::ErrorKind::NotFound {

@@ -5,7 +5,7 @@
 //! first record with a wrong hash or length is the one that a killed writer was appending; it and everything after it
 //! are dropped.
 
-use crate::files::AppendLog;
+use crate::files::{AppendLog, read_text, writer_here};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::TryLockError;
@@ -14,6 +14,8 @@ use std::ops::Range;
 use std::path::Path;
 
 const FILE: &str = "pending.journal";
+/// Who has the journal locked, or had when it was killed.
+const HOLDER: &str = "pending.writer";
 const HEAD: usize = 8 + 32;
 /// Longest name in bytes; limits how much memory a damaged length can request.
 pub(super) const MAX_NAME: usize = 1 << 16;
@@ -30,6 +32,13 @@ struct Record {
     row: u64,
 }
 
+/// Another process has the journal locked.
+fn at_work(folder: &Path) -> Error {
+    let holder = read_text(folder.join(HOLDER)).unwrap_or_default();
+    let holder = holder.lines().next().map_or_else(String::new, |holder| format!(": {holder}"));
+    Error::format(folder, format!("another process is writing to this store{holder}; wait for it or stop it"))
+}
+
 impl Journal {
     /// Opens and locks the folder's journal and finds its whole records.
     pub fn open(folder: &Path, row_bytes: usize) -> Result<Self> {
@@ -41,13 +50,15 @@ impl Journal {
             }
             Err(TryLockError::Error(error)) => return Err(Error::io(log.path())(error)),
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::format(folder, "another process is writing to this store; wait for it or stop it"));
+                return Err(at_work(folder));
             }
         }
         // A writer that was finishing may have removed the file between opening and locking.
         if !log.path().exists() {
             return Err(Error::format(folder, "another process was just finishing this store; run again"));
         }
+        let holder = folder.join(HOLDER);
+        std::fs::write(&holder, writer_here() + "\n").map_err(Error::io(&holder))?;
         let mut journal = Self { log, row_bytes, records: Vec::new() };
         let whole = journal.scan().map_err(Error::io(journal.log.path()))?;
         let torn = journal.log.end() - whole;
@@ -129,7 +140,22 @@ impl Journal {
 
     /// Removes the empty journal once the store is complete.
     pub fn remove(self) -> Result<()> {
+        let holder = self.log.path().with_file_name(HOLDER);
+        std::fs::remove_file(&holder).map_err(Error::io(&holder))?;
         self.log.remove()
+    }
+
+    /// Refuses a folder in which a writer is at work. The journal stays as it is.
+    ///
+    /// # Errors
+    /// When a writer is at work, with its process; when the journal cannot be opened.
+    pub fn refuse_at_work(folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        let journal = std::fs::File::open(&path).map_err(Error::io(&path))?;
+        match journal.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(at_work(folder)),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a folder holds a journal: a writer is at work there or was killed.
@@ -138,6 +164,6 @@ impl Journal {
     }
 
     pub fn is_journal(file_name: &str) -> bool {
-        file_name == FILE
+        file_name == FILE || file_name == HOLDER
     }
 }

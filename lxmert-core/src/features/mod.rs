@@ -13,6 +13,8 @@
 //! | `index.json` | what the store holds and how it was made; names its shards |
 //! | `shard-00000.safetensors`, … | the regions of some images, one row an image |
 //! | `pending.journal` | images not yet in a shard; present only while a writer runs or after it was killed |
+//! | `pending.writer` | the process that writes, or wrote |
+//! | `part-00001-of-00004/`, … | parts that have not been merged yet; there is no `index.json` then |
 //!
 //! `index.json` is one object: `format` (`"lxmert-regions"`), `version` (1), `detector` (a name), `settings` (an object
 //! of strings: everything that shaped the regions), `regions` (the most per image, R), `feature_dim` (D), `dtype` (of
@@ -60,16 +62,26 @@
 //! not name yet, drops a torn last record and records that a shard already holds, and continues. So a killed writer
 //! loses only the image it was appending, and no image is stored twice.
 //!
-//! A writer locks the journal, so a second writer in the same folder is refused. A writer also refuses a folder whose
-//! `index.json` differs in the detector, a setting, a size or the names, and reports each difference.
+//! A writer locks the journal, so a second writer in the same folder is refused and told which process the first is. A
+//! writer also refuses a folder whose `index.json` differs in the detector, a setting, a size or the names, and reports
+//! each difference.
+//!
+//! # Parts
+//!
+//! Several processes, on any machines that share the folder, can extract one set of images in parts ([`Part`]), each
+//! into its own store within the folder. [`Merge`] makes one store of the parts by renaming their shards.
 
+mod folders;
 mod index;
 mod journal;
+mod parts;
 mod reader;
 mod shard;
 mod writer;
 
+pub use folders::StoreFolders;
 pub use index::{ShardEntry, StoreInfo};
+pub use parts::{Merge, Part, unmerged};
 pub use reader::FeatureStore;
 pub use writer::{StoreSummary, StoreWriter};
 

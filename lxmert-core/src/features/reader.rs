@@ -3,7 +3,7 @@
 use super::index::{Index, StoreInfo};
 use super::journal::Journal;
 use super::shard::{Layout, Shard};
-use super::{Regions, ShardEntry};
+use super::{Regions, ShardEntry, StoreFolders};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 /// read on request.
 #[derive(Debug)]
 pub struct FeatureStore {
+    /// For messages: the folder, or of several all their names.
     folder: PathBuf,
+    folders: StoreFolders,
     info: StoreInfo,
     shards: Vec<Shard>,
     /// Number of the first image of each shard.
@@ -22,39 +24,56 @@ pub struct FeatureStore {
 }
 
 impl FeatureStore {
-    /// Opens the shards (one open file each) and reads the names.
+    /// Opens the shards (one open file each) and reads the names. Several folders are read as one store: their images one
+    /// after another, with as many regions per image as the folder with the most has room for.
     ///
     /// # Errors
-    /// Returns an error that names the file if the folder is not a store, or a shard is missing, truncated or not what
-    /// `index.json` says.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let folder = folder.as_ref().to_path_buf();
-        let index = Index::read(&folder)?;
-        let layout = Layout::of(&index.info);
+    /// Returns an error that names the file if a folder is not a store, a shard is missing, truncated or not what
+    /// `index.json` says, an image occurs twice, or the folders were made in different ways.
+    pub fn open(folders: impl Into<StoreFolders>) -> Result<Self> {
+        let folders = folders.into();
         let mut store = Self {
-            info: index.info,
-            shards: Vec::with_capacity(index.shards.len()),
+            info: StoreInfo::default(),
+            shards: Vec::new(),
             first: Vec::new(),
             names: Vec::new(),
             by_name: Vec::new(),
-            folder,
+            folder: folders.to_string().into(),
+            folders,
         };
-        for ShardEntry { file, images } in index.shards {
-            let shard = Shard::open(&store.folder.join(&file), &layout)?;
-            if shard.images != images {
-                let reason = format!("{} images, but index.json says {images}", shard.images);
-                return Err(Error::format(&shard.path, reason));
+        if store.folders.paths().is_empty() {
+            return Err(Error::Argument("no feature store is named".into()));
+        }
+        for (number, folder) in store.folders.paths().iter().enumerate() {
+            let Index { info, shards, .. } = Index::read(folder)?;
+            let layout = Layout::of(&info);
+            store.info =
+                if number == 0 { info } else { together(&store.info, info, &store.folders.paths()[0], folder)? };
+            for ShardEntry { file, images } in shards {
+                let mut shard = Shard::open(&folder.join(&file), &layout)?;
+                if shard.images != images {
+                    let reason = format!("{} images, but index.json says {images}", shard.images);
+                    return Err(Error::format(&shard.path, reason));
+                }
+                store.first.push(store.names.len());
+                store.names.extend(shard.take_names());
+                store.shards.push(shard);
             }
-            store.first.push(store.names.len());
-            store.names.extend(shard.names().map(String::from));
-            store.shards.push(shard);
         }
         let names = &store.names;
         store.by_name = (0..names.len() as u32).collect();
         store.by_name.sort_unstable_by(|&a, &b| names[a as usize].cmp(&names[b as usize]));
         if let Some(pair) = store.by_name.windows(2).find(|pair| names[pair[0] as usize] == names[pair[1] as usize]) {
             let name = &names[pair[0] as usize];
-            return Err(Error::format(&store.folder, format!("holds the image '{name}' twice")));
+            let folder = |image: u32| store.locate(image as usize).ok()?.0.path.parent();
+            let (a, b) = (folder(pair[0].min(pair[1])), folder(pair[0].max(pair[1])));
+            let twice = match (a, b) {
+                (Some(a), Some(b)) if a != b => {
+                    format!("the image '{name}' is in {} and in {}", a.display(), b.display())
+                }
+                _ => format!("holds the image '{name}' twice"),
+            };
+            return Err(Error::format(&store.folder, twice));
         }
         Ok(store)
     }
@@ -64,7 +83,7 @@ impl FeatureStore {
         &self.info
     }
 
-    /// The store's folder.
+    /// The store's folder; of several, all their names, for messages.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -102,9 +121,9 @@ impl FeatureStore {
         self.shards.iter().map(Shard::size_on_disk).sum()
     }
 
-    /// Whether a writer is at work in this folder or was killed there, so that images may be missing.
+    /// Whether a writer is at work in a folder of it or was killed there, so that images may be missing.
     pub fn is_unfinished(&self) -> bool {
-        Journal::exists_in(&self.folder)
+        self.folders.paths().iter().any(|folder| Journal::exists_in(folder))
     }
 
     fn locate(&self, image: usize) -> Result<(&Shard, usize)> {
@@ -212,4 +231,20 @@ impl FeatureStore {
         shard.features(row, region..region + 1, &mut features)?;
         Ok(features)
     }
+}
+
+/// What holds for the images of two folders read as one store: everything but the most regions and the dtype must be equal.
+fn together(info: &StoreInfo, mut other: StoreInfo, first: &Path, folder: &Path) -> Result<StoreInfo> {
+    let regions = info.regions.max(other.regions);
+    (other.regions, other.dtype) = (info.regions, info.dtype);
+    let differences = info.differences(&other);
+    if !differences.is_empty() {
+        let reason = format!(
+            "cannot be read as one store with {} (there, this one being now): {}",
+            first.display(),
+            differences.join("; ")
+        );
+        return Err(Error::format(folder, reason));
+    }
+    Ok(StoreInfo { regions, ..other })
 }

@@ -204,6 +204,12 @@ impl Shard {
         Ok(Self { path: path.to_path_buf(), images, file, size, starts, names, layout: layout.clone() })
     }
 
+    /// The images' names, in order, which it then has no longer.
+    pub fn take_names(&mut self) -> Vec<String> {
+        let names = std::mem::take(&mut self.names);
+        names.split('\n').take(self.images).map(String::from).collect()
+    }
+
     /// The images' names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.split('\n').take(self.images)

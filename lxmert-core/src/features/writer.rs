@@ -3,7 +3,7 @@
 use super::index::{INDEX_FILE, Index, MOST, ShardEntry, StoreInfo};
 use super::journal::{Journal, MAX_NAME};
 use super::shard::{Layout, Shard, write_shard};
-use super::{FeatureStore, Regions};
+use super::{FeatureStore, Regions, parts};
 use crate::files::UNFINISHED;
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -34,6 +34,13 @@ pub struct StoreSummary {
     pub shards: usize,
     /// Bytes of all shards.
     pub bytes: u64,
+}
+
+impl StoreSummary {
+    pub(super) fn of(store: &FeatureStore, folder: PathBuf) -> Self {
+        let (images, shards, bytes) = (store.len(), store.num_shards(), store.size_on_disk());
+        Self { folder, images, shards, bytes }
+    }
 }
 
 impl StoreWriter {
@@ -144,7 +151,7 @@ impl StoreWriter {
     fn next_file(&self) -> String {
         let number = |entry: &ShardEntry| entry.file.strip_prefix("shard-")?.split('.').next()?.parse::<usize>().ok();
         let next = self.index.shards.iter().filter_map(number).max().map_or(0, |last| last + 1);
-        format!("shard-{next:05}.safetensors")
+        ShardEntry::file_name(next)
     }
 
     /// The store's folder.
@@ -210,8 +217,7 @@ impl StoreWriter {
         }
         self.journal.remove()?;
         let store = FeatureStore::open(&self.folder)?;
-        let (images, shards, bytes) = (store.len(), store.num_shards(), store.size_on_disk());
-        Ok(StoreSummary { folder: self.folder, images, shards, bytes })
+        Ok(StoreSummary::of(&store, self.folder))
     }
 }
 
@@ -224,10 +230,13 @@ fn check_info(info: &StoreInfo) -> Result<()> {
 
 /// Refuses a folder with files that is not a store, so that a mistyped output folder is not polluted.
 fn refuse_foreign(folder: &Path) -> Result<()> {
+    if let Some(reason) = parts::unmerged(folder) {
+        return Err(Error::format(folder, reason));
+    }
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name();
         let name = name.to_string_lossy();
-        if !Journal::is_journal(&name) && !name.ends_with(UNFINISHED) {
+        if !Journal::is_journal(&name) && name != parts::LIST_FILE && !name.ends_with(UNFINISHED) {
             return Err(Error::format(
                 folder,
                 format!("holds '{name}' and no index.json, so it is not a feature store; choose an empty folder"),

@@ -40,6 +40,18 @@ pub fn sha256(path: impl AsRef<Path>) -> Result<String> {
     }
 }
 
+/// This process, for another one to name: "process 71 on node3 (lxmert-extract --part 2/8)".
+pub fn writer_here() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
+    let host = host.map_or_else(String::new, |host| format!(" on {}", host.trim()));
+    let mut words = std::env::args();
+    let program = words.next().unwrap_or_default();
+    let program = Path::new(&program).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let command = std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ");
+    format!("process {}{host} ({})", std::process::id(), command.replace('\n', " "))
+}
+
 /// Bytes as lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

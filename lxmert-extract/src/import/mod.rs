@@ -13,12 +13,12 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Copies `records` (an image's name and the source of its regions), `asked` in number, into the store at `output`,
-/// except those that it already has. Records that cannot be read, or that repeat an image's name, are listed in
-/// `failures.csv`, skipped, and tried again by the next run.
+/// except those that it already has. `seen`: the names in the records before these. Records that cannot be read, or
+/// that repeat an image's name, are listed in `failures.csv`, skipped, and tried again by the next run.
 fn copy<R>(
     output: &Path,
     info: StoreInfo,
-    (asked, records): (usize, impl IntoIterator<Item = Result<(String, R)>>),
+    (asked, mut seen, records): (usize, HashSet<String>, impl IntoIterator<Item = Result<(String, R)>>),
     read: impl Fn(R) -> std::result::Result<Regions, String>,
     show_progress: bool,
 ) -> Result<ExtractSummary> {
@@ -26,7 +26,7 @@ fn copy<R>(
     let mut store = StoreWriter::open(output, info)?;
     let bar = progress_bar(asked, show_progress);
     let (mut already, mut extracted, mut interrupted) = (0, 0, false);
-    let (mut failures, mut seen) = (Vec::new(), HashSet::new());
+    let mut failures = Vec::new();
     for record in records {
         let (name, record) = record?;
         if cli::interrupted() {

@@ -18,6 +18,7 @@ use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::checkpoint::read_tensors;
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 use lxmert_core::image_names::is_image_name;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Copies every image of `folder` that the store does not have yet. The first readable file, by name, sets the number
@@ -51,7 +52,7 @@ pub fn import_pt(folder: &Path, output: &Path, dtype: StoreDtype, show_progress:
     };
     let records = files.iter().map(|file| Ok((file.name.clone(), &file.path)));
     let read = |path: &PathBuf| read_file(path).and_then(Rows::into_regions);
-    copy(output, info, (files.len(), records), read, show_progress)
+    copy(output, info, (files.len(), HashSet::new(), records), read, show_progress)
 }
 
 struct PtFile {

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lxmert_core::boxes::normalise;
-use lxmert_core::features::{Attributes, FeatureStore, Regions, StoreDtype, StoreInfo};
+use lxmert_core::features::{Attributes, FeatureStore, Part, Regions, StoreDtype, StoreInfo};
 use lxmert_core::files::{open_text, read_text};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -31,6 +31,8 @@ pub struct TsvOptions {
     pub object_names: Vec<String>,
     /// Names of the attribute ids; if empty, numbers are used.
     pub attribute_names: Vec<String>,
+    /// The block of the rows that is imported; none for all.
+    pub part: Option<Part>,
 }
 
 impl TsvOptions {
@@ -43,13 +45,13 @@ impl TsvOptions {
             let text = path.map_or(Ok(String::new()), read_text)?;
             Ok(text.lines().map(|line| line.split(',').next().unwrap_or(line).trim().to_string()).collect())
         };
-        Ok(Self { dtype, object_names: names(objects)?, attribute_names: names(attributes)? })
+        Ok(Self { dtype, object_names: names(objects)?, attribute_names: names(attributes)?, part: None })
     }
 }
 
 /// Copies every image of the TSV that the store does not have yet. A store can take images from several files; it has
-/// room for as many regions as its largest image. Rows that do not follow the format are listed in `failures.csv`,
-/// skipped, and tried again by the next run.
+/// room for as many regions as its largest image, so each part of an import reads the whole file first. Rows that do
+/// not follow the format are listed in `failures.csv`, skipped, and tried again by the next run.
 ///
 /// # Errors
 /// [`Error::Input`] if no row can be read, or the store cannot be written. Images copied before the error are kept.
@@ -60,7 +62,11 @@ pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions, show_progres
         names => names.to_vec(),
     };
     let has_labels = found.sample.attributes.is_some();
-    let there = FeatureStore::open(output).map_or(0, |store| store.info().regions);
+    let output = match options.part {
+        Some(part) => part.begin(output, &found.names.iter().map(String::as_str).collect::<Vec<_>>())?,
+        None => output.to_path_buf(),
+    };
+    let there = FeatureStore::open(&output).map_or(0, |store| store.info().regions);
     let info = StoreInfo {
         detector: "bottom-up-attention".into(),
         settings: [("imported from".to_string(), "TSV".to_string())].into(),
@@ -70,18 +76,20 @@ pub fn import_tsv(path: &Path, output: &Path, options: &TsvOptions, show_progres
         label_names: if has_labels { or_numbers(&options.object_names, 1600) } else { vec!["region".into()] },
         attribute_names: if has_labels { or_numbers(&options.attribute_names, 400) } else { Vec::new() },
     };
-    let records = Rows::open(path)?.map(|row| {
+    let block = options.part.map_or(0..found.names.len(), |part| part.block(found.names.len()));
+    let records = Rows::open(path)?.take(block.end).skip(block.start).map(|row| {
         let row = row?;
-        let name = row.line.as_deref().unwrap_or_default().split('\t').next().unwrap_or_default().to_string();
-        Ok((if name.is_empty() { format!("row {}", row.number) } else { name }, row))
+        Ok((row.name(), row))
     });
+    let before = found.names[..block.start].iter().cloned().collect();
     let read = |row: Row| row.regions().map_err(|reason| format!("row {}: {reason}", row.number));
-    copy(output, info, (found.rows, records), read, show_progress)
+    copy(&output, info, (block.len(), before, records), read, show_progress)
 }
 
 /// Findings of a first pass over the file.
 struct Survey {
-    rows: usize,
+    /// The rows' images.
+    names: Vec<String>,
     most_boxes: usize,
     /// The first readable row.
     sample: Regions,
@@ -89,11 +97,11 @@ struct Survey {
 
 /// Reads every row's number of boxes; decodes only the first good row.
 fn survey(path: &Path) -> Result<Survey> {
-    let (mut rows, mut most_boxes) = (0, 0);
+    let (mut names, mut most_boxes) = (Vec::new(), 0);
     let (mut sample, mut first_fault) = (None, None);
     for row in Rows::open(path)? {
         let row = row?;
-        rows += 1;
+        names.push(row.name());
         if sample.is_none() {
             match row.regions() {
                 Ok(regions) => sample = Some(regions),
@@ -108,9 +116,10 @@ fn survey(path: &Path) -> Result<Survey> {
     }
     let Some(sample) = sample else {
         let first = first_fault.unwrap_or_else(|| "the file is empty".into());
+        let rows = names.len();
         return Err(Error::input(path, format!("none of its {rows} rows can be read; the first: {first}")));
     };
-    Ok(Survey { rows, most_boxes: most_boxes.max(sample.num_regions()), sample })
+    Ok(Survey { names, most_boxes: most_boxes.max(sample.num_regions()), sample })
 }
 
 /// A line of the file.
@@ -121,6 +130,14 @@ struct Row {
 }
 
 impl Row {
+    /// The image's name, or which row it is where it has none.
+    fn name(&self) -> String {
+        match self.line.as_deref().unwrap_or_default().split('\t').next().unwrap_or_default() {
+            "" => format!("row {}", self.number),
+            name => name.to_string(),
+        }
+    }
+
     fn regions(&self) -> std::result::Result<Regions, String> {
         Columns::of(self.line.as_ref().map_err(Clone::clone)?)?.regions()
     }

@@ -9,6 +9,7 @@ use crate::evaluate::Evaluation;
 use crate::job::{Job, RunSettings, Start};
 use crate::log::progress;
 use crate::measures::Measures;
+use crate::ranks::world;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::RunFolder;
 use crate::tasks::registry::{self, Entry, TASKS};
@@ -17,6 +18,7 @@ use crate::{Error, Result};
 use candle_core::Device;
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use lxmert_core::features::StoreFolders;
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 use std::path::{Path, PathBuf};
@@ -34,9 +36,9 @@ pub struct DataArgs {
     /// Caption file: Flickr30k results.csv, Flickr8k captions.txt, a token file, or Karpathy's JSON
     #[arg(long, value_name = "FILE", requires = "features", help_heading = "Data")]
     pub captions: Option<PathBuf>,
-    /// Feature store that lxmert-extract wrote
+    /// Feature store that lxmert-extract wrote; given several times, the stores are read as one
     #[arg(long, value_name = "DIR", help_heading = "Data")]
-    pub features: Option<PathBuf>,
+    pub features: Vec<PathBuf>,
     /// Split of the images: {"train": […], "val": […], "test": […]} or Karpathy's JSON
     /// [default: splits.json beside the captions, otherwise 80/10/10 by the seed]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
@@ -145,6 +147,11 @@ fn recipe_parser() -> impl TypedValueParser<Value = &'static NamedRecipe> {
 }
 
 impl DataArgs {
+    /// The stores that `--features` names, if any.
+    fn stores(&self) -> Option<StoreFolders> {
+        (!self.features.is_empty()).then(|| self.features.iter().cloned().collect())
+    }
+
     /// Whether the arguments name captioned images other than the scenes.
     fn name_captions(&self) -> bool {
         self.data.as_deref().is_some_and(|data| data != "scenes") || self.captions.is_some() || self.flickr30k.is_some()
@@ -165,13 +172,13 @@ impl DataArgs {
             return Err(Error::Argument("--test-file: name the task that reads it by --task".into()));
         }
         let paths = if let Some(captions) = &self.captions {
-            DataPaths::of_files(captions.clone(), self.splits.clone(), PathBuf::new())
+            DataPaths::of_files(captions.clone(), self.splits.clone(), StoreFolders::default())
         } else if let Some(folder) = &self.flickr30k {
             DataPaths::flickr30k(folder, &Workspace::locate()?)?
         } else {
             match self.data.as_deref() {
                 None | Some("scenes") => DataPaths::scenes(&Workspace::locate()?)?,
-                Some(folder) => DataPaths::in_folder(Path::new(folder), self.features.as_deref())?,
+                Some(folder) => DataPaths::in_folder(Path::new(folder), self.stores().as_ref())?,
             }
         };
         Ok(self.override_captions(paths))
@@ -179,13 +186,13 @@ impl DataArgs {
 
     /// `paths` with the single paths that are given put in.
     fn override_captions(&self, paths: DataPaths) -> DataPaths {
-        let features = self.features.clone().unwrap_or(paths.features);
+        let features = self.stores().unwrap_or(paths.features);
         DataPaths { features, splits: self.splits.clone().or(paths.splits), ..paths }.absolute()
     }
 
     /// `paths` with the single paths that are given put in.
     fn override_examples(&self, paths: ExamplePaths) -> ExamplePaths {
-        let features = self.features.clone().unwrap_or(paths.features);
+        let features = self.stores().unwrap_or(paths.features);
         let test = if self.test_file.is_empty() { paths.test } else { self.test_file.clone() };
         ExamplePaths { features, test, ..paths }.absolute()
     }
@@ -202,7 +209,7 @@ impl DataArgs {
             _ => return Ok(Data::Captions(self.captioned()?)),
         };
         self.refuse_captions(task)?;
-        Ok(Data::Examples(match self.features {
+        Ok(Data::Examples(match self.stores() {
             Some(_) if !self.test_file.is_empty() => self.override_examples(ExamplePaths::default()),
             _ => self.scenes_examples(stem)?,
         }))
@@ -293,7 +300,37 @@ impl TrainArgs {
             }
             _ => Workspace::locate()?.run(data.name()),
         };
-        if self.resume { self.resumed(output, seed) } else { Ok((recipe, data, output)) }
+        if self.resume {
+            return self.resumed(output, seed);
+        }
+        Ok((self.shared_out(recipe, &output)?, data, output))
+    }
+
+    /// The recipe with its step cut into a batch for each rank, where `--accumulate` does not say how it is cut. A run that is there
+    /// already goes on as it was cut, whatever the number of ranks.
+    fn shared_out(&self, recipe: Recipe, output: &Path) -> Result<Recipe> {
+        let ranks = world().size();
+        if self.recipe.accumulate.is_some() {
+            return Ok(recipe);
+        }
+        let step = recipe.batch_size * recipe.accumulate;
+        let run = if self.overwrite { None } else { RunSettings::read(&RunFolder::new(output)).ok().flatten() };
+        if let Some(RunSettings { recipe: own, .. }) = run
+            && own.batch_size * own.accumulate == step
+        {
+            return Ok(Recipe { batch_size: own.batch_size, accumulate: own.accumulate, ..recipe });
+        }
+        if recipe.accumulate.is_multiple_of(ranks) {
+            return Ok(recipe);
+        }
+        if !step.is_multiple_of(ranks) {
+            return Err(Error::Argument(format!(
+                "--batch-size {}: {ranks} ranks cannot share a step of {step} examples evenly; make it a multiple of {ranks}, or say by \
+                 --accumulate how many batches of --batch-size a step has",
+                recipe.batch_size
+            )));
+        }
+        Ok(Recipe { batch_size: step / ranks, accumulate: ranks, ..recipe })
     }
 
     fn asked(&self, seed: Option<u64>) -> Result<(Recipe, Data)> {
@@ -381,7 +418,7 @@ impl TrainArgs {
         let name = first.file_stem().map_or_else(|| stem.into(), |name| name.to_string_lossy().into_owned());
         let paths = ExamplePaths {
             name: format!("{stem}-{name}"),
-            features: PathBuf::new(), // given: clap requires it
+            features: StoreFolders::default(), // given: clap requires it
             train: self.train_file.clone(),
             valid: self.valid_file.clone(),
             test: self.valid_file.clone(),

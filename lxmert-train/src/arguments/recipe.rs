@@ -38,10 +38,11 @@ pub struct RecipeArgs {
     /// Use the first N regions of each image, best first [default: all in the store]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub regions: Option<usize>,
-    /// Examples per batch
+    /// Examples per batch, on whichever rank; without --accumulate those of a step, which the ranks share
     #[arg(long, help_heading = "Optimisation")]
     pub batch_size: Option<usize>,
-    /// Batches per optimiser step (gradient accumulation)
+    /// Batches per optimiser step (gradient accumulation), shared by the ranks; equal results on any number of ranks
+    /// [default: the ranks]
     #[arg(long, value_name = "N", help_heading = "Optimisation")]
     pub accumulate: Option<usize>,
     /// Passes over the training examples

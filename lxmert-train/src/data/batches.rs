@@ -65,6 +65,18 @@ pub fn for_each<E: Send, B: Send>(
     read: impl Fn(Vec<E>) -> Result<B> + Send,
     mut work: impl FnMut(B) -> Result<bool>,
 ) -> Result<()> {
+    for_each_result(batches, read, |batch| work(batch?))
+}
+
+/// As [`for_each`], with errors of reading given to `work`.
+///
+/// # Errors
+/// The first error of `work`.
+pub fn for_each_result<E: Send, B: Send>(
+    batches: impl Iterator<Item = Vec<E>> + Send,
+    read: impl Fn(Vec<E>) -> Result<B> + Send,
+    mut work: impl FnMut(Result<B>) -> Result<bool>,
+) -> Result<()> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let reader = scope.spawn(move || {
@@ -76,7 +88,7 @@ pub fn for_each<E: Send, B: Send>(
             }
         });
         for batch in &receiver {
-            if !work(batch?)? {
+            if !work(batch)? {
                 break;
             }
         }

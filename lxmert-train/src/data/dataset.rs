@@ -73,7 +73,7 @@ impl CaptionedImages {
         paths.check_features()?;
         let store = FeatureStore::open(&paths.features)?;
         if store.is_unfinished() {
-            log::warn!("{}: extraction has not finished; images may be missing", paths.features.display());
+            log::warn!("{}: extraction has not finished; images may be missing", paths.features);
         }
         let mut hard_negatives = match &paths.hard_negatives {
             Some(path) => read_hard_negatives(path, &captions)?,
@@ -106,7 +106,7 @@ impl CaptionedImages {
             if splits.images(split).next().is_none() {
                 return Err(Error::Argument(format!(
                     "no image of the {split} split has features in {}",
-                    paths.features.display()
+                    paths.features
                 )));
             }
         }

@@ -4,6 +4,7 @@ use super::questions::annotations_beside;
 use super::refcoco::INSTANCES;
 use crate::{Error, Result};
 use lxmert_core::captions::CaptionFolder;
+use lxmert_core::features::StoreFolders;
 use lxmert_core::nearby;
 use lxmert_core::workspace::Workspace;
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,8 @@ impl Data {
         }
     }
 
-    /// The feature store's folder.
-    pub fn features(&self) -> &Path {
+    /// The feature store's folders.
+    pub fn features(&self) -> &StoreFolders {
         match self {
             Self::Captions(paths) => &paths.features,
             Self::Examples(paths) => &paths.features,
@@ -79,7 +80,7 @@ impl Data {
                 beside.chain(lists.chain(&paths.answers).cloned()).collect::<Vec<_>>()
             }
         };
-        files.push(self.features().join("index.json"));
+        files.extend(self.features().paths().iter().map(|folder| folder.join("index.json")));
         files
     }
 
@@ -91,7 +92,7 @@ impl Data {
         match self {
             // The benchmarks' features have been published.
             Self::Examples(paths) if !paths.name.starts_with("scenes") => {
-                let import = format!("lxmert-extract import bottom-up TSV --output {}", paths.features.display());
+                let import = format!("lxmert-extract import bottom-up TSV --output {}", paths.features);
                 check_store(&paths.features, &import)
             }
             _ => check_features(self.name(), self.features()),
@@ -104,8 +105,8 @@ impl Data {
 pub struct ExamplePaths {
     /// The name of the data set.
     pub name: String,
-    /// The feature store's folder.
-    pub features: PathBuf,
+    /// The feature store's folders.
+    pub features: StoreFolders,
     /// Files to train on.
     pub train: Vec<PathBuf>,
     /// Files for choosing the best epoch.
@@ -135,7 +136,7 @@ impl ExamplePaths {
         };
         Ok(Self {
             name: format!("scenes-{stem}"),
-            features: workspace.features("scenes"),
+            features: workspace.features("scenes").into(),
             train: vec![file("train")?],
             valid: vec![file("val")?],
             test: vec![file("test")?],
@@ -147,10 +148,10 @@ impl ExamplePaths {
     #[must_use]
     pub fn absolute(mut self) -> Self {
         let lists = [&mut self.train, &mut self.valid, &mut self.test];
-        for path in lists.into_iter().flatten().chain(&mut self.answers).chain([&mut self.features]) {
+        for path in lists.into_iter().flatten().chain(&mut self.answers) {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
-        self
+        Self { features: self.features.absolute(), ..self }
     }
 }
 
@@ -165,8 +166,8 @@ pub struct DataPaths {
     pub splits: Option<PathBuf>,
     /// False, minimally changed captions.
     pub hard_negatives: Option<PathBuf>,
-    /// The feature store's folder.
-    pub features: PathBuf,
+    /// The feature store's folders.
+    pub features: StoreFolders,
 }
 
 impl DataPaths {
@@ -182,7 +183,7 @@ impl DataPaths {
                 "there are no scenes yet; first run `cargo run -p lxmert-extract`, which draws them and extracts their features",
             ));
         }
-        Ok(Self { name: "scenes".into(), ..Self::in_folder(&folder, Some(&workspace.features("scenes")))? })
+        Ok(Self { name: "scenes".into(), ..Self::in_folder(&folder, Some(&workspace.features("scenes").into()))? })
     }
 
     /// Flickr30k in `folder`, in any layout that [`CaptionFolder::find`] knows.
@@ -190,7 +191,7 @@ impl DataPaths {
     /// # Errors
     /// Returns an error if there is no caption file.
     pub fn flickr30k(folder: &Path, workspace: &Workspace) -> Result<Self> {
-        Ok(Self { name: "flickr30k".into(), ..Self::in_folder(folder, Some(&workspace.features("flickr30k")))? })
+        Ok(Self { name: "flickr30k".into(), ..Self::in_folder(folder, Some(&workspace.features("flickr30k").into()))? })
     }
 
     /// The caption file in a folder or up to two levels below, with its splits and hard negatives if there are any.
@@ -198,7 +199,7 @@ impl DataPaths {
     ///
     /// # Errors
     /// Returns an error if there is no caption file.
-    pub fn in_folder(folder: &Path, features: Option<&Path>) -> Result<Self> {
+    pub fn in_folder(folder: &Path, features: Option<&StoreFolders>) -> Result<Self> {
         let found = CaptionFolder::find(folder).ok_or_else(|| {
             let reason = nearby::missing(folder).unwrap_or_else(|| {
                 format!("no caption file here ({}); pass it as --captions FILE", CaptionFolder::names())
@@ -206,19 +207,23 @@ impl DataPaths {
             Error::file(folder, reason)
         })?;
         let name = folder.file_name().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
-        let features = features.map_or_else(|| folder.join("features"), Path::to_path_buf);
+        let features = features.map_or_else(|| folder.join("features").into(), Clone::clone);
         Ok(Self::of(found, name, features))
     }
 
     /// Explicit files. Without `splits`, uses a `splits.json` or Karpathy's JSON beside the captions; also uses
     /// `hard_negatives.csv` beside the captions.
-    pub fn of_files(captions: PathBuf, splits: Option<PathBuf>, features: PathBuf) -> Self {
+    pub fn of_files(captions: PathBuf, splits: Option<PathBuf>, features: impl Into<StoreFolders>) -> Self {
         let name = captions.file_stem().map_or_else(|| "data".into(), |n| n.to_string_lossy().into_owned());
         let found = CaptionFolder::beside(captions);
-        Self::of(CaptionFolder { splits: splits.or(found.splits), ..found }, name, features)
+        Self::of(CaptionFolder { splits: splits.or(found.splits), ..found }, name, features.into())
     }
 
-    fn of(CaptionFolder { captions, splits, hard_negatives }: CaptionFolder, name: String, features: PathBuf) -> Self {
+    fn of(
+        CaptionFolder { captions, splits, hard_negatives }: CaptionFolder,
+        name: String,
+        features: StoreFolders,
+    ) -> Self {
         Self { name, captions, splits, hard_negatives, features }
     }
 
@@ -233,28 +238,34 @@ impl DataPaths {
     /// The same with absolute paths, so that a run's settings have the same meaning in any folder.
     #[must_use]
     pub fn absolute(mut self) -> Self {
-        let always = [&mut self.captions, &mut self.features];
         let optional = [&mut self.splits, &mut self.hard_negatives];
-        for path in always.into_iter().chain(optional.into_iter().flatten()) {
+        for path in [&mut self.captions].into_iter().chain(optional.into_iter().flatten()) {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
         }
-        self
+        Self { features: self.features.absolute(), ..self }
     }
 }
 
-fn check_features(name: &str, features: &Path) -> Result<()> {
+fn check_features(name: &str, features: &StoreFolders) -> Result<()> {
     let command = match name {
         _ if name.starts_with("scenes") => "cargo run -p lxmert-extract".to_string(),
         "flickr30k" => "cargo run -p lxmert-extract -- --flickr30k DIR".to_string(),
-        _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {}", features.display()),
+        _ => format!("cargo run -p lxmert-extract -- --images IMAGES --output {features}"),
     };
     check_store(features, &command)
 }
 
-/// Checks that there is a store; `command` makes one.
-fn check_store(features: &Path, command: &str) -> Result<()> {
+/// Checks that each folder is a store; `command` makes one.
+fn check_store(features: &StoreFolders, command: &str) -> Result<()> {
+    features.paths().iter().try_for_each(|folder| check_folder(folder, command))
+}
+
+fn check_folder(features: &Path, command: &str) -> Result<()> {
     if features.join("index.json").is_file() {
         return Ok(());
+    }
+    if let Some(reason) = lxmert_core::features::unmerged(features) {
+        return Err(Error::file(features, reason));
     }
     let missing = nearby::missing(features).map_or_else(String::new, |what| format!(" ({what})"));
     Err(Error::file(features, format!("no feature store here{missing}; first run `{command}`")))

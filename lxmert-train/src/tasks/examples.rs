@@ -5,11 +5,12 @@ use super::{Exam, Reads, Step, Task};
 use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
 use crate::data::splits::Split;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, share_out};
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::ranks::{Numbers, world};
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
@@ -17,7 +18,6 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
-use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::model::{LxmertInputs, Pass};
@@ -45,7 +45,7 @@ pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
     /// The model.
     type Model: Sync;
     /// A model's prediction for an example.
-    type Judgement: Clone + Default;
+    type Judgement: Clone + Default + Numbers;
 
     /// See [`Task::recipe`].
     fn recipe(suits: Suits) -> Recipe;
@@ -282,27 +282,30 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     bar: &ProgressBar,
 ) -> Result<Measures> {
     bar.set_length(set.len() as u64);
-    let mut judged = vec![(T::Judgement::default(), 0f32); set.len()];
     let prepacked = PrepackedWeights::new();
     let pass = how.forward(&prepacked).pooled_only();
     let all: Vec<usize> = (0..set.len()).collect();
     let order = batches::plan_in_order(&all, |&i| set.tokens(i).len(), how.batch_size);
-    batches::for_each(
-        order.into_iter(),
-        |numbers| Ok((set.batch(store, regions, &numbers)?, numbers)),
-        |(inputs, numbers)| {
-            check_interrupt()?;
+    let found = share_out(
+        order.clone(),
+        |numbers: Vec<usize>| Ok((set.batch(store, regions, &numbers)?, numbers)),
+        |_, (inputs, numbers)| {
             let logits = T::logits(model, &inputs.inputs(how.device)?, &pass)?;
             let examples = chosen(set, &numbers);
             let losses = task.losses(&logits, &examples, &inputs)?.to_vec1::<f32>()?;
-            for ((&number, said), loss) in numbers.iter().zip(task.judge(&logits, &examples, &inputs)?).zip(losses) {
-                judged[number] = (said, loss);
-            }
+            let judged = task.judge(&logits, &examples, &inputs)?.into_iter().zip(losses);
             bar.inc(numbers.len() as u64);
-            Ok(true)
+            Ok(judged.flat_map(|(said, loss)| said.numbers().into_iter().chain([f64::from(loss)])).collect())
         },
     )?;
-    if let Some(folder) = predictions.filter(|_| !set.is_empty()) {
+    let mut judged = vec![(T::Judgement::default(), 0f32); set.len()];
+    for (numbers, found) in order.iter().zip(&found) {
+        for (&number, found) in numbers.iter().zip(found.chunks_exact(found.len() / numbers.len().max(1))) {
+            let (loss, said) = found.split_last().unwrap_or((&0.0, &[]));
+            judged[number] = (T::Judgement::of_numbers(said), *loss as f32);
+        }
+    }
+    if let Some(folder) = predictions.filter(|_| !set.is_empty() && world().is_first()) {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         task.write_predictions(folder, set.examples(), &judged)?;
     }

@@ -14,6 +14,7 @@ use crate::data::refcoco::Expression;
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
+use crate::ranks::Numbers;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
@@ -209,6 +210,20 @@ impl Choice {
             best_iou: real.iter().map(|(_, iou, _)| *iou).fold(0.0, f32::max),
             chance: right as f32 / real.len().max(1) as f32,
         }
+    }
+}
+
+impl Numbers for Choice {
+    fn numbers(&self) -> Vec<f64> {
+        let [x0, y0, x1, y1] = self.box_xyxy_px.unwrap_or_default();
+        let chosen = if self.box_xyxy_px.is_some() { 1.0 } else { 0.0 };
+        [chosen, x0, y0, x1, y1, self.iou, self.best_iou, self.chance].map(f64::from).to_vec()
+    }
+
+    fn of_numbers(numbers: &[f64]) -> Self {
+        let at = |i: usize| numbers.get(i).map_or(0.0, |number| *number as f32);
+        let box_xyxy_px = (at(0) > 0.0).then(|| [at(1), at(2), at(3), at(4)]);
+        Self { box_xyxy_px, iou: at(5), best_iou: at(6), chance: at(7) }
     }
 }
 

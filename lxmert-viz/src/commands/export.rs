@@ -58,7 +58,7 @@ impl ExportArgs {
             ("format", Some("lxmert-attention".to_string())),
             ("version", Some("1".into())),
             ("checkpoint", Some(places.checkpoint.display().to_string())),
-            ("features", Some(places.features.display().to_string())),
+            ("features", Some(places.features.to_string())),
             ("captions", places.captions.as_ref().map(|path| path.display().to_string())),
             ("notice", places.notice.clone()),
         ];

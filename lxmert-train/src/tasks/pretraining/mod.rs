@@ -9,7 +9,7 @@ use super::masked_words::{MaskedWords, WordIds};
 use super::{Exam, Reads, Step, Task, alignment};
 use crate::data::batches;
 use crate::data::pretraining::PretrainingSentences;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, share_out};
 use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
@@ -24,7 +24,6 @@ use candle_nn::{VarBuilder, VarMap};
 use data::{Example, PretrainingBatch, PretrainingData};
 use indicatif::ProgressBar;
 use lxmert_core::answers::AnswerTable;
-use lxmert_core::cli::check_interrupt;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{Pass, PretrainingModel};
 use lxmert_core::ops::PrepackedWeights;
@@ -46,6 +45,9 @@ pub struct Pretraining {
     recipe: Recipe,
     device: Device,
 }
+
+/// The names of all terms.
+const TERMS: [&str; 7] = ["words", "matching", "objects", "attributes", "features", "answers", "alignment"];
 
 /// Mixed into the seed, so that masks, mismatches and dropout are drawn independently.
 const MASKS: u64 = 0x6d61_736b;
@@ -262,30 +264,34 @@ impl Pretraining {
         let length = |example: &Example| split.tokens(example.sentence).len();
         let how = Evaluation::of_run(&self.recipe, &self.device);
         let order = batches::plan_in_order(&examples, length, how.batch_size);
-        let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect());
-        let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
-        let mut number = 0;
+        let planned = order.into_iter().map(|batch| batch.into_iter().map(|i| examples[i]).collect()).collect();
         let prepacked = PrepackedWeights::new();
         let run = how.forward(&prepacked);
-        batches::for_each(
+        let found = share_out(
             planned,
             |examples: Vec<Example>| self.data.read(split, examples, self.regions()),
-            |batch| {
-                check_interrupt()?;
+            |number, batch| {
                 let rows = batch.examples.len();
-                number += 1;
-                let seed = splitmix64(number ^ MASKS);
+                let seed = splitmix64((number as u64 + 1) ^ MASKS);
+                let mut numbers = Vec::new();
                 for term in self.terms(model, batch, &self.weights, seed, &run)? {
-                    let sum = sums.entry(term.name).or_default();
-                    sum.0 += term.weight * f64::from(term.loss.to_scalar::<f32>()?);
-                    sum.1 += term.weight;
-                    sum.2 += term.right;
-                    sum.3 += term.guesses;
+                    let name = TERMS.iter().position(|name| *name == term.name).unwrap_or(TERMS.len());
+                    let loss = f64::from(term.loss.to_scalar::<f32>()?);
+                    numbers.extend([name as f64, loss, term.weight, term.right as f64, term.guesses as f64]);
                 }
                 bar.inc(rows as u64);
-                Ok(true)
+                Ok(numbers)
             },
         )?;
+        let mut sums: BTreeMap<&'static str, (f64, f64, usize, usize)> = BTreeMap::new();
+        for &[name, loss, weight, right, guesses] in found.iter().flat_map(|numbers| numbers.as_chunks::<5>().0) {
+            let Some(name) = TERMS.get(name as usize) else { continue };
+            let sum = sums.entry(name).or_default();
+            sum.0 += weight * loss;
+            sum.1 += weight;
+            sum.2 += right as usize;
+            sum.3 += guesses as usize;
+        }
         let mut measures = Measures::default();
         let mut total = 0.0;
         for (name, (loss, weight, right, guesses)) in sums {
