@@ -57,8 +57,11 @@ fn compare(detector: &Detector, stem: &str) -> Result<Analysis> {
     let places = places(&expected_scores[..36], &boxes(get("boxes")?)?[..36], &found.boxes_xyxy_px);
     let labels: Vec<i64> = places.iter().map(|&place| i64::from(found.labels[place])).collect();
     assert_eq!(labels, expected_labels[..36]);
-    let score_error =
-        places.iter().zip(&expected_scores).map(|(&place, score)| (found.scores[place] - score).abs()).fold(0.0, f32::max);
+    let score_error = places
+        .iter()
+        .zip(&expected_scores)
+        .map(|(&place, score)| (found.scores[place] - score).abs())
+        .fold(0.0, f32::max);
     let largest = |got: &[[f32; 4]], name: &str| -> Result<f32> {
         let pairs = boxes(get(name)?)?.into_iter().zip(places.iter().map(|&place| got[place]));
         Ok(pairs.map(|(a, b)| box_error(&a, &b)).fold(0.0, f32::max))
