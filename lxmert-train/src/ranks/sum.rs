@@ -16,7 +16,7 @@ use std::ops::Range;
 /// several times.
 const BUCKET: usize = 1 << 23;
 
-/// The sum of a step's gradients, parameter by parameter; see the [module's text](self).
+/// The sum of a step's gradients, parameter by parameter; the module's text says how.
 pub struct GradientSum {
     world: World,
     shapes: Vec<Shape>,
