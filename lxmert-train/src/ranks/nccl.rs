@@ -72,10 +72,10 @@ fn exchange(comm: &Comm, send: &[Vec<Tensor>], counts: &[usize], device: &CudaDe
     }
     group_end().map_err(failed)?;
     drop(guards);
-    let tensor = |(values, &count)| {
+    let tensors = received.into_iter().zip(counts).map(|(values, &count)| {
         let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(values, device.clone()));
         let tensor = Tensor::from_storage(storage, count.max(1), BackpropOp::none(), false);
         Ok(if count == 0 { tensor.narrow(0, 0, 0)? } else { tensor })
-    };
-    received.into_iter().zip(counts).map(tensor).collect()
+    });
+    tensors.collect()
 }
