@@ -131,8 +131,8 @@ pub struct Photo {
 }
 
 /// Pictures are scaled down to this many pixels, the size at which the page shows them.
-pub const LONGEST_SIDE: u32 = 640;
-const JPEG_QUALITY: u8 = 82;
+pub const LONGEST_SIDE: u32 = 512;
+const JPEG_QUALITY: u8 = 80;
 
 /// A region.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn photos_are_scaled_down_and_small_ones_stay() {
-        for ((width, height), want) in [((1280, 320), (640, 160)), ((30, 20), (30, 20)), ((3000, 1), (640, 1))] {
+        for ((width, height), want) in [((1280, 320), (512, 128)), ((30, 20), (30, 20)), ((3000, 1), (512, 1))] {
             let photo = RgbImage::from_pixel(width, height, image::Rgb([200, 30, 40]));
             let page = Photo::new("a.jpg", &photo, Vec::new()).unwrap();
             let jpeg = STANDARD.decode(page.src.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
