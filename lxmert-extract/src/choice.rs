@@ -19,7 +19,7 @@ const SCENES_WEIGHTS: &[u8] = include_bytes!("../assets/scenes-detector/model.sa
 /// Its name in messages.
 const SHIPPED: &str = "the detector of scenes";
 
-/// The detectors that can be asked for by name, or a folder with one.
+/// What `--detector` accepts: a name, or a folder with a detector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DetectorChoice {
     /// The small one that ships.
@@ -93,13 +93,13 @@ pub struct LoadedDetector {
     pub name: String,
     /// SHA-256 of the weight file, in hexadecimal.
     pub weights_sha256: String,
-    /// What its products round their operands to.
+    /// The precision to which its products round their operands.
     pub precision: Precision,
     /// Whether red and blue are swapped, see [`load`].
     pub swap_channels: bool,
 }
 
-/// A detector's weights: where they are, and which.
+/// Where a detector's weights are, and their hash.
 #[derive(Debug, Clone)]
 pub struct FoundWeights {
     /// SHA-256 of the weight file, in hexadecimal.
@@ -116,7 +116,7 @@ enum WeightsPlace {
 }
 
 /// Finds a detector's weights without reading them; `source` (a file or `hf:owner/repo/file[@revision]`) replaces its own. Those
-/// that are published at a known address are not fetched yet.
+/// that are published at a known address are not downloaded yet.
 ///
 /// # Errors
 /// When the file cannot be read or `source` cannot be downloaded, or no program can fetch the weights.

@@ -25,11 +25,11 @@ pub struct FinderArgs {
     /// The detector's weights: a safetensors, .pth, .bin or .pkl file, or `hf:owner/repo/file[@revision]` [default: its own]
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
-    /// Which regions: N that the detector finds, grid:N, cells (cells:N), or 7x7 of DINOv2's patches [default: those that the
-    /// checkpoint was trained on]
+    /// Which regions: N found by the detector, grid:N, cells (cells:N), or 7x7 of DINOv2's patches [default: as the checkpoint
+    /// was trained]
     #[arg(long, value_name = "N|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
-    /// Find the regions anew, and do not keep them; else those of a photo seen before come from the user's cache folder
+    /// Find the regions again even if this photo was seen before, and do not keep them in the user's cache folder
     #[arg(long)]
     pub no_cache: bool,
 }
@@ -78,7 +78,7 @@ impl Finder {
         if gives != feature_dim {
             let advice = match fitting(feature_dim, regions, &preprocessing.detector) {
                 Ok(fitting) => format!("that is --detector {}", fitting.name()),
-                Err(_) => "no detector that is known gives as many".into(),
+                Err(_) => "no known detector gives as many".into(),
             };
             return Err(Error::Argument(format!(
                 "the detector gives {gives} numbers a region, but the checkpoint takes {feature_dim}; {advice}, or choose another --checkpoint"
@@ -174,7 +174,7 @@ fn fitting(feature_dim: usize, regions: RegionChoice, trained_on: &str) -> Resul
     }
     let trained = if trained_on == "unknown" { String::new() } else { format!(" (it was trained on '{trained_on}')") };
     Err(Error::Argument(format!(
-        "the checkpoint takes {feature_dim} numbers a region{trained}; no detector that is known gives as many; name its own by --detector FOLDER"
+        "the checkpoint takes {feature_dim} numbers a region{trained}; no known detector gives as many; pass its own as --detector FOLDER"
     ))
     .into())
 }

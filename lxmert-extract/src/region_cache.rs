@@ -7,7 +7,7 @@ use lxmert_core::features::{FeatureStore, StoreWriter};
 use lxmert_core::files::{FolderDraft, sha256_of};
 use std::path::{Path, PathBuf};
 
-/// Photos that are kept; the oldest go first. One takes 0.3 MB at 36 regions of 2048 numbers.
+/// How many photos are kept; the oldest are removed first. One takes 0.3 MB at 36 regions of 2048 numbers.
 const MOST: usize = 500;
 
 /// The cache of one region source.
@@ -36,7 +36,7 @@ impl RegionCache {
         sha256_of(format!("{} {}x{} {pixels}", self.source, photo.width, photo.height).as_bytes())
     }
 
-    /// The regions under a key. What cannot be read counts as not there.
+    /// The regions under a key. An entry that cannot be read counts as absent.
     pub fn get(&self, key: &str) -> Option<Found> {
         let folder = self.folder.join(key);
         if !folder.exists() {
@@ -49,7 +49,7 @@ impl RegionCache {
         read().inspect_err(|error| log::warn!("{error}; the photo's regions are found anew")).ok()
     }
 
-    /// Keeps regions. A cache that cannot be written makes only the next run slower.
+    /// Keeps regions. If the cache cannot be written, only the next run is slower.
     pub fn put(&self, key: &str, found: &Found) {
         let write = || -> Result<()> {
             let draft = FolderDraft::start(self.folder.join(key))?;
@@ -117,7 +117,7 @@ mod tests {
         cache("a").put(&key, &found());
         let kept = cache("a").get(&key).unwrap();
         assert_eq!((kept.regions, kept.info), (found().regions, found().info));
-        // A damaged entry is found anew.
+        // The regions of a damaged entry are found again.
         std::fs::write(folder.path().join("regions").join(&key).join("index.json"), "{").unwrap();
         assert!(cache("a").get(&key).is_none());
         cache("a").put(&key, &found());

@@ -1,5 +1,5 @@
-//! Where a run, its features, its photos and its sentences lie. A run's own `run.json` says so; other data is shown only
-//! when it is asked for, and then each picture says that it is other data.
+//! Where a run, its features, its photos and its sentences are, as the run's own `run.json` says. Other data is shown only on
+//! request, and then each picture says so.
 
 use crate::{Error, Result};
 use lxmert_core::features::StoreFolders;

@@ -2,7 +2,7 @@
 //! the map. The other runs on the microkernel, pair by pair and head by head over a batch of ragged rows: scores,
 //! softmax, dropout and the weighted sum never leave the cache, and the backward pass recomputes the probabilities.
 
-use super::dropout::Mask;
+use super::dropout_mask::Mask;
 use super::math::{dot, exp, sum};
 use super::matrix::Matrix;
 use super::microkernel::{Base, Kernel, Left};

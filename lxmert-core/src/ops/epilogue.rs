@@ -3,7 +3,7 @@
 
 use super::activation::FusedActivation;
 use super::conv::feature_map::ResidualRows;
-use super::dropout::Mask;
+use super::dropout_mask::Mask;
 use super::simd::vectorised;
 
 /// Dropout of ragged rows `[rows, width]`: row `i` uses the mask of row `rows[i]` of the padded matrix.

@@ -1,4 +1,4 @@
-//! What provides the regions of an image: one trait, and one file a source.
+//! The sources of an image's regions: one trait, and one file per source.
 //!
 //! | `--regions` | source | file |
 //! | --- | --- | --- |
@@ -36,9 +36,9 @@ use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 use lxmert_core::ops::Precision;
 use std::collections::BTreeMap;
 
-/// What provides the regions of an image.
+/// A source of an image's regions.
 pub trait RegionSource: std::fmt::Debug + Send + Sync {
-    /// What holds for the regions of every image, as a store of them says it.
+    /// The metadata of its regions, the same for every image, as a feature store keeps it.
     fn info(&self, dtype: StoreDtype) -> StoreInfo;
 
     /// The network's input for an image.
@@ -71,7 +71,7 @@ pub enum RegionChoice {
     Grid(usize),
     /// At most this many means of cells in each direction.
     Cells(usize),
-    /// At most so many means of patches down and across.
+    /// At most this many means of patches down and across.
     Patches(usize, usize),
 }
 
@@ -109,7 +109,7 @@ pub struct SourceOptions<'a> {
     pub regions: RegionChoice,
     /// How detections are chosen.
     pub select: Selection,
-    /// What the detector's products round their operands to.
+    /// The precision to which the detector's products round their operands.
     pub precision: Precision,
     /// Whether the detector gets red for blue, see [`choice::load`].
     pub swap_channels: bool,
@@ -144,7 +144,7 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
     })
 }
 
-/// What tells the regions of one source from those of another, without reading weights that are published: the program's
+/// Identifies a region source, without reading published weights: the program's
 /// version, the options, the network's configuration and the hash of its weights.
 ///
 /// # Errors

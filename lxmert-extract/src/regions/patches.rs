@@ -219,7 +219,7 @@ impl Dinov2 {
         let (_, _, height, width) = images.dims4()?;
         let patch = self.config.patch_size;
         if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
-            candle_core::bail!("{height} × {width} pixels are no whole patches of {patch}");
+            candle_core::bail!("{height} × {width} pixels are not whole patches of {patch}");
         }
         let (rows, columns) = (height / patch, width / patch);
         // [1, rows · columns, 3 · patch · patch], a patch's values in the order of the convolution's kernel

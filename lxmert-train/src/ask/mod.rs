@@ -39,8 +39,8 @@ pub struct AskArgs {
     /// How many answers to give
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub top: usize,
-    /// How many regions to name that the first answer rests on: those without which its logit falls most. 0 saves the time,
-    /// that of a pass for each region
+    /// How many regions to name as what the first answer rests on: those without which its logit falls most. This costs a
+    /// pass per region; 0 skips it
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub rests_on: usize,
     /// Take the regions from this feature store instead of finding them in a photo
@@ -142,7 +142,7 @@ pub fn run(args: &AskArgs, device: &Device, progress: bool) -> Result<()> {
                 let name = entry.path.to_string_lossy();
                 let asked = read(entry).and_then(|photo| ask(&name, &finder.find(&photo, &name)?, Some(&photo)));
                 match asked {
-                    // One of many that is no photo does not end the job.
+                    // One unreadable photo among many does not end the job.
                     Err(error @ Error::Extract(lxmert_extract::Error::Image { .. })) if photos.len() > 1 => {
                         log::error!("{error}");
                         failed += 1;
@@ -256,5 +256,5 @@ fn stored(store: &FeatureStore, name: &str) -> Result<Found> {
 
 fn photo_of(photo: &DecodedImage) -> Result<RgbImage> {
     RgbImage::from_raw(photo.width, photo.height, photo.rgb.clone())
-        .ok_or_else(|| Error::Argument("the photo has fewer pixels than its size says".into()))
+        .ok_or_else(|| Error::Argument("the photo's pixels do not match its size".into()))
 }

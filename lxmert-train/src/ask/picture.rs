@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use std::io::Cursor;
 use std::path::Path;
 
-/// The photo's long side in the picture is at least and at most so many pixels.
+/// Limits in pixels of the photo's long side in the picture.
 const SIDES: (u32, u32) = (640, 1280);
 
 /// Height of a line of text.

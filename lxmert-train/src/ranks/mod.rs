@@ -74,7 +74,7 @@ pub fn world() -> World {
     World { rank, size }
 }
 
-/// A panic of one rank would leave the others waiting for ever.
+/// If one rank panics, the others would wait forever.
 #[cfg(feature = "mpi")]
 fn end_all_on_panic() {
     let print = std::panic::take_hook();
@@ -115,7 +115,7 @@ impl World {
         self.size == 1
     }
 
-    /// Whether this is rank 0, which writes all files and says what goes on.
+    /// Whether this is rank 0, which writes all files and reports progress.
     pub fn is_first(self) -> bool {
         self.rank == 0
     }
@@ -167,7 +167,7 @@ impl World {
         value.ok_or_else(|| Error::Argument("a rank failed without an error".into()))
     }
 
-    /// What rank 0 makes, on all ranks.
+    /// Rank 0's value, on all ranks.
     ///
     /// # Errors
     /// When it fails on rank 0.

@@ -41,7 +41,7 @@ struct Piece {
 }
 
 impl GradientSum {
-    /// No gradients yet. `shapes`: those of the parameters.
+    /// An empty sum. `shapes`: those of the parameters.
     pub fn new(world: World, shapes: Vec<Shape>, device: &Device) -> Self {
         let counts: Vec<usize> = shapes.iter().map(Shape::elem_count).collect();
         let buckets = if world.is_alone() { Vec::new() } else { pieces(&counts, world.size(), BUCKET) };
@@ -95,7 +95,7 @@ impl GradientSum {
         Ok(())
     }
 
-    /// The sums, on every rank, and none left.
+    /// Takes the sums, on every rank.
     ///
     /// # Errors
     /// When a tensor cannot be made.

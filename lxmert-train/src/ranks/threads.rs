@@ -11,8 +11,8 @@ struct Seat {
     cores: Vec<usize>,
 }
 
-/// Threads for this rank: its share of the cores that it may run on, unless `asked`, which is what `--threads` says. Also what to
-/// warn of, on rank 0: more threads than cores. In a world of one, what was asked.
+/// Threads for this rank: its share of the cores that it may run on, unless `asked`, which is what `--threads` says. Also a
+/// warning, on rank 0, if there are more threads than cores. In a world of one, `asked` itself.
 ///
 /// # Errors
 /// As [`World::gather`].
@@ -70,7 +70,7 @@ fn share(seats: &[Seat], rank: usize) -> u16 {
     (parts + 1e-6).clamp(1.0, 1024.0) as u16
 }
 
-/// What to say where threads outnumber cores: the first rank that has more threads than cores, or the first machine whose
+/// The warning where threads outnumber cores: the first rank that has more threads than cores, or the first machine whose
 /// ranks have.
 fn crowded(seats: &[Seat], asked: Option<u16>) -> Option<String> {
     let threads = |rank: usize| usize::from(asked.unwrap_or_else(|| share(seats, rank)));

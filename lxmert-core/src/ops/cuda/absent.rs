@@ -1,7 +1,7 @@
 //! `fused` of a build without CUDA: no kernel applies.
 
 use crate::ops::attention::HeadsLayout;
-use crate::ops::dropout::Mask;
+use crate::ops::dropout_mask::Mask;
 use crate::ops::ragged::Ragged;
 use candle_core::{Result, Tensor};
 

@@ -4,7 +4,7 @@
 use super::device::{address, address_or_null, element, empty, room, run, storage_address, tensor, use_kernels};
 use super::launches::{self, Chunks, Element, Launch};
 use crate::ops::attention::HeadsLayout;
-use crate::ops::dropout::Mask;
+use crate::ops::dropout_mask::Mask;
 use crate::ops::ragged::Ragged;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};

@@ -1,7 +1,7 @@
 //! What each kernel of `kernels/` is launched with: name, grid, block, shared memory and arguments in order, from addresses and
 //! sizes. The device runs these, and the tests run the same ones on the CPU.
 
-use super::super::dropout::Mask;
+use super::super::dropout_mask::Mask;
 
 /// A kernel's argument.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,7 +2,8 @@
 
 use super::super::attention::{HeadsLayout, attention_probabilities, attention_weigh};
 use super::super::cuda;
-use super::super::dropout::{Mask, apply_mask};
+use super::super::dropout::apply_mask;
+use super::super::dropout_mask::Mask;
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
 use super::super::linear::{linear_dw, linear_dx, linear_rows, linear_with};

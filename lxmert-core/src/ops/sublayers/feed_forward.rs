@@ -2,7 +2,8 @@
 
 use super::super::activation::FusedActivation;
 use super::super::cuda;
-use super::super::dropout::{Mask, mask_rows};
+use super::super::dropout::mask_rows;
+use super::super::dropout_mask::Mask;
 use super::super::epilogue::{Epilogue, RowDropout};
 use super::super::layer_norm::{self, Normed};
 use super::super::linear::{linear_dw, linear_dx, linear_product, linear_rows, linear_with};

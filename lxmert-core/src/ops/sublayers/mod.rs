@@ -13,7 +13,8 @@ pub use attention::{AttentionSublayer, Watch};
 pub use feed_forward::FeedForwardSublayer;
 
 use super::cuda;
-use super::dropout::{DropoutRng, Mask, mask_rows};
+use super::dropout::mask_rows;
+use super::dropout_mask::{DropoutRng, Mask};
 use super::linear::{linear_product, linear_with};
 use super::precision::Precision;
 use super::prepacked_weights::PrepackedWeights;

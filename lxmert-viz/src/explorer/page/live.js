@@ -1,10 +1,10 @@
-// What a live model behind the page adds: photos and texts of one's own, hiding, perturbation. In a file there is none.
+// What a live model adds to the page: the reader's own photos and texts, hiding, perturbation. A saved file has none of it.
 
-// What is hidden of the pair that is shown: word pieces and regions.
+// The hidden word pieces and regions of the shown pair.
 const hidden = { word: new Set(), region: new Set() };
 const isHidden = (side, index) => hidden[side].has(index);
 
-// Asks the server; a refusal becomes an error with its message. While it waits, `progress` hears what the server does.
+// Asks the server; a refusal becomes an error with its message. While it waits, `progress` receives the server's progress.
 async function ask(path, body, headers, progress) {
   let waiting = true;
   const poll = async () => {
@@ -79,7 +79,7 @@ class Own {
     this.said.classList.toggle("wrong", isError);
   }
 
-  // Does something with the model: shows that it works, and any failure as a message.
+  // Runs a request to the model: shows that it is busy, and any failure as a message.
   async work(what, action) {
     this.busy += 1;
     this.bar.hidden = false;
@@ -163,7 +163,7 @@ class Removal {
     });
   }
 
-  // Another pair: nothing is hidden.
+  // For a new pair nothing is hidden.
   reset() {
     hidden.word.clear();
     hidden.region.clear();
@@ -228,7 +228,7 @@ class Removal {
     const { latest } = this;
     const question = { ...questionOf(one, view), hidden_words: [...hidden.word], hidden_regions: [...hidden.region] };
     const found = await this.own.work("scoring without them", (progress) => askJson("/api/score", question, progress));
-    // A later change has asked again.
+    // A later change has sent a newer request.
     if (!found || latest !== this.latest || one !== pair()) return;
     const moved = found.probability - view.probability;
     const name = view.answer === null ? "P(match)" : `P(“${view.answer}”)`;

@@ -20,7 +20,7 @@ async function copyText(text, said) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without the clipboard's permission: by a selection.
+    // If the clipboard is not permitted, copy a selection.
     const area = make("textarea", { value: text, className: "unseen" });
     document.body.append(area);
     area.select();
@@ -31,14 +31,14 @@ async function copyText(text, said) {
   byId("about").textContent = `${said}.`;
 }
 
-// What is pointed at, for as long as it is.
+// Sets what the pointer is on.
 function point(what) {
   if (JSON.stringify(state.over) === JSON.stringify(what)) return;
   state.over = what;
   update();
 }
 
-// Keeps a word or region, or lets it go when it is kept already.
+// Pins a word or region, or unpins it.
 function keep(what) {
   const same = state.word === what.word && state.region === what.region;
   [state.word, state.region] = same ? [null, null] : [what.word, what.region];

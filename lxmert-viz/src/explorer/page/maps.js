@@ -73,7 +73,7 @@ function meanOfRows(matrix, rows) {
   return mean;
 }
 
-// What a map says: `{words, regions, errors, of}`, where a side without weights is null. `chosen` is `{word}`, `{region}` or neither,
+// The weights of a map: `{words, regions, errors, of}`, where a side without weights is null. `chosen` is `{word}`, `{region}` or neither,
 // which asks for the whole sentence: attention and its gradient answer with the mean over its words, the others with the
 // row of [CLS], where the score is read; maps whose rows are regions with the mean over all.
 function weightsOf(view, panel, chosen) {
@@ -134,7 +134,7 @@ function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-// A weight with as many decimals as it is good for, and by how much it may be off.
+// A weight with as many decimals as are exact, and its possible error.
 function exact(value, error) {
   const digits = Math.min(Math.max(4, Math.ceil(-Math.log10(error))), 6);
   return `${value.toFixed(digits)} ± ${error.toFixed(digits)}`;

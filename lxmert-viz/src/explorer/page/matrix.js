@@ -2,7 +2,7 @@
 
 const MATRIX = { labels: 104, heads: 92, smallest: 11, largest: 30 };
 
-// A text cut to a width, as the canvas measures it.
+// Cuts a text to a width, as the canvas measures it.
 function fitted(context, text, width) {
   if (context.measureText(text).width <= width) return text;
   let end = text.length;
@@ -53,7 +53,7 @@ function drawMatrix(context, table, cell, marks, inks) {
 const matrixSize = (matrix, cell) => [MATRIX.labels + matrix.columns * cell + 2, MATRIX.heads + matrix.rows * cell + 2];
 
 class MatrixView {
-  // `onPoint({word, region} | null)` hears what a cell's row means while the cell is pointed at, `onPick` when it is clicked.
+  // `onPoint({word, region} | null)` receives what a cell's row stands for while the pointer is on the cell, `onPick` when it is clicked.
   constructor(onPoint, onPick) {
     this.cursor = null;
     this.canvas = make("canvas", { tabIndex: 0, role: "img" });

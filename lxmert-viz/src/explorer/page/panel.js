@@ -65,7 +65,7 @@ class Panel {
 
   get panel() { return state.panels[this.index]; }
 
-  // Another pair or checkpoint: everything is made anew.
+  // Rebuilds everything for another pair or checkpoint.
   show() {
     this.view = viewOf(this.panel);
     this.photo = photo();
@@ -97,7 +97,7 @@ class Panel {
     this.update();
   }
 
-  // Another method, direction, layer or head.
+  // Updates for another method, direction, layer or head.
   change(changes) {
     Object.assign(this.panel, changes);
     if (!isThere(this.view, this.panel)) this.panel.way = "language-vision";
@@ -172,7 +172,7 @@ class Panel {
     if (focused) [...this.heads.children].find((one) => one.getAttribute("aria-label") === focused)?.focus();
   }
 
-  // Another word or region: the weights alone.
+  // Updates the weights for another word or region.
   update() {
     const { panel, view } = this;
     const now = chosen();
@@ -344,7 +344,7 @@ class Panel {
   pointCell(cell) { point(cell && this.meaning(cell[0])); }
 }
 
-// A map as a picture of a pixel a value.
+// A map as a picture with one pixel per value.
 function thumbnail(map) {
   const canvas = make("canvas", { width: map.columns, height: map.rows });
   const context = canvas.getContext("2d");

@@ -1,4 +1,4 @@
-// "Save PNG": what is seen, drawn once more on a canvas at twice the size.
+// "Save PNG" draws the view on a canvas at twice the size.
 
 const PAGE = { margin: 24, width: 640, gap: 32, line: 20 };
 
@@ -56,7 +56,7 @@ function drawShapes(context, group) {
   }
 }
 
-// Draws one panel from the top left corner on; gives how far down it came.
+// Draws one panel from the top left corner on; returns the y coordinate of its lower edge.
 function drawPanel(context, panel, photoImage, inks) {
   let y = 0;
   const say = (text, font, ink) => {

@@ -1,16 +1,16 @@
-// What is shown. The address's fragment holds it, so that a link shows the same.
+// The view's state. The address's fragment holds it, so that a link shows the same view.
 const newPanel = () => ({ method: "attention", way: "language-vision", layer: null, head: 0, stance: "for", model: null });
 
 const state = {
   pair: 0,
-  // The word or region that is kept, as indices; at most one of them.
+  // The index of the pinned word or region; at most one of them.
   word: null,
   region: null,
   compare: false,
   panels: [newPanel(), { ...newPanel(), method: "relevancy" }],
   filter: "all",
   search: "",
-  // What is pointed at, which goes before what is kept; not in the fragment.
+  // What the pointer is on; it takes precedence over what is pinned, and is not in the fragment.
   over: null,
 };
 
