@@ -59,9 +59,11 @@ fn captions(sentence: usize) -> usize {
     9 + (sentence * 7) % 12
 }
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 13] = [
     Case { pooled: false, train: false, batch: 1, ..BASE },
     Case { name: "base forward, batch 1, pooled output", train: false, batch: 1, ..BASE },
+    Case { name: "base forward, batch 8", pooled: false, train: false, batch: 8, ..BASE },
+    Case { name: "base forward, batch 8, pooled output", train: false, batch: 8, ..BASE },
     Case { name: "base forward, batch 32", pooled: false, train: false, ..BASE },
     Case { name: "base forward, batch 32, pooled output", train: false, ..BASE },
     Case { name: "base forward, batch 32, real lengths", pooled: false, train: false, real: captions, ..BASE },

@@ -1,10 +1,12 @@
-"""Times transformers' LXMERT, and the student project's variant in plain PyTorch; prints JSON lines.
+"""Times transformers' LXMERT, and the student project's variant in plain PyTorch; forward passes also by ONNX Runtime and
+OpenVINO. Prints JSON lines.
 
     python lxmert.py [--runs N] [--threads N] [case …]
 
 A step is forward, backward, gradient norm and AdamW, with dropout, as in `lxmert-train/benches/steps.rs`. Cases that
 end in bf16 run under autocast.
 """
+import pathlib, tempfile
 import torch, transformers
 from torch import nn
 from common import arguments, formula, report
@@ -12,6 +14,7 @@ from common import arguments, formula, report
 SMALL = dict(hidden_size=256, num_attention_heads=4, intermediate_size=1024, l_layers=2, r_layers=2, x_layers=2, visual_feat_dim=1024)
 CASES = {  # config, student, train, batch, words, real words of sentence i
     "base forward, batch 1": ({}, False, False, 1, 20, lambda i: 20),
+    "base forward, batch 8": ({}, False, False, 8, 20, lambda i: 20),
     "base forward, batch 32": ({}, False, False, 32, 20, lambda i: 20),
     "base forward, batch 32, real lengths": ({}, False, False, 32, 20, lambda i: 9 + i * 7 % 12),
     "base step, batch 32": ({}, False, True, 32, 20, lambda i: 20),
@@ -72,6 +75,28 @@ class Student(nn.Module):
         return self.pooler(text[:, 0]).squeeze(1)
 
 
+def deployed(case, model, inputs, a):
+    """The exported model in the runtimes that a service would use; of these OpenVINO alone has bf16."""
+    import onnxruntime, openvino
+
+    names = ["ids", "mask", "features", "boxes"]
+    values = dict(zip(names, (x.numpy() for x in inputs)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(pathlib.Path(folder) / "model.onnx")
+        with torch.no_grad():
+            torch.onnx.export(model, inputs, path, input_names=names, dynamo=False)
+        if not case.endswith("bf16"):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = a.threads
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            report(case, f"ONNX Runtime {onnxruntime.__version__}", a.runs, lambda: session.run(None, values))
+            del session
+        precision = "bf16" if case.endswith("bf16") else "f32"
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": a.threads}
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        report(case, f"OpenVINO {openvino.__version__.split('-')[0]}", a.runs, lambda: compiled(values))
+
+
 def main():
     a = arguments()
     torch.set_num_threads(a.threads)
@@ -108,6 +133,8 @@ def main():
                 with torch.inference_mode(), precision():
                     model(ids, mask, features, boxes)
         report(name, peer, a.runs, run)
+        if not train:
+            deployed(name, model, (ids, mask, features, boxes), a)
 
 
 main()

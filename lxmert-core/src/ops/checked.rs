@@ -78,9 +78,6 @@ impl<const LANES: usize> Vector for Checked<LANES> {
         // SAFETY: as above, and the slice is one that may be written.
         unsafe { to.cast::<[f32; LANES]>().write(self.0) }
     }
-    unsafe fn sum(self) -> f32 {
-        super::math::sum(&self.0)
-    }
     unsafe fn add(self, other: Self) -> Self {
         self.with(other, |a, b| a + b)
     }

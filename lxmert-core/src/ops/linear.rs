@@ -121,7 +121,7 @@ pub(crate) fn linear_rows(
     let (x, weights) = (Matrix::new(x, rows, inner), Matrix::new(w.values, width, inner));
     let out = Output { values: out, leading: width, base: Base::Bias(bias), epilogue };
     match w.prepacked {
-        Some(prepacked) if product::wants_prepacked(&x, &weights.t(), precision) => {
+        Some(prepacked) if product::applies(&x, &weights.t()) => {
             let weights = prepacked.get(w.id, weights, precision);
             product::multiply_prepacked(out, x, &weights, Threads::Pool);
         }

@@ -39,7 +39,6 @@ mod product;
 mod ragged;
 mod scratch;
 pub(crate) mod simd;
-mod skinny;
 pub mod sublayers;
 mod transpose;
 

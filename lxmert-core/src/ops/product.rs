@@ -12,10 +12,11 @@ use super::matrix::{Matrix, MatrixMut, Threads, Write, gemm_crate};
 use super::microkernel::{Base, Kernel, Left, balanced};
 use super::precision::Precision;
 use super::scratch::with_scratch;
-use super::skinny::{self, Products};
 
 /// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
 const INNER: usize = 768;
+/// Up to this number of rows a product with prepacked weights is skinny: its tasks are panels and not rows.
+const SKINNY_ROWS: usize = 72;
 /// Maximum rows of a task.
 pub(super) const MOST_ROWS: usize = 144;
 
@@ -70,14 +71,9 @@ impl Output<'_> {
 }
 
 /// Whether packing pays off: every packed value must be used often enough.
-fn applies(a: &Matrix, b: &Matrix) -> bool {
+pub(super) fn applies(a: &Matrix, b: &Matrix) -> bool {
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
     rows >= 8 && columns >= 32 && inner >= 32
-}
-
-/// Whether prepacking the weights pays off: skinny products in f32 read them in place, and small products do not pack.
-pub(super) fn wants_prepacked(a: &Matrix, b: &Matrix, precision: Precision) -> bool {
-    applies(a, b) && (precision == Precision::Bf16 || !skinny::applies(a, b))
 }
 
 /// A product's right side.
@@ -146,13 +142,11 @@ fn pack(kernel: &Kernel, b: &Matrix, first: usize, depth: usize, packed: &mut [f
     });
 }
 
-/// The product of non-empty matrices with matching shapes, both rounded to `precision`. A small or skinny product is
+/// The product of non-empty matrices with matching shapes, both rounded to `precision`. A small product is
 /// limited by memory, so it uses the values unrounded.
 pub(crate) fn multiply(out: Output, a: Matrix, b: Matrix, precision: Precision, threads: Threads) {
     let out = out.trimmed(a.shape().0, b.shape().1);
-    if skinny::applies(&a, &b) {
-        skinny::multiply(out, a, b, threads);
-    } else if applies(&a, &b) {
+    if applies(&a, &b) {
         multiply_right(out, a, Right::Matrix(b, precision), threads);
     } else {
         small(out, a, b, threads);
@@ -174,7 +168,7 @@ fn small(out: Output, a: Matrix, b: Matrix, threads: Threads) {
 /// task takes panels, so that each value of the weights is read once.
 pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads: Threads) {
     let (rows, inner) = a.shape();
-    if rows > skinny::MOST_ROWS || a.is_transposed() {
+    if rows > SKINNY_ROWS || a.is_transposed() {
         return multiply_right(out, a, Right::Prepacked(b), threads);
     }
     let out = out.trimmed(rows, b.columns);
@@ -213,8 +207,47 @@ pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads:
             }
         });
         let products = Products { values: products, rows: padded, width: kernel.columns };
-        skinny::complete(Output { base: Base::Zero, ..out }, products, threads);
+        complete(Output { base: Base::Zero, ..out }, products, threads);
     });
+}
+
+/// Skinny products: blocks of `width` columns one after another, each with `rows` rows (the last may be padding).
+#[derive(Clone, Copy)]
+struct Products<'a> {
+    values: &'a [f32],
+    rows: usize,
+    width: usize,
+}
+
+/// `out = epilogue(base + products)`; `out` ends with its last row.
+fn complete(out: Output, products: Products, threads: Threads) {
+    let Output { values, leading, base, epilogue } = out;
+    let rows = values.len().div_ceil(leading);
+    let columns = values.len() - (rows - 1) * leading;
+    let per_task = rows.div_ceil(if threads == Threads::Pool { rayon::current_num_threads() } else { 1 });
+    let mut epilogues = epilogue.split(per_task, leading, rows.div_ceil(per_task));
+    threads.for_chunks_with(values, per_task * leading, &mut epilogues, |index, out, epilogue| {
+        for (row, out) in out.chunks_mut(leading).enumerate() {
+            add_base(&mut out[..columns], index * per_task + row, products, base);
+        }
+        epilogue.apply(out, leading, 0, columns);
+    });
+}
+
+/// Row `row` of the products with the base.
+fn add_base(out: &mut [f32], row: usize, products: Products, base: Base) {
+    let Products { values, rows, width } = products;
+    for (index, out) in out.chunks_mut(width).enumerate() {
+        let values = &values[(index * rows + row) * width..][..out.len()];
+        match base {
+            Base::Zero => out.copy_from_slice(values),
+            Base::Out => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+            Base::Bias(bias) => {
+                let sums = values.iter().zip(&bias[index * width..]).map(|(value, bias)| value + bias);
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
+            }
+        }
+    }
 }
 
 /// Like [`multiply`], always with the microkernel.

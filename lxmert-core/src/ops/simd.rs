@@ -107,14 +107,6 @@ pub(crate) trait Vector: Copy {
     /// One value in every lane.
     unsafe fn broadcast(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// The sum of the lanes, at most 16: folded in halves.
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        let mut lanes = [0.0f32; 16];
-        // SAFETY: no register is wider than the array.
-        unsafe { self.store(lanes.as_mut_ptr()) };
-        super::math::sum(&lanes)
-    }
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -124,9 +116,6 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self;
     /// Stores the values rounded to bf16, one after another; `to` must be valid for `LANES / 2` words.
     unsafe fn store_pairs(self, to: *mut f32);
-    /// Prefetches a register's values; any address is allowed.
-    #[inline(always)]
-    unsafe fn prefetch(_from: *const f32) {}
 }
 
 /// Whether the machine multiplies pairs of bf16 in one instruction.
@@ -256,10 +245,6 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn store_pairs(self, to: *mut f32) {
                     unsafe { ($store_pairs)(self, to) }
-                }
-                #[inline(always)]
-                unsafe fn prefetch(from: *const f32) {
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
                 }
             }
         };
