@@ -73,6 +73,9 @@ pub(crate) enum Base<'a> {
 /// error.
 const CHAIN: usize = 384;
 
+/// How far ahead of its use a panel is prefetched, in words: the next panel's first words come while this one's last are used.
+const AHEAD: usize = 1024;
+
 /// As wide as the widest panel.
 static ZEROS: [f32; 32] = [0.0; 32];
 
@@ -156,44 +159,43 @@ impl Kernel {
         out: &mut [f32],
         out_stride: usize,
     ) {
-        let mut done = 0;
-        loop {
-            // Every tile of a part reads the same words of the panel, which stay in the first-level cache.
-            let depth = CHAIN.min(inner - done);
-            let panel = &panel[done * self.columns..];
-            let base = if done == 0 { base } else { Base::Out };
-            let mut row = 0;
-            while row < rows {
-                let tile = if rows - row >= self.large.rows { self.large } else { self.small };
-                let (values, out) = (&a.values[row * a.row + done * a.inner..], &mut out[row * out_stride..]);
-                assert!(depth == 0 || values.len() > (tile.rows - 1) * a.row + (depth - 1) * a.inner);
-                assert!(panel.len() >= depth * self.columns && out.len() >= (tile.rows - 1) * out_stride + self.columns);
-                let (start, start_stride) = match base {
-                    Base::Zero => (ZEROS.as_ptr(), 0),
-                    Base::Out => (out.as_ptr(), out_stride),
-                    Base::Bias(values) => {
-                        assert!(values.len() >= self.columns);
-                        (values.as_ptr(), 0)
-                    }
-                };
-                let operands = Operands {
-                    inner: depth,
-                    a: values.as_ptr(),
-                    a_strides: (a.row, a.inner),
-                    panel: panel.as_ptr(),
-                    start,
-                    start_stride,
-                    out: out.as_mut_ptr(),
-                    out_stride,
-                };
-                // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
+        let mut row = 0;
+        while row < rows {
+            let tile = if rows - row >= self.large.rows { self.large } else { self.small };
+            let (a_values, out) = (&a.values[row * a.row..], &mut out[row * out_stride..]);
+            assert!(inner == 0 || a_values.len() > (tile.rows - 1) * a.row + (inner - 1) * a.inner);
+            assert!(panel.len() >= inner * self.columns && out.len() >= (tile.rows - 1) * out_stride + self.columns);
+            let (first, start_stride) = match base {
+                Base::Zero => (ZEROS.as_ptr(), 0),
+                Base::Out => (out.as_ptr(), out_stride),
+                Base::Bias(values) => {
+                    assert!(values.len() >= self.columns);
+                    (values.as_ptr(), 0)
+                }
+            };
+            let mut operands = Operands {
+                inner: inner.min(CHAIN),
+                a: a_values.as_ptr(),
+                a_strides: (a.row, a.inner),
+                panel: panel.as_ptr(),
+                start: first,
+                start_stride,
+                out: out.as_mut_ptr(),
+                out_stride,
+            };
+            // SAFETY: the lengths are checked above, and `new` has chosen functions for instructions that `level` found.
+            unsafe { (tile.run)(operands) }
+            let mut done = operands.inner;
+            while done < inner {
+                operands.a = operands.a.wrapping_add(operands.inner * a.inner);
+                operands.panel = operands.panel.wrapping_add(operands.inner * self.columns);
+                operands.inner = CHAIN.min(inner - done);
+                (operands.start, operands.start_stride) = (operands.out.cast_const(), out_stride);
+                // SAFETY: as above; the next words of both sides, of which `inner` are checked, added to the stored sums.
                 unsafe { (tile.run)(operands) }
-                row += tile.rows;
+                done += operands.inner;
             }
-            done += depth;
-            if done >= inner {
-                return;
-            }
+            row += tile.rows;
         }
     }
 
@@ -232,6 +234,7 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
         let (mut a, mut b) = (a, panel);
         for _ in 0..inner {
             let (left, right) = (V::load(b), V::load(b.wrapping_add(V::LANES)));
+            V::prefetch(b.wrapping_add(AHEAD));
             let mut row = a;
             for sum in &mut sums {
                 let value = V::broadcast(row);
