@@ -207,6 +207,7 @@ impl Recipe {
             initializer_range: 0.05,
             batch_size: 64,
             learning_rate: 1e-3,
+            epochs: 13,
             alignment: 1.0,
             metric: "hard/accuracy".into(),
             ..Self::photos()
@@ -232,7 +233,7 @@ impl Recipe {
     /// rate. At matching's own rate, a pre-trained checkpoint forgets what it has learnt in the first epoch.
     pub fn fine_tuning_for(suits: Suits) -> Self {
         match suits {
-            Suits::Scenes => Self { learning_rate: 5e-4, ..Self::scenes() },
+            Suits::Scenes => Self { learning_rate: 5e-4, epochs: 10, ..Self::scenes() },
             Suits::Photos => Self::photos(),
             Suits::Benchmark => Self::fine_tuning(),
         }
