@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::normalizers::NFC;
 use tokenizers::{NormalizedString, Normalizer};
@@ -19,7 +20,7 @@ pub const OTHER_IMAGE_ENDINGS: [&str; 12] =
 
 /// Whether a name has the extension of a readable image.
 pub fn is_image_name(name: &str) -> bool {
-    extension(name).is_some_and(|ending| IMAGE_ENDINGS.iter().any(|known| known.eq_ignore_ascii_case(ending)))
+    extension(name).is_some_and(is_image_ending)
 }
 
 /// The extension of a file name, in lower case.
@@ -46,16 +47,21 @@ pub fn composed(name: &str) -> Cow<'_, str> {
 
 /// The part after the last slash or backslash.
 fn file_name(name: &str) -> &str {
-    name.rsplit(['/', '\\']).next().unwrap_or(name)
+    let slash = name.bytes().rposition(|byte| byte == b'/' || byte == b'\\');
+    &name[slash.map_or(0, |slash| slash + 1)..]
 }
 
 /// The file name without an image extension.
 fn stem(name: &str) -> &str {
     let name = file_name(name);
-    match name.rsplit_once('.') {
-        Some((stem, _)) if is_image_name(name) => stem,
+    match name.bytes().rposition(|byte| byte == b'.') {
+        Some(dot) if dot > 0 && is_image_ending(&name[dot + 1..]) => &name[..dot],
         _ => name,
     }
+}
+
+fn is_image_ending(ending: &str) -> bool {
+    (3..=4).contains(&ending.len()) && IMAGE_ENDINGS.iter().any(|known| known.eq_ignore_ascii_case(ending))
 }
 
 /// How two names are alike, from the loosest on. What is alike in one way is alike in those before it.
@@ -71,21 +77,37 @@ pub(crate) enum Alike {
     Exactly,
 }
 
-/// The order in which names are looked up: by stem, then by file name, then whole, each composed, then as they are spelt. Names
-/// that are alike in any way are neighbours. `as_far_as` says which of these are compared.
-pub(crate) fn compare(a: &str, b: &str, as_far_as: Alike) -> Ordering {
-    let (whole_a, whole_b) = (composed(a), composed(b));
-    let mut order = stem(&whole_a).cmp(stem(&whole_b));
-    if as_far_as >= Alike::File {
-        order = order.then_with(|| file_name(&whole_a).cmp(file_name(&whole_b)));
+/// A name as it is compared.
+struct Key<'a> {
+    exact: &'a str,
+    whole: Cow<'a, str>,
+}
+
+impl<'a> Key<'a> {
+    fn of(name: &'a str) -> Self {
+        Self { exact: name, whole: composed(name) }
     }
-    if as_far_as >= Alike::Whole {
-        order = order.then_with(|| whole_a.cmp(&whole_b));
+
+    /// The order in which names are looked up: by stem, then by file name, then whole, each composed, then as they are spelt. Names
+    /// that are alike in any way are neighbours. `as_far_as` says which of these are compared.
+    fn compare(&self, other: &Self, as_far_as: Alike) -> Ordering {
+        let mut order = stem(&self.whole).cmp(stem(&other.whole));
+        if as_far_as >= Alike::File {
+            order = order.then_with(|| file_name(&self.whole).cmp(file_name(&other.whole)));
+        }
+        if as_far_as >= Alike::Whole {
+            order = order.then_with(|| self.whole.cmp(&other.whole));
+        }
+        if as_far_as >= Alike::Exactly {
+            order = order.then_with(|| self.exact.cmp(other.exact));
+        }
+        order
     }
-    if as_far_as >= Alike::Exactly {
-        order = order.then_with(|| a.cmp(b));
-    }
-    order
+}
+
+/// The order in which names are looked up.
+pub(crate) fn compare(a: &str, b: &str) -> Ordering {
+    Key::of(a).compare(&Key::of(b), Alike::Exactly)
 }
 
 /// Names that can be looked up: numbered, and in the order of [`compare`].
@@ -97,25 +119,31 @@ pub(crate) trait Sorted {
     fn at(&self, place: usize) -> (usize, &str);
 
     /// The first place from `from` on whose name does not come before `name`. Takes few steps where it is near.
-    fn place(&self, name: &str, from: usize, as_far_as: Alike) -> usize {
-        let before = |place: usize| compare(self.at(place).1, name, as_far_as).is_lt();
+    fn next_place(&self, name: &str, from: usize) -> usize {
+        let key = Key::of(name);
+        let before = |place: usize| Key::of(self.at(place).1).compare(&key, Alike::Exactly).is_lt();
         let (mut low, mut step) = (from, 1);
         while low + step <= self.count() && before(low + step - 1) {
             (low, step) = (low + step, 2 * step);
         }
-        let mut high = (low + step - 1).min(self.count());
-        while low < high {
-            let middle = low.midpoint(high);
-            if before(middle) { low = middle + 1 } else { high = middle }
-        }
-        low
+        first_place(low..(low + step - 1).min(self.count()), before)
     }
+}
+
+/// The first of these places that is not `before`; those that are come first.
+fn first_place(places: Range<usize>, before: impl Fn(usize) -> bool) -> usize {
+    let Range { start: mut low, end: mut high } = places;
+    while low < high {
+        let middle = low.midpoint(high);
+        if before(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
 }
 
 /// The numbers of `names` in the order of [`compare`].
 pub(crate) fn order_of<'a>(count: usize, name: impl Fn(usize) -> &'a str) -> Vec<u32> {
     let mut order: Vec<u32> = (0..count as u32).collect();
-    order.sort_by(|&a, &b| compare(name(a as usize), name(b as usize), Alike::Exactly));
+    order.sort_by(|&a, &b| compare(name(a as usize), name(b as usize)));
     order
 }
 
@@ -125,11 +153,13 @@ pub(crate) fn find<'a, S: Sorted + 'a>(
     lists: impl Iterator<Item = (usize, &'a S)> + Clone,
     name: &str,
 ) -> Option<usize> {
+    let key = Key::of(name);
     [Alike::Exactly, Alike::Whole, Alike::File, Alike::Stem].into_iter().find_map(|how| {
         let mut found = lists.clone().flat_map(|(first, list)| {
-            let place = list.place(name, 0, how);
-            let alike = (place..list.count().min(place + 2)).map(|place| list.at(place));
-            alike.filter(|(_, other)| compare(other, name, how).is_eq()).map(move |(number, _)| first + number)
+            let order = |place: usize| Key::of(list.at(place).1).compare(&key, how);
+            let place = first_place(0..list.count(), |place| order(place).is_lt());
+            let alike = (place..list.count().min(place + 2)).filter(|place| order(*place).is_eq());
+            alike.map(|place| first + list.at(place).0).collect::<Vec<_>>()
         });
         let number = found.next()?;
         (how == Alike::Exactly || found.next().is_none()).then_some(number)

@@ -8,7 +8,7 @@ use super::index::{FORMAT, Index, VERSION};
 use super::shard::header_of;
 use crate::checkpoint::save::header;
 use crate::files::{Bytes, atomic_write, map_file};
-use crate::image_names::{Alike, Sorted, compare, order_of};
+use crate::image_names::{Sorted, compare, order_of};
 use crate::{Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -139,10 +139,10 @@ impl Names {
         let (mut own, mut others) = (0, 0);
         while own < self.count() && others < other.count() {
             let (a, b) = (self.at(own).1, other.at(others).1);
-            match compare(a, b, Alike::Exactly) {
+            match compare(a, b) {
                 std::cmp::Ordering::Equal => return Some(a),
-                std::cmp::Ordering::Less => own = self.place(b, own + 1, Alike::Exactly),
-                std::cmp::Ordering::Greater => others = other.place(a, others + 1, Alike::Exactly),
+                std::cmp::Ordering::Less => own = self.next_place(b, own + 1),
+                std::cmp::Ordering::Greater => others = other.next_place(a, others + 1),
             }
         }
         None
