@@ -400,6 +400,8 @@ fn predictions_are_equal_for_any_number_of_ranks() {
                 &again,
                 "--per-example",
                 &lines,
+                "--features",
+                &features,
                 "--test-file",
                 &valid,
             ],
