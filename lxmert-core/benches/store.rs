@@ -101,8 +101,7 @@ fn read(folders: &[PathBuf], batches: usize) -> Result<()> {
     let after_opening = resident();
     const LOOKUPS: usize = 100_000;
     let drawn = procedural::values("names", LOOKUPS, 0.0, store.len() as f64, 0);
-    let names: Vec<String> =
-        drawn.iter().map(|v| store.name((*v as usize).min(store.len() - 1)).to_string()).collect();
+    let names: Vec<String> = drawn.iter().map(|v| store.name((*v as usize).min(store.len() - 1)).to_string()).collect();
     let start = Instant::now();
     ensure!(names.iter().all(|name| store.find(name).is_some()), "a name is not found");
     let lookup = start.elapsed().as_secs_f64() / LOOKUPS as f64;

@@ -314,7 +314,8 @@ fn merged_parts_equal_the_store_of_a_single_run_also_after_an_interrupted_merge(
         #[cfg(unix)]
         let file = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
         #[cfg(unix)]
-        let of_first_part = parts.last().map(|part| part.join("shard-00000.safetensors")).filter(|shard| shard.exists());
+        let of_first_part =
+            parts.last().map(|part| part.join("shard-00000.safetensors")).filter(|shard| shard.exists());
         #[cfg(unix)]
         let of_first_part = of_first_part.map(|shard| file(&shard));
         // The merge stops in its middle, as by a full disk or a kill.

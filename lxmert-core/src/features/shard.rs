@@ -195,7 +195,8 @@ impl Shard {
             Error::format(path, format!("{reason}; delete this file and extract again; the other images are kept"))
         };
         let broken = |error| fault(format!("the shard is cut off or not safetensors ({error})"));
-        let header = header_of(size, |offset, bytes| read_at(&file, offset, bytes)).map_err(|error| broken(error.to_string()))?;
+        let header = header_of(size, |offset, bytes| read_at(&file, offset, bytes))
+            .map_err(|error| broken(error.to_string()))?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
         let data = 8 + header.len();
         let names = metadata.info(NAMES).ok_or_else(|| fault("no tensor 'names'".into()))?;
@@ -347,10 +348,7 @@ impl Shard {
 }
 
 /// The header of a safetensors file of `size` bytes, which `read(offset, &mut bytes)` reads.
-pub(super) fn header_of(
-    size: u64,
-    read: impl Fn(u64, &mut [u8]) -> std::io::Result<()>,
-) -> std::io::Result<Vec<u8>> {
+pub(super) fn header_of(size: u64, read: impl Fn(u64, &mut [u8]) -> std::io::Result<()>) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 8];
     read(0, &mut length)?;
     let length = u64::from_le_bytes(length);

@@ -11,11 +11,7 @@ const MISSING_ALLOWED: f64 = 0.01;
 ///
 /// # Errors
 /// Returns an error if more than 1 % of them lack features (unless `allow_missing`), or if all do.
-pub fn find_all(
-    store: &FeatureStore,
-    names: &[String],
-    allow_missing: bool,
-) -> Result<Vec<Option<usize>>> {
+pub fn find_all(store: &FeatureStore, names: &[String], allow_missing: bool) -> Result<Vec<Option<usize>>> {
     let found: Vec<Option<usize>> = names.iter().map(|name| store.find(name)).collect();
     let mut without = names.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(name, _)| name.as_str());
     let examples = without.by_ref().take(3).collect::<Vec<_>>();
