@@ -11,6 +11,8 @@ use std::path::Path;
 pub(super) const FORMAT: &str = "lxmert-regions";
 pub(super) const VERSION: u32 = 1;
 pub(super) const INDEX_FILE: &str = "index.json";
+/// The table of names in a store's folder.
+pub(super) const NAMES_FILE: &str = "names.safetensors";
 /// Limit of regions per image and of the feature width, so that no product of sizes overflows.
 pub(super) const MOST: usize = 1 << 20;
 

@@ -4,7 +4,7 @@
 //! for any number of images. Nothing in it is trusted: offsets are checked where they are used, and a shard whose names are
 //! others is refused when it is first read.
 
-use super::index::{FORMAT, Index, VERSION};
+use super::index::{FORMAT, Index, NAMES_FILE, VERSION};
 use super::shard::header_of;
 use crate::checkpoint::save::header;
 use crate::files::{Bytes, atomic_write, map_file};
@@ -15,9 +15,6 @@ use safetensors::tensor::Metadata;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
-
-/// The file's name in a store's folder.
-pub(super) const NAMES_FILE: &str = "names.safetensors";
 
 /// The names of one folder's images.
 #[derive(Debug)]

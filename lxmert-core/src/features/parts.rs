@@ -9,9 +9,8 @@
 //! the store's folder in the order of the parts, writes `index.json`, removes the part folders, and at last `merging.json`.
 //! A merge that was killed goes on from there; until it has, nothing else reads or writes the store.
 
-use super::index::{INDEX_FILE, Index, ShardEntry};
+use super::index::{INDEX_FILE, Index, NAMES_FILE, ShardEntry};
 use super::journal::Journal;
-use super::names::NAMES_FILE;
 use super::{FeatureStore, StoreSummary};
 use crate::files::{atomic_write, hex, read_json, remove_leftovers};
 use crate::{Error, Result};

@@ -1,8 +1,8 @@
 //! Reads a store: any image in any order, from several threads.
 
-use super::index::{Index, StoreInfo};
+use super::index::{Index, NAMES_FILE, StoreInfo};
 use super::journal::Journal;
-use super::names::{NAMES_FILE, Names};
+use super::names::Names;
 use super::shard::{Layout, OpenFiles, Shard};
 use super::{Regions, ShardEntry, StoreFolders};
 use crate::{Error, Result, image_names};

@@ -1,8 +1,7 @@
 //! Filling a store, one image at a time.
 
-use super::index::{INDEX_FILE, Index, MOST, ShardEntry, StoreInfo};
+use super::index::{INDEX_FILE, Index, MOST, NAMES_FILE, ShardEntry, StoreInfo};
 use super::journal::{Journal, MAX_NAME};
-use super::names::NAMES_FILE;
 use super::shard::{Layout, OpenFiles, Shard, write_shard};
 use super::{FeatureStore, Regions, parts};
 use crate::files::UNFINISHED;
