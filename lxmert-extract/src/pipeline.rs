@@ -160,6 +160,7 @@ fn detect_all(
         let decoded = queues[i % queues.len()].recv().unwrap_or_else(|_| Err("its decoding thread ended".into()));
         let is_decoded = decoded.is_ok();
         let found = decoded.and_then(|input| source.regions(input).map_err(|error| error.to_string()));
+        let found = found.and_then(finite);
         match found {
             Ok(found) => {
                 refused = 0;
@@ -179,6 +180,14 @@ fn detect_all(
         bar.inc(1);
     }
     Ok((failures, false))
+}
+
+/// Regions whose features are numbers.
+fn finite(found: Regions) -> std::result::Result<Regions, String> {
+    match found.features.iter().all(|value| value.is_finite()) {
+        true => Ok(found),
+        false => Err("the network's features are NaN or infinite; its weights may be damaged".into()),
+    }
 }
 
 type Written = (StoreSummary, usize, Vec<Failure>);

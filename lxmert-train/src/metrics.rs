@@ -158,7 +158,6 @@ impl Ranking {
     }
 }
 
-/// Rank of the best right answer: how many wrong candidates score at least as much as it (ties
 /// Rank of the best right answer: the number of wrong candidates that score at least as high (ties count against the
 /// model, so a constant score ranks last, not first).
 pub fn best_rank(scores: &[f32], is_right: impl Fn(usize) -> bool) -> usize {

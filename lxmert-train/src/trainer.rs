@@ -428,7 +428,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn test(&mut self) -> Result<Report> {
         let bar = progress::bar(0, "examples", self.job.show_progress);
         bar.set_prefix("test");
-        let test: Measures = self.task.test(&self.folder.best(), &self.folder.predictions(), &bar)?;
+        let test: Measures = self.task.test(&self.folder.best(), &self.folder.predictions(), &bar)?.check_finite()?;
         bar.finish_and_clear();
         let record = TestRecord { epoch: self.position.best.map_or(0, |best| best.epoch), test };
         let report = Report {

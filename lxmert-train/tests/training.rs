@@ -2,6 +2,8 @@
 //! uninterrupted one; a run folder is deleted only if a new run can start, and has one training at a time; a checkpoint
 //! is measured separately.
 
+#[path = "../../lxmert-core/tests/at_once/mod.rs"]
+mod at_once;
 mod common;
 
 use assert_cmd::Command;
@@ -375,4 +377,106 @@ fn a_second_training_in_a_folder_is_rejected_and_a_killed_one_is_cleaned_up() {
     // The dead process's lock does not block the folder.
     train(&["--stop-after", "1"]).code(130);
     assert!(leftovers.iter().all(|path| !path.exists()));
+}
+
+#[test]
+fn features_and_weights_that_are_no_numbers_are_errors() {
+    let (folder, data) = data(24);
+    let run = folder.path().join("run");
+    command(&data, &run).assert().success();
+    let evaluate = || {
+        let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+        evaluate.arg("evaluate").arg(&run).arg("--data").arg(&data).args(["--quiet", "--recall-images", "4"]).assert()
+    };
+    evaluate().success();
+
+    // The features are a shard's first tensor.
+    let shard = data.join("features/shard-00000.safetensors");
+    let whole = std::fs::read(&shard).unwrap();
+    let start = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let said = || predicate::str::contains("shard-00000").and(predicate::str::contains("are NaN or infinite"));
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        let mut broken = whole.clone();
+        for number in broken[start..start + 24 * 2 * 12 * 4].chunks_exact_mut(4) {
+            number.copy_from_slice(&value.to_le_bytes());
+        }
+        std::fs::write(&shard, broken).unwrap();
+        evaluate().code(1).stderr(said());
+        command(&data, &folder.path().join("other")).assert().code(1).stderr(said());
+    }
+    std::fs::write(&shard, whole).unwrap();
+
+    let weights = run.join("best/model.safetensors");
+    let good = read_tensors(&weights).unwrap();
+    for (value, said) in [(f64::NAN, "are NaN or infinite"), (1e38, "random/loss is NaN: the model's outputs are not")] {
+        let full = good.iter().map(|(name, tensor)| (name.clone(), ((tensor * 0.0).unwrap() + value).unwrap()));
+        save_safetensors(&weights, &full.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+        evaluate().code(1).stderr(predicate::str::contains(said));
+    }
+    let nan = vec![("cls.seq_relationship.bias".to_string(), Tensor::full(f32::NAN, 2, &Device::Cpu).unwrap())];
+    let start = folder.path().join("nan.safetensors");
+    let others = good.iter().filter(|(name, _)| *name != &nan[0].0).map(|(name, tensor)| (name.clone(), tensor.clone()));
+    save_safetensors(&start, &others.chain(nan.clone()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+    let mut init = command(&data, &folder.path().join("other"));
+    init.arg("--init").arg(start).assert().code(1).stderr(predicate::str::contains("'cls.seq_relationship.bias' are NaN"));
+}
+
+#[test]
+fn a_damaged_state_is_refused_and_nothing_of_the_run_is_touched() {
+    let (folder, data) = data(12);
+    let run = folder.path().join("run");
+    command(&data, &run).args(["--stop-after", "2"]).assert().code(130);
+    let state = run.join("state.safetensors");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, &bytes).unwrap();
+    let before = contents(&run);
+    for flags in [[].as_slice(), &["--resume"]] {
+        let said = predicate::str::contains("state.safetensors: ").and(predicate::str::contains("the file is damaged"));
+        command(&data, &run).args(flags).assert().code(1).stderr(said);
+    }
+    assert_eq!(contents(&run), before);
+    bytes[middle] ^= 1;
+    std::fs::write(&state, &bytes).unwrap();
+    command(&data, &run).assert().success();
+}
+
+#[test]
+fn two_commands_at_once_on_one_run_are_right_or_refused() {
+    let (folder, data) = data(24);
+    let whole = folder.path().join("whole");
+    command(&data, &whole).assert().success();
+    let (expected, records) = (weights(&whole), losses(&whole));
+    let program = || std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train"));
+    let train = |run: &Path, flags: &[&str]| {
+        let mut command = program();
+        command.args(arguments(&data, run)).args(flags);
+        command
+    };
+    let evaluate = |run: &Path| {
+        let mut command = program();
+        command.arg("evaluate").arg(run).arg("--data").arg(&data).args(["--quiet", "--recall-images", "0"]);
+        command.arg("--per-example").arg(folder.path().join("examples.csv"));
+        command
+    };
+    for (round, second) in [[].as_slice(), &["--overwrite"], &["--resume"]].into_iter().enumerate() {
+        let run = folder.path().join(format!("run-{round}"));
+        // With --resume there may be nothing to resume yet; then it says so.
+        if second == ["--resume"] {
+            command(&data, &run).args(["--stop-after", "1"]).assert().code(130);
+        }
+        let [a, b] = at_once::at_once([train(&run, &[]), train(&run, second)]);
+        assert!(a || b, "each refused the other");
+        command(&data, &run).assert().success();
+        assert_eq!((weights(&run), losses(&run)), (expected.clone(), records.clone()), "{second:?}");
+
+        // Training again replaces the checkpoint that is being measured; it is the same.
+        let [trained, _] = at_once::at_once([train(&run, &["--overwrite"]), evaluate(&run)]);
+        assert!(trained);
+        let [a, b] = at_once::at_once([evaluate(&run), evaluate(&run)]);
+        assert!(a && b);
+        let lines = std::fs::read_to_string(folder.path().join("examples.csv")).unwrap();
+        assert!(lines.starts_with("image,sentence,pair,") && lines.ends_with('\n'), "{lines}");
+    }
 }

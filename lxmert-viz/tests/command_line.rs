@@ -1,5 +1,7 @@
 //! The commands on a small workspace: which files they write, what these show, and what is refused.
 
+#[path = "../../lxmert-core/tests/at_once/mod.rs"]
+mod at_once;
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
 mod loopback;
@@ -444,4 +446,29 @@ fn a_photo_and_a_sentence_are_enough_in_an_empty_folder() {
     // --image takes a file here too, and its regions are known by now.
     viz(&["relevancy", "--method", "relevancy"]).success().stderr(contains("regions from"));
     assert_eq!(std::fs::read_dir(root).unwrap().count(), 1);
+}
+
+#[test]
+fn two_commands_at_once_write_the_files_of_one() {
+    let made = workspace();
+    let command = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-viz"));
+        command.current_dir(made.root()).args(["--quiet", "--threads", "1"]).args(arguments);
+        command.env("XDG_CACHE_HOME", made.root().join("cache"));
+        command
+    };
+    let export = ["export", "--split", "test", "-o", "export.safetensors"];
+    let explore = ["explore", "--pairs", "2", "-o", "explore.html"];
+    let drawn = ["heads", "-o", "heads.png"];
+    for (arguments, file) in [(&export[..], "export.safetensors"), (&explore, "explore.html"), (&drawn, "heads.png")] {
+        let path = made.root().join(file);
+        assert!(command(arguments).output().unwrap().status.success());
+        let alone = std::fs::read(&path).unwrap();
+        for _ in 0..2 {
+            assert_eq!(at_once::at_once([command(arguments), command(arguments)]), [true, true]);
+            assert!(std::fs::read(&path).unwrap() == alone, "{file}");
+        }
+    }
+    let left = std::fs::read_dir(made.root()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0, "unfinished files are left");
 }

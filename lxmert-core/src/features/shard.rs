@@ -2,6 +2,7 @@
 
 use super::index::{FORMAT, StoreInfo, VERSION};
 use super::{Attributes, Regions, StoreDtype};
+use crate::checkpoint::safetensors_file::read_start;
 use crate::checkpoint::save::header;
 use crate::files::atomic_write;
 use crate::{Error, Result};
@@ -168,9 +169,9 @@ impl Shard {
             Error::format(path, format!("{reason}; delete this file and extract again; the other images are kept"))
         };
         let broken = |error| fault(format!("the shard is cut off or not safetensors ({error})"));
-        let header = header_of(&file, size).map_err(|error| broken(error.to_string()))?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
-        let data = 8 + header.len();
+        let start = read_start(&mut &file, size).map_err(|error| broken(error.to_string()))?;
+        let metadata: Metadata = serde_json::from_slice(&start[8..]).map_err(|error| broken(error.to_string()))?;
+        let data = start.len();
         let names = metadata.info(NAMES).ok_or_else(|| fault("no tensor 'names'".into()))?;
         let expected = (data + names.data_offsets.1) as u64;
         if expected != size {
@@ -244,7 +245,23 @@ impl Shard {
 
     /// As [`u32s`](Self::u32s).
     fn f32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<f32>) -> Result<()> {
-        self.column(name).map_or(Ok(()), |column| self.read(column, image, 0..count, |bytes| out.extend(f32s(bytes))))
+        let Some(column) = self.column(name) else { return Ok(()) };
+        let from = out.len();
+        self.read(column, image, 0..count, |bytes| out.extend(f32s(bytes)))?;
+        self.check_finite(name, image, &out[from..])
+    }
+
+    /// A writer accepts finite numbers only, so others come from damage or from another program.
+    fn check_finite(&self, name: &str, image: usize, numbers: &[f32]) -> Result<()> {
+        // Without an early exit, so that the compiler vectorises it.
+        if !numbers.iter().fold(false, |broken, number| broken | !number.is_finite()) {
+            return Ok(());
+        }
+        let reason = format!(
+            "the {name} of its image {image} are NaN or infinite; the file is damaged: delete it and extract again; the \
+             images of other shards are kept"
+        );
+        Err(Error::format(&self.path, reason))
     }
 
     pub fn num_regions(&self, image: usize) -> Result<usize> {
@@ -261,13 +278,15 @@ impl Shard {
     /// Appends the features of a range of an image's regions, as `f32`.
     pub fn features(&self, image: usize, regions: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let Layout { feature_dim, dtype, .. } = self.layout;
+        let from = out.len();
         self.read(0, image, regions.start * feature_dim..regions.end * feature_dim, |bytes| match dtype {
             StoreDtype::F32 => out.extend(f32s(bytes)),
             StoreDtype::F16 => widen(bytes, out, half::f16::from_le_bytes, |half, out| half.convert_to_f32_slice(out)),
             StoreDtype::Bf16 => {
                 widen(bytes, out, half::bf16::from_le_bytes, |half, out| half.convert_to_f32_slice(out))
             }
-        })
+        })?;
+        self.check_finite("features", image, &out[from..])
     }
 
     /// Appends the boxes of an image's first `n` regions, 4 numbers each.
@@ -324,27 +343,13 @@ impl Shard {
     }
 }
 
-/// A safetensors file's header.
-fn header_of(file: &File, size: u64) -> std::io::Result<Vec<u8>> {
-    let mut length = [0; 8];
-    read_at(file, 0, &mut length)?;
-    let length = u64::from_le_bytes(length);
-    // Check the length against the file before allocating that much memory.
-    if length.saturating_add(8) > size {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut header = vec![0; length as usize];
-    read_at(file, 8, &mut header)?;
-    Ok(header)
-}
-
 /// Fills `bytes` from `offset`; safe from any thread.
 #[cfg(unix)]
 fn read_at(file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
 }
 
-/// Fills `bytes` from `offset`; safe from any thread, since the file position that this moves is never used.
+/// Fills `bytes` from `offset`; safe from any thread, since the file position that this moves is used no more.
 #[cfg(windows)]
 fn read_at(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {

@@ -23,7 +23,12 @@ use lxmert_core::{Error, Result};
 use rayon::prelude::*;
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The folder of the pictures.
+const IMAGES: &str = "images";
+/// The files beside it, without those of the tasks.
+const FILES: [&str; 4] = ["results.csv", "hard_negatives.csv", "splits.json", "scenes.json"];
 
 /// What was generated, for printing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +52,12 @@ impl std::fmt::Display for Summary {
 ///
 /// # Errors
 /// Returns an error if the configuration is invalid; if the folder already exists (unless `overwrite`), cannot be
-/// written, or holds something other than a data set of scenes; or on Ctrl-C.
+/// written, or holds anything but a data set of scenes; or on Ctrl-C.
 pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bool) -> Result<Summary> {
     config.validate()?;
-    let replace = may_replace(dir, overwrite)?;
+    may_replace(dir, overwrite)?;
     let draft = FolderDraft::start(dir)?;
-    let records = write_images(&draft.path().join("images"), config, progress)?;
+    let records = write_images(&draft.path().join(IMAGES), config, progress)?;
     let summary = Summary {
         scenes: records.len(),
         captions: records.iter().map(|record| record.captions.len()).sum(),
@@ -63,7 +68,8 @@ pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bo
     let annotations = Annotations { format: FORMAT.into(), config: config.clone(), scenes: records };
     write_json(&draft.path().join("scenes.json"), &annotations)?;
     tasks::write(draft.path(), &annotations)?;
-    draft.finish(replace)?;
+    // Once more: drawing took a while.
+    draft.finish(may_replace(dir, overwrite)?)?;
     Ok(summary)
 }
 
@@ -83,7 +89,32 @@ fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
         let reason = format!("{} holds something other than scenes, so it is not replaced", dir.display());
         return Err(Error::Argument(reason));
     }
+    if let Some(foreign) = foreign(dir)? {
+        return Err(Error::Argument(format!(
+            "{}: '{}' is not a file of the scenes, and --overwrite deletes the folder; move it elsewhere first",
+            dir.display(),
+            foreign.display()
+        )));
+    }
     Ok(true)
+}
+
+/// Something in the folder that [`generate`] did not write.
+fn foreign(dir: &Path) -> Result<Option<PathBuf>> {
+    let is_picture = |name: &str| name.strip_suffix(".png").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    for entry in walkdir::WalkDir::new(dir).min_depth(1) {
+        let entry = entry.map_err(|error| Error::format(dir, error.to_string()))?;
+        let name = entry.file_name().to_string_lossy();
+        let own = match entry.depth() {
+            1 if entry.file_type().is_dir() => name == IMAGES,
+            1 => FILES.contains(&&*name) || tasks::is_file(&name),
+            _ => entry.file_type().is_file() && is_picture(&name),
+        };
+        if !own {
+            return Ok(Some(entry.path().strip_prefix(dir).unwrap_or(entry.path()).to_path_buf()));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads `scenes.json` of a data set.
@@ -222,6 +253,30 @@ mod tests {
         fs::write(photos.join("mine.jpg"), b"mine").unwrap();
         assert!(generate(&photos, &config, true, false).is_err());
         assert!(photos.join("mine.jpg").is_file());
+    }
+
+    #[test]
+    fn overwrite_deletes_no_file_of_the_user() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        // Fewer pictures than before: the old ones are replaced all the same.
+        generate(&dir, &ScenesConfig { count: 3, ..small() }, false, false).unwrap();
+        for mine in ["notes.txt", "images/mine.png", "images/7/mine", "features/index.json"] {
+            let path = dir.join(mine);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, b"mine").unwrap();
+            let error = generate(&dir, &ScenesConfig { count: 1, ..small() }, true, false).unwrap_err().to_string();
+            let first = mine.split_once("/mine").map_or(mine, |(folder, _)| folder);
+            assert!(error.contains("move it elsewhere") && (error.contains(first) || error.contains(mine)), "{error}");
+            assert!(path.is_file() && dir.join("images/00002.png").is_file());
+            match mine.rsplit_once('/').filter(|(folder, _)| *folder != "images") {
+                Some((folder, _)) => fs::remove_dir_all(dir.join(folder)).unwrap(),
+                None => fs::remove_file(path).unwrap(),
+            }
+        }
+        generate(&dir, &ScenesConfig { count: 1, ..small() }, true, false).unwrap();
+        assert_eq!(fs::read_dir(dir.join("images")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "something was left beside the data set");
     }
 
     #[test]

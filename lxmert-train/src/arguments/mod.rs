@@ -324,7 +324,8 @@ impl EvaluateArgs {
             predictions: self.predictions.as_deref(),
             per_example: self.per_example.as_deref(),
             bar: &bar,
-        })?;
+        })?
+        .check_finite()?;
         bar.finish_and_clear();
         let is_best = |run: &RunFolder| [run.root(), &run.best()].contains(&self.checkpoint.as_path());
         let report = run.filter(is_best).and_then(|run| Report::read(&run.report()).ok());
