@@ -1,12 +1,13 @@
-"""Peak resident memory against the size of the data set: extraction from pictures, training from a store.
+"""Resident memory against the size of the data set and over time: extraction from pictures, training from a store.
 
     python lxmert-core/benches/memory.py [--images N,N,…] [--preset NAME] [--steps N] [--folder DIR] [--profile dev]
+    python lxmert-core/benches/memory.py --long --images 20000 --steps 20000    # over time, with open files; Linux only
 
 Draws scenes and extracts them with the shipped detector; writes stores of random features (36 regions of 2048 numbers in
 f32, five captions per image) with the bench `store`, and trains on them for the same number of steps whatever their size.
 Everything is in a temporary folder in DIR, which is removed: 3 GB for 10,000 images. Needs only Python, on Linux or macOS.
 """
-import argparse, json, os, pathlib, random, subprocess, sys, tempfile
+import argparse, json, os, pathlib, random, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORDS = "a the two young old man woman dog child people in on near with and red blue green standing running holding looks at street beach water field ball bike".split()
@@ -38,17 +39,42 @@ def peak(command):
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
+def watch(command):
+    """Runs a command; returns (seconds, resident MB, open files) about once a second."""
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    start, samples = time.time(), []
+    while process.poll() is None:
+        try:
+            pages = int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            files = len(os.listdir(f"/proc/{process.pid}/fd"))
+            samples.append((time.time() - start, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, files))
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            pass  # it has just ended
+        time.sleep(1)
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {process.returncode}")
+    return samples
+
+
+def over_time(name, work, samples):
+    """A row: memory and open files in the middle of each quarter of the run, and the most of both."""
+    of = [samples[len(samples) * eighth // 8] for eighth in (1, 3, 5, 7)]
+    memory, files = " · ".join(f"{mb:,.0f}" for _, mb, _ in of), " · ".join(str(files) for _, _, files in of)
+    most = f"{max(mb for _, mb, _ in samples):,.0f} MB, {max(files for _, _, files in samples)}"
+    print(f"| {name} | {work} | {samples[-1][0]:,.0f} s | {memory} | {files} | {most} |", flush=True)
+
+
 def size(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
-def extraction(programs, folder, images):
+def extraction(programs, folder, images, run=peak):
     scenes, store = folder / "scenes", folder / "store"
     peak([programs["lxmert-extract"], "scenes", "--count", images, "--output", scenes, "-q"])
-    return peak([programs["lxmert-extract"], "--images", scenes, "--detector", "scenes", "--output", store, "-q"]), size(store)
+    return run([programs["lxmert-extract"], "--images", scenes, "--detector", "scenes", "--output", store, "-q"]), size(store)
 
 
-def training(programs, folder, images, preset, steps):
+def training(programs, folder, images, preset, steps, run=peak):
     store, captions = folder / "store", folder / "results.csv"
     peak([programs["store"], "--write", store, "--images", images])
     draw = random.Random(0)
@@ -59,7 +85,17 @@ def training(programs, folder, images, preset, steps):
                 file.write(f"{image:07}.jpg| {number}| {' '.join(draw.choices(WORDS, k=draw.randint(7, 18)))} .\n")
     command = [programs["lxmert-train"], "--captions", captions, "--features", store, "--output", folder / "run", "-q"]
     command += ["--preset", preset, "--batch-size", 32, "--steps", steps, "--recall-images", 0]
-    return peak(command), size(store)
+    return run(command), size(store)
+
+
+def long(programs, a):
+    print("| work | | time | MB in each quarter | open files | most |\n| --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory(prefix="lxmert-memory-", dir=a.folder) as folder:
+        folder = pathlib.Path(folder)
+        if a.only != "extraction":
+            over_time("training", f"{a.steps:,} steps", training(programs, folder, 1000, a.preset, a.steps, watch)[0])
+        if a.only != "training":
+            over_time("extraction", f"{a.images[-1]:,} images", extraction(programs, folder, a.images[-1], watch)[0])
 
 
 def main():
@@ -70,8 +106,11 @@ def main():
     p.add_argument("--folder", default=tempfile.gettempdir())
     p.add_argument("--profile", default="bench")
     p.add_argument("--only", choices=["extraction", "training"])
+    p.add_argument("--long", action="store_true", help="memory and open files over one long run of each")
     a = p.parse_args()
     programs = build(a.profile)
+    if a.long:
+        return long(programs, a)
     print("| work | images | store | peak resident memory |\n| --- | --- | --- | --- |")
     works = {
         "extraction": lambda folder, images: extraction(programs, folder, images),

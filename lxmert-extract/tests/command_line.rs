@@ -43,7 +43,8 @@ impl Place {
             picture.save(place.at(&format!("photos/sub/{i:03}.png"))).unwrap();
         }
         std::fs::create_dir(place.at("detector")).unwrap();
-        std::fs::write(place.at("detector/config.json"), CONFIG).unwrap();
+        // With the mark that some editors put first.
+        std::fs::write(place.at("detector/config.json"), format!("\u{feff}{CONFIG}")).unwrap();
         let config: DetectorConfig = serde_json::from_str(CONFIG).unwrap();
         let weights = VarMap::new();
         let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
@@ -194,13 +195,14 @@ fn a_detector_whose_numbers_are_none_fails_and_stores_nothing() {
         save_safetensors(&weights, &changed.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
     };
     save(f64::NAN, "");
-    place.extract("photos", "store").assert().code(1).stderr(contains("are NaN or infinite"));
-    assert!(!place.at("store").exists());
+    place.extract("photos", "nan").assert().code(1).stderr(contains("are NaN or infinite"));
+    assert!(!place.at("nan").exists());
     // Finite weights, but their products are not.
-    for (which, said) in [("", "region proposals are NaN"), ("box_head", "features are NaN or infinite")] {
+    for (store, which, said) in [("all", "", "proposals are NaN"), ("head", "box_head", "features are NaN or infinite")]
+    {
         save(3e38, which);
-        place.extract("photos", "store").assert().code(1).stdout(contains("0 of 2 images extracted"));
-        let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
+        place.extract("photos", store).assert().code(1).stdout(contains("0 of 2 images extracted"));
+        let failures = std::fs::read_to_string(place.at(store).join("failures.csv")).unwrap();
         assert!(failures.contains(said), "{failures}");
     }
 }
@@ -581,7 +583,7 @@ fn imports_the_student_projects_files_without_padding() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn an_extraction_and_an_import_whose_file_operations_fail_end_with_the_same_store() {
+fn extraction_import_and_merge_whose_file_operations_fail_end_with_the_same_store() {
     let Some(faults) = faults::Faults::build() else { return };
     let place = Place::new(3);
     let tsv = place.at("boxes.tsv");
@@ -605,6 +607,25 @@ fn an_extraction_and_an_import_whose_file_operations_fail_end_with_the_same_stor
         command
     };
     faults.try_all(|_| {}, import, content);
+
+    for part in ["1/2", "2/2"] {
+        place.extract("photos", "parts").args(["--quiet", "--part", part]).assert().success();
+    }
+    let copy_parts = |folder: &Path| {
+        for part in ["part-00001-of-00002", "part-00002-of-00002"] {
+            let to = folder.join("store").join(part);
+            std::fs::create_dir_all(&to).unwrap();
+            for (name, bytes) in files(&place.at("parts").join(part)) {
+                std::fs::write(to.join(name), bytes).unwrap();
+            }
+        }
+    };
+    let merge = |folder: &Path| {
+        let mut command = program();
+        command.args(["merge", "--quiet"]).arg(folder.join("store"));
+        command
+    };
+    faults.try_all(copy_parts, merge, content);
 }
 
 #[test]

@@ -408,17 +408,22 @@ fn features_and_weights_that_are_no_numbers_are_errors() {
 
     let weights = run.join("best/model.safetensors");
     let good = read_tensors(&weights).unwrap();
-    for (value, said) in [(f64::NAN, "are NaN or infinite"), (1e38, "random/loss is NaN: the model's outputs are not")] {
+    for (value, said) in [(f64::NAN, "are NaN or infinite"), (1e38, "the model's outputs are NaN")] {
         let full = good.iter().map(|(name, tensor)| (name.clone(), ((tensor * 0.0).unwrap() + value).unwrap()));
         save_safetensors(&weights, &full.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
         evaluate().code(1).stderr(predicate::str::contains(said));
     }
     let nan = vec![("cls.seq_relationship.bias".to_string(), Tensor::full(f32::NAN, 2, &Device::Cpu).unwrap())];
     let start = folder.path().join("nan.safetensors");
-    let others = good.iter().filter(|(name, _)| *name != &nan[0].0).map(|(name, tensor)| (name.clone(), tensor.clone()));
+    let others =
+        good.iter().filter(|(name, _)| *name != &nan[0].0).map(|(name, tensor)| (name.clone(), tensor.clone()));
     save_safetensors(&start, &others.chain(nan.clone()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
     let mut init = command(&data, &folder.path().join("other"));
-    init.arg("--init").arg(start).assert().code(1).stderr(predicate::str::contains("'cls.seq_relationship.bias' are NaN"));
+    init.arg("--init")
+        .arg(start)
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("'cls.seq_relationship.bias' are NaN"));
 }
 
 #[test]
@@ -471,6 +476,9 @@ fn two_commands_at_once_on_one_run_are_right_or_refused() {
         command(&data, &run).assert().success();
         assert_eq!((weights(&run), losses(&run)), (expected.clone(), records.clone()), "{second:?}");
 
+        if round > 0 {
+            continue;
+        }
         // Training again replaces the checkpoint that is being measured; it is the same.
         let [trained, _] = at_once::at_once([train(&run, &["--overwrite"]), evaluate(&run)]);
         assert!(trained);

@@ -10,6 +10,11 @@ use std::process::{Command, Output};
 /// Operations that are tried of each kind unless all are.
 const SOME: u64 = 4;
 
+/// Whether every operation is to be tried.
+pub fn tries_all() -> bool {
+    std::env::var("LXMERT_FAULTS").is_ok_and(|which| which == "all")
+}
+
 /// The library that counts and breaks file operations.
 pub struct Faults {
     folder: tempfile::TempDir,
@@ -69,11 +74,7 @@ impl Faults {
         let expected = files(&root, &content);
         assert!(operations > 10 && !expected.is_empty(), "{operations} operations");
 
-        let step = if std::env::var("LXMERT_FAULTS").is_ok_and(|which| which == "all") {
-            1
-        } else {
-            operations.div_ceil(SOME)
-        };
+        let step = if tries_all() { 1 } else { operations.div_ceil(SOME) };
         let mut tried = BTreeMap::new();
         for (kind, first) in [("kill", 1), ("full", step.div_ceil(3).max(1)), ("broken", (2 * step).div_ceil(3).max(1))]
         {

@@ -18,7 +18,7 @@ use super::{ScenesConfig, tasks};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use lxmert_core::cli::check_interrupt;
-use lxmert_core::files::{FolderDraft, atomic_write};
+use lxmert_core::files::{FolderDraft, atomic_write, read_json};
 use lxmert_core::{Error, Result};
 use rayon::prelude::*;
 use std::fs;
@@ -124,8 +124,7 @@ fn foreign(dir: &Path) -> Result<Option<PathBuf>> {
 /// lacks.
 pub fn read_annotations(dir: &Path) -> Result<Annotations> {
     let path = dir.join("scenes.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let annotations: Annotations = serde_json::from_str(&text).map_err(Error::json(&path))?;
+    let annotations: Annotations = read_json(&path)?;
     if annotations.format != FORMAT {
         return Err(Error::format(&path, format!("format \"{}\"; this program reads {FORMAT}", annotations.format)));
     }
