@@ -74,7 +74,7 @@ def extraction(programs, folder, images, run=peak):
     return run([programs["lxmert-extract"], "--images", scenes, "--detector", "scenes", "--output", store, "-q"]), size(store)
 
 
-def training(programs, folder, images, preset, steps, run=peak):
+def training(programs, folder, images, preset, steps):
     store, captions = folder / "store", folder / "results.csv"
     peak([programs["store"], "--write", store, "--images", images])
     draw = random.Random(0)
@@ -85,17 +85,17 @@ def training(programs, folder, images, preset, steps, run=peak):
                 file.write(f"{image:07}.jpg| {number}| {' '.join(draw.choices(WORDS, k=draw.randint(7, 18)))} .\n")
     command = [programs["lxmert-train"], "--captions", captions, "--features", store, "--output", folder / "run", "-q"]
     command += ["--preset", preset, "--batch-size", 32, "--steps", steps, "--recall-images", 0]
-    return run(command), size(store)
+    return peak(command), size(store)
 
 
 def long(programs, a):
     print("| work | | time | MB in each quarter | open files | most |\n| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="lxmert-memory-", dir=a.folder) as folder:
-        folder = pathlib.Path(folder)
-        if a.only != "extraction":
-            over_time("training", f"{a.steps:,} steps", training(programs, folder, 1000, a.preset, a.steps, watch)[0])
-        if a.only != "training":
-            over_time("extraction", f"{a.images[-1]:,} images", extraction(programs, folder, a.images[-1], watch)[0])
+        folder, images = pathlib.Path(folder), a.images[-1]
+        over_time("extraction", f"{images:,} images", extraction(programs, folder, images, watch)[0])
+        command = [programs["lxmert-train"], "--captions", folder / "scenes/results.csv", "--features", folder / "store", "-q"]
+        command += ["--output", folder / "run", "--preset", a.preset, "--batch-size", 4, "--steps", a.steps, "--recall-images", 0]
+        over_time("training", f"{a.steps:,} steps", watch(command))
 
 
 def main():

@@ -201,6 +201,7 @@ impl Merge {
             // A merge that could not remove all of its parts was done nevertheless.
             let merged = parts.iter().map(|part| part.folder_in(store)).filter(|part| !holds_shards(part));
             merged.for_each(|part| drop(remove_rest(&part)));
+            Journal::remove_empty(store);
             return match store.join(INDEX_FILE).exists() {
                 true => Ok(None),
                 false => Err(Error::format(store, "holds no parts; extract them with --part K/N")),

@@ -17,6 +17,8 @@ const HANGS: Duration = Duration::from_secs(600);
 const MOST_BYTES: usize = 1 << 16;
 /// Files that gave a new message and are mutated further.
 const MOST_KEPT: usize = 2000;
+/// A file that takes so long is read, but not mutated.
+const SLOW: Duration = Duration::from_millis(200);
 /// A target with so many failures is left.
 const MOST_FAILURES: usize = 5;
 
@@ -152,6 +154,7 @@ struct Tally {
     messages: HashSet<String>,
     peak: usize,
     longest: Duration,
+    last: Duration,
     failures: Vec<String>,
 }
 
@@ -184,7 +187,7 @@ impl Target {
         let result = result.unwrap_or(Ok(()));
         tally.executions += 1;
         tally.accepted += u64::from(result.is_ok());
-        (tally.peak, tally.longest) = (tally.peak.max(peak), tally.longest.max(time));
+        (tally.peak, tally.longest, tally.last) = (tally.peak.max(peak), tally.longest.max(time), time);
         tally.messages.insert(result.err().map_or_else(String::new, |message| kind(&message)))
     }
 
@@ -199,10 +202,13 @@ impl Target {
         let mut corpus: Vec<Vec<u8>> = self.seeds.drain(..).chain(kept).collect();
         let name = self.name.bytes().fold(0, |hash, byte| splitmix64(hash ^ u64::from(byte)));
         let mut random = Random(splitmix64(budget.seed ^ name));
-        let (mut tally, start) = (Tally::default(), Instant::now());
-        for bytes in &corpus {
+        let mut tally = Tally::default();
+        // Slow files are read, but not mutated.
+        corpus.retain(|bytes| {
             self.execute(bytes, &mut tally);
-        }
+            tally.last < SLOW
+        });
+        let (seeds, start) = (corpus.len(), Instant::now());
         if tally.accepted == 0 {
             tally.failures.push(format!("{}: every seed is refused, so little of the reader runs", self.name));
         }
@@ -212,12 +218,14 @@ impl Target {
             && start.elapsed() < budget.time
             && tally.failures.len() < MOST_FAILURES
         {
-            let bytes = self.mutate(&corpus, &mut random);
+            // Half of the time a seed, which a reader accepts, and so perhaps what comes of it.
+            let some = if random.below(2) == 0 { &corpus[..seeds] } else { &corpus };
+            let bytes = self.mutate(some, &mut random);
             if self.execute(&bytes, &mut tally) && corpus.len() < MOST_KEPT {
                 corpus.push(bytes);
             }
         }
-        let Tally { executions, accepted, messages, peak, longest, failures } = tally;
+        let Tally { executions, accepted, messages, peak, longest, failures, .. } = tally;
         println!(
             "{:<12} {replayed:>3} files and {executions:>8} mutated in {:>7.1} s, {:>4.1} % accepted, {:>4} messages, at most \
              {:>6.1} MB and {:>7.1} ms",
