@@ -418,7 +418,7 @@ fn features_and_weights_that_are_no_numbers_are_errors() {
     let others =
         good.iter().filter(|(name, _)| *name != &nan[0].0).map(|(name, tensor)| (name.clone(), tensor.clone()));
     save_safetensors(&start, &others.chain(nan.clone()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
-    let mut init = command(&data, &folder.path().join("other"));
+    let mut init = command(&data, &folder.path().join("third"));
     init.arg("--init")
         .arg(start)
         .assert()
