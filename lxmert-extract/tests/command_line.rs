@@ -5,6 +5,8 @@ mod at_once;
 #[cfg(target_os = "linux")]
 #[path = "../../lxmert-core/tests/faults/mod.rs"]
 mod faults;
+#[path = "../../lxmert-core/tests/manuals/mod.rs"]
+mod manuals;
 
 use assert_cmd::Command;
 use base64::Engine;
@@ -107,7 +109,7 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
     let place = Place::new(3);
     place.extract("photos", "store").assert().success().stdout(contains("3 of 3 images extracted"));
     let store = FeatureStore::open(place.at("store")).unwrap();
-    assert_eq!(store.names(), ["sub/000.png", "sub/001.png", "sub/002.png"]);
+    assert_eq!(store.names().collect::<Vec<_>>(), ["sub/000.png", "sub/001.png", "sub/002.png"]);
     assert_eq!(store.regions(1).unwrap().num_regions(), 5);
     let inspect = |arguments: &[&str]| program().arg("inspect").arg(place.at("store")).args(arguments).assert();
     inspect(&[]).success().stdout(contains("15 in total, up to 5 per image")).stdout(contains("8 × f32"));
@@ -323,7 +325,7 @@ fn wrong_paths_and_arguments_are_explained() {
 /// Tensors of every image of two stores are equal to the bit.
 fn assert_same_images(a: &Path, b: &Path) {
     let (a, b) = (FeatureStore::open(a).unwrap(), FeatureStore::open(b).unwrap());
-    assert_eq!((a.names(), a.info()), (b.names(), b.info()));
+    assert!(a.names().eq(b.names()) && a.info() == b.info());
     for image in 0..a.len() {
         let (a, b) = (a.regions(image).unwrap(), b.regions(image).unwrap());
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
@@ -476,7 +478,7 @@ fn bad_rows_of_a_tsv_are_listed_and_the_others_imported() {
         }
     }
     let store = FeatureStore::open(place.at("store")).unwrap();
-    assert_eq!((store.names(), store.info().regions), (["good", "last"].map(String::from).as_slice(), 3));
+    assert_eq!((store.names().collect::<Vec<_>>(), store.info().regions), (vec!["good", "last"], 3));
     let numbers = |value: f32| [value.to_le_bytes(); 6].concat();
     let encode = |value| base64::engine::general_purpose::STANDARD.encode(numbers(value));
     let line = tsv_line("nan", 1, 2);
@@ -550,7 +552,7 @@ fn imports_the_student_projects_files_without_padding() {
     };
     import().assert().success().stdout(contains("3 of 3 images imported"));
     let store = FeatureStore::open(place.at("store")).unwrap();
-    assert_eq!(store.names(), ["1000092795.jpg", "10002456.jpg", "1000268201.jpg"]);
+    assert_eq!(store.names().collect::<Vec<_>>(), ["1000092795.jpg", "10002456.jpg", "1000268201.jpg"]);
     assert_eq!((store.info().regions, store.info().feature_dim), (4, 6));
     let regions = |i| store.regions(i).unwrap();
     let boxes = [[0.0, 0.0, 0.5, 1.0], [0.25, 0.125, 0.75, 0.5], [0.0, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]];
@@ -715,4 +717,9 @@ fn two_commands_at_once_on_one_store_are_right_or_refused() {
     }
     let hidden = std::fs::read_dir(place.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(hidden.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0, "drafts are left");
+}
+
+#[test]
+fn completions_and_manual_pages_are_those_of_the_program() {
+    manuals::check("lxmert-extract", "inspect", "--image");
 }

@@ -5,6 +5,8 @@ mod at_once;
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
 mod loopback;
+#[path = "../../lxmert-core/tests/manuals/mod.rs"]
+mod manuals;
 
 use assert_cmd::Command;
 use common::{Made, question_checkpoint, scenes_checkpoint, workspace};
@@ -471,4 +473,9 @@ fn two_commands_at_once_write_the_files_of_one() {
     }
     let left = std::fs::read_dir(made.root()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(left.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0, "unfinished files are left");
+}
+
+#[test]
+fn completions_and_manual_pages_are_those_of_the_program() {
+    manuals::check("lxmert-viz", "pair", "--checkpoint");
 }

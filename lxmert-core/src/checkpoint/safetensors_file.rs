@@ -5,7 +5,6 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::Path;
 
 /// Whether the file starts like safetensors: the header's length in eight bytes, then its JSON.
@@ -14,21 +13,6 @@ pub(super) fn looks_like(bytes: &[u8]) -> bool {
     let length = u64::from_le_bytes(*length);
     // A real header is far below 100 MB, so text that happens to have a brace at byte 8 is not mistaken for one.
     (2..100_000_000).contains(&length) && rest.first() == Some(&b'{')
-}
-
-/// What a file of `size` bytes starts with: the header's length and the header. `file` is then at the tensors' bytes.
-pub(crate) fn read_start(file: &mut impl Read, size: u64) -> std::io::Result<Vec<u8>> {
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    // Check the length against the file before allocating that much memory.
-    let header = u64::from_le_bytes(length);
-    if header > size.saturating_sub(8) {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut start = length.to_vec();
-    start.resize(8 + header as usize, 0);
-    file.read_exact(&mut start[8..])?;
-    Ok(start)
 }
 
 /// The tensors whose names `keep` accepts.

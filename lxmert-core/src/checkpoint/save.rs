@@ -1,15 +1,13 @@
 //! Writing safetensors in a fixed byte order.
 
 use super::elements::{for_bytes, safetensors_type};
-use super::safetensors_file::read_start;
-use crate::files::{atomic_write, hex};
+use crate::files::{atomic_write, hex, map_file};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -51,23 +49,15 @@ pub fn save_verifiable_safetensors(
 /// [`Error::Format`] if the file is not what was written; [`Error::Io`].
 pub fn verify_safetensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
     let path = path.as_ref();
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let size = file.metadata().map_err(Error::io(path))?.len();
+    let bytes = map_file(path)?;
     let damaged = |what: &str| Error::format(path, format!("the file is damaged: {what}"));
-    let mut start = read_start(&mut file, size).map_err(|_| damaged("its header is truncated"))?;
-    let at = checksum_at(&start).ok_or_else(|| damaged("its header has no SHA-256"))?;
-    let stated = start[at.clone()].to_vec();
-    start[at].copy_from_slice(&BLANK);
+    let length = bytes.first_chunk().and_then(|length| usize::try_from(u64::from_le_bytes(*length)).ok());
+    let start = length.and_then(|length| bytes.get(..length.checked_add(8)?));
+    let start = start.ok_or_else(|| damaged("its header is truncated"))?;
+    let at = checksum_at(start).ok_or_else(|| damaged("its header has no SHA-256"))?;
     let mut hash = Sha256::new();
-    hash.update(&start);
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block).map_err(Error::io(path))? {
-            0 => break,
-            n => hash.update(&block[..n]),
-        }
-    }
-    if hex(&hash.finalize()).as_bytes() != stated {
+    [&bytes[..at.start], &BLANK, &bytes[at.end..]].iter().for_each(|part| hash.update(part));
+    if hex(&hash.finalize()).as_bytes() != &bytes[at] {
         return Err(damaged("its SHA-256 is not the one in its header"));
     }
     let header: serde_json::Value = serde_json::from_slice(&start[8..]).map_err(Error::json(path))?;

@@ -11,6 +11,7 @@
 
 use super::index::{INDEX_FILE, Index, ShardEntry};
 use super::journal::Journal;
+use super::names::NAMES_FILE;
 use super::{FeatureStore, StoreSummary};
 use crate::files::{atomic_write, hex, read_json, remove_leftovers};
 use crate::{Error, Result};
@@ -203,7 +204,8 @@ impl Merge {
             merged.for_each(|part| drop(remove_rest(&part)));
             Journal::remove_empty(store);
             return match store.join(INDEX_FILE).exists() {
-                true => Ok(None),
+                // What is left to do where a merge was killed at its very end.
+                true => FeatureStore::open(store)?.write_names().map(|()| None),
                 false => Err(Error::format(store, "holds no parts; extract them with --part K/N")),
             };
         }
@@ -249,6 +251,7 @@ impl Merge {
         }
         std::fs::remove_file(&begun).map_err(Error::io(&begun))?;
         let store = FeatureStore::open(&self.store)?;
+        store.write_names()?;
         Ok(StoreSummary::of(&store, self.store.clone()))
     }
 }
@@ -264,7 +267,9 @@ impl Drop for Merge {
 /// Removes a part's folder after its shards. What else lies there is not ours to delete, and the folder then stays.
 fn remove_rest(part: &Path) -> std::io::Result<()> {
     remove_leftovers(part, |_| true);
-    [INDEX_FILE, LIST_FILE, "failures.csv"].iter().for_each(|name| drop(std::fs::remove_file(part.join(name))));
+    [INDEX_FILE, LIST_FILE, NAMES_FILE, "failures.csv"]
+        .iter()
+        .for_each(|name| drop(std::fs::remove_file(part.join(name))));
     std::fs::remove_dir(part)
 }
 
@@ -338,7 +343,7 @@ fn check(store: &Path, parts: &[Part], failed: impl Fn(&Path) -> Result<Vec<Stri
         if !missing.is_empty() {
             return refuse(format!("part {part} lacks {}; {again}", counted("image", &missing)));
         }
-        if let Some(twice) = there.names().iter().find(|name| !names.insert(name.to_string())) {
+        if let Some(twice) = there.names().find(|name| !names.insert(name.to_string())) {
             return refuse(format!(
                 "'{twice}' is in part {part} and in an earlier one; delete one part and extract it again"
             ));

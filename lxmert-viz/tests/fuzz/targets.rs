@@ -46,6 +46,7 @@ pub const TARGETS: &[fn(&Path) -> Target] = &[
     safetensors,
     index,
     shard,
+    names,
     journal,
     tsv,
     captions,
@@ -246,6 +247,8 @@ fn store(folder: &Path) -> StoreInfo {
 /// Reads all of a store.
 fn read_store(folder: &Path) -> Result<(), String> {
     let store = FeatureStore::open(folder).map_err(text)?;
+    store.names().for_each(|name| drop(store.index_of(name)));
+    let _ = store.index_of("2.jpg");
     let all: Vec<usize> = (0..store.len()).collect();
     for &image in &all {
         let regions = store.regions(image).map_err(text)?;
@@ -297,6 +300,22 @@ fn shard(root: &Path) -> Target {
         "U8",
     ];
     of_store(root, "shard", "shard-00000.safetensors", words, read_store)
+}
+
+fn names(root: &Path) -> Target {
+    let words = &[
+        "\"dtype\":\"U8\"",
+        "\"shape\":[",
+        "\"data_offsets\":[",
+        "names",
+        "order",
+        "ends",
+        "shard_bytes",
+        "\n",
+        "U32",
+        "U64",
+    ];
+    of_store(root, "names", "names.safetensors", words, read_store)
 }
 
 fn journal(root: &Path) -> Target {
