@@ -38,6 +38,15 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     Ok(text)
 }
 
+/// Every name in the store, one a line after its kind and a tab: `image`, `object` or `attribute`, as `cut` and `grep` take
+/// them. Objects and attributes are in the order of their numbers, from 0.
+pub fn list_names(store: &FeatureStore) -> String {
+    let info = store.info();
+    let kinds = [("image", store.names()), ("object", &info.label_names), ("attribute", &info.attribute_names)];
+    let lines = kinds.into_iter().flat_map(|(kind, names)| names.iter().map(move |name| format!("{kind}\t{name}\n")));
+    lines.collect()
+}
+
 /// Describes one image: its regions, numbered from 1, with label, score and box in pixels (in 0..1 if the store does
 /// not know the size).
 ///
