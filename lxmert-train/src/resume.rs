@@ -1,11 +1,13 @@
 //! The state from which a killed run resumes bit for bit.
 //!
-//! It is one safetensors file, written atomically: weights (`model.<name>`), AdamW's moments and, as JSON in the file's
-//! metadata, the position: step, epoch, batch in the epoch, best epoch, the epoch's running sums, and the lengths of
+//! It is one safetensors file, written atomically: weights (`model.<name>`), AdamW's moments, the weights' average
+//! (`average.<name>`) if there is one, and, as JSON in the file's metadata, the position: step, epoch, batch in the epoch, best epoch, the epoch's running sums, and the lengths of
 //! the logs. No random generator has a state to save: pairs, order and dropout are functions of the seed, the epoch and
 //! the step.
 
+use crate::average::Average;
 use crate::measures::nan_for_null;
+use crate::run_folder::Seconds;
 use crate::sums::Sums;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -36,8 +38,8 @@ pub struct Position {
     pub metrics_bytes: u64,
     /// Length of the event file in bytes.
     pub events_bytes: u64,
-    /// Seconds spent, over all sessions.
-    pub seconds: f64,
+    /// Time spent, over all sessions.
+    pub seconds: Seconds,
 }
 
 impl Position {
@@ -67,19 +69,20 @@ pub struct Best {
 ///
 /// # Errors
 /// Returns an error if it cannot be written.
-pub fn save(path: &Path, position: &Position, optimiser: &AdamW) -> Result<()> {
+pub fn save(path: &Path, position: &Position, optimiser: &AdamW, average: Option<&Average>) -> Result<()> {
     let mut tensors = optimiser.state()?;
     tensors.extend(optimiser.parameters().map(|(name, var)| (format!("model.{name}"), var.as_tensor().clone())));
+    tensors.extend(average.into_iter().flat_map(Average::state));
     let json = serde_json::to_string(position).map_err(Error::json(path))?;
     let metadata = BTreeMap::from([("position".to_string(), json)]);
     Ok(save_safetensors(path, &tensors, &metadata)?)
 }
 
-/// Reads the state into the optimiser's parameters and moments.
+/// Reads the state into the optimiser's parameters and moments, and into the average.
 ///
 /// # Errors
 /// Returns an error if the file is not a training state of this model.
-pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
+pub fn load(path: &Path, optimiser: &mut AdamW, average: Option<&mut Average>) -> Result<Position> {
     let position = position(path)?;
     let tensors: BTreeMap<String, Tensor> = read_tensors(path)?;
     for (name, var) in optimiser.parameters() {
@@ -95,6 +98,9 @@ pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
         var.set(&tensor.to_device(var.device())?)?;
     }
     optimiser.restore(&tensors, position.step)?;
+    if let Some(average) = average {
+        average.restore(&tensors)?;
+    }
     Ok(position)
 }
 
