@@ -132,7 +132,16 @@ impl Run {
         let (epochs, steps) = report.as_ref().map(|r| (r.epochs, r.steps)).or(last).unwrap_or_default();
         let seconds = report.as_ref().map(|report| report.seconds.training + report.seconds.validation);
         let finished = report.is_some();
-        Ok(Self { run: title(path, &settings), finished, epochs, steps, seconds, settings: settings.flat(), measures, records })
+        Ok(Self {
+            run: title(path, &settings),
+            finished,
+            epochs,
+            steps,
+            seconds,
+            settings: settings.flat(),
+            measures,
+            records,
+        })
     }
 
     /// The measure that chose the run's best epoch.

@@ -185,7 +185,7 @@ mod tests {
         assert!(run.differences(&asked).is_empty(), "a name is no setting");
         let flat = run.flat();
         let both = (&flat["hard-negatives"], &flat["data-hard-negatives"]);
-        assert_eq!((both, &flat["features"]), ((&0.5.into(), &Value::Null), &"f".into()));
+        assert_eq!((both, &flat["data-features"]), ((&0.5.into(), &Value::Null), &"f".into()));
         asked.recipe.learning_rate = 0.25;
         asked.data = data("g");
         asked.files.insert("a_b.csv".into(), "2".into());

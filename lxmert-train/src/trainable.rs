@@ -138,7 +138,10 @@ mod tests {
     fn a_pattern_without_a_weight_is_refused_with_similar_ones() {
         let said = |freeze: &[&str], scales: &[&str]| check(&recipe(freeze, scales), &NAMES).unwrap_err().to_string();
         let typing = said(&["lxmert.embedings.*"], &[]);
-        assert!(typing.contains("--freeze 'lxmert.embedings.*'") && typing.contains("'lxmert.embeddings.*'"), "{typing}");
+        assert!(
+            typing.contains("--freeze 'lxmert.embedings.*'") && typing.contains("'lxmert.embeddings.*'"),
+            "{typing}"
+        );
         let end = said(&[], &["*.dense.bais=0.1"]);
         assert!(end.contains("--lr-scale '*.dense.bais'") && end.contains("'*.dense.bias'"), "{end}");
         assert!(said(&["poetry"], &[]).contains("4 names such as 'cls.seq_relationship.bias'"));

@@ -158,9 +158,8 @@ fn frozen_scaled_and_averaged_weights_resume_and_epochs_are_kept() {
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
     let options = "--freeze lxmert.embeddings.* --lr-scale lxmert.encoder.*=0.5 --lr-scale *.bias=0 --schedule cosine --ema 0.9 \
                    --keep-every 2 --weight-decay 0.5";
-    let train = |output: &Path, flags: &[&str]| {
-        command(&data, output).args(options.split_whitespace()).args(flags).assert()
-    };
+    let train =
+        |output: &Path, flags: &[&str]| command(&data, output).args(options.split_whitespace()).args(flags).assert();
     train(&whole, &["--name", "frozen"]).success();
     // Stopped in the first epoch and in the second, whose state holds an average that the weights were exchanged with.
     train(&broken, &["--stop-after", "2"]).code(130);
@@ -172,7 +171,8 @@ fn frozen_scaled_and_averaged_weights_resume_and_epochs_are_kept() {
     // What is frozen or has a rate of 0 is as it was drawn; the rest is not.
     let start = folder.path().join("start");
     train(&start, &["--stop-after", "1"]).code(130);
-    let values = |path: PathBuf, name: &str| read_tensors(path).unwrap()[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values =
+        |path: PathBuf, name: &str| read_tensors(path).unwrap()[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let (first, last) = (start.join("state.safetensors"), whole.join("last/model.safetensors"));
     for (name, moves) in [
         ("lxmert.embeddings.word_embeddings.weight", false),
@@ -221,7 +221,12 @@ fn a_tiny_test_split_is_counted_and_not_ranked() {
     let run = folder.path().join("run");
     let mut arguments = arguments(&data, &run);
     arguments.retain(|argument| argument != "--quiet");
-    let trained = Command::cargo_bin("lxmert-train").unwrap().args(&arguments).args(["--metric", "random/loss"]).assert().success();
+    let trained = Command::cargo_bin("lxmert-train")
+        .unwrap()
+        .args(&arguments)
+        .args(["--metric", "random/loss"])
+        .assert()
+        .success();
     let (said, printed) = (trained.get_output().stderr.clone(), trained.get_output().stdout.clone());
     let (said, printed) = (String::from_utf8_lossy(&said), String::from_utf8_lossy(&printed));
     assert!(said.contains("test, random pairs: ") && said.contains("says little"), "{said}");

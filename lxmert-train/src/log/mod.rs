@@ -30,11 +30,7 @@ impl RunLog {
     ///
     /// # Errors
     /// Returns an error if a file cannot be opened or is shorter than that.
-    pub fn open(
-        folder: &RunFolder,
-        (metrics_bytes, events_bytes): (u64, u64),
-        settings: &RunSettings,
-    ) -> Result<Self> {
+    pub fn open(folder: &RunFolder, (metrics_bytes, events_bytes): (u64, u64), settings: &RunSettings) -> Result<Self> {
         let mut events = EventWriter::open(&folder.tensorboard(), events_bytes)?;
         if events_bytes == 0 {
             events.start(&settings.name, &settings.flat())?;

@@ -170,7 +170,8 @@ impl RelevancyArgs {
 fn trained<'a>(session: &'a Session, what: &'static str, task: &str) -> Result<&'a Path> {
     let checkpoint = &session.places.checkpoint;
     if checkpoint.starts_with(&session.places.run) && !checkpoint.exists() {
-        let advice = format!("train one with `cargo run -p lxmert-train -- --task {task}`, or pass one as --checkpoint");
+        let advice =
+            format!("train one with `cargo run -p lxmert-train -- --task {task}`, or pass one as --checkpoint");
         return Err(Error::Missing { what, path: checkpoint.clone(), advice });
     }
     Ok(checkpoint)
