@@ -1,14 +1,15 @@
-//! A feature store as training uses it: the time to open it, the time of its first batch, and the resident memory that
-//! reading random batches takes, as JSON lines.
+//! A feature store as training uses it: the time to open it, to look names up and to read random batches, and the resident memory
+//! after each, as JSON lines. Memory is this process's own (`RssAnon`) and that of mapped files (`RssFile`), which the system
+//! may drop.
 //!
 //! `cargo bench -p lxmert-core --bench store -- [--images N] [--dtype f32|f16|bf16] [--batches N] [--folder DIR]`
 //! writes a store of N images (default: Flickr30k's 31,783) with 36 regions of 2048 numbers into a temporary folder in
 //! DIR, reads it in a separate process and removes it: 9.4 GB in f32. `--write DIR` only writes a store and keeps it;
-//! `--read DIR` only reads.
+//! `--read DIR` only reads; given more than once, the folders are one store.
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use lxmert_core::features::{FeatureStore, Regions, StoreDtype, StoreInfo, StoreWriter};
+use lxmert_core::features::{FeatureStore, Regions, StoreDtype, StoreFolders, StoreInfo, StoreWriter};
 use lxmert_core::procedural;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -39,13 +40,18 @@ struct Arguments {
     write: Option<PathBuf>,
     /// Only read
     #[arg(long, value_name = "DIR")]
-    read: Option<PathBuf>,
+    read: Vec<PathBuf>,
+    /// The images' names start so
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    prefix: String,
     /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-fn write(folder: &Path, images: usize, dtype: StoreDtype, (regions, width): (usize, usize)) -> Result<()> {
+fn write(folder: &Path, arguments: &Arguments) -> Result<()> {
+    let Arguments { images, dtype, ref prefix, .. } = *arguments;
+    let (regions, width) = if arguments.index_only { (1, 1) } else { (REGIONS, WIDTH) };
     let info = StoreInfo {
         regions,
         feature_dim: width,
@@ -71,24 +77,36 @@ fn write(folder: &Path, images: usize, dtype: StoreDtype, (regions, width): (usi
             scores: vec![1.0; regions],
             attributes: None,
         };
-        writer.push(&format!("{image:07}.jpg"), &regions)?;
+        writer.push(&format!("{prefix}{image:07}.jpg"), &regions)?;
     }
     writer.finish()?;
     Ok(())
 }
 
-/// The peak resident memory of this process, in MB; known only on Linux.
-fn peak_resident() -> Option<f64> {
+/// The resident memory of this process and of files that it has mapped, in MB; known only on Linux.
+fn resident() -> Option<[f64; 2]> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1024.0 / 1e6)
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1024.0 / 1e6)
+    };
+    Some([of("RssAnon:")?, of("RssFile:")?])
 }
 
-fn read(folder: &Path, batches: usize) -> Result<()> {
+fn read(folders: &[PathBuf], batches: usize) -> Result<()> {
+    let before = resident();
     let start = Instant::now();
-    let store = FeatureStore::open(folder)?;
+    let store = FeatureStore::open(folders.iter().cloned().collect::<StoreFolders>())?;
     let opened = start.elapsed().as_secs_f64();
-    let after_opening = peak_resident();
+    let after_opening = resident();
+    const LOOKUPS: usize = 100_000;
+    let drawn = procedural::values("names", LOOKUPS, 0.0, store.len() as f64, 0);
+    let names: Vec<String> = drawn.iter().map(|v| store.name((*v as usize).min(store.len() - 1)).to_string()).collect();
+    let start = Instant::now();
+    ensure!(names.iter().all(|name| store.find(name).is_some()), "a name is not found");
+    let lookup = start.elapsed().as_secs_f64() / LOOKUPS as f64;
+    drop((names, drawn));
+    let after_lookups = resident();
     let (mut features, mut boxes, mut mask) = (Vec::new(), Vec::new(), Vec::new());
     let mut first = None;
     let start = Instant::now();
@@ -105,8 +123,10 @@ fn read(folder: &Path, batches: usize) -> Result<()> {
     let line = serde_json::json!({
         "images": store.len(), "dtype": store.info().dtype.name(), "gigabytes": store.size_on_disk() as f64 / 1e9,
         "shards": store.num_shards(), "open_seconds": opened, "first_batch_seconds": first,
-        "batch_seconds": start.elapsed().as_secs_f64() / batches as f64, "batches": batches,
-        "resident_megabytes_after_opening": after_opening, "resident_megabytes": peak_resident(),
+        "batch_seconds": start.elapsed().as_secs_f64() / batches as f64, "batches": batches, "lookup_seconds": lookup,
+        "resident_megabytes": {
+            "before": before, "opened": after_opening, "looked up": after_lookups, "read": resident(),
+        },
     });
     println!("{line}");
     Ok(())
@@ -114,17 +134,16 @@ fn read(folder: &Path, batches: usize) -> Result<()> {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Some(folder) = arguments.read {
-        return read(&folder, arguments.batches);
+    if !arguments.read.is_empty() {
+        return read(&arguments.read, arguments.batches);
     }
-    let size = if arguments.index_only { (1, 1) } else { (REGIONS, WIDTH) };
-    if let Some(folder) = arguments.write {
-        return write(&folder, arguments.images, arguments.dtype, size);
+    if let Some(folder) = &arguments.write {
+        return write(folder, &arguments);
     }
     let folder = tempfile::Builder::new()
         .prefix("lxmert-store-")
-        .tempdir_in(arguments.folder.unwrap_or_else(std::env::temp_dir))?;
-    write(folder.path(), arguments.images, arguments.dtype, size)?;
+        .tempdir_in(arguments.folder.clone().unwrap_or_else(std::env::temp_dir))?;
+    write(folder.path(), &arguments)?;
     let mut child = std::process::Command::new(std::env::current_exe()?);
     child.arg("--read").arg(folder.path()).args(["--batches", &arguments.batches.to_string()]);
     ensure!(child.status()?.success(), "reading failed");

@@ -125,21 +125,21 @@ fn with_manuals(command: Command) -> Command {
     )
 }
 
-/// Runs `completions` or `man` of `command`; gives whether it was one of them.
-fn run_manuals(command: &mut Command, matches: &ArgMatches) -> Result<bool> {
+/// Runs `completions` or `man` of `command`, which has not parsed yet; gives whether it was one of them.
+fn run_manuals(mut command: Command, matches: &ArgMatches) -> Result<bool> {
     match matches.subcommand() {
         Some(("completions", given)) => {
             let Some(shell) = given.get_one::<Shell>("shell") else { return Ok(false) };
             let (name, mut script) = (command.get_name().to_string(), Vec::new());
-            clap_complete::generate(*shell, command, name, &mut script);
-            print(String::from_utf8_lossy(&script))?;
+            clap_complete::generate(*shell, &mut command, name.as_str(), &mut script);
+            // clap_complete (4.6) gives a program with a hyphen one name in bash where it is set and another where it is looked for.
+            let of = |hyphen: &str| name.replace('-', hyphen) + "__subcmd__";
+            print(String::from_utf8_lossy(&script).replace(&of("__subcmd__"), &of("__")))?;
         }
         Some(("man", given)) => {
             let Some(folder) = given.get_one::<PathBuf>("folder") else { return Ok(false) };
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-            // Every page would repeat the common options of the pages above it.
-            clap_mangen::generate_to(command.clone().disable_help_subcommand(true), folder)
-                .map_err(Error::io(folder))?;
+            clap_mangen::generate_to(command.disable_help_subcommand(true), folder).map_err(Error::io(folder))?;
         }
         _ => return Ok(false),
     }
@@ -149,7 +149,7 @@ fn run_manuals(command: &mut Command, matches: &ArgMatches) -> Result<bool> {
 fn parse_from<T: Parser>(words: impl IntoIterator<Item = OsString>) -> std::result::Result<T, clap::Error> {
     let mut command = with_manuals(T::command());
     let matches = command.try_get_matches_from_mut(words)?;
-    match run_manuals(&mut command, &matches) {
+    match run_manuals(with_manuals(T::command()), &matches) {
         Ok(true) => std::process::exit(0),
         Ok(false) => {}
         Err(error) => return Err(command.error(ErrorKind::Io, error)),

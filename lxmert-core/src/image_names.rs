@@ -4,7 +4,9 @@
 //! code points (NFD) where others write one (NFC). [`NameFinder`] looks names up in a list, [`ImageFolder`] on disk.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::normalizers::NFC;
 use tokenizers::{NormalizedString, Normalizer};
@@ -18,13 +20,17 @@ pub const OTHER_IMAGE_ENDINGS: [&str; 12] =
 
 /// Whether a name has the extension of a readable image.
 pub fn is_image_name(name: &str) -> bool {
-    ending(name).is_some_and(|ending| IMAGE_ENDINGS.contains(&ending.as_str()))
+    extension(name).is_some_and(is_image_ending)
 }
 
 /// The extension of a file name, in lower case.
 pub fn ending(name: &str) -> Option<String> {
+    extension(name).map(str::to_ascii_lowercase)
+}
+
+fn extension(name: &str) -> Option<&str> {
     let (stem, ending) = file_name(name).rsplit_once('.')?;
-    (!stem.is_empty()).then(|| ending.to_ascii_lowercase())
+    (!stem.is_empty()).then_some(ending)
 }
 
 /// A name in Unicode's composed form (NFC).
@@ -41,60 +47,155 @@ pub fn composed(name: &str) -> Cow<'_, str> {
 
 /// The part after the last slash or backslash.
 fn file_name(name: &str) -> &str {
-    name.rsplit(['/', '\\']).next().unwrap_or(name)
+    let slash = name.bytes().rposition(|byte| byte == b'/' || byte == b'\\');
+    &name[slash.map_or(0, |slash| slash + 1)..]
 }
 
 /// The file name without an image extension.
 fn stem(name: &str) -> &str {
     let name = file_name(name);
-    match name.rsplit_once('.') {
-        Some((stem, _)) if is_image_name(name) => stem,
+    match name.bytes().rposition(|byte| byte == b'.') {
+        Some(dot) if dot > 0 && is_image_ending(&name[dot + 1..]) => &name[..dot],
         _ => name,
     }
+}
+
+fn is_image_ending(ending: &str) -> bool {
+    (3..=4).contains(&ending.len()) && IMAGE_ENDINGS.iter().any(|known| known.eq_ignore_ascii_case(ending))
+}
+
+/// How two names are alike, from the loosest on. What is alike in one way is alike in those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Alike {
+    /// The composed file names without an image's extension are equal.
+    Stem,
+    /// The composed file names are equal.
+    File,
+    /// The composed names are equal.
+    Whole,
+    /// They are spelt the same.
+    Exactly,
+}
+
+/// A name as it is compared.
+struct Key<'a> {
+    exact: &'a str,
+    whole: Cow<'a, str>,
+}
+
+impl<'a> Key<'a> {
+    fn of(name: &'a str) -> Self {
+        Self { exact: name, whole: composed(name) }
+    }
+
+    /// The order in which names are looked up: by stem, then by file name, then whole, each composed, then as they are spelt. Names
+    /// that are alike in any way are neighbours. `as_far_as` says which of these are compared.
+    fn compare(&self, other: &Self, as_far_as: Alike) -> Ordering {
+        let mut order = stem(&self.whole).cmp(stem(&other.whole));
+        if as_far_as >= Alike::File {
+            order = order.then_with(|| file_name(&self.whole).cmp(file_name(&other.whole)));
+        }
+        if as_far_as >= Alike::Whole {
+            order = order.then_with(|| self.whole.cmp(&other.whole));
+        }
+        if as_far_as >= Alike::Exactly {
+            order = order.then_with(|| self.exact.cmp(other.exact));
+        }
+        order
+    }
+}
+
+/// The order in which names are looked up.
+pub(crate) fn compare(a: &str, b: &str) -> Ordering {
+    Key::of(a).compare(&Key::of(b), Alike::Exactly)
+}
+
+/// Names that can be looked up: numbered, and in the order of [`compare`].
+pub(crate) trait Sorted {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// The name at a place in the order, and its number.
+    fn at(&self, place: usize) -> (usize, &str);
+
+    /// The first place from `from` on whose name does not come before `name`. Takes few steps where it is near.
+    fn next_place(&self, name: &str, from: usize) -> usize {
+        let key = Key::of(name);
+        let before = |place: usize| Key::of(self.at(place).1).compare(&key, Alike::Exactly).is_lt();
+        let (mut low, mut step) = (from, 1);
+        while low + step <= self.count() && before(low + step - 1) {
+            (low, step) = (low + step, 2 * step);
+        }
+        first_place(low..(low + step - 1).min(self.count()), before)
+    }
+}
+
+/// The first of these places that is not `before`; those that are come first.
+fn first_place(places: Range<usize>, before: impl Fn(usize) -> bool) -> usize {
+    let Range { start: mut low, end: mut high } = places;
+    while low < high {
+        let middle = low.midpoint(high);
+        if before(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
+}
+
+/// The numbers of `names` in the order of [`compare`].
+pub(crate) fn order_of<'a>(count: usize, name: impl Fn(usize) -> &'a str) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    order.sort_by(|&a, &b| compare(name(a as usize), name(b as usize)));
+    order
+}
+
+/// Finds a name in several lists, each with the number of its first name: the one that is spelt so, otherwise the only one that is
+/// alike as a whole, by its file name, or by its file name without extension.
+pub(crate) fn find<'a, S: Sorted + 'a>(
+    lists: impl Iterator<Item = (usize, &'a S)> + Clone,
+    name: &str,
+) -> Option<usize> {
+    let key = Key::of(name);
+    [Alike::Exactly, Alike::Whole, Alike::File, Alike::Stem].into_iter().find_map(|how| {
+        let mut found = lists.clone().flat_map(|(first, list)| {
+            let order = |place: usize| Key::of(list.at(place).1).compare(&key, how);
+            let place = first_place(0..list.count(), |place| order(place).is_lt());
+            let alike = (place..list.count().min(place + 2)).filter(|place| order(*place).is_eq());
+            alike.map(|place| first + list.at(place).0).collect::<Vec<_>>()
+        });
+        let number = found.next()?;
+        (how == Alike::Exactly || found.next().is_none()).then_some(number)
+    })
 }
 
 /// Finds image names in a list: by the whole name, otherwise by the file name if that is unique, otherwise by the file
 /// name without its extension if that is unique. So `1000092795.jpg` finds `flickr30k_images/1000092795.jpg`,
 /// `COCO_train2014_000000458752` finds `COCO_train2014_000000458752.jpg`, and vice versa. If the exact spelling is not
-/// in the list, the composed form is looked up.
+/// in the list, the composed form is looked up. [`FeatureStore::find`](crate::features::FeatureStore::find) does the same.
 #[derive(Debug)]
 pub struct NameFinder<'a> {
-    whole: HashMap<Cow<'a, str>, usize>,
-    /// Composed whole names, file names and stems, with the image's number if only one image has it.
-    loose: [HashMap<Cow<'a, str>, Option<usize>>; 3],
+    names: &'a [String],
+    order: Cow<'a, [u32]>,
 }
 
-/// The keys to try, in order, if the exact spelling is not in the list.
-const LOOSE: [fn(&str) -> &str; 3] = [|name| name, file_name, stem];
-
 impl<'a> NameFinder<'a> {
-    /// A finder over `names`, from a feature store or a caption file.
+    /// A finder over `names`, of a caption file or a folder.
     pub fn new(names: &'a [String]) -> Self {
-        Self::of(names.iter().map(|name| Cow::Borrowed(name.as_str())))
-    }
-
-    fn of(names: impl IntoIterator<Item = Cow<'a, str>>) -> Self {
-        let mut finder = Self { whole: HashMap::new(), loose: Default::default() };
-        for (i, name) in names.into_iter().enumerate() {
-            for (map, part) in finder.loose.iter_mut().zip(LOOSE) {
-                let key = match &name {
-                    Cow::Borrowed(name) => composed(part(name)),
-                    Cow::Owned(name) => Cow::Owned(composed(part(name)).into_owned()),
-                };
-                map.entry(key).and_modify(|found| *found = None).or_insert(Some(i));
-            }
-            finder.whole.entry(name).or_insert(i);
-        }
-        finder
+        Self { names, order: order_of(names.len(), |i| &names[i]).into() }
     }
 
     /// The index of the image that `name` refers to.
     pub fn find(&self, name: &str) -> Option<usize> {
-        let loose = || {
-            let name = composed(name);
-            self.loose.iter().zip(LOOSE).find_map(|(map, part)| map.get(part(&name)).copied().flatten())
-        };
-        self.whole.get(name).copied().or_else(loose)
+        find(std::iter::once((0, self)), name)
+    }
+}
+
+impl Sorted for NameFinder<'_> {
+    fn count(&self) -> usize {
+        self.order.len()
+    }
+
+    fn at(&self, place: usize) -> (usize, &str) {
+        let number = self.order[place] as usize;
+        (number, &self.names[number])
     }
 }
 
@@ -102,8 +203,8 @@ impl<'a> NameFinder<'a> {
 #[derive(Debug)]
 pub struct ImageFolder {
     folder: PathBuf,
-    /// The files of each folder in which an exact name was not found.
-    listed: HashMap<PathBuf, (Vec<String>, NameFinder<'static>)>,
+    /// The files of each folder in which an exact name was not found, and the order in which they are looked up.
+    listed: HashMap<PathBuf, (Vec<String>, Vec<u32>)>,
 }
 
 impl ImageFolder {
@@ -131,13 +232,14 @@ impl ImageFolder {
 
     /// The file in `path`'s folder that matches its name.
     fn similar(&mut self, path: &Path) -> Option<PathBuf> {
-        let (names, finder) = self.listed.entry(path.parent()?.to_path_buf()).or_insert_with_key(|folder| {
+        let (names, order) = self.listed.entry(path.parent()?.to_path_buf()).or_insert_with_key(|folder| {
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
             let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
             let names: Vec<String> = names.filter(|name| is_image_name(name)).collect();
-            let finder = NameFinder::of(names.iter().cloned().map(Cow::Owned));
-            (names, finder)
+            let order = order_of(names.len(), |i| &names[i]);
+            (names, order)
         });
+        let finder = NameFinder { names, order: order.as_slice().into() };
         finder.find(&path.file_name()?.to_string_lossy()).map(|i| path.with_file_name(&names[i]))
     }
 
@@ -174,6 +276,28 @@ mod tests {
             ("b", None),
         ] {
             assert_eq!(finder.find(name), number, "{name}");
+        }
+    }
+
+    proptest::proptest! {
+        /// As a search of the whole list finds them.
+        #[test]
+        fn names_are_found_as_in_a_search_of_the_whole_list(
+            names in proptest::collection::vec("(x/|y/|)(a|b|cafe\u{301}|caf\u{e9})(\\.jpg|\\.JPG|\\.png|\\.tif|)", 0..12),
+            asked in "(x/|z/|)(a|cafe\u{301}|caf\u{e9})(\\.jpg|\\.png|\\.gif|)",
+        ) {
+            let slow = || {
+                if let Some(at) = names.iter().position(|name| *name == asked) {
+                    return Some(at);
+                }
+                let keys: [fn(&str) -> &str; 3] = [|name| name, file_name, stem];
+                keys.into_iter().find_map(|key| {
+                    let alike = |name: &str| key(&composed(name)) == key(&composed(&asked));
+                    let mut found = (0..names.len()).filter(|i| alike(&names[*i]));
+                    found.next().filter(|_| found.next().is_none())
+                })
+            };
+            proptest::prop_assert_eq!(NameFinder::new(&names).find(&asked), slow());
         }
     }
 

@@ -73,7 +73,7 @@ proptest! {
         let (mut features, mut boxes, mut mask) = (vec![9.0], vec![9.0], vec![9.0]);
         for (i, &n) in counts.iter().enumerate() {
             let name = format!("dir/ü {i}.png");
-            prop_assert_eq!(&store.names()[i], &name);
+            prop_assert_eq!(store.name(i), name.as_str());
             prop_assert_eq!(store.index_of(&name), Some(i));
             let expected = regions(i as u32, n, dim, attributes);
             prop_assert_eq!(&store.regions(i).unwrap(), &expected);
@@ -177,7 +177,7 @@ fn adopts_a_shard_that_the_index_does_not_list_yet() {
     assert_eq!(writer.len(), 4);
     assert_eq!(writer.finish().unwrap().images, 4);
     let names: Vec<String> = files(folder.path()).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["index.json", "shard-00000.safetensors", "shard-00001.safetensors"]);
+    assert_eq!(names, ["index.json", "names.safetensors", "shard-00000.safetensors", "shard-00001.safetensors"]);
 }
 
 #[test]
@@ -310,6 +310,14 @@ fn merged_parts_equal_the_store_of_a_single_run_also_after_an_interrupted_merge(
         let refused = message(StoreWriter::open(folder.path(), info(4, 8, StoreDtype::F32, false)).map(|_| ()));
         assert!(refused.contains("lxmert-extract merge"), "{refused}");
 
+        // Shards are renamed and not copied.
+        #[cfg(unix)]
+        let file = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+        #[cfg(unix)]
+        let of_first_part =
+            parts.last().map(|part| part.join("shard-00000.safetensors")).filter(|shard| shard.exists());
+        #[cfg(unix)]
+        let of_first_part = of_first_part.map(|shard| file(&shard));
         // The merge stops in its middle, as by a full disk or a kill.
         let merge = start_merge(folder.path()).unwrap().unwrap();
         let shard = parts[0].join("shard-00000.safetensors");
@@ -329,15 +337,17 @@ fn merged_parts_equal_the_store_of_a_single_run_also_after_an_interrupted_merge(
         } else {
             merge.finish().unwrap();
         }
+        #[cfg(unix)]
+        assert!(of_first_part.is_none_or(|shard| shard == file(&folder.path().join("shard-00000.safetensors"))));
         let merged = FeatureStore::open(folder.path()).unwrap();
-        assert_eq!((merged.names(), merged.info()), (single.names(), single.info()));
+        assert!(merged.names().eq(single.names()) && merged.info() == single.info());
         assert!((0..11).all(|i| merged.regions(i).unwrap() == single.regions(i).unwrap()));
         let left: Vec<String> = std::fs::read_dir(folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| !name.starts_with("shard-"))
             .collect();
-        assert_eq!(left, ["index.json"]);
+        assert_eq!(sorted(left), ["index.json", "names.safetensors"]);
         assert!(start_merge(folder.path()).unwrap().is_none());
         // It is a store as any: it takes more images, and no more parts.
         let more = message("1/3".parse::<Part>().unwrap().begin(folder.path(), &["0.png"]));
@@ -396,6 +406,130 @@ fn merge_names_what_is_missing_or_does_not_fit() {
     start_merge(store).unwrap().unwrap().finish().unwrap();
 }
 
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort_unstable();
+    names
+}
+
+/// Where each tensor of a safetensors file lies in it.
+fn tensors(bytes: &[u8]) -> impl Fn(&str) -> std::ops::Range<usize> {
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    move |name| {
+        let at = |i: usize| 8 + header + json[name]["data_offsets"][i].as_u64().unwrap() as usize;
+        at(0)..at(1)
+    }
+}
+
+#[test]
+fn the_table_of_names_is_made_anew_where_it_is_absent_and_shards_are_opened_when_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("names.safetensors");
+    push_all(folder.path(), 0..7).finish().unwrap();
+    let written = std::fs::read(&table).unwrap();
+    let check = || {
+        let store = FeatureStore::open(folder.path()).unwrap();
+        assert!(store.names().eq((0..7).map(|i| format!("{i}.png"))));
+        assert!((0..7).all(|i| store.index_of(&format!("{i}.png")) == Some(i) && store.name(i) == format!("{i}.png")));
+        assert_eq!((store.find("x/3.jpg"), store.index_of("x/3.jpg"), store.name(7)), (Some(3), None, ""));
+        assert_eq!(store.regions(6).unwrap(), regions(6, 3, 8, false));
+    };
+    check();
+    std::fs::remove_file(&table).unwrap();
+    check();
+    // A writer that changes nothing writes it again, to the same bytes; one that adds a shard removes it until the store is whole.
+    push_all(folder.path(), 0..0).finish().unwrap();
+    assert_eq!(std::fs::read(&table).unwrap(), written);
+    let writer = push_all(folder.path(), 7..9);
+    assert!(table.exists());
+    drop(writer);
+    drop(push_all(folder.path(), 9..10));
+    assert!(!table.exists());
+    assert_eq!(FeatureStore::open(folder.path()).unwrap().len(), 10);
+    push_all(folder.path(), 0..0).finish().unwrap();
+    assert!(table.exists());
+
+    // A header damaged without a change of the file's size is found when the shard is first read.
+    let shard = folder.path().join("shard-00001.safetensors");
+    let good = std::fs::read(&shard).unwrap();
+    let mut bad = good.clone();
+    bad[20] = 0;
+    std::fs::write(&shard, bad).unwrap();
+    let store = FeatureStore::open(folder.path()).unwrap();
+    assert!(store.regions(0).is_ok() && message(store.regions(3)).contains("shard-00001.safetensors"));
+    std::fs::write(&shard, good).unwrap();
+    assert!(store.regions(3).is_ok());
+
+    // As many images in as many bytes, of other names.
+    let other = tempfile::tempdir().unwrap();
+    let mut writer = StoreWriter::open_with(other.path(), info(4, 8, StoreDtype::F32, false), 720).unwrap();
+    (0..10).for_each(|i| writer.push(&format!("{}.jpg", 9 - i), &regions(i, 3, 8, false)).unwrap());
+    writer.finish().unwrap();
+    std::fs::copy(other.path().join("names.safetensors"), &table).unwrap();
+    let refused = message(FeatureStore::open(folder.path()).unwrap().regions(0));
+    assert!(refused.contains("names.safetensors") && refused.contains("delete it"), "{refused}");
+}
+
+#[test]
+fn nothing_in_the_table_of_names_is_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    push_all(folder.path(), 0..7).finish().unwrap();
+    let table = folder.path().join("names.safetensors");
+    let good = std::fs::read(&table).unwrap();
+    let at = tensors(&good);
+    let use_all = || {
+        let Ok(store) = FeatureStore::open(folder.path()) else { return };
+        assert_eq!(store.names().count(), 7);
+        for i in 0..7 {
+            let name = format!("{i}.png");
+            assert!(store.index_of(&name).is_none_or(|found| store.name(found) == name));
+            assert!(store.find("").is_none_or(|found| found < 7));
+            assert!(store.regions(i).is_ok() || message(store.regions(i)).contains("delete it"));
+        }
+        let both = [folder.path().to_path_buf(), folder.path().to_path_buf()].into_iter().collect::<StoreFolders>();
+        let _ = FeatureStore::open(both);
+    };
+    for (tensor, width) in [("ends", 8), ("order", 4), ("shard_bytes", 8), ("names", 1)] {
+        for start in at(tensor).step_by(width) {
+            for number in [0, 1, 7, 1 << 31, u64::from(u32::MAX), 1 << 62, u64::MAX] {
+                let mut bad = good.clone();
+                bad[start..start + width].copy_from_slice(&number.to_le_bytes()[..width]);
+                std::fs::write(&table, bad).unwrap();
+                use_all();
+            }
+        }
+    }
+    for cut in (0..good.len()).step_by(7) {
+        std::fs::write(&table, &good[..cut]).unwrap();
+        assert!(message(FeatureStore::open(folder.path())).contains("names.safetensors"), "cut at {cut}");
+    }
+    for byte in 0..at("shard_bytes").start {
+        let mut bad = good.clone();
+        bad[byte] ^= 1;
+        std::fs::write(&table, bad).unwrap();
+        use_all();
+    }
+}
+
+#[test]
+fn a_store_of_many_shards_has_few_open_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = StoreWriter::open_with(folder.path(), info(1, 1, StoreDtype::F32, false), 1).unwrap();
+    for i in 0..300 {
+        writer.push(&format!("{i}.png"), &regions(i, 1, 1, false)).unwrap();
+    }
+    assert_eq!(writer.finish().unwrap().shards, 300);
+    let store = FeatureStore::open(folder.path()).unwrap();
+    for i in (0..300).chain((0..300).rev()) {
+        assert_eq!(store.regions(i).unwrap(), regions(i as u32, 1, 1, false));
+    }
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        let links = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let open = links.filter(|file| file.starts_with(folder.path())).count();
+        assert!((1..=129).contains(&open), "{open} files are open");
+    }
+}
+
 #[test]
 fn folders_are_read_as_one_store() {
     let [a, b, c] = [(); 3].map(|()| tempfile::tempdir().unwrap());
@@ -421,6 +555,19 @@ fn folders_are_read_as_one_store() {
     let twice = message(open(&[&a, &b, &c]));
     let (first, last) = (a.path().display(), c.path().display());
     assert!(twice.contains(&format!("the image '3.png' is in {first} and in {last}")), "{twice}");
+    // A file name without its folder is found where only one image of all folders can be meant.
+    let mut writer = StoreWriter::open(c.path(), info(4, 8, StoreDtype::F32, false)).unwrap();
+    writer.push("x/0.jpg", &regions(0, 3, 8, false)).unwrap();
+    writer.finish().unwrap();
+    let all = open(&[&b, &c]).unwrap();
+    assert_eq!((all.find("0"), all.find("3"), all.find("4"), all.name(3)), (Some(3), Some(2), Some(0), "x/0.jpg"));
+    let ambiguous = tempfile::tempdir().unwrap();
+    let mut writer = StoreWriter::open(ambiguous.path(), info(4, 8, StoreDtype::F32, false)).unwrap();
+    writer.push("y/0.jpg", &regions(0, 3, 8, false)).unwrap();
+    writer.finish().unwrap();
+    let all = open(&[&c, &ambiguous]).unwrap();
+    assert_eq!((all.find("0"), all.find("z/0.jpg"), all.find("y/0.jpg")), (None, None, Some(2)));
+
     let other = tempfile::tempdir().unwrap();
     StoreWriter::open(other.path(), info(4, 9, StoreDtype::F32, false)).unwrap().finish().unwrap();
     let refused = message(open(&[&a, &other]));

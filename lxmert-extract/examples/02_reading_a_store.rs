@@ -7,7 +7,7 @@ use lxmert_core::features::FeatureStore;
 use lxmert_core::workspace::Workspace;
 
 fn main() -> anyhow::Result<()> {
-    // %% Open the store: only the names are read
+    // %% Open the store: nothing is read but its index
     let folder = match std::env::args().nth(1) {
         Some(folder) => folder.into(),
         None => Workspace::locate().features("scenes"),
@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
     println!("{} images by the detector '{}'", store.len(), store.info().detector);
 
     // %% One image: each region has a label, a score, a box, and a feature vector
-    let Some(name) = store.names().first() else { return Ok(()) };
+    let Some(name) = store.names().next() else { return Ok(()) };
     let regions = store.regions(0)?;
     println!("\n{name}, {} × {} pixels", regions.image_width, regions.image_height);
     for (i, normalised) in regions.boxes.iter().enumerate().take(5) {

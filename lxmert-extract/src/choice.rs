@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::detector::config::ChannelOrder;
-use crate::detector::{Detector, DetectorConfig, visual_genome};
+use crate::detector::{Detector, DetectorConfig, grid_feats, visual_genome};
 use crate::weights;
 use candle_core::Device;
 use lxmert_core::Error;
@@ -30,6 +30,8 @@ pub enum DetectorChoice {
     VisualGenome,
     /// The same by the original's rules, for weights converted from Caffe.
     VisualGenomeCaffe,
+    /// Grid features' ResNet-50 (Jiang et al. 2020), for cells alone.
+    GridFeats,
     /// A folder with `config.json` and `model.safetensors`; of DINOv2 also a repository of the hub, `hf:owner/repo`.
     Folder(PathBuf),
 }
@@ -44,6 +46,7 @@ impl DetectorChoice {
             Self::Coco => DetectorConfig::coco(),
             Self::VisualGenome => visual_genome::hugging_face(),
             Self::VisualGenomeCaffe => visual_genome::caffe(),
+            Self::GridFeats => grid_feats::r50(),
             Self::Scenes => DetectorConfig::from_json(SCENES_CONFIG, Path::new(SHIPPED))?,
             Self::Folder(folder) => DetectorConfig::from_json_file(folder.join("config.json"))?,
         })
@@ -56,6 +59,7 @@ impl DetectorChoice {
             Self::Coco => "coco".into(),
             Self::VisualGenome => "visual-genome".into(),
             Self::VisualGenomeCaffe => "visual-genome-caffe".into(),
+            Self::GridFeats => "grid-feats".into(),
             Self::Folder(path) => {
                 path.file_name().map_or_else(|| "detector".into(), |name| name.to_string_lossy().into_owned())
             }
@@ -72,12 +76,13 @@ impl std::str::FromStr for DetectorChoice {
             "coco" => Ok(Self::Coco),
             "visual-genome" => Ok(Self::VisualGenome),
             "visual-genome-caffe" => Ok(Self::VisualGenomeCaffe),
+            "grid-feats" => Ok(Self::GridFeats),
             repository if repository.starts_with("hf:") => Ok(Self::Folder(repository.into())),
             folder if Path::new(folder).join("config.json").is_file() => Ok(Self::Folder(folder.into())),
             other => {
                 let missing = nearby::missing(Path::new(other)).map_or_else(String::new, |what| format!(": {what}"));
                 Err(format!(
-                    "not scenes, coco, visual-genome, visual-genome-caffe, or a folder with config.json and model.safetensors{missing}"
+                    "not scenes, coco, visual-genome, visual-genome-caffe, grid-feats, or a folder with config.json and model.safetensors{missing}"
                 ))
             }
         }
@@ -138,6 +143,14 @@ pub fn find_weights(
                 "the weights of visual-genome-caffe cannot be fetched by a program: download \
                  bua-caffe-frcn-r101-k36.pth by the link in the README of MILVLG/bottom-up-attention.pytorch and add \
                  --weights FILE"
+                    .into(),
+            )
+            .into());
+        }
+        (None, DetectorChoice::GridFeats) => {
+            return Err(Error::Argument(
+                "the weights of grid-feats are not on the hub: download R-50.pth by the link in the README of \
+                 facebookresearch/grid-feats-vqa and add --weights FILE"
                     .into(),
             )
             .into());

@@ -32,7 +32,8 @@ pub struct Extraction {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// scenes, coco, visual-genome (LXMERT's own features, Hugging Face's rules), visual-genome-caffe (the original's
-    /// rules), or a folder with config.json and model.safetensors, or hf:owner/repo; of a detector or of DINOv2
+    /// rules), grid-feats (cells of grid features' ResNet-50), or a folder with config.json and model.safetensors, or
+    /// hf:owner/repo; of a detector or of DINOv2
     /// [default: scenes without --images, otherwise coco]
     #[arg(long)]
     pub detector: Option<DetectorChoice>,

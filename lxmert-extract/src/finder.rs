@@ -18,8 +18,8 @@ use std::sync::OnceLock;
 /// How a photo's regions are found.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct FinderArgs {
-    /// Which detector finds the photo's regions: scenes, coco, visual-genome, visual-genome-caffe, a folder with a detector or
-    /// DINOv2, or hf:owner/repo [default: the one whose features the checkpoint was trained on]
+    /// Which detector finds the photo's regions: scenes, coco, visual-genome, visual-genome-caffe, grid-feats, a folder with a
+    /// detector or DINOv2, or hf:owner/repo [default: the one whose features the checkpoint was trained on]
     #[arg(long, value_name = "DETECTOR")]
     pub detector: Option<DetectorChoice>,
     /// The detector's weights: a safetensors, .pth, .bin or .pkl file, or `hf:owner/repo/file[@revision]` [default: its own]

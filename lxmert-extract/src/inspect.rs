@@ -54,10 +54,9 @@ pub fn list_names(store: &FeatureStore) -> String {
 /// Returns an error if the store has no such image (the message suggests similar names) or a shard is damaged.
 pub fn describe_image(store: &FeatureStore, name: &str) -> Result<String> {
     let Some(image) = store.index_of(name) else {
-        let similar: Vec<&str> =
-            store.names().iter().map(String::as_str).filter(|other| other.contains(name)).take(3).collect();
+        let similar: Vec<&str> = store.names().filter(|other| other.contains(name)).take(3).collect();
         let hint = if similar.is_empty() {
-            format!("its names look like '{}'", store.names().first().map_or("", String::as_str))
+            format!("its names look like '{}'", store.names().next().unwrap_or_default())
         } else {
             format!("did you mean '{}'?", similar.join("', '"))
         };

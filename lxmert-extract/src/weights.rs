@@ -123,8 +123,11 @@ fn fitting(
         KeyNames::Detectron2 => visual_genome::to_network_layout(config, path, tensors)?,
     };
     let options = FitOptions {
-        // A counter for training that inference does not need; FrozenBatchNorm2d has none.
-        ignore: vec!["*.num_batches_tracked".into()],
+        // A counter for training that inference does not need (FrozenBatchNorm2d has none), what the transform does, and attributes
+        // of grid features' detector, which are for its training.
+        ignore: ["*.num_batches_tracked", "pixel_mean", "pixel_std", "roi_heads.attribute_predictor.*"]
+            .map(String::from)
+            .to_vec(),
         ..FitOptions::default()
     };
     fit(path, &expected_tensors(config)?, tensors, &options)

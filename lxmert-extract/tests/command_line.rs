@@ -3,6 +3,8 @@
 #[cfg(target_os = "linux")]
 #[path = "../../lxmert-core/tests/faults/mod.rs"]
 mod faults;
+#[path = "../../lxmert-core/tests/manuals/mod.rs"]
+mod manuals;
 
 use assert_cmd::Command;
 use base64::Engine;
@@ -102,7 +104,7 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
     let place = Place::new(3);
     place.extract("photos", "store").assert().success().stdout(contains("3 of 3 images extracted"));
     let store = FeatureStore::open(place.at("store")).unwrap();
-    assert_eq!(store.names(), ["sub/000.png", "sub/001.png", "sub/002.png"]);
+    assert_eq!(store.names().collect::<Vec<_>>(), ["sub/000.png", "sub/001.png", "sub/002.png"]);
     assert_eq!(store.regions(1).unwrap().num_regions(), 5);
     let inspect = |arguments: &[&str]| program().arg("inspect").arg(place.at("store")).args(arguments).assert();
     inspect(&[]).success().stdout(contains("15 in total, up to 5 per image")).stdout(contains("8 × f32"));
@@ -299,7 +301,7 @@ fn wrong_paths_and_arguments_are_explained() {
 /// Tensors of every image of two stores are equal to the bit.
 fn assert_same_images(a: &Path, b: &Path) {
     let (a, b) = (FeatureStore::open(a).unwrap(), FeatureStore::open(b).unwrap());
-    assert_eq!((a.names(), a.info()), (b.names(), b.info()));
+    assert!(a.names().eq(b.names()) && a.info() == b.info());
     for image in 0..a.len() {
         let (a, b) = (a.regions(image).unwrap(), b.regions(image).unwrap());
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
@@ -461,7 +463,7 @@ fn bad_rows_of_a_tsv_are_listed_and_the_others_imported() {
         }
     }
     let store = FeatureStore::open(place.at("store")).unwrap();
-    assert_eq!((store.names(), store.info().regions), (["good", "last"].map(String::from).as_slice(), 3));
+    assert_eq!((store.names().collect::<Vec<_>>(), store.info().regions), (vec!["good", "last"], 3));
     std::fs::write(place.at("none.tsv"), "a\tb\n").unwrap();
     import("none.tsv", "none").code(1).stderr(contains("none of its 1 rows can be read; the first: row 1: 2 columns"));
     assert!(!place.at("none").exists());
@@ -527,7 +529,7 @@ fn imports_the_student_projects_files_without_padding() {
     };
     import().assert().success().stdout(contains("3 of 3 images imported"));
     let store = FeatureStore::open(place.at("store")).unwrap();
-    assert_eq!(store.names(), ["1000092795.jpg", "10002456.jpg", "1000268201.jpg"]);
+    assert_eq!(store.names().collect::<Vec<_>>(), ["1000092795.jpg", "10002456.jpg", "1000268201.jpg"]);
     assert_eq!((store.info().regions, store.info().feature_dim), (4, 6));
     let regions = |i| store.regions(i).unwrap();
     let boxes = [[0.0, 0.0, 0.5, 1.0], [0.25, 0.125, 0.75, 0.5], [0.0, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]];
@@ -584,4 +586,9 @@ fn an_extraction_and_an_import_whose_file_operations_fail_end_with_the_same_stor
         command
     };
     faults.try_all(|_| {}, import, content);
+}
+
+#[test]
+fn completions_and_manual_pages_are_those_of_the_program() {
+    manuals::check("lxmert-extract", "inspect", "--image");
 }

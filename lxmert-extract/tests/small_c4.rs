@@ -11,9 +11,11 @@ use lxmert_core::features::StoreDtype;
 use lxmert_core::ops::Precision;
 use lxmert_core::procedural;
 use lxmert_extract::choice::DetectorChoice;
-use lxmert_extract::detector::config::{AttributeConfig, BoxHead, ObjectEmbeddingConfig, Res5Config};
+use lxmert_extract::detector::config::{AttributeConfig, BoxHead, KeyNames, ObjectEmbeddingConfig, Res5Config};
 use lxmert_extract::detector::selection::{RegionCount, select_proposals};
-use lxmert_extract::detector::{Detector, DetectorConfig, Network, NormMode, expected_tensors, visual_genome};
+use lxmert_extract::detector::{
+    Detector, DetectorConfig, Network, NormMode, expected_tensors, grid_feats, visual_genome,
+};
 use lxmert_extract::images::DecodedImage;
 use lxmert_extract::regions::{self, RegionSource, Selection, SourceOptions};
 use std::collections::{BTreeMap, HashMap};
@@ -230,4 +232,102 @@ fn swap_channels_equals_swapping_the_image_and_is_recorded_in_the_store() -> Res
 fn the_error_says_where_to_get_weights_that_cannot_be_fetched() {
     let told = open(&DetectorChoice::VisualGenomeCaffe, false).map_or_else(|e| e.to_string(), |_| "loaded".into());
     assert!(told.contains("MILVLG/bottom-up-attention.pytorch") && told.contains("--weights FILE"), "{told}");
+}
+
+/// Grid features' file, narrow: detectron2's names and layout, with what only training uses.
+#[test]
+fn grid_features_are_the_last_maps_cells_by_a_file_of_detectron2s_form() -> Result<()> {
+    let narrow = |key_names: KeyNames| {
+        let mut config = grid_feats::r50();
+        (config.transform.min_size, config.transform.max_size) = (128, 200);
+        config.backbone.stem_width = 8;
+        config.backbone.blocks = vec![1, 1, 2, 1];
+        config.backbone.bottleneck_widths = vec![8, 8, 16, 16];
+        config.backbone.stage_widths = vec![16, 24, 32, 40];
+        config.roi_heads.representation_size = 20;
+        config.label_names.truncate(5);
+        config.key_names = key_names;
+        config
+    };
+    let (config, plain) = (narrow(KeyNames::Detectron2), narrow(KeyNames::Torchvision));
+    let name_of = |name: &str| {
+        let mut name = name.replace("backbone.body.conv1", "backbone.stem.conv1");
+        name = name.replace("backbone.body.bn1", "backbone.stem.conv1.norm");
+        for (ours, theirs) in [
+            ("backbone.body.layer4", "backbone.res5"),
+            ("backbone.body.layer3", "backbone.res4"),
+            ("backbone.body.layer2", "backbone.res3"),
+            ("backbone.body.layer1", "backbone.res2"),
+            (".downsample.0", ".shortcut"),
+            (".downsample.1", ".shortcut.norm"),
+            (".bn1", ".conv1.norm"),
+            (".bn2", ".conv2.norm"),
+            (".bn3", ".conv3.norm"),
+            ("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv"),
+            ("rpn.head.cls_logits", "proposal_generator.rpn_head.objectness_logits"),
+            ("rpn.head.bbox_pred", "proposal_generator.rpn_head.anchor_deltas"),
+            ("box_head.fc6", "box_head.fc1"),
+            ("box_head.fc7", "box_head.fc2"),
+        ] {
+            name = name.replace(ours, theirs);
+        }
+        name
+    };
+    let mut file: Vec<(String, Tensor)> = Vec::new();
+    for (name, value) in weights(&plain)? {
+        // Background is the last class there, and has no box deltas.
+        let value = if name.contains("cls_score") {
+            Tensor::cat(&[value.narrow(0, 1, 4)?, value.narrow(0, 0, 1)?], 0)?
+        } else if name.contains("box_predictor.bbox_pred") {
+            value.narrow(0, 4, 16)?
+        } else {
+            value
+        };
+        file.push((name_of(&name), value));
+    }
+    for (name, shape) in [
+        ("pixel_mean", vec![3, 1, 1]),
+        ("pixel_std", vec![3, 1, 1]),
+        ("proposal_generator.anchor_generator.cell_anchors.0", vec![15, 4]),
+        ("roi_heads.attribute_predictor.obj_embed.weight", vec![5, 6]),
+        ("roi_heads.attribute_predictor.fc.0.weight", vec![12, 26]),
+        ("roi_heads.attribute_predictor.attr_score.bias", vec![4]),
+    ] {
+        file.push((name.into(), procedural::tensor(name, &shape, 0.0, 1.0, 0)?));
+    }
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("config.json"), serde_json::to_string(&config)?)?;
+    save_safetensors(folder.path().join("model.safetensors"), &file, &BTreeMap::new())?;
+    let choice = DetectorChoice::Folder(folder.path().into());
+    let options = SourceOptions {
+        detector: &choice,
+        weights: None,
+        regions: "cells:8".parse().map_err(anyhow::Error::msg)?,
+        select: Selection::Detections,
+        precision: Precision::F32,
+        swap_channels: false,
+    };
+    let image = DecodedImage { width: 60, height: 40, rgb: (0..60 * 40 * 3).map(|i| (i * 37 % 251) as u8).collect() };
+    let found = regions::open(&options, &Device::Cpu, false)?.find(&image)?;
+    // 128 × 192 pixels are 4 × 6 cells of 32.
+    assert_eq!((found.num_regions(), found.feature_dim), (24, 40));
+    assert_eq!((found.boxes[0], found.boxes[23]), ([0.0, 0.0, 1.0 / 6.0, 0.25], [5.0 / 6.0, 0.75, 1.0, 1.0]));
+    let network = Detector::new(&plain, Precision::F32, builder(&plain)?)?;
+    let map = network.last_map(&network.input(&image)?)?;
+    assert_eq!(map.dims(), [1, 40, 4, 6]);
+    let expected = map.squeeze(0)?.flatten_from(1)?.t()?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+    let worst = expected.iter().zip(&found.features).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-5, "{worst}");
+
+    let named = SourceOptions {
+        detector: &DetectorChoice::GridFeats,
+        regions: "36".parse().map_err(anyhow::Error::msg)?,
+        ..options
+    };
+    let refused = regions::open(&named, &Device::Cpu, false).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("give --regions cells:8"), "{refused}");
+    let cells = SourceOptions { regions: "cells".parse().map_err(anyhow::Error::msg)?, ..named };
+    let refused = regions::open(&cells, &Device::Cpu, false).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("R-50.pth") && refused.contains("--weights FILE"), "{refused}");
+    Ok(())
 }

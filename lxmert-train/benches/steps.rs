@@ -3,6 +3,9 @@
 //!
 //! `cargo bench -p lxmert-train --bench steps -- [--runs N] [--batch N] [case …]` prints the seconds of each run of
 //! each case, after one warm-up run. A step is forward, backward, global norm and AdamW, with dropout.
+//!
+//! Built with `--features mpi` and started by `mpirun`, the ranks share each case's batch, and a step has the exchange of
+//! gradients in it, whose seconds are printed too: `scripts/ranks.sh`.
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
@@ -14,8 +17,11 @@ use lxmert_core::model::{LxmertInputs, MatchingModel, Pass, init};
 use lxmert_core::ops::{self, DropoutRng, Precision, PrepackedWeights};
 use lxmert_core::optim::{AdamW, AdamWConfig, clip};
 use lxmert_core::procedural;
+use lxmert_train::ranks::{self, GradientSum};
 use lxmert_train::tasks::losses::binary_cross_entropy;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
 
 #[path = "../../lxmert-core/benches/peers/timing.rs"]
 mod timing;
@@ -101,8 +107,9 @@ fn inputs(case: &Case, config: &LxmertConfig) -> Result<LxmertInputs> {
     })
 }
 
-/// Seconds for each of `runs` runs.
-fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
+/// Seconds for each of `runs` runs, and how many of them the exchange of gradients between ranks took.
+fn time(case: &Case, runs: usize) -> Result<[Vec<f64>; 2]> {
+    let (world, exchanges) = (ranks::world(), RefCell::new(Vec::new()));
     let mut config = LxmertConfig::preset(case.preset)?;
     if case.student {
         config.cross_layer = CrossLayer::Student;
@@ -119,7 +126,9 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
     let run: Box<dyn FnMut() -> Result<()> + '_> = if case.train {
         let targets = Tensor::from_vec(vec![1f32; case.batch], case.batch, &Device::Cpu)?;
         let mut optimiser = AdamW::new(AdamWConfig::default(), variables)?;
-        let mut step = 0;
+        let shapes = optimiser.parameters().map(|(_, var)| var.shape().clone()).collect();
+        let mut sum = GradientSum::new(world, shapes, &Device::Cpu);
+        let (mut step, exchanges) = (0, &exchanges);
         Box::new(move || {
             step += 1;
             let rng = DropoutRng::new(0, step);
@@ -127,6 +136,13 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
             let logits = model.forward(&inputs, &run)?.logits;
             let loss = binary_cross_entropy(&logits, &targets)?.mean_all()?;
             let gradients = optimiser.gradients(&ops::backward(&loss)?);
+            // The wait for a slower rank is not the exchange's.
+            world.agree(Ok(()))?;
+            let start = Instant::now();
+            let present = vec![gradients.iter().map(Option::is_some).collect(); world.size()];
+            sum.add(gradients, &present)?;
+            let gradients = sum.take()?;
+            exchanges.borrow_mut().push(start.elapsed().as_secs_f64());
             let norm = clip::global_norm(gradients.iter().flatten())?;
             Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
         })
@@ -137,21 +153,32 @@ fn time(case: &Case, runs: usize) -> Result<Vec<f64>> {
         let run = Pass { pooled_only: pooled, precision, prepacked: Some(&prepacked), ..Pass::eval() };
         Box::new(move || model.forward(&inputs, &run).map(drop).map_err(Into::into))
     };
-    timing::time(runs, run)
+    let seconds = timing::time(runs, run)?;
+    Ok([seconds, exchanges.into_inner().into_iter().skip(1).collect()])
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let _connection = ranks::connect()?;
     arguments.common.start()?;
+    let world = ranks::world();
     // As in the trainer.
     keep_freed_memory();
     for case in &CASES {
         for (suffix, precision) in [("", Precision::F32), (", bf16", Precision::Bf16)] {
             let name = format!("{}{suffix}", case.name);
             if arguments.cases.is_empty() || arguments.cases.contains(&name) {
-                let case = Case { batch: arguments.batch.unwrap_or(case.batch), precision, ..*case };
-                let seconds = time(&case, arguments.runs)?;
-                println!("{}", serde_json::json!({"case": name, "batch": case.batch, "seconds": seconds}));
+                let batch = arguments.batch.unwrap_or(case.batch);
+                let case = Case { batch: batch / world.size(), precision, ..*case };
+                let [seconds, exchanges] = time(&case, arguments.runs)?;
+                let mut line = serde_json::json!({"case": name, "batch": batch, "seconds": seconds});
+                if !world.is_alone() {
+                    line["ranks"] = world.size().into();
+                    line["exchange_seconds"] = exchanges.into();
+                }
+                if world.is_first() {
+                    println!("{line}");
+                }
             }
         }
     }

@@ -285,7 +285,7 @@ fn features(args: &CheckArgs, with: &Circumstances, findings: &mut Findings) -> 
     };
     let trained = Preprocessing::default();
     let finder = Finder::open(&finder, store.info().feature_dim, &trained, with.show_progress, &with.device)?;
-    for (index, name) in store.names().iter().enumerate() {
+    for (index, name) in store.names().enumerate() {
         let what = format!("features of {name}");
         let Some(photo) = by_name.find(name) else {
             findings.lacks(what, expected.clone(), format!("nothing: {} has no such photo", images.display()));

@@ -4,6 +4,8 @@
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
 mod loopback;
+#[path = "../../lxmert-core/tests/manuals/mod.rs"]
+mod manuals;
 
 use assert_cmd::Command;
 use candle_core::{Device, Tensor};
@@ -615,4 +617,9 @@ fn checks_what_is_published_against_what_comes_out() {
     let printed = String::from_utf8(lacks.get_output().stdout.clone()).unwrap();
     assert_eq!(printed.lines().filter(|line| line.starts_with("not run")).count(), 13, "{printed}");
     assert!(printed.contains("expected desk") && printed.contains("give --demo-image"), "{printed}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_those_of_the_program() {
+    manuals::check("lxmert-train", "evaluate", "--per-example");
 }

@@ -242,7 +242,7 @@ fn reads_several_stores_as_one_and_refuses_an_image_in_two() {
     let halves = ["first", "second"].map(|name| folder.path().join(name));
     for (half, images) in halves.iter().zip([0..12, 12..24]) {
         let mut writer = StoreWriter::open(half, whole.info().clone()).unwrap();
-        images.for_each(|i| writer.push(&whole.names()[i], &whole.regions(i).unwrap()).unwrap());
+        images.for_each(|i| writer.push(whole.name(i), &whole.regions(i).unwrap()).unwrap());
         writer.finish().unwrap();
     }
     let run = |name: &str, stores: &[&PathBuf]| {

@@ -72,8 +72,10 @@ impl DataSet {
         }
         let store = FeatureStore::open(&places.features)?;
         let captioned = places.captions.as_deref().map(|path| Captioned::open(path, &places, &store)).transpose()?;
-        let names = captioned.as_ref().map_or(store.names(), |captioned| &captioned.captions.images);
-        let images = places.images.clone().or_else(|| image_folder_of(&places.beside, names));
+        let images = places.images.clone().or_else(|| match &captioned {
+            Some(captioned) => image_folder_of(&places.beside, &captioned.captions.images),
+            None => image_folder_of(&places.beside, store.names()),
+        });
         let images = images.unwrap_or_else(|| places.beside.clone());
         Ok(Self { places, store, captioned, images, regions })
     }
@@ -92,7 +94,7 @@ impl DataSet {
 
     /// Whether the store holds an image of this name.
     pub fn holds(&self, image: &str) -> bool {
-        NameFinder::new(self.store.names()).find(image).is_some()
+        self.store.find(image).is_some()
     }
 
     /// The names of the images of a split that the store holds.
@@ -120,7 +122,7 @@ impl DataSet {
     pub fn first_image(&self) -> Result<String> {
         let first = match &self.captioned {
             Some(_) => self.test_images()?.first().map(ToString::to_string),
-            None => self.store.names().first().cloned(),
+            None => self.store.names().next().map(String::from),
         };
         first.ok_or_else(|| Error::Argument("no test image in the feature store; name one with --image".into()))
     }
@@ -178,8 +180,8 @@ impl DataSet {
     /// [`Error::Argument`] when the store does not hold it.
     pub fn regions(&self, image: &str) -> Result<Regions> {
         let known = self.captioned.as_ref().and_then(|all| all.stored.get(image).copied());
-        let index = known.or_else(|| NameFinder::new(self.store.names()).find(image)).ok_or_else(|| {
-            let some: Vec<&str> = self.store.names().iter().take(3).map(String::as_str).collect();
+        let index = known.or_else(|| self.store.find(image)).ok_or_else(|| {
+            let some: Vec<&str> = self.store.names().take(3).collect();
             Error::Argument(format!(
                 "no image '{image}' in {}; it holds {} images, such as {}",
                 self.store.folder().display(),
@@ -215,8 +217,7 @@ impl Captioned {
             Some(path) => read_hard_negatives(path, &captions)?,
             None => vec![None; captions.captions.len()],
         };
-        let finder = NameFinder::new(store.names());
-        let stored = captions.images.iter().filter_map(|name| Some((name.clone(), finder.find(name)?))).collect();
+        let stored = captions.images.iter().filter_map(|name| Some((name.clone(), store.find(name)?))).collect();
         Ok(Self { captions, splits, hard, stored })
     }
 }

@@ -3,6 +3,8 @@
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
 mod loopback;
+#[path = "../../lxmert-core/tests/manuals/mod.rs"]
+mod manuals;
 
 use assert_cmd::Command;
 use common::{Made, question_checkpoint, scenes_checkpoint, statement_checkpoint, workspace};
@@ -500,4 +502,9 @@ fn a_photo_and_a_sentence_are_enough_in_an_empty_folder() {
     // --image takes a file here too, and its regions are known by now.
     viz(&["relevancy", "--method", "relevancy"]).success().stderr(contains("regions from"));
     assert_eq!(std::fs::read_dir(root).unwrap().count(), 1);
+}
+
+#[test]
+fn completions_and_manual_pages_are_those_of_the_program() {
+    manuals::check("lxmert-viz", "pair", "--checkpoint");
 }

@@ -9,7 +9,6 @@ use candle_core::Device;
 use chromium::Browser;
 use common::{Made, question_checkpoint, question_checkpoint_of, workspace, workspace_of};
 use lxmert_core::features::{FeatureStore, Regions};
-use lxmert_core::image_names::NameFinder;
 use lxmert_core::model::Capture;
 use lxmert_viz::explain::maps::{Direction, PairMaps, Stance};
 use lxmert_viz::explain::matrix::Matrix;
@@ -39,7 +38,7 @@ fn page(made: &Made, arguments: &[&str]) -> (String, Value) {
 
 fn regions(made: &Made, image: &str) -> Regions {
     let store = FeatureStore::open(made.root().join("data/features/scenes")).unwrap();
-    store.regions(NameFinder::new(store.names()).find(image).unwrap()).unwrap()
+    store.regions(store.find(image).unwrap()).unwrap()
 }
 
 /// The library's result for a pair of the page.

@@ -65,16 +65,16 @@ impl CaptionFolder {
 
 /// The folder that holds `images`, judged by the first few: `own` (the caption file's folder), one below it, or one
 /// beside it. `None` if there is none.
-pub fn image_folder_of(own: &Path, images: &[String]) -> Option<PathBuf> {
+pub fn image_folder_of<S: AsRef<str>>(own: &Path, images: impl IntoIterator<Item = S>) -> Option<PathBuf> {
     let mut places = folders_below(own, DEPTH);
     // COCO keeps captions in `annotations` and images in folders beside it.
     let parent = std::path::absolute(own).ok().and_then(|own| Some(own.parent()?.to_path_buf()));
     places.extend(parent.map(|parent| folders_below(&parent, 1)).unwrap_or_default());
-    let first = &images[..images.len().min(FIRST)];
-    let exact = |place: &&PathBuf| first.iter().any(|name| place.join(name).is_file());
+    let first: Vec<S> = images.into_iter().take(FIRST).collect();
+    let exact = |place: &&PathBuf| first.iter().any(|name| place.join(name.as_ref()).is_file());
     let loose = |place: &&PathBuf| {
         let mut folder = ImageFolder::new(place);
-        first.iter().any(|name| folder.contains(name))
+        first.iter().any(|name| folder.contains(name.as_ref()))
     };
     places.iter().find(exact).or_else(|| places.iter().find(loose)).cloned()
 }

@@ -27,6 +27,7 @@ pub use place::Place;
 pub use save::save_safetensors;
 pub(crate) use sizes::sizes;
 
+use crate::files::map_file;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -74,43 +75,6 @@ pub fn read_tensors_where(path: impl AsRef<Path>, keep: impl Fn(&str) -> bool) -
 pub fn read_pickle(path: impl AsRef<Path>) -> Result<serde_json::Value> {
     let path = path.as_ref();
     torch_pickle::read_plain(path, &map_file(path)?)
-}
-
-/// Maps a file instead of reading it, so that a checkpoint is copied only once, into its tensors.
-fn map_file(path: &Path) -> Result<Bytes> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let metadata = file.metadata().map_err(Error::io(path))?;
-    if metadata.is_dir() {
-        return Err(Error::format(path, "this is a folder; name the weights file in it"));
-    }
-    if metadata.len() == 0 {
-        return Ok(Bytes::Empty); // an empty file cannot be mapped
-    }
-    map(&file).map(Bytes::Mapped).map_err(Error::io(path))
-}
-
-#[allow(unsafe_code)]
-fn map(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only, and the caller copies what it needs before it returns. If another process shortens
-    // the file meanwhile, this process ends with a bus error, as with every mapped checkpoint; this project replaces
-    // files by renaming and never shortens them in place.
-    unsafe { memmap2::Mmap::map(file) }
-}
-
-enum Bytes {
-    Empty,
-    Mapped(memmap2::Mmap),
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Empty => &[],
-            Self::Mapped(map) => map,
-        }
-    }
 }
 
 /// The kind of a file, judged by its first bytes.

@@ -148,9 +148,10 @@ impl Index {
                 return Err(Error::format(&path, format!("{field} is {number}, not a number from 1 to {MOST}")));
             }
         }
-        for (i, shard) in index.shards.iter().enumerate() {
+        let mut files = BTreeSet::new();
+        for shard in &index.shards {
             // These files will be opened, so they must lie in the folder.
-            if shard.file.contains(['/', '\\']) || index.shards[..i].iter().any(|before| before.file == shard.file) {
+            if shard.file.contains(['/', '\\']) || !files.insert(&shard.file) {
                 return Err(Error::format(&path, format!("names the shard '{}'", shard.file)));
             }
         }

@@ -11,6 +11,7 @@
 
 use super::index::{INDEX_FILE, Index, ShardEntry};
 use super::journal::Journal;
+use super::names::NAMES_FILE;
 use super::{FeatureStore, StoreSummary};
 use crate::files::{atomic_write, hex, read_json, remove_leftovers};
 use crate::{Error, Result};
@@ -199,7 +200,8 @@ impl Merge {
         let begun = store.join(PLAN_FILE);
         if parts.is_empty() && !begun.exists() {
             return match store.join(INDEX_FILE).exists() {
-                true => Ok(None),
+                // What is left to do where a merge was killed at its very end.
+                true => FeatureStore::open(store)?.write_names().map(|()| None),
                 false => Err(Error::format(store, "holds no parts; extract them with --part K/N")),
             };
         }
@@ -239,7 +241,7 @@ impl Merge {
         for part in &self.parts {
             remove_leftovers(part, |_| true);
             let shards = self.plan.from.iter().map(|from| self.store.join(from)).filter(|from| from.starts_with(part));
-            let others = [INDEX_FILE, LIST_FILE, "failures.csv"].map(|name| part.join(name));
+            let others = [INDEX_FILE, LIST_FILE, NAMES_FILE, "failures.csv"].map(|name| part.join(name));
             // What else lies there is not ours to delete, and the folder then stays.
             shards.chain(others).for_each(|file| drop(std::fs::remove_file(file)));
             if let Err(error) = std::fs::remove_dir(part) {
@@ -248,6 +250,7 @@ impl Merge {
         }
         std::fs::remove_file(&begun).map_err(Error::io(&begun))?;
         let store = FeatureStore::open(&self.store)?;
+        store.write_names()?;
         Ok(StoreSummary::of(&store, self.store.clone()))
     }
 }
@@ -325,7 +328,7 @@ fn check(store: &Path, parts: &[Part], failed: impl Fn(&Path) -> Result<Vec<Stri
         if !missing.is_empty() {
             return refuse(format!("part {part} lacks {}; {again}", counted("image", &missing)));
         }
-        if let Some(twice) = there.names().iter().find(|name| !names.insert(name.to_string())) {
+        if let Some(twice) = there.names().find(|name| !names.insert(name.to_string())) {
             return refuse(format!(
                 "'{twice}' is in part {part} and in an earlier one; delete one part and extract it again"
             ));

@@ -2,30 +2,47 @@
 
 use super::index::{Index, StoreInfo};
 use super::journal::Journal;
-use super::shard::{Layout, Shard};
+use super::names::{NAMES_FILE, Names};
+use super::shard::{Layout, OpenFiles, Shard};
 use super::{Regions, ShardEntry, StoreFolders};
-use crate::{Error, Result};
+use crate::{Error, Result, image_names};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-/// The images of a store, by number (their order in the shards) or by name. Opening reads the names only; regions are
-/// read on request.
+/// The images of a store, by number (their order in the shards) or by name. Opening costs the same for any number of images:
+/// names are looked up in a mapped file, and a shard is opened when one of its images is first read.
 #[derive(Debug)]
 pub struct FeatureStore {
     /// For messages: the folder, or of several all their names.
     folder: PathBuf,
     folders: StoreFolders,
     info: StoreInfo,
-    shards: Vec<Shard>,
+    /// Each folder's names, with the number of its first image.
+    names: Vec<(usize, Names)>,
+    shards: Vec<ShardPlace>,
     /// Number of the first image of each shard.
     first: Vec<usize>,
-    names: Vec<String>,
-    /// Image numbers in the order of their names.
-    by_name: Vec<u32>,
+    files: Arc<OpenFiles>,
+    images: usize,
+    bytes: u64,
+}
+
+/// A shard that may have been opened.
+#[derive(Debug)]
+struct ShardPlace {
+    path: PathBuf,
+    images: usize,
+    /// Which folder it is in.
+    folder: usize,
+    layout: Arc<Layout>,
+    opened: OnceLock<Shard>,
+    /// Set once the names in the shard were found to be those of the table.
+    is_named: OnceLock<()>,
 }
 
 impl FeatureStore {
-    /// Opens the shards (one open file each) and reads the names. Several folders are read as one store: their images one
-    /// after another, with as many regions per image as the folder with the most has room for.
+    /// Opens a store. Several folders are read as one: their images one after another, with as many regions per image as the
+    /// folder with the most has room for.
     ///
     /// # Errors
     /// Returns an error that names the file if a folder is not a store, a shard is missing, truncated or not what
@@ -34,48 +51,108 @@ impl FeatureStore {
         let folders = folders.into();
         let mut store = Self {
             info: StoreInfo::default(),
+            names: Vec::new(),
             shards: Vec::new(),
             first: Vec::new(),
-            names: Vec::new(),
-            by_name: Vec::new(),
+            files: OpenFiles::new(),
+            images: 0,
+            bytes: 0,
             folder: folders.to_string().into(),
             folders,
         };
         if store.folders.paths().is_empty() {
             return Err(Error::Argument("no feature store is named".into()));
         }
-        for (number, folder) in store.folders.paths().iter().enumerate() {
-            let Index { info, shards, .. } = Index::read(folder)?;
-            let layout = Layout::of(&info);
-            store.info =
-                if number == 0 { info } else { together(&store.info, info, &store.folders.paths()[0], folder)? };
-            for ShardEntry { file, images } in shards {
-                let mut shard = Shard::open(&folder.join(&file), &layout)?;
-                if shard.images != images {
-                    let reason = format!("{} images, but index.json says {images}", shard.images);
-                    return Err(Error::format(&shard.path, reason));
+        for number in 0..store.folders.paths().len() {
+            store.add(number)?;
+        }
+        for (number, (_, names)) in store.names.iter().enumerate() {
+            for (before, (_, others)) in store.names[..number].iter().enumerate() {
+                if let Some(name) = names.shared_with(others) {
+                    let [a, b] = [before, number].map(|number| store.folders.paths()[number].display());
+                    return Err(Error::format(&store.folder, format!("the image '{name}' is in {a} and in {b}")));
                 }
-                store.first.push(store.names.len());
-                store.names.extend(shard.take_names());
-                store.shards.push(shard);
             }
         }
-        let names = &store.names;
-        store.by_name = (0..names.len() as u32).collect();
-        store.by_name.sort_unstable_by(|&a, &b| names[a as usize].cmp(&names[b as usize]));
-        if let Some(pair) = store.by_name.windows(2).find(|pair| names[pair[0] as usize] == names[pair[1] as usize]) {
-            let name = &names[pair[0] as usize];
-            let folder = |image: u32| store.locate(image as usize).ok()?.0.path.parent();
-            let (a, b) = (folder(pair[0].min(pair[1])), folder(pair[0].max(pair[1])));
-            let twice = match (a, b) {
-                (Some(a), Some(b)) if a != b => {
-                    format!("the image '{name}' is in {} and in {}", a.display(), b.display())
-                }
-                _ => format!("holds the image '{name}' twice"),
-            };
-            return Err(Error::format(&store.folder, twice));
-        }
         Ok(store)
+    }
+
+    /// Adds a folder's images.
+    fn add(&mut self, number: usize) -> Result<()> {
+        let folder = self.folders.paths()[number].clone();
+        let index = Index::read(&folder)?;
+        let (names, images) = (Names::open(&folder, &index)?, index.images());
+        let layout = Arc::new(Layout::of(&index.info));
+        let own = self.shards.len()..self.shards.len() + index.shards.len();
+        for ShardEntry { file, images } in &index.shards {
+            let (path, images) = (folder.join(file), *images);
+            self.first.push(self.images);
+            self.images = self.images.saturating_add(images);
+            let (layout, folder, opened, is_named) = (Arc::clone(&layout), number, OnceLock::new(), OnceLock::new());
+            self.shards.push(ShardPlace { path, images, folder, layout, opened, is_named });
+        }
+        // A shard that is missing or cut off is found now and not in the middle of an epoch. The first one's header must agree with
+        // the sizes in the index, by which callers reserve memory.
+        let mut sizes = Vec::with_capacity(own.len());
+        for (i, shard) in own.clone().enumerate() {
+            let size = std::fs::metadata(&self.shards[shard].path).map(|about| about.len()).unwrap_or(0);
+            if i == 0 || names.as_ref().and_then(|names| names.shard_bytes(i)) != Some(size) {
+                self.header(shard)?;
+            }
+            sizes.push(size);
+            self.bytes += size;
+        }
+        let names = match names {
+            Some(names) => names,
+            None => {
+                let filled = own.clone().filter(|shard| self.shards[*shard].images > 0);
+                let joined = filled.map(|shard| self.header(shard)?.names()).collect::<Result<Vec<_>>>()?;
+                let twice = |name| Error::format(&folder, format!("holds the image '{name}' twice"));
+                Names::build(&joined.join("\n"), images, &sizes)?.map_err(twice)?
+            }
+        };
+        self.names.push((self.images - images, names));
+        let folder = self.folders.paths()[0].clone();
+        self.info = match number {
+            0 => index.info,
+            _ => together(&self.info, index.info, &folder, &self.folders.paths()[number])?,
+        };
+        Ok(())
+    }
+
+    /// A shard, checked against the index when it is first used.
+    fn header(&self, number: usize) -> Result<&Shard> {
+        let place = &self.shards[number];
+        if let Some(shard) = place.opened.get() {
+            return Ok(shard);
+        }
+        let shard = Shard::open(&place.path, &place.layout, number, &self.files)?;
+        if shard.images != place.images {
+            let reason = format!("{} images, but index.json says {}", shard.images, place.images);
+            return Err(Error::format(&shard.path, reason));
+        }
+        Ok(place.opened.get_or_init(|| shard))
+    }
+
+    /// A shard that holds the images which the table of names says it does.
+    fn shard(&self, number: usize) -> Result<&Shard> {
+        let (shard, place) = (self.header(number)?, &self.shards[number]);
+        if place.is_named.get().is_none() {
+            let (first, names) = &self.names[place.folder];
+            let start = self.first[number] - first;
+            if shard.names()?.as_bytes() != names.joined(start..start + place.images) {
+                let path = self.folders.paths()[place.folder].join(NAMES_FILE);
+                let reason = format!("names other images than {} holds; delete it and run again", place.path.display());
+                return Err(Error::format(path, reason));
+            }
+            place.is_named.get_or_init(|| ());
+        }
+        Ok(shard)
+    }
+
+    /// Writes each folder's table of names where there is none.
+    pub(super) fn write_names(&self) -> Result<()> {
+        self.folders.paths().iter().zip(&self.names).try_for_each(|(folder, (_, names))| names.write(folder))
     }
 
     /// The properties that all images share.
@@ -90,25 +167,35 @@ impl FeatureStore {
 
     /// How many images there are.
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.images
     }
 
     /// Whether there is no image.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.images == 0
     }
 
     /// The images' names, by number.
-    pub fn names(&self) -> &[String] {
-        &self.names
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.names.iter().flat_map(|(_, names)| (0..names.len()).map(|number| names.get(number)))
+    }
+
+    /// The name of an image, by number; empty if there is no such image.
+    pub fn name(&self, image: usize) -> &str {
+        let folder = self.names.partition_point(|(first, _)| *first <= image).checked_sub(1);
+        // Of folders that start at the same number, the last is not empty.
+        folder.map(|folder| &self.names[folder]).map_or("", |(first, names)| names.get(image - first))
     }
 
     /// The number of the image with this name.
     pub fn index_of(&self, name: &str) -> Option<usize> {
-        self.by_name
-            .binary_search_by(|&i| self.names[i as usize].as_str().cmp(name))
-            .ok()
-            .map(|position| self.by_name[position] as usize)
+        self.find(name).filter(|image| self.name(*image) == name)
+    }
+
+    /// The number of the image that `name` refers to, as [`NameFinder`](crate::image_names::NameFinder) finds it: other folders,
+    /// another extension and another Unicode form are found where only one image can be meant.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        image_names::find(self.names.iter().map(|(first, names)| (*first, names)), name)
     }
 
     /// How many shards there are.
@@ -118,7 +205,7 @@ impl FeatureStore {
 
     /// Bytes of all shards.
     pub fn size_on_disk(&self) -> u64 {
-        self.shards.iter().map(Shard::size_on_disk).sum()
+        self.bytes
     }
 
     /// Whether a writer is at work in a folder of it or was killed there, so that images may be missing.
@@ -136,7 +223,7 @@ impl FeatureStore {
         }
         // `first` starts with 0, so at least one shard starts at or before any image.
         let shard = self.first.partition_point(|&first| first <= image) - 1;
-        Ok((&self.shards[shard], image - self.first[shard]))
+        Ok((self.shard(shard)?, image - self.first[shard]))
     }
 
     /// All of one image, by number.
@@ -225,7 +312,7 @@ impl FeatureStore {
         let (shard, row) = self.locate(image)?;
         let n = shard.num_regions(row)?;
         if region >= n {
-            return Err(Error::Argument(format!("region {region} of '{}', which has {n}", self.names[image])));
+            return Err(Error::Argument(format!("region {region} of '{}', which has {n}", self.name(image))));
         }
         let mut features = Vec::with_capacity(self.info.feature_dim);
         shard.features(row, region..region + 1, &mut features)?;

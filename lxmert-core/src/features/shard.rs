@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const NAMES: &str = "names";
 
@@ -144,31 +145,62 @@ pub(super) fn write_shard(
     })
 }
 
+/// Open files of a store's shards, a few at a time: a large store has more shards than a process may have open files. Opening one
+/// again costs little beside a row.
+#[derive(Debug)]
+pub(super) struct OpenFiles([Mutex<Option<OpenFile>>; Self::MOST]);
+
+#[derive(Debug)]
+struct OpenFile {
+    shard: usize,
+    file: Arc<File>,
+}
+
+impl OpenFiles {
+    const MOST: usize = 128;
+
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self([const { Mutex::new(None) }; Self::MOST]))
+    }
+
+    /// The file of a store's shard, by its number.
+    fn open(&self, shard: usize, path: &Path) -> Result<Arc<File>> {
+        let mut place = self.0[shard % Self::MOST].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = place.as_ref().filter(|open| open.shard == shard) {
+            return Ok(Arc::clone(&open.file));
+        }
+        let file = Arc::new(File::open(path).map_err(Error::io(path))?);
+        *place = Some(OpenFile { shard, file: Arc::clone(&file) });
+        Ok(file)
+    }
+}
+
 /// A shard whose header agrees with the store. Rows are read on request. The file is not mapped into memory: the pages
 /// that random batches touch would stay resident until the whole store is.
 #[derive(Debug)]
 pub(super) struct Shard {
     pub path: PathBuf,
     pub images: usize,
-    file: File,
-    /// Bytes of the file.
-    size: u64,
+    /// Its number in the store, and where it gets its file.
+    number: usize,
+    files: Arc<OpenFiles>,
     /// Where each column of the layout starts in the file.
     starts: Vec<u64>,
-    /// The images' names, joined by line feeds.
-    names: String,
-    layout: Layout,
+    /// Where the images' names are, joined by line feeds.
+    names: Range<u64>,
+    layout: Arc<Layout>,
 }
 
 impl Shard {
-    pub fn open(path: &Path, layout: &Layout) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
+    pub fn open(path: &Path, layout: &Arc<Layout>, number: usize, files: &Arc<OpenFiles>) -> Result<Self> {
+        let file = files.open(number, path)?;
         let size = file.metadata().map_err(Error::io(path))?.len();
         let fault = |reason: String| {
             Error::format(path, format!("{reason}; delete this file and extract again; the other images are kept"))
         };
         let broken = |error| fault(format!("the shard is cut off or not safetensors ({error})"));
-        let header = header_of(&file, size).map_err(|error| broken(error.to_string()))?;
+        let header = header_of(size, |offset, bytes| read_at(&file, offset, bytes))
+            .map_err(|error| broken(error.to_string()))?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
         let data = 8 + header.len();
         let names = metadata.info(NAMES).ok_or_else(|| fault("no tensor 'names'".into()))?;
@@ -193,26 +225,24 @@ impl Shard {
             }
             starts.push((data + info.data_offsets.0) as u64);
         }
-        let mut bytes = vec![0; names.data_offsets.1 - names.data_offsets.0];
-        read_at(&file, (data + names.data_offsets.0) as u64, &mut bytes).map_err(Error::io(path))?;
+        let names = (data + names.data_offsets.0) as u64..(data + names.data_offsets.1) as u64;
+        let (path, layout, files) = (path.to_path_buf(), Arc::clone(layout), Arc::clone(files));
+        Ok(Self { path, images, number, files, starts, names, layout })
+    }
+
+    /// The images' names, in order, joined by line feeds.
+    pub fn names(&self) -> Result<String> {
+        let mut bytes = vec![0; (self.names.end - self.names.start) as usize];
+        let file = self.files.open(self.number, &self.path)?;
+        read_at(&file, self.names.start, &mut bytes).map_err(Error::io(&self.path))?;
         let names = String::from_utf8(bytes)
-            .map_err(|error| Error::format(path, format!("the names are not UTF-8: {error}")))?;
-        let count = if images == 0 { 0 } else { names.split('\n').count() };
-        if count != images {
-            return Err(fault(format!("{count} names for {images} images")));
+            .map_err(|error| Error::format(&self.path, format!("the names are not UTF-8: {error}")))?;
+        let count = if self.images == 0 { 0 } else { names.split('\n').count() };
+        if count != self.images {
+            let reason = format!("{count} names for {} images; delete this file and extract again", self.images);
+            return Err(Error::format(&self.path, reason));
         }
-        Ok(Self { path: path.to_path_buf(), images, file, size, starts, names, layout: layout.clone() })
-    }
-
-    /// The images' names, in order, which it then has no longer.
-    pub fn take_names(&mut self) -> Vec<String> {
-        let names = std::mem::take(&mut self.names);
-        names.split('\n').take(self.images).map(String::from).collect()
-    }
-
-    /// The images' names, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.split('\n').take(self.images)
+        Ok(names)
     }
 
     /// Calls `take` with the bytes of `numbers` in an image's row of a column, block by block. `image` must be less
@@ -223,10 +253,11 @@ impl Shard {
         let Column { bytes: row, number, .. } = &self.layout.columns[column];
         let start = self.starts[column] + (image * row.len() + numbers.start * number) as u64;
         let bytes = numbers.len() * number;
+        let file = self.files.open(self.number, &self.path)?;
         let mut block = [0; BLOCK];
         for at in (0..bytes).step_by(BLOCK) {
             let block = &mut block[..BLOCK.min(bytes - at)];
-            read_at(&self.file, start + at as u64, block).map_err(Error::io(&self.path))?;
+            read_at(&file, start + at as u64, block).map_err(Error::io(&self.path))?;
             take(block);
         }
         Ok(())
@@ -260,7 +291,7 @@ impl Shard {
 
     /// Appends the features of a range of an image's regions, as `f32`.
     pub fn features(&self, image: usize, regions: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        let Layout { feature_dim, dtype, .. } = self.layout;
+        let Layout { feature_dim, dtype, .. } = *self.layout;
         self.read(0, image, regions.start * feature_dim..regions.end * feature_dim, |bytes| match dtype {
             StoreDtype::F32 => out.extend(f32s(bytes)),
             StoreDtype::F16 => widen(bytes, out, half::f16::from_le_bytes, |half, out| half.convert_to_f32_slice(out)),
@@ -318,23 +349,19 @@ impl Shard {
             attributes,
         })
     }
-
-    pub fn size_on_disk(&self) -> u64 {
-        self.size
-    }
 }
 
-/// A safetensors file's header.
-fn header_of(file: &File, size: u64) -> std::io::Result<Vec<u8>> {
+/// The header of a safetensors file of `size` bytes, which `read(offset, &mut bytes)` reads.
+pub(super) fn header_of(size: u64, read: impl Fn(u64, &mut [u8]) -> std::io::Result<()>) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 8];
-    read_at(file, 0, &mut length)?;
+    read(0, &mut length)?;
     let length = u64::from_le_bytes(length);
     // Check the length against the file before allocating that much memory.
     if length.saturating_add(8) > size {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
     let mut header = vec![0; length as usize];
-    read_at(file, 8, &mut header)?;
+    read(8, &mut header)?;
     Ok(header)
 }
 

@@ -2,12 +2,14 @@
 
 use super::index::{INDEX_FILE, Index, MOST, ShardEntry, StoreInfo};
 use super::journal::{Journal, MAX_NAME};
-use super::shard::{Layout, Shard, write_shard};
+use super::names::NAMES_FILE;
+use super::shard::{Layout, OpenFiles, Shard, write_shard};
 use super::{FeatureStore, Regions, parts};
 use crate::files::UNFINISHED;
 use crate::{Error, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A shard is closed when it reaches this size: large enough that a data set is few files, small enough that copying
 /// the journal into it takes a second.
@@ -17,7 +19,7 @@ const SHARD_BYTES: usize = 256 << 20;
 pub struct StoreWriter {
     folder: PathBuf,
     index: Index,
-    layout: Layout,
+    layout: Arc<Layout>,
     journal: Journal,
     names: HashSet<String>,
     images_per_shard: usize,
@@ -70,7 +72,7 @@ impl StoreWriter {
         } else {
             refuse_foreign(&folder)?;
         }
-        let layout = Layout::of(&info);
+        let layout = Arc::new(Layout::of(&info));
         let journal = Journal::open(&folder, layout.row_bytes())?;
         // Read it again, now that no other writer can be at work.
         let index = match there {
@@ -97,14 +99,14 @@ impl StoreWriter {
                 changed = true;
                 continue;
             }
-            let shard = Shard::open(&path, &self.layout)?;
+            let shard = Shard::open(&path, &self.layout, 0, &OpenFiles::new())?;
             self.take_in(&shard, entry)?;
         }
         // The killed writer may have renamed a shard and not yet written the index.
         let file = self.next_file();
         let path = self.folder.join(&file);
         if path.exists() {
-            match Shard::open(&path, &self.layout) {
+            match Shard::open(&path, &self.layout, 0, &OpenFiles::new()) {
                 Ok(shard) => {
                     let images = shard.images;
                     self.take_in(&shard, ShardEntry { file, images })?;
@@ -114,7 +116,7 @@ impl StoreWriter {
             }
         }
         if changed {
-            self.index.write(&self.folder)?;
+            self.write_index()?;
         }
         let names = &self.names;
         self.journal.retain(|name| !names.contains(name));
@@ -139,7 +141,7 @@ impl StoreWriter {
                 format!("{} images, but index.json says {}; it is from another store", shard.images, entry.images),
             ));
         }
-        for name in shard.names() {
+        for name in shard.names()?.split('\n').take(shard.images) {
             if !self.names.insert(name.to_string()) {
                 return Err(Error::format(&shard.path, format!("holds '{name}', which another shard holds too")));
             }
@@ -203,11 +205,20 @@ impl StoreWriter {
             journal.part(image, range, bytes)
         })?;
         self.index.shards.push(ShardEntry { file, images: names.len() });
-        self.index.write(&self.folder)?;
+        self.write_index()?;
         self.journal.clear()
     }
 
-    /// Writes what is left into a last shard and removes the journal. Opening the folder again allows adding more.
+    /// Writes the index after a change of the shards, without the table of names, which would be of the shards before.
+    fn write_index(&mut self) -> Result<()> {
+        let names = self.folder.join(NAMES_FILE);
+        match std::fs::remove_file(&names) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&names)(error)),
+            _ => self.index.write(&self.folder),
+        }
+    }
+
+    /// Writes what is left into a last shard, writes the table of names, and removes the journal. Opening the folder again allows adding more.
     ///
     /// # Errors
     /// Returns an error if the disk is full.
@@ -215,8 +226,9 @@ impl StoreWriter {
         if self.journal.len() > 0 {
             self.seal()?;
         }
-        self.journal.remove()?;
         let store = FeatureStore::open(&self.folder)?;
+        store.write_names()?;
+        self.journal.remove()?;
         Ok(StoreSummary::of(&store, self.folder))
     }
 }

@@ -11,12 +11,14 @@
 mod append_log;
 mod atomic;
 mod folder_draft;
+mod map;
 mod text;
 
 pub use append_log::AppendLog;
 pub(crate) use atomic::UNFINISHED;
 pub use atomic::{atomic_write, remove_leftovers};
 pub use folder_draft::FolderDraft;
+pub(crate) use map::{Bytes, map_file};
 pub use text::{Fields, open_text, read_json, read_text};
 
 use crate::{Error, Result};

@@ -15,7 +15,8 @@
 //! On the CPU, inference uses [`inference`] for backbone, pyramid, proposal head and region features: the same network
 //! with prepacked weights.
 //!
-//! [`DetectorConfig`] describes a detector; [`visual_genome`] has those of bottom-up attention. [`Network`] holds the
+//! [`DetectorConfig`] describes a detector; [`visual_genome`] has those of bottom-up attention, [`grid_feats`]
+//! that of grid features. [`Network`] holds the
 //! weights of the trained stages and is used for training; [`Detector`] runs everything on one image.
 
 pub mod anchors;
@@ -25,6 +26,7 @@ pub mod config;
 pub mod detect;
 mod expected;
 pub mod fpn;
+pub mod grid_feats;
 pub mod inference;
 pub mod layers;
 mod names;

@@ -22,6 +22,8 @@ pub(super) fn detectron2(name: &str) -> String {
         "rpn.head.conv.0.0" => "conv",
         "rpn.head.cls_logits" => "objectness_logits",
         "rpn.head.bbox_pred" => "anchor_deltas",
+        "roi_heads.box_head.fc6" => return format!("roi_heads.box_head.fc1.{parameter}"),
+        "roi_heads.box_head.fc7" => return format!("roi_heads.box_head.fc2.{parameter}"),
         _ => return name.to_string(),
     };
     format!("proposal_generator.rpn_head.{head}.{parameter}")
@@ -58,6 +60,7 @@ mod tests {
             ("rpn.head.conv.0.0.bias", "proposal_generator.rpn_head.conv.bias"),
             ("rpn.head.cls_logits.weight", "proposal_generator.rpn_head.objectness_logits.weight"),
             ("rpn.head.bbox_pred.bias", "proposal_generator.rpn_head.anchor_deltas.bias"),
+            ("roi_heads.box_head.fc7.weight", "roi_heads.box_head.fc2.weight"),
             ("roi_heads.box_predictor.fc_attr.weight", "roi_heads.box_predictor.fc_attr.weight"),
         ] {
             assert_eq!(detectron2(torchvision), expected);

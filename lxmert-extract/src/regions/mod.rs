@@ -130,6 +130,10 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
         let reason = format!("{} has patches, not detections: give --regions 7x7", folder.display());
         return Err(Error::Argument(reason).into());
     }
+    if *options.detector == DetectorChoice::GridFeats && !matches!(options.regions, RegionChoice::Cells(_)) {
+        let reason = "grid-feats gives cells of its last map, not detections: give --regions cells:8, or another number up to 32";
+        return Err(Error::Argument(reason.into()).into());
+    }
     let SourceOptions { detector, weights, precision, swap_channels, .. } = *options;
     let load = || choice::load(detector, weights, precision, swap_channels, device, show_progress);
     Ok(match options.regions {

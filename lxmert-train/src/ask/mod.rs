@@ -11,7 +11,6 @@ use lxmert_core::boxes::to_pixels;
 use lxmert_core::cli::{check_interrupt, print, print_line};
 use lxmert_core::features::FeatureStore;
 use lxmert_core::files::read_text;
-use lxmert_core::image_names::NameFinder;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::finder::{Finder, FinderArgs, Found};
 use lxmert_extract::images::{DecodedImage, decode_file};
@@ -247,8 +246,8 @@ fn read(entry: &ImageEntry) -> Result<DecodedImage> {
 }
 
 fn stored(store: &FeatureStore, name: &str) -> Result<Found> {
-    let index = NameFinder::new(store.names()).find(name).ok_or_else(|| {
-        let some = store.names().iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let index = store.find(name).ok_or_else(|| {
+        let some = store.names().take(3).collect::<Vec<_>>().join(", ");
         Error::file(store.folder(), format!("no image '{name}' here; there are {some} and others"))
     })?;
     Ok(Found { regions: store.regions(index)?, info: store.info().clone() })

@@ -8,7 +8,6 @@ use super::splits::{Split, Splits};
 use crate::{Error, Result};
 use lxmert_core::captions::{Captions, read_hard_negatives};
 use lxmert_core::features::FeatureStore;
-use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use std::collections::HashSet;
 
@@ -83,8 +82,7 @@ impl CaptionedImages {
         };
 
         let (found, missing) = {
-            let found =
-                names::find_all(&store, &NameFinder::new(store.names()), &captions.images, allow_missing_images)?;
+            let found = names::find_all(&store, &captions.images, allow_missing_images)?;
             let without = captions.images.iter().zip(&found).filter(|(_, found)| found.is_none());
             let missing = without.map(|(name, _)| name.clone()).collect();
             (found, missing)

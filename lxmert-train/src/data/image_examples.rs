@@ -9,7 +9,6 @@ use super::sentences::Sentences;
 use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
-use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -118,11 +117,10 @@ impl<T: ImageExample<IMAGES>, const IMAGES: usize> ImageExamples<T, IMAGES> {
         (text, max_length): (&WordPiece, usize),
         allow_missing_images: bool,
     ) -> Result<Self> {
-        let finder = NameFinder::new(store.names());
         let (mut all, mut store_index, mut images) = (Vec::new(), Vec::new(), 0);
         for path in files {
             let (names, examples) = T::read(path, split)?;
-            let found = names::find_all(store, &finder, &names, allow_missing_images)?;
+            let found = names::find_all(store, &names, allow_missing_images)?;
             images += found.iter().flatten().count();
             for example in examples {
                 let index = example.images().map(|image| found[image]);

@@ -2,23 +2,17 @@
 
 use crate::{Error, Result};
 use lxmert_core::features::FeatureStore;
-use lxmert_core::image_names::NameFinder;
 
 /// Maximum fraction of images without features: a detector fails on a damaged file now and then, but the store of
 /// another data set must be rejected.
 const MISSING_ALLOWED: f64 = 0.01;
 
-/// The number in `store` of each of `names`, found by `finder`; `None` for those without features.
+/// The number in `store` of each of `names`; `None` for those without features.
 ///
 /// # Errors
 /// Returns an error if more than 1 % of them lack features (unless `allow_missing`), or if all do.
-pub fn find_all(
-    store: &FeatureStore,
-    finder: &NameFinder,
-    names: &[String],
-    allow_missing: bool,
-) -> Result<Vec<Option<usize>>> {
-    let found: Vec<Option<usize>> = names.iter().map(|name| finder.find(name)).collect();
+pub fn find_all(store: &FeatureStore, names: &[String], allow_missing: bool) -> Result<Vec<Option<usize>>> {
+    let found: Vec<Option<usize>> = names.iter().map(|name| store.find(name)).collect();
     let mut without = names.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(name, _)| name.as_str());
     let examples = without.by_ref().take(3).collect::<Vec<_>>();
     let (missing, total) = (examples.len() + without.count(), names.len());
@@ -63,10 +57,9 @@ pub(super) mod tests {
     fn rejects_too_many_images_without_features() {
         let folder = tempfile::tempdir().unwrap();
         let store = store_of(folder.path(), &["photos/a.jpg", "b.jpg"]);
-        let finder = NameFinder::new(store.names());
         let find = |names: &[&str], allow_missing: bool| {
             let names = names.iter().map(ToString::to_string).collect::<Vec<_>>();
-            find_all(&store, &finder, &names, allow_missing).map_err(|error| error.to_string())
+            find_all(&store, &names, allow_missing).map_err(|error| error.to_string())
         };
         assert_eq!(find(&["a", "c"], true).unwrap(), [Some(0), None]);
         let error = find(&["a", "c"], false).unwrap_err();

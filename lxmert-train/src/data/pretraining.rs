@@ -13,7 +13,6 @@ use crate::{Error, Result};
 use lxmert_core::answers::AnswerTable;
 use lxmert_core::captions::Captions;
 use lxmert_core::features::FeatureStore;
-use lxmert_core::image_names::NameFinder;
 use lxmert_core::text::WordPiece;
 use rand::Rng;
 use serde::Deserialize;
@@ -216,7 +215,6 @@ fn check(entry: &Entry) -> std::result::Result<(), String> {
 /// Collects examples; sentences are tokenised in large chunks.
 struct Builder<'a> {
     store: &'a FeatureStore,
-    finder: NameFinder<'a>,
     options: ReadOptions<'a>,
     data: PretrainingSentences,
     waiting: Vec<String>,
@@ -229,7 +227,6 @@ impl<'a> Builder<'a> {
     fn new(store: &'a FeatureStore, options: ReadOptions<'a>) -> Self {
         Self {
             store,
-            finder: NameFinder::new(store.names()),
             options,
             data: PretrainingSentences::default(),
             waiting: Vec::new(),
@@ -259,7 +256,7 @@ impl<'a> Builder<'a> {
     ) -> Result<()> {
         let known = self.images.get(image).copied();
         let image = known.unwrap_or_else(|| {
-            let found = self.finder.find(image).map(|index| {
+            let found = self.store.find(image).map(|index| {
                 self.data.images.push(image.to_string());
                 self.data.store_index.push(index);
                 self.data.images.len() as u32 - 1
@@ -293,7 +290,7 @@ impl<'a> Builder<'a> {
         self.tokenise()?;
         let mut names: Vec<String> = self.images.into_keys().collect();
         names.sort_unstable(); // so that messages always list the same examples
-        names::find_all(self.store, &self.finder, &names, self.options.allow_missing_images)?;
+        names::find_all(self.store, &names, self.options.allow_missing_images)?;
         if self.data.is_empty() {
             let path = files.first().map_or(Path::new("no file"), PathBuf::as_path);
             return Err(Error::file(path, "the files hold no sentence for pre-training"));

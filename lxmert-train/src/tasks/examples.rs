@@ -352,7 +352,7 @@ fn whole_record<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     logits: &[f32],
 ) -> Record {
     let example = &set.examples()[number];
-    let images = set.store_index(number).map(|image| store.names()[image].as_str());
+    let images = set.store_index(number).map(|image| store.name(image));
     let image = if IMAGES == 1 { ("image", json!(images[0])) } else { ("images", json!(images.as_slice())) };
     let right = example.labelled().then(|| task.is_right(example, said));
     let shared = [image, ("sentence", json!(example.sentence())), ("right", json!(right))];
