@@ -42,9 +42,10 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
 /// them. Objects and attributes are in the order of their numbers, from 0.
 pub fn list_names(store: &FeatureStore) -> String {
     let info = store.info();
-    let kinds = [("image", store.names()), ("object", &info.label_names), ("attribute", &info.attribute_names)];
-    let lines = kinds.into_iter().flat_map(|(kind, names)| names.iter().map(move |name| format!("{kind}\t{name}\n")));
-    lines.collect()
+    let images = store.names().map(|name| ("image", name));
+    let objects = info.label_names.iter().map(|name| ("object", name.as_str()));
+    let attributes = info.attribute_names.iter().map(|name| ("attribute", name.as_str()));
+    images.chain(objects).chain(attributes).map(|(kind, name)| format!("{kind}\t{name}\n")).collect()
 }
 
 /// Describes one image: its regions, numbered from 1, with label, score and box in pixels (in 0..1 if the store does
