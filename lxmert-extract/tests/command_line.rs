@@ -116,6 +116,12 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
     inspect(&["--image", "sub/001.png"]).success().stdout(contains("64 × 48 pixels, 5 regions"));
     let numbered = |number: &str| contains(format!("\n{number:>3}  "));
     inspect(&["--image", "sub/001.png"]).stdout(numbered("1").and(numbered("5")).and(numbered("0").not()));
+    let all = inspect(&["--names"]).success().get_output().stdout.clone();
+    let all = String::from_utf8(all).unwrap();
+    assert_eq!(all.lines().filter(|line| line.starts_with("image\tsub/00")).count(), 3, "{all}");
+    let objects: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("object\t")).collect();
+    assert_eq!(objects, store.info().label_names);
+    inspect(&["--names", "--image", "sub/001.png"]).code(2);
     inspect(&["--image", "001"]).code(1).stderr(contains("did you mean 'sub/001.png'"));
 }
 
@@ -404,6 +410,12 @@ fn a_part_has_one_process_at_a_time_and_a_killed_one_is_taken_up_by_the_next() {
     assert_same_images(&place.at("store"), &place.at("whole"));
 }
 
+/// The first of the synonyms on a line of the vocabularies that ship.
+const NAME_7: &str = "ceiling fan";
+const NAME_1599: &str = "buoy";
+const NAME_0: &str = "gray";
+const NAME_399: &str = "leaning";
+
 /// A row of LXMERT's form with `n` boxes.
 fn tsv_line(name: &str, seed: u8, n: usize) -> String {
     let encode = |bytes: Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -435,6 +447,9 @@ fn imports_bottom_up_features_with_any_number_of_boxes() {
     assert_eq!(regions.boxes, [[0.0, 0.0, 0.5, 0.5], [0.25, 0.05, 1.0, 1.0]]);
     assert_eq!((regions.features[0], regions.labels[1], regions.scores[0]), (2.0, 1599, 0.9));
     assert_eq!(regions.attributes.unwrap().labels, [0, 399]);
+    // Without files of names, Visual Genome's: the vocabularies' lines 8 and 1600, and 1 and 400.
+    let inspect = program().arg("inspect").arg(place.at("store")).args(["--image", "two"]).assert().success();
+    inspect.stdout(contains(format!(" {NAME_0} {NAME_7} ")).and(contains(format!(" {NAME_399} {NAME_1599} "))));
     // A second file, of images with fewer boxes, is added to the same store.
     std::fs::write(place.at("a.tsv"), tsv_line("six", 6, 1)).unwrap();
     import().assert().success().stdout(contains("4 images"));

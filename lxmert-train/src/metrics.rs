@@ -59,6 +59,11 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// How many pairs are on the right side.
+    pub fn right(&self) -> usize {
+        (self.accuracy * self.pairs as f64).round() as usize
+    }
+
     /// Adds every measure to a set of `measures`.
     pub fn add_to(&self, measures: &mut Measures, set: &str) {
         let values = [

@@ -1,11 +1,13 @@
 //! The state from which a killed run resumes bit for bit.
 //!
-//! It is one safetensors file, written atomically: weights (`model.<name>`), AdamW's moments and, in the file's
-//! metadata, a SHA-256 of the whole file and as JSON the position: step, epoch, batch in the epoch, best epoch, the
-//! epoch's running sums, and the lengths of the logs. No random generator has a state to save: pairs, order and dropout
-//! are functions of the seed, the epoch and the step.
+//! It is one safetensors file, written atomically: weights (`model.<name>`), AdamW's moments, the weights' average
+//! (`average.<name>`) if there is one, and, in the file's metadata, a SHA-256 of the whole file and as JSON the position:
+//! step, epoch, batch in the epoch, best epoch, the epoch's running sums, and the lengths of the logs. No random generator
+//! has a state to save: pairs, order and dropout are functions of the seed, the epoch and the step.
 
+use crate::average::Average;
 use crate::measures::nan_for_null;
+use crate::run_folder::Seconds;
 use crate::sums::Sums;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -36,8 +38,8 @@ pub struct Position {
     pub metrics_bytes: u64,
     /// Length of the event file in bytes.
     pub events_bytes: u64,
-    /// Seconds spent, over all sessions.
-    pub seconds: f64,
+    /// Time spent, over all sessions.
+    pub seconds: Seconds,
 }
 
 impl Position {
@@ -67,19 +69,20 @@ pub struct Best {
 ///
 /// # Errors
 /// Returns an error if it cannot be written.
-pub fn save(path: &Path, position: &Position, optimiser: &AdamW) -> Result<()> {
+pub fn save(path: &Path, position: &Position, optimiser: &AdamW, average: Option<&Average>) -> Result<()> {
     let mut tensors = optimiser.state()?;
     tensors.extend(optimiser.parameters().map(|(name, var)| (format!("model.{name}"), var.as_tensor().clone())));
+    tensors.extend(average.into_iter().flat_map(Average::state));
     let json = serde_json::to_string(position).map_err(Error::json(path))?;
     let metadata = BTreeMap::from([("position".to_string(), json)]);
     Ok(save_verifiable_safetensors(path, &tensors, &metadata)?)
 }
 
-/// Reads the state into the optimiser's parameters and moments.
+/// Reads the state into the optimiser's parameters and moments, and into the average.
 ///
 /// # Errors
 /// Returns an error if the file is damaged or not a training state of this model.
-pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
+pub fn load(path: &Path, optimiser: &mut AdamW, average: Option<&mut Average>) -> Result<Position> {
     let position = position(path)?;
     let tensors: BTreeMap<String, Tensor> = read_tensors(path)?;
     for (name, var) in optimiser.parameters() {
@@ -95,6 +98,9 @@ pub fn load(path: &Path, optimiser: &mut AdamW) -> Result<Position> {
         var.set(&tensor.to_device(var.device())?)?;
     }
     optimiser.restore(&tensors, position.step)?;
+    if let Some(average) = average {
+        average.restore(&tensors)?;
+    }
     Ok(position)
 }
 
@@ -145,16 +151,16 @@ mod tests {
         // As a user's text could stand in it.
         let epoch_sums = Sums { parts: BTreeMap::from([("\"sha256\":\"".into(), (0.5, 1))]), ..Sums::default() };
         let saved = Position { step: 7, epoch_sums, ..Position::default() };
-        save(&path, &saved, &optimiser(0.25)).unwrap();
+        save(&path, &saved, &optimiser(0.25), None).unwrap();
         let mut fresh = optimiser(0.0);
-        assert_eq!(load(&path, &mut fresh).unwrap(), saved);
+        assert_eq!(load(&path, &mut fresh, None).unwrap(), saved);
         let (_, var) = fresh.parameters().next().unwrap();
         assert_eq!(var.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.25; 15]);
 
         let whole = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8], what: &str| {
             std::fs::write(&path, bytes).unwrap();
-            let error = load(&path, &mut optimiser(0.0)).unwrap_err().to_string();
+            let error = load(&path, &mut optimiser(0.0), None).unwrap_err().to_string();
             assert!(error.contains("state.safetensors: ") && error.contains("--overwrite"), "{what}: {error}");
         };
         for at in 0..whole.len() {

@@ -69,6 +69,7 @@ fn job(folder: &Path, task: &str, data: ExamplePaths, output: &str) -> Job {
         recipe,
         data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features").into(), ..data }),
         output: folder.join(output),
+        name: None,
         device: Device::Cpu,
         start: Start::Auto,
         allow_missing_images: false,

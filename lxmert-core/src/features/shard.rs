@@ -148,7 +148,13 @@ pub(super) fn write_shard(
 /// Open files of a store's shards, a few at a time: a large store has more shards than a process may have open files. Opening one
 /// again costs little beside a row.
 #[derive(Debug)]
-pub(super) struct OpenFiles([Mutex<Option<(usize, Arc<File>)>>; Self::MOST]);
+pub(super) struct OpenFiles([Mutex<Option<OpenFile>>; Self::MOST]);
+
+#[derive(Debug)]
+struct OpenFile {
+    shard: usize,
+    file: Arc<File>,
+}
 
 impl OpenFiles {
     const MOST: usize = 128;
@@ -160,14 +166,12 @@ impl OpenFiles {
     /// The file of a store's shard, by its number.
     fn open(&self, shard: usize, path: &Path) -> Result<Arc<File>> {
         let mut place = self.0[shard % Self::MOST].lock().unwrap_or_else(PoisonError::into_inner);
-        match &*place {
-            Some((there, file)) if *there == shard => Ok(Arc::clone(file)),
-            _ => {
-                let file = Arc::new(File::open(path).map_err(Error::io(path))?);
-                *place = Some((shard, Arc::clone(&file)));
-                Ok(file)
-            }
+        if let Some(open) = place.as_ref().filter(|open| open.shard == shard) {
+            return Ok(Arc::clone(&open.file));
         }
+        let file = Arc::new(File::open(path).map_err(Error::io(path))?);
+        *place = Some(OpenFile { shard, file: Arc::clone(&file) });
+        Ok(file)
     }
 }
 

@@ -144,11 +144,8 @@ pub fn read_annotations(dir: &Path) -> Result<Annotations> {
 
 fn write_images(folder: &Path, config: &ScenesConfig, progress: bool) -> Result<Vec<SceneRecord>> {
     fs::create_dir(folder).map_err(Error::io(folder))?;
-    let bar =
-        if progress { indicatif::ProgressBar::new(config.count as u64) } else { indicatif::ProgressBar::hidden() };
-    if let Ok(style) = indicatif::ProgressStyle::with_template("drawing scenes {wide_bar} {pos}/{len} ({eta} left)") {
-        bar.set_style(style);
-    }
+    let template = "drawing scenes [{wide_bar}] {pos}/{len} ({eta} left)";
+    let bar = lxmert_core::progress::bar(Some(config.count as u64), template, progress);
     let records = (0..config.count)
         .into_par_iter()
         .map(|index| {
