@@ -84,9 +84,9 @@ fn outputs(place: &Path, inputs: &Path, out: &Path, save: Option<&Path>) -> anyh
         output.trunk
     } else if over_two_images(&held, &config) {
         // Rows of the inputs are pairs: a statement with its left image, then with its right one.
-        let model = PairModel::new(&config, vb.clone())?;
-        said.push(("statements", model.forward(&inputs, &Pass::eval())?));
-        LxmertModel::new(&config, vb.pp("lxmert"))?.forward(&inputs, &Pass::eval())?
+        let output = PairModel::new(&config, vb)?.forward(&inputs, &Pass::eval())?;
+        said.push(("statements", output.logits));
+        output.trunk
     } else {
         let output = AnswerModel::new(&config, vb)?.forward(&inputs, &Pass::eval())?;
         said.push(("answers", output.logits));

@@ -102,7 +102,7 @@ pub struct CommonArgs {
     /// Say more (-v debug, -vv trace)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Common options")]
     pub verbose: u8,
-    /// Report errors only; no progress bar
+    /// Print results and errors only: no progress, no notes, no warnings
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Common options")]
     pub quiet: bool,
 }
@@ -212,7 +212,7 @@ impl CommonArgs {
             _ => log::LevelFilter::Trace,
         };
         let _ = env_logger::Builder::new()
-            .filter_level(log::LevelFilter::Warn)
+            .filter_level(level.min(log::LevelFilter::Warn))
             .filter_module("lxmert_core", level)
             .filter_module("lxmert_extract", level)
             .filter_module("lxmert_train", level)

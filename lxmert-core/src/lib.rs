@@ -1,6 +1,17 @@
 //! The core of the LXMERT workspace: the model of Tan & Bansal (2019), the numeric kernels under it, checkpoints, the
 //! feature store, and text. Nothing here depends on the other crates of the workspace.
 //!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`model`], [`config`] | the network, its heads and the student project's variant; `config.json` |
+//! | [`ops`] | what a sub-layer computes: kernels for the CPU and for CUDA, each beside its plain composition |
+//! | [`checkpoint`], [`pretrained`] | files of weights from anywhere, the hub; a checkpoint with its vocabulary and answers |
+//! | [`text`], [`answers`], [`answering`] | WordPiece; tables of answers; questions about an image |
+//! | [`features`], [`boxes`] | the store of each image's regions |
+//! | [`captions`], [`image_names`] | caption files in any format; names with and without folders and extensions |
+//! | [`batch`], [`losses`], [`optim`] | examples of different lengths in a batch; losses; AdamW, its schedules, clipping |
+//! | [`files`], [`nearby`], [`workspace`], [`interrupt`], [`launcher`] | whole files, typing errors, folders, signals, ranks |
+//!
 //! Two features are off by default: `cli`, the command-line code that the workspace's programs share, and `hub`,
 //! downloads from the hub.
 //!
@@ -69,6 +80,8 @@ pub mod ops;
 pub mod optim;
 pub mod pretrained;
 pub mod procedural;
+#[cfg(any(feature = "cli", feature = "hub"))]
+pub mod progress;
 pub mod text;
 pub mod workspace;
 

@@ -1,4 +1,4 @@
-//! Suggestions for a path that does not exist.
+//! Suggestions for a path or a name that does not exist.
 
 use std::io;
 use std::path::Path;
@@ -46,17 +46,18 @@ pub fn missing(path: &Path) -> Option<String> {
 
 /// Names in `folder` that are a few typos away from `name`, the nearest first.
 fn names_like(folder: &Path, name: &str) -> Vec<String> {
-    let wanted = name.to_lowercase();
-    let most = (wanted.chars().count() / 3).max(1);
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut near: Vec<(usize, String)> = names
-        .filter_map(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let slips = edits(&wanted, &name.to_lowercase());
-            (slips <= most).then(|| (slips, format!("'{name}'")))
-        })
-        .collect();
-    near.sort();
+    let names: Vec<String> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let most = (name.chars().count() / 3).max(1);
+    near(name, names.iter().map(String::as_str), most).into_iter().map(|name| format!("'{name}'")).collect()
+}
+
+/// The few of `names` that are at most `most` insertions, deletions and substitutions away from `name`, the nearest first.
+pub fn near<'a>(name: &str, names: impl IntoIterator<Item = &'a str>, most: usize) -> Vec<&'a str> {
+    let wanted = name.to_lowercase();
+    let slips = names.into_iter().map(|name| (edits(&wanted, &name.to_lowercase()), name));
+    let mut near: Vec<(usize, &str)> = slips.filter(|(slips, _)| *slips <= most).collect();
+    near.sort_unstable();
     near.into_iter().take(NAMES_SHOWN).map(|(_, name)| name).collect()
 }
 

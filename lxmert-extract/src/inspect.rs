@@ -38,6 +38,16 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     Ok(text)
 }
 
+/// Every name in the store, one a line after its kind and a tab: `image`, `object` or `attribute`, as `cut` and `grep` take
+/// them. Objects and attributes are in the order of their numbers, from 0.
+pub fn list_names(store: &FeatureStore) -> String {
+    let info = store.info();
+    let images = store.names().map(|name| ("image", name));
+    let objects = info.label_names.iter().map(|name| ("object", name.as_str()));
+    let attributes = info.attribute_names.iter().map(|name| ("attribute", name.as_str()));
+    images.chain(objects).chain(attributes).map(|(kind, name)| format!("{kind}\t{name}\n")).collect()
+}
+
 /// Describes one image: its regions, numbered from 1, with label, score and box in pixels (in 0..1 if the store does
 /// not know the size).
 ///

@@ -40,6 +40,9 @@ enum Command {
         /// Show this image's regions
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
+        /// List the names: of the images, of the objects and of the attributes
+        #[arg(long, conflicts_with = "image")]
+        names: bool,
     },
     /// Make one feature store of the parts that --part has extracted; shards are renamed, not copied
     Merge {
@@ -65,10 +68,10 @@ enum Import {
         /// Number type of the stored features
         #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
         dtype: StoreDtype,
-        /// Names of the objects, one per line; of comma-separated synonyms, the first [default: their numbers]
+        /// Names of the objects, one per line; of comma-separated synonyms, the first [default: Visual Genome's]
         #[arg(long, value_name = "FILE")]
         objects: Option<PathBuf>,
-        /// Names of the attributes, likewise [default: their numbers]
+        /// Names of the attributes, likewise [default: Visual Genome's]
         #[arg(long, value_name = "FILE")]
         attributes: Option<PathBuf>,
         /// Import only the K-th of N blocks of the rows, as --part of an extraction does; merge the parts afterwards
@@ -101,12 +104,13 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
         None => return report("extracted", &cli.extraction.run(seed, &device, progress)?),
         Some(Command::Scenes(args)) => scenes_cli::run(&args, seed, progress)?,
         Some(Command::TrainDetector(args)) => training_cli::run(&args, seed, &device, progress)?,
-        Some(Command::Inspect { store, image }) => {
+        Some(Command::Inspect { store, image, names }) => {
             let store = FeatureStore::open(store)?;
-            match image {
-                Some(name) => cli::print(inspect::describe_image(&store, &name)?)?,
-                None => cli::print(inspect::describe_store(&store)?)?,
-            }
+            cli::print(match image {
+                Some(name) => inspect::describe_image(&store, &name)?,
+                None if names => inspect::list_names(&store),
+                None => inspect::describe_store(&store)?,
+            })?;
         }
         Some(Command::Merge { store }) => {
             let merged = parts::merge(&store)?;

@@ -12,9 +12,10 @@ use crate::images;
 use crate::inputs::ImageEntry;
 use crate::regions::RegionSource;
 use crate::{Error, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use lxmert_core::cli;
 use lxmert_core::features::{Regions, StoreSummary, StoreWriter};
+use lxmert_core::progress;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -160,6 +161,7 @@ fn detect_all(
         let decoded = queues[i % queues.len()].recv().unwrap_or_else(|_| Err("its decoding thread ended".into()));
         let is_decoded = decoded.is_ok();
         let found = decoded.and_then(|input| source.regions(input).map_err(|error| error.to_string()));
+        let found = found.and_then(finite);
         match found {
             Ok(found) => {
                 refused = 0;
@@ -179,6 +181,14 @@ fn detect_all(
         bar.inc(1);
     }
     Ok((failures, false))
+}
+
+/// Regions whose features are numbers.
+fn finite(found: Regions) -> std::result::Result<Regions, String> {
+    match found.features.iter().all(|value| value.is_finite()) {
+        true => Ok(found),
+        false => Err("the network's features are NaN or infinite; its weights may be damaged".into()),
+    }
 }
 
 type Written = (StoreSummary, usize, Vec<Failure>);
@@ -202,19 +212,8 @@ fn write_all(mut store: StoreWriter, incoming: &Receiver<(String, Regions)>) -> 
 }
 
 pub(crate) fn progress_bar(length: usize, shown: bool) -> ProgressBar {
-    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(length as u64), target);
-    // The template is a constant that indicatif parses.
-    if let Ok(style) = ProgressStyle::with_template(
-        "{elapsed_precise} [{bar:30}] {human_pos}/{human_len} images, {per_sec}, {eta} left",
-    ) {
-        bar.set_style(style.progress_chars("=> ").with_key(
-            "per_sec",
-            |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
-                let _ = write!(out, "{:.1} images/s", state.per_sec());
-            },
-        ));
-    }
+    let template = "{elapsed_precise} [{wide_bar}] {human_pos}/{human_len} images, {per_sec}, {eta} left";
+    let bar = progress::bar(Some(length as u64), template, shown);
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }

@@ -1,5 +1,7 @@
 //! Runs `lxmert-extract` as a user does, with a tiny detector of random weights.
 
+#[path = "../../lxmert-core/tests/at_once/mod.rs"]
+mod at_once;
 #[cfg(target_os = "linux")]
 #[path = "../../lxmert-core/tests/faults/mod.rs"]
 mod faults;
@@ -10,10 +12,12 @@ use assert_cmd::Command;
 use base64::Engine;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
+use lxmert_core::checkpoint::{read_tensors, save_safetensors};
 use lxmert_core::features::FeatureStore;
 use lxmert_extract::detector::{DetectorConfig, Network, NormMode};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -41,7 +45,8 @@ impl Place {
             picture.save(place.at(&format!("photos/sub/{i:03}.png"))).unwrap();
         }
         std::fs::create_dir(place.at("detector")).unwrap();
-        std::fs::write(place.at("detector/config.json"), CONFIG).unwrap();
+        // With the mark that some editors put first.
+        std::fs::write(place.at("detector/config.json"), format!("\u{feff}{CONFIG}")).unwrap();
         let config: DetectorConfig = serde_json::from_str(CONFIG).unwrap();
         let weights = VarMap::new();
         let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
@@ -111,6 +116,12 @@ fn a_folder_becomes_a_store_that_inspect_shows() {
     inspect(&["--image", "sub/001.png"]).success().stdout(contains("64 × 48 pixels, 5 regions"));
     let numbered = |number: &str| contains(format!("\n{number:>3}  "));
     inspect(&["--image", "sub/001.png"]).stdout(numbered("1").and(numbered("5")).and(numbered("0").not()));
+    let all = inspect(&["--names"]).success().get_output().stdout.clone();
+    let all = String::from_utf8(all).unwrap();
+    assert_eq!(all.lines().filter(|line| line.starts_with("image\tsub/00")).count(), 3, "{all}");
+    let objects: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("object\t")).collect();
+    assert_eq!(objects, store.info().label_names);
+    inspect(&["--names", "--image", "sub/001.png"]).code(2);
     inspect(&["--image", "001"]).code(1).stderr(contains("did you mean 'sub/001.png'"));
 }
 
@@ -177,6 +188,31 @@ fn a_decoder_that_panics_fails_one_image_without_a_backtrace() {
     assert!(said.starts_with("1 images failed: see ") && said.lines().count() == 1, "{said}");
     let failures = std::fs::read_to_string(place.at("store/failures.csv")).unwrap();
     assert!(failures.contains("damaged.png,the decoder failed; the file is damaged"), "{failures}");
+}
+
+#[test]
+fn a_detector_whose_numbers_are_none_fails_and_stores_nothing() {
+    let place = Place::new(2);
+    let weights = place.at("detector/model.safetensors");
+    let good = read_tensors(&weights).unwrap();
+    let save = |value: f64, which: &str| {
+        let changed = good.iter().map(|(name, tensor)| {
+            let tensor = if name.contains(which) { ((tensor * 0.0).unwrap() + value).unwrap() } else { tensor.clone() };
+            (name.clone(), tensor)
+        });
+        save_safetensors(&weights, &changed.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+    };
+    save(f64::NAN, "");
+    place.extract("photos", "nan").assert().code(1).stderr(contains("are NaN or infinite"));
+    assert!(!place.at("nan").exists());
+    // Finite weights, but their products are not.
+    for (store, which, said) in [("all", "", "proposals are NaN"), ("head", "box_head", "features are NaN or infinite")]
+    {
+        save(3e38, which);
+        place.extract("photos", store).assert().code(1).stdout(contains("0 of 2 images extracted"));
+        let failures = std::fs::read_to_string(place.at(store).join("failures.csv")).unwrap();
+        assert!(failures.contains(said), "{failures}");
+    }
 }
 
 /// A workspace with one scene, for `extract` without arguments.
@@ -374,6 +410,12 @@ fn a_part_has_one_process_at_a_time_and_a_killed_one_is_taken_up_by_the_next() {
     assert_same_images(&place.at("store"), &place.at("whole"));
 }
 
+/// The first of the synonyms on a line of the vocabularies that ship.
+const NAME_7: &str = "ceiling fan";
+const NAME_1599: &str = "buoy";
+const NAME_0: &str = "gray";
+const NAME_399: &str = "leaning";
+
 /// A row of LXMERT's form with `n` boxes.
 fn tsv_line(name: &str, seed: u8, n: usize) -> String {
     let encode = |bytes: Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -405,6 +447,9 @@ fn imports_bottom_up_features_with_any_number_of_boxes() {
     assert_eq!(regions.boxes, [[0.0, 0.0, 0.5, 0.5], [0.25, 0.05, 1.0, 1.0]]);
     assert_eq!((regions.features[0], regions.labels[1], regions.scores[0]), (2.0, 1599, 0.9));
     assert_eq!(regions.attributes.unwrap().labels, [0, 399]);
+    // Without files of names, Visual Genome's: the vocabularies' lines 8 and 1600, and 1 and 400.
+    let inspect = program().arg("inspect").arg(place.at("store")).args(["--image", "two"]).assert().success();
+    inspect.stdout(contains(format!(" {NAME_0} {NAME_7} ")).and(contains(format!(" {NAME_399} {NAME_1599} "))));
     // A second file, of images with fewer boxes, is added to the same store.
     std::fs::write(place.at("a.tsv"), tsv_line("six", 6, 1)).unwrap();
     import().assert().success().stdout(contains("4 images"));
@@ -449,6 +494,14 @@ fn bad_rows_of_a_tsv_are_listed_and_the_others_imported() {
     }
     let store = FeatureStore::open(place.at("store")).unwrap();
     assert_eq!((store.names().collect::<Vec<_>>(), store.info().regions), (vec!["good", "last"], 3));
+    let numbers = |value: f32| [value.to_le_bytes(); 6].concat();
+    let encode = |value| base64::engine::general_purpose::STANDARD.encode(numbers(value));
+    let line = tsv_line("nan", 1, 2);
+    let (rest, _) = line.rsplit_once('\t').unwrap();
+    std::fs::write(place.at("nan.tsv"), format!("{good}{rest}\t{}\n", encode(f32::NAN))).unwrap();
+    import("nan.tsv", "nan").code(1).stdout(contains("1 of 2"));
+    let failures = std::fs::read_to_string(place.at("nan/failures.csv")).unwrap();
+    assert!(failures.contains("feature value NaN"), "{failures}");
     std::fs::write(place.at("none.tsv"), "a\tb\n").unwrap();
     import("none.tsv", "none").code(1).stderr(contains("none of its 1 rows can be read; the first: row 1: 2 columns"));
     assert!(!place.at("none").exists());
@@ -547,7 +600,7 @@ fn imports_the_student_projects_files_without_padding() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn an_extraction_and_an_import_whose_file_operations_fail_end_with_the_same_store() {
+fn extraction_import_and_merge_whose_file_operations_fail_end_with_the_same_store() {
     let Some(faults) = faults::Faults::build() else { return };
     let place = Place::new(3);
     let tsv = place.at("boxes.tsv");
@@ -571,6 +624,114 @@ fn an_extraction_and_an_import_whose_file_operations_fail_end_with_the_same_stor
         command
     };
     faults.try_all(|_| {}, import, content);
+
+    for part in ["1/2", "2/2"] {
+        place.extract("photos", "parts").args(["--quiet", "--part", part]).assert().success();
+    }
+    let copy_parts = |folder: &Path| {
+        for part in ["part-00001-of-00002", "part-00002-of-00002"] {
+            let to = folder.join("store").join(part);
+            std::fs::create_dir_all(&to).unwrap();
+            for (name, bytes) in files(&place.at("parts").join(part)) {
+                std::fs::write(to.join(name), bytes).unwrap();
+            }
+        }
+    };
+    let merge = |folder: &Path| {
+        let mut command = program();
+        command.args(["merge", "--quiet"]).arg(folder.join("store"));
+        command
+    };
+    faults.try_all(copy_parts, merge, content);
+}
+
+#[test]
+fn two_commands_at_once_on_one_store_are_right_or_refused() {
+    let place = Place::new(8);
+    let tsv = place.at("boxes.tsv");
+    std::fs::write(&tsv, (0..8).map(|i| tsv_line(&format!("{i:03}"), i, 2)).collect::<String>()).unwrap();
+    let program = || std::process::Command::new(env!("CARGO_BIN_EXE_lxmert-extract"));
+    let extract = |store: &str, more: &[&str]| {
+        let mut command = program();
+        command.args(place.arguments("photos", store)).args(["--regions", "5", "--quiet"]).args(more);
+        command
+    };
+    let import = |store: &str| {
+        let mut command = program();
+        command.args(["import", "bottom-up", "--quiet"]).arg(&tsv).arg("--output").arg(place.at(store));
+        command
+    };
+    let merge = |store: &str| {
+        let mut command = program();
+        command.args(["merge", "--quiet"]).arg(place.at(store));
+        command
+    };
+    let inspect = |store: &str| {
+        let mut command = program();
+        command.arg("inspect").arg(place.at(store));
+        command
+    };
+    let done = |mut command: std::process::Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    done(extract("extracted", &[]));
+    done(import("imported"));
+    let is_whole = |store: &str, expected: &str| assert_same_images(&place.at(store), &place.at(expected));
+
+    for round in 0..4 {
+        let name = |kind: &str| format!("{kind}-{round}");
+        let store = name("extract-extract");
+        let [a, b] = at_once::at_once([extract(&store, &[]), extract(&store, &[])]);
+        assert!(a || b, "each refused the other");
+        done(extract(&store, &[]));
+        is_whole(&store, "extracted");
+
+        let store = name("extract-import");
+        let [extracted, imported] = at_once::at_once([extract(&store, &[]), import(&store)]);
+        assert!(!(extracted && imported), "one store holds both");
+        match imported {
+            true => is_whole(&store, "imported"),
+            false => {
+                done(extract(&store, &[]));
+                is_whole(&store, "extracted");
+            }
+        }
+
+        let store = name("import-inspect");
+        assert!(at_once::at_once([import(&store), inspect(&store)])[0]);
+        is_whole(&store, "imported");
+
+        let store = name("extract-merge");
+        done(extract(&store, &["--part", "1/2"]));
+        let [_, merged] = at_once::at_once([extract(&store, &["--part", "2/2"]), merge(&store)]);
+        if !merged {
+            done(extract(&store, &["--part", "2/2"]));
+            done(merge(&store));
+        }
+        is_whole(&store, "extracted");
+
+        let store = name("merge-merge");
+        done(extract(&store, &["--part", "1/2"]));
+        done(extract(&store, &["--part", "2/2"]));
+        let [a, b] = at_once::at_once([merge(&store), merge(&store)]);
+        assert!(a || b, "each refused the other");
+        done(merge(&store));
+        is_whole(&store, "extracted");
+    }
+
+    let draw = || {
+        let mut command = program();
+        command.args(["scenes", "--quiet", "--overwrite", "--count", "40", "--output"]).arg(place.at("scenes"));
+        command
+    };
+    for _ in 0..3 {
+        let [a, b] = at_once::at_once([draw(), draw()]);
+        assert!(a || b, "each refused the other");
+        assert_eq!(std::fs::read_dir(place.at("scenes/images")).unwrap().count(), 40);
+    }
+    let hidden = std::fs::read_dir(place.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(hidden.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0, "drafts are left");
 }
 
 #[test]

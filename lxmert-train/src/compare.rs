@@ -40,7 +40,7 @@ pub struct CompareArgs {
 /// One run.
 #[derive(Debug, Serialize)]
 struct Run {
-    /// As the run was named.
+    /// Its folder, and its name if that is another.
     run: String,
     /// Whether it has finished: its measures are of the test split; otherwise of the validation split so far.
     finished: bool,
@@ -116,10 +116,7 @@ impl Run {
         };
         let records = if folder.metrics().is_file() { read_records(&folder.metrics())? } else { Vec::new() };
         let report = folder.report().is_file().then(|| Report::read(&folder.report())).transpose()?;
-        let (mut flat, mut measures) = (BTreeMap::new(), BTreeMap::new());
-        for part in [serde_json::to_value(&settings.recipe), serde_json::to_value(&settings.data)] {
-            flatten("", &part.map_err(Error::json(folder.settings()))?, &mut flat);
-        }
+        let mut measures = BTreeMap::new();
         let best = records.iter().rev().find_map(|record| match record {
             Record::Epoch(epoch) if epoch.best => Some(&epoch.validation),
             _ => None,
@@ -133,9 +130,18 @@ impl Run {
             Record::Test(_) => None,
         });
         let (epochs, steps) = report.as_ref().map(|r| (r.epochs, r.steps)).or(last).unwrap_or_default();
-        let seconds = report.as_ref().map(|report| report.training_seconds);
-        let (run, finished) = (path.display().to_string(), report.is_some());
-        Ok(Self { run, finished, epochs, steps, seconds, settings: flat, measures, records })
+        let seconds = report.as_ref().map(|report| report.seconds.training + report.seconds.validation);
+        let finished = report.is_some();
+        Ok(Self {
+            run: title(path, &settings),
+            finished,
+            epochs,
+            steps,
+            seconds,
+            settings: settings.flat(),
+            measures,
+            records,
+        })
     }
 
     /// The measure that chose the run's best epoch.
@@ -144,14 +150,11 @@ impl Run {
     }
 }
 
-/// Nested settings by name; of lists and objects in lists the whole.
-fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| flatten(key, value, into)),
-        other => {
-            into.insert(name.replace('_', "-"), other.clone());
-        }
-    }
+/// How a run is called: by its folder as given, and by its name if that is another.
+fn title(path: &Path, settings: &RunSettings) -> String {
+    let (folder, name) = (path.display().to_string(), &settings.name);
+    let same = name.is_empty() || path.file_name().is_some_and(|own| own == name.as_str());
+    if same { folder } else { format!("{name} ({folder})") }
 }
 
 /// The names of settings in which runs differ.

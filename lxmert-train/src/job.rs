@@ -8,6 +8,7 @@ use crate::run_folder::RunFolder;
 use crate::{Error, Result};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct Job {
     pub data: Data,
     /// The run folder.
     pub output: PathBuf,
+    /// The run's name; `None` for the name that it has already, or its folder's.
+    pub name: Option<String>,
     /// Where to compute.
     pub device: Device,
     /// How to handle an existing run.
@@ -59,7 +62,8 @@ impl Job {
     pub fn settings(&self) -> Result<RunSettings> {
         let sha256 = |path: PathBuf| Ok((path.display().to_string(), lxmert_core::files::sha256(&path)?));
         let files = self.data.files().into_iter().map(sha256).collect::<Result<_>>()?;
-        Ok(RunSettings { recipe: self.recipe.clone(), data: self.data.clone(), files })
+        let name = self.name.clone().unwrap_or_default();
+        Ok(RunSettings { name, recipe: self.recipe.clone(), data: self.data.clone(), files })
     }
 
     /// How to load captioned images.
@@ -77,6 +81,9 @@ impl Job {
 /// The settings of a run, saved in its `run.json`. A run is resumed only with the same settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
+    /// The run's name in reports and logs; a resumed run may have another.
+    #[serde(default)]
+    pub name: String,
     /// What to train and how.
     pub recipe: Recipe,
     /// The data.
@@ -103,6 +110,19 @@ impl RunSettings {
         })
     }
 
+    /// The recipe and the data as names and values. Objects are taken apart, and lists are one value. A name that both have is
+    /// the recipe's; the data's has `data-` before it.
+    pub fn flat(&self) -> BTreeMap<String, Value> {
+        let (mut flat, mut data) = (BTreeMap::new(), BTreeMap::new());
+        flatten("", &serde_json::to_value(&self.recipe).unwrap_or_default(), &mut flat);
+        flatten("", &serde_json::to_value(&self.data).unwrap_or_default(), &mut data);
+        for (name, value) in data {
+            let name = if flat.contains_key(&name) { format!("data-{name}") } else { name };
+            flat.insert(name, value);
+        }
+        flat
+    }
+
     /// One line per setting in which a run (`self`) differs from what is now asked for, and per file that has changed.
     pub fn differences(&self, asked: &Self) -> Vec<String> {
         let value = |settings: &Self| serde_json::to_value((&settings.recipe, &settings.data)).unwrap_or_default();
@@ -118,11 +138,20 @@ impl RunSettings {
     }
 }
 
-fn compare(name: &str, old: &serde_json::Value, new: &serde_json::Value, lines: &mut Vec<String>) {
+fn flatten(name: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| flatten(key, value, into)),
+        other => {
+            into.insert(name.replace('_', "-"), other.clone());
+        }
+    }
+}
+
+fn compare(name: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
     match (old.as_object(), new.as_object()) {
         (Some(o), Some(n)) => {
             for (key, value) in o {
-                compare(key, value, n.get(key).unwrap_or(&serde_json::Value::Null), lines);
+                compare(key, value, n.get(key).unwrap_or(&Value::Null), lines);
             }
         }
         _ if old != new => {
@@ -149,9 +178,14 @@ mod tests {
             })
         };
         let files = BTreeMap::from([("a_b.csv", "0"), ("c.json", "1")].map(|(path, hash)| (path.into(), hash.into())));
-        let run = RunSettings { recipe: Recipe::scenes(), data: data("f"), files };
+        let run = RunSettings { name: "run".into(), recipe: Recipe::scenes(), data: data("f"), files };
         let mut asked = run.clone();
         assert!(run.differences(&asked).is_empty());
+        asked.name = "another".into();
+        assert!(run.differences(&asked).is_empty(), "a name is no setting");
+        let flat = run.flat();
+        let both = (&flat["hard-negatives"], &flat["data-hard-negatives"]);
+        assert_eq!((both, &flat["data-features"]), ((&0.5.into(), &Value::Null), &"f".into()));
         asked.recipe.learning_rate = 0.25;
         asked.data = data("g");
         asked.files.insert("a_b.csv".into(), "2".into());

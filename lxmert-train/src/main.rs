@@ -107,7 +107,8 @@ fn train(args: &TrainArgs, with: Circumstances) -> Result<()> {
         Outcome::Finished(report) => {
             print_report(&report)?;
             let (best, curves) = (output.join("best"), output.join("curves.png"));
-            print_line(format_args!("checkpoint {}\ncurves     {}", best.display(), curves.display()))?;
+            log::info!("checkpoint {}", best.display());
+            log::info!("curves {}", curves.display());
         }
         Outcome::AlreadyFinished(report) => {
             print_report(&report)?;
@@ -136,8 +137,8 @@ fn evaluate(args: &EvaluateArgs, with: &Circumstances) -> Result<()> {
 
 fn print_report(report: &Report) -> lxmert_core::Result<()> {
     print_line(format_args!(
-        "{}, {}: {} epochs, {} steps, {:.0} s; best epoch {}\n",
-        report.data, report.task, report.epochs, report.steps, report.training_seconds, report.test.epoch
+        "{}, {}, seed {}: {} epochs, {} steps, {}; best epoch {}\n",
+        report.data, report.task, report.seed, report.epochs, report.steps, report.seconds, report.test.epoch
     ))?;
     cli::print(report.test.test.tables("test"))
 }

@@ -69,6 +69,22 @@ impl Measures {
         Ok(if lower_is_better(name) { -value } else { value })
     }
 
+    /// Checks that the model's outputs were numbers: otherwise no measure means anything, though an accuracy looks like
+    /// one.
+    ///
+    /// # Errors
+    /// Names the first loss that is NaN or infinite.
+    pub fn check_finite(self) -> crate::Result<Self> {
+        let broken = self.flat().find(|(name, value)| name.ends_with("loss") && !value.is_finite());
+        match broken {
+            None => Ok(self),
+            Some((name, value)) => Err(crate::Error::Argument(format!(
+                "{name} is {value}: the model's outputs are not numbers; its weights or the features are too large \
+                 (train again with a lower --learning-rate, or check the features)"
+            ))),
+        }
+    }
+
     /// Markdown tables with a row per set; sets with the same measures share a table. `what` is the heading of the
     /// first column.
     pub fn tables(&self, what: &str) -> String {
@@ -146,6 +162,17 @@ mod tests {
         let json = serde_json::to_string(&measures).unwrap();
         let read: Measures = serde_json::from_str(&json).unwrap();
         assert!(read.get("hard", "loss").unwrap().is_nan() && read.get("random", "loss") == Some(0.5), "{json}");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_an_error() {
+        assert_eq!(measures().check_finite().unwrap(), measures());
+        for value in [f64::NAN, f64::INFINITY] {
+            let mut measures = measures();
+            measures.set("hard", "loss", value);
+            let error = measures.check_finite().unwrap_err().to_string();
+            assert!(error.contains(&format!("hard/loss is {value}")), "{error}");
+        }
     }
 
     #[test]

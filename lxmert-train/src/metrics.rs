@@ -59,6 +59,11 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// How many pairs are on the right side.
+    pub fn right(&self) -> usize {
+        (self.accuracy * self.pairs as f64).round() as usize
+    }
+
     /// Adds every measure to a set of `measures`.
     pub fn add_to(&self, measures: &mut Measures, set: &str) {
         let values = [
@@ -158,7 +163,6 @@ impl Ranking {
     }
 }
 
-/// Rank of the best right answer: how many wrong candidates score at least as much as it (ties
 /// Rank of the best right answer: the number of wrong candidates that score at least as high (ties count against the
 /// model, so a constant score ranks last, not first).
 pub fn best_rank(scores: &[f32], is_right: impl Fn(usize) -> bool) -> usize {

@@ -4,7 +4,6 @@
 //! and each caption passes its own encoder once. The cost is still quadratic: Flickr30k's 1,000 test images with 5,000
 //! captions are 5,000,000 pairs, some hours on a CPU and minutes on a GPU. `--recall-images` limits the images.
 
-use crate::Result;
 use crate::data::Dataset;
 use crate::data::pairs::{Pair, PairKind};
 use crate::data::splits::Split;
@@ -12,6 +11,7 @@ use crate::evaluate::Evaluation;
 use crate::measures::Measures;
 use crate::metrics::{Ranking, best_rank};
 use crate::ranks::world;
+use crate::{Error, Result};
 use indicatif::ProgressBar;
 use lxmert_core::cli::check_interrupt;
 use lxmert_core::model::{MatchingModel, Stream};
@@ -78,6 +78,9 @@ pub fn recalls(
         .collect();
     bar.set_length((images.len() * captions.len()) as u64);
     let scores = score_all(model, dataset, &images, &captions, how, bar)?;
+    if scores.iter().any(|score| score.is_nan()) {
+        return Err(Error::Argument("retrieval: the model's outputs are NaN, so nothing can be ranked".into()));
+    }
     let width = captions.len();
     let image_ranks =
         (0..images.len()).map(|i| best_rank(&scores[i * width..(i + 1) * width], |c| owner[c] == i)).collect();

@@ -1,6 +1,7 @@
 //! All settings of a run, and the recipes that tasks start from.
 
 use crate::task_weights::TaskWeights;
+use crate::trainable::RateScale;
 use crate::{Error, Result};
 use lxmert_core::config::CrossLayer;
 use lxmert_core::features::FeatureStore;
@@ -8,7 +9,7 @@ use lxmert_core::ops::Precision;
 use lxmert_core::pretrained::Preprocessing;
 use serde::{Deserialize, Serialize};
 
-use lxmert_core::optim::AdamWConfig;
+use lxmert_core::optim::{AdamWConfig, Decay};
 
 /// The optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -124,6 +125,19 @@ pub struct Recipe {
     pub learning_rate: f64,
     /// Fraction of the steps during which the rate rises to its peak.
     pub warmup: f64,
+    /// How the rate falls after its peak.
+    #[serde(default)]
+    pub schedule: Decay,
+    /// Patterns of weights that stay as they are.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// Factors on the learning rate of some weights; the last pattern that matches a name counts.
+    #[serde(default)]
+    pub lr_scale: Vec<RateScale>,
+    /// Decay of the exponential moving average of the weights, which is then what is measured and saved; `None` for the
+    /// weights themselves.
+    #[serde(default)]
+    pub ema: Option<f64>,
     /// Weight decay.
     pub weight_decay: f64,
     /// Whether biases and norms decay too.
@@ -154,6 +168,9 @@ pub struct Recipe {
     pub metric: String,
     /// Stop after this many epochs without improvement.
     pub patience: Option<u64>,
+    /// Keep the checkpoint of every so many epochs.
+    #[serde(default)]
+    pub keep_every: Option<u64>,
     /// Number of test images in retrieval; 0 to omit it.
     pub recall_images: usize,
     /// Seed of weights, pairs, order and dropout.
@@ -180,6 +197,10 @@ impl Recipe {
             optimiser: Optimiser::AdamW,
             learning_rate: 1e-4,
             warmup: 0.1,
+            schedule: Decay::Linear,
+            freeze: Vec::new(),
+            lr_scale: Vec::new(),
+            ema: None,
             weight_decay: 0.01,
             decay_all: false,
             clip: 1.0,
@@ -194,6 +215,7 @@ impl Recipe {
             answer_loss: AnswerLoss::Scores,
             metric: "random/accuracy".into(),
             patience: None,
+            keep_every: None,
             recall_images: 1000,
             seed: 0,
         }
@@ -303,6 +325,12 @@ impl Recipe {
         }
         if self.epochs == 0 && self.steps.is_none() || self.steps == Some(0) {
             return Err(Error::Argument("--epochs or --steps must be at least 1".into()));
+        }
+        if let Some(decay) = self.ema.filter(|decay| !(0.0..1.0).contains(decay)) {
+            return bad("ema", decay.to_string(), "must be at least 0 and below 1");
+        }
+        if self.keep_every == Some(0) {
+            return bad("keep-every", "0".into(), "must be at least 1");
         }
         if self.max_length < 3 {
             return bad("max-length", self.max_length.to_string(), "must be at least 3: [CLS], a word, [SEP]");

@@ -6,6 +6,7 @@
 //!   best/  last/           checkpoints in the hub's layout, opened by transformers too:
 //!                          config.json, model.safetensors, vocab.txt, tokenizer.json,
 //!                          tokenizer_config.json, preprocessor_config.json, README.md (model card)
+//!   epoch-N/               the checkpoints that --keep-every keeps
 //!   metrics.jsonl          one JSON object per line (crate::log::jsonl)
 //!   tensorboard/           an event file
 //!   curves.png             losses, accuracies, gradient norm, learning rate
@@ -28,6 +29,9 @@ use std::collections::BTreeMap;
 use std::fs::TryLockError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// The prefix of the folders that `--keep-every` keeps.
+const EPOCH: &str = "epoch-";
 
 /// The files of a run.
 #[derive(Debug, Clone)]
@@ -62,6 +66,21 @@ impl RunFolder {
     /// The checkpoint of the last finished epoch.
     pub fn last(&self) -> PathBuf {
         self.root.join("last")
+    }
+
+    /// The checkpoint of an epoch, from 1, that `--keep-every` keeps.
+    pub fn epoch(&self, epoch: u64) -> PathBuf {
+        self.root.join(format!("{EPOCH}{epoch}"))
+    }
+
+    /// The checkpoints of epochs that are there.
+    fn epochs(&self) -> impl Iterator<Item = PathBuf> {
+        let number = |path: &PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_prefix(EPOCH)?;
+            name.parse::<u64>().ok().filter(|_| path.is_dir())
+        };
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(move |path| number(path).is_some())
     }
 
     /// The settings.
@@ -109,7 +128,7 @@ impl RunFolder {
         // The root may contain the user's files; its subfolders contain only ours.
         let own = [self.settings(), self.state(), self.curves(), self.report()];
         remove_leftovers(&self.root, |name| own.iter().any(|path| path.file_name().is_some_and(|own| own == name)));
-        for folder in [self.best(), self.last(), self.predictions()] {
+        for folder in [self.best(), self.last(), self.predictions()].into_iter().chain(self.epochs()) {
             remove_leftovers(folder, |_| true);
         }
     }
@@ -123,7 +142,8 @@ impl RunFolder {
         for file in [self.report(), self.state(), self.settings(), self.metrics(), self.curves()] {
             remove(&file, std::fs::remove_file(&file))?;
         }
-        for folder in [self.best(), self.last(), self.tensorboard(), self.predictions()] {
+        let own = [self.best(), self.last(), self.tensorboard(), self.predictions()];
+        for folder in own.into_iter().chain(self.epochs()) {
             remove(&folder, std::fs::remove_dir_all(&folder))?;
         }
         Ok(())
@@ -173,9 +193,32 @@ fn remove(path: &Path, result: std::io::Result<()>) -> Result<()> {
     }
 }
 
+/// Where the seconds of a run went, over all sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Seconds {
+    /// Steps, and saving.
+    pub training: f64,
+    /// The measures after each epoch.
+    pub validation: f64,
+    /// The measures of the best checkpoint, but for retrieval.
+    pub test: f64,
+    /// Ranking images and captions.
+    pub retrieval: f64,
+}
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { training, validation, test, retrieval } = self;
+        write!(f, "{training:.0} s training, {validation:.0} s validation, {test:.0} s test")?;
+        if *retrieval > 0.0 { write!(f, ", {retrieval:.0} s retrieval") } else { Ok(()) }
+    }
+}
+
 /// The report of a finished run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// The run's name.
+    pub name: String,
     /// The data set.
     pub data: String,
     /// What was trained.
@@ -186,8 +229,10 @@ pub struct Report {
     pub epochs: u64,
     /// Trained parameters.
     pub parameters: usize,
-    /// Seconds spent on training and validation, over all sessions.
-    pub training_seconds: f64,
+    /// The seed.
+    pub seed: u64,
+    /// Where the time went.
+    pub seconds: Seconds,
     /// Test results of the best checkpoint.
     #[serde(flatten)]
     pub test: TestRecord,
@@ -298,6 +343,19 @@ mod tests {
         }
         folder.remove_leftovers();
         assert!(leftovers.iter().all(|path| !path.exists()) && others.iter().all(|path| path.exists()));
+    }
+
+    #[test]
+    fn clears_the_epochs_that_were_kept_and_nothing_like_them() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = RunFolder::new(temporary.path());
+        let others = ["epoch-x", "epochs", "epoch-"].map(|name| folder.root().join(name));
+        for path in [folder.epoch(2), folder.epoch(10)].iter().chain(&others) {
+            std::fs::create_dir(path).unwrap();
+        }
+        folder.clear().unwrap();
+        assert!(!folder.epoch(2).exists() && !folder.epoch(10).exists());
+        assert!(others.iter().all(|path| path.is_dir()));
     }
 
     #[test]

@@ -4,19 +4,20 @@
 //! (Ctrl-C, a kill, a power cut), the run resumes from its last saved state and ends with the weights it would have
 //! had.
 
+use crate::average::Average;
 use crate::data::batches;
 use crate::job::{Job, RunSettings, Start};
 use crate::log::card::{Facts, model_card};
 use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
-use crate::measures::Measures;
 use crate::origin::Origin;
 use crate::ranks::{GradientSum, World, world};
 use crate::recipe::Recipe;
 use crate::resume::{self, Position};
-use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, save_checkpoint, write_json, write_text};
+use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, Seconds, save_checkpoint, write_json, write_text};
 use crate::sums::Sums;
-use crate::tasks::{Step, Task};
+use crate::tasks::{Step, Task, Tested};
+use crate::trainable;
 use crate::{Error, Result};
 use candle_core::{Tensor, Var};
 use candle_nn::VarMap;
@@ -125,21 +126,34 @@ fn refuse_init_inside(job: &Job) -> Result<()> {
     Ok(())
 }
 
+/// What learns, from the start or from a saved state.
+struct Learner<T> {
+    text: WordPiece,
+    task: T,
+    optimiser: AdamW,
+    average: Option<Average>,
+    position: Position,
+}
+
 struct Trainer<'a, T> {
     job: &'a Job,
     folder: RunFolder,
     text: WordPiece,
     task: T,
     optimiser: AdamW,
+    /// The weights' average, if it is what is measured and saved.
+    average: Option<Average>,
     schedule: Schedule,
     position: Position,
+    /// The run's name.
+    name: String,
     world: World,
     /// Rank 0 writes it.
     log: Option<RunLog>,
     saved: Instant,
     saved_step: u64,
-    /// Seconds of earlier sessions, and when this one began.
-    sitting: (f64, Instant),
+    /// Until when the time is in the position.
+    counted: Instant,
 }
 
 /// The projection of a region's features: `[hidden, width of the features]`.
@@ -184,13 +198,15 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings, resumes: bool) -> Result<Self> {
         let (world, recipe) = (world(), &job.recipe);
         // No rank goes on before all have read their data and weights, and rank 0 deletes nothing before.
-        let (text, task, optimiser, position) = world.agree(Self::read(job, &folder, resumes))?;
+        let Learner { text, task, optimiser, average, position } = world.agree(Self::read(job, &folder, resumes))?;
+        let name = name(job, &folder);
         let open = || -> Result<RunLog> {
             if job.start == Start::Overwrite {
                 folder.clear()?;
             }
-            write_json(&folder.settings(), settings)?;
-            RunLog::open(&folder, (position.metrics_bytes, position.events_bytes))
+            let settings = RunSettings { name: name.clone(), ..settings.clone() };
+            write_json(&folder.settings(), &settings)?;
+            RunLog::open(&folder, (position.metrics_bytes, position.events_bytes), &settings)
         };
         let log = if world.is_first() { Some(open()?) } else { None };
         let steps_per_epoch = task.batches_per_epoch().div_ceil(recipe.accumulate) as u64;
@@ -198,8 +214,11 @@ impl<'a, T: Task> Trainer<'a, T> {
         let warmup_steps = (recipe.warmup * total_steps as f64).round() as u64;
         let parameters: usize = optimiser.parameters().map(|(_, var)| var.elem_count()).sum();
         log::info!("{}, {}: {}", job.data.name(), T::NAME, task.introduction().join("; "));
+        let is_frozen = |name: &str| trainable::is_frozen(recipe, name);
+        let frozen: usize = optimiser.parameters().filter(|p| is_frozen(p.0)).map(|(_, var)| var.elem_count()).sum();
+        let frozen = if frozen > 0 { format!(", {:.1} of them frozen", frozen as f64 / 1e6) } else { String::new() };
         log::info!(
-            "{:.1} million parameters; {total_steps} steps of {}",
+            "{:.1} million parameters{frozen}; {total_steps} steps of {}",
             parameters as f64 / 1e6,
             recipe.batch_size * recipe.accumulate,
         );
@@ -209,13 +228,16 @@ impl<'a, T: Task> Trainer<'a, T> {
         if resumes {
             log::info!("resuming from step {} of {total_steps}", position.step);
         }
+        let idle_start = recipe.optimiser.idle_start();
         Ok(Self {
-            schedule: Schedule { warmup_steps, total_steps, idle_start: recipe.optimiser.idle_start() },
+            schedule: Schedule { warmup_steps, total_steps, idle_start, decay: recipe.schedule },
             log,
             world,
             saved: Instant::now(),
             saved_step: position.step,
-            sitting: (position.seconds, Instant::now()),
+            counted: Instant::now(),
+            name,
+            average,
             job,
             folder,
             text,
@@ -226,7 +248,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     /// The data and the model, at the saved state or at the start.
-    fn read(job: &Job, folder: &RunFolder, resumes: bool) -> Result<(WordPiece, T, AdamW, Position)> {
+    fn read(job: &Job, folder: &RunFolder, resumes: bool) -> Result<Learner<T>> {
         let recipe = &job.recipe;
         let last = Some(folder.last()).filter(|last| resumes && last.join("model.safetensors").is_file());
         let origin = Origin::open(recipe, last.as_deref())?;
@@ -237,6 +259,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
             Err(_) => return Err(Error::Argument("the variables' lock is poisoned".into())),
         };
+        trainable::check(recipe, &variables.keys().map(String::as_str).collect::<Vec<_>>())?;
         let Origin { text, checkpoint, .. } = origin;
         if let Some(checkpoint) = checkpoint.filter(|_| !resumes) {
             for (name, tensor) in task.starting_weights(&checkpoint).map_err(cannot_start)? {
@@ -246,8 +269,13 @@ impl<'a, T: Task> Trainer<'a, T> {
             }
         }
         let mut optimiser = AdamW::new(recipe.adamw(), variables)?;
-        let position = if resumes { resume::load(&folder.state(), &mut optimiser)? } else { Position::default() };
-        Ok((text, task, optimiser, position))
+        optimiser.scale_rates(|name| trainable::rate(recipe, name));
+        let mut average = recipe.ema.map(|decay| Average::new(decay, recipe, &optimiser)).transpose()?;
+        let position = match resumes {
+            true => resume::load(&folder.state(), &mut optimiser, average.as_mut())?,
+            false => Position::default(),
+        };
+        Ok(Learner { text, task, optimiser, average, position })
     }
 
     fn train(&mut self) -> Result<()> {
@@ -274,8 +302,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let rounds = rounds(plan, recipe.accumulate, self.world, self.position.batch);
 
         // The reading thread borrows the task while the loop changes the rest of the trainer.
-        let Self { job, task, optimiser, schedule, position, log, folder, saved, saved_step, sitting, world, .. } =
-            self;
+        let Self { job, task, optimiser, average, schedule, position, log, folder, world, .. } = self;
+        let (saved, saved_step, counted) = (&mut self.saved, &mut self.saved_step, &mut self.counted);
         let (task, world) = (&*task, *world);
         let shapes = optimiser.parameters().map(|(_, var)| var.shape().clone()).collect();
         let mut gradients = GradientSum::new(world, shapes, &job.device);
@@ -325,6 +353,10 @@ impl<'a, T: Task> Trainer<'a, T> {
             let limit = (recipe.clip > 0.0).then_some(recipe.clip);
             optimiser.step(&gradients, learning_rate, clip::clip_factor(norm, limit))?;
 
+            if let Some(average) = average.as_mut() {
+                average.update(optimiser, position.step)?;
+            }
+
             position.step += 1;
             position.batch = at;
             for sums in [&mut position.epoch_sums, &mut position.log_sums] {
@@ -334,10 +366,10 @@ impl<'a, T: Task> Trainer<'a, T> {
                 log.count(pending.examples);
             }
             pending = Sums::default();
+            bar.set_message(format!("loss {:.3}", position.log_sums.mean_loss()));
             bar.inc(1);
             if position.step.is_multiple_of(LOG_EVERY) {
                 let sums = std::mem::take(&mut position.log_sums);
-                bar.set_message(format!("loss {:.3}", sums.mean_loss()));
                 if let Some(log) = log.as_mut() {
                     log.step(position.step, epoch as f64 + at as f64 / batch_count as f64, learning_rate, &sums)?;
                 }
@@ -345,7 +377,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             // All ranks stop at the same step, whichever was asked to.
             let stop = round.iter().any(|round| round.stop);
             if stop || position.step - *saved_step >= job.save_every_steps || saved.elapsed() >= job.save_every {
-                let save = save_state(folder, position, optimiser, log.as_ref(), sitting);
+                position.seconds.training += lap(counted);
+                let save = save_state(folder, position, (optimiser, average.as_ref()), log.as_ref());
                 (*saved, *saved_step) = (Instant::now(), position.step);
                 // None ends before the state is on the disk: the launcher would end rank 0 then.
                 if stop { world.agree(save)? } else { save? }
@@ -361,14 +394,18 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn end_epoch(&mut self, start: Instant, bar: &ProgressBar) -> Result<()> {
         let recipe = &self.job.recipe;
         bar.set_message("validating");
+        self.position.seconds.training += lap(&mut self.counted);
+        self.swap_average()?;
         let validation = match self.task.validate() {
             // Ctrl-C during validation: keep the epoch's last step.
             Err(e) if e.is_interrupt() => {
+                self.swap_average()?;
                 self.world.agree(self.save_state())?;
                 return Err(e);
             }
             other => other?,
         };
+        self.position.seconds.validation += lap(&mut self.counted);
         self.position.epoch += 1;
         self.position.batch = 0;
         let epoch = self.position.epoch;
@@ -399,8 +436,12 @@ impl<'a, T: Task> Trainer<'a, T> {
             if best {
                 self.write_checkpoint(&self.folder.best(), &parts, &card)?;
             }
+            if recipe.keep_every.is_some_and(|every| epoch.is_multiple_of(every)) {
+                self.write_checkpoint(&self.folder.epoch(epoch), &parts, &card)?;
+            }
             self.write_checkpoint(&self.folder.last(), &parts, &card)?;
         }
+        self.swap_average()?;
         if let Some(log) = self.log.as_ref() {
             log.draw_curves(&self.folder)?;
         }
@@ -428,16 +469,22 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn test(&mut self) -> Result<Report> {
         let bar = progress::bar(0, "examples", self.job.show_progress);
         bar.set_prefix("test");
-        let test: Measures = self.task.test(&self.folder.best(), &self.folder.predictions(), &bar)?;
+        self.position.seconds.training += lap(&mut self.counted);
+        let Tested { measures, retrieval_seconds: retrieval } =
+            self.task.test(&self.folder.best(), &self.folder.predictions(), &bar)?;
         bar.finish_and_clear();
-        let record = TestRecord { epoch: self.position.best.map_or(0, |best| best.epoch), test };
+        let test = lap(&mut self.counted) - retrieval;
+        let record =
+            TestRecord { epoch: self.position.best.map_or(0, |best| best.epoch), test: measures.check_finite()? };
         let report = Report {
+            name: self.name.clone(),
             data: self.job.data.name().into(),
             task: T::NAME.into(),
             steps: self.position.step,
             epochs: self.position.epoch,
             parameters: self.optimiser.parameters().map(|(_, var)| var.elem_count()).sum(),
-            training_seconds: self.position.seconds,
+            seed: self.job.recipe.seed,
+            seconds: Seconds { test, retrieval, ..self.position.seconds },
             test: record,
         };
         let Some(log) = self.log.as_mut() else {
@@ -461,8 +508,15 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(report)
     }
 
+    /// Exchanges the weights with their average, if there is one; again, back.
+    fn swap_average(&mut self) -> Result<()> {
+        self.average.as_mut().map_or(Ok(()), |average| average.swap(&self.optimiser))
+    }
+
     fn save_state(&mut self) -> Result<()> {
-        save_state(&self.folder, &mut self.position, &self.optimiser, self.log.as_ref(), &self.sitting)
+        self.position.seconds.training += lap(&mut self.counted);
+        let learner = (&self.optimiser, self.average.as_ref());
+        save_state(&self.folder, &mut self.position, learner, self.log.as_ref())
     }
 
     fn write_checkpoint(&self, folder: &Path, parts: &CheckpointParts, card: &str) -> Result<()> {
@@ -553,14 +607,25 @@ fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> R
 fn save_state(
     folder: &RunFolder,
     position: &mut Position,
-    optimiser: &AdamW,
+    (optimiser, average): (&AdamW, Option<&Average>),
     log: Option<&RunLog>,
-    sitting: &(f64, Instant),
 ) -> Result<()> {
     let Some(log) = log else { return Ok(()) };
     (position.metrics_bytes, position.events_bytes) = log.positions()?;
-    position.seconds = sitting.0 + sitting.1.elapsed().as_secs_f64();
-    resume::save(&folder.state(), position, optimiser)
+    resume::save(&folder.state(), position, optimiser, average)
+}
+
+/// The seconds since `since`, which becomes now.
+fn lap(since: &mut Instant) -> f64 {
+    std::mem::replace(since, Instant::now()).elapsed().as_secs_f64()
+}
+
+/// The run's name: as asked for, as it is already, or as its folder is called.
+fn name(job: &Job, folder: &RunFolder) -> String {
+    let stays = |settings: &RunSettings| job.start != Start::Overwrite && !settings.name.is_empty();
+    let old = || RunSettings::read(folder).ok().flatten().filter(stays).map(|settings| settings.name);
+    let of_folder = || std::path::absolute(folder.root()).ok()?.file_name().map(|name| name.to_string_lossy().into());
+    job.name.clone().or_else(old).or_else(of_folder).unwrap_or_default()
 }
 
 #[cfg(test)]

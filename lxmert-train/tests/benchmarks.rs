@@ -69,6 +69,7 @@ fn job(folder: &Path, task: &str, data: ExamplePaths, output: &str) -> Job {
         recipe,
         data: Data::Examples(ExamplePaths { name: "test".into(), features: folder.join("features").into(), ..data }),
         output: folder.join(output),
+        name: None,
         device: Device::Cpu,
         start: Start::Auto,
         allow_missing_images: false,
@@ -464,6 +465,11 @@ fn errors_say_what_a_task_cannot_read() {
     let files = ["--train-file", "b.json", "--valid-file", "a.json", "--features", "features", "--output", "other"];
     let wrong = command().args(files).args(["--answers", "answers.json", "--preset", "tiny"]).assert().code(1);
     wrong.stderr(predicates::str::contains("b.json, row 1: it lacks img_id"));
+    std::fs::write(folder.path().join("other.json"), "\u{feff}[\"purple\"]").unwrap();
+    let files = ["--train-file", "a.json", "--valid-file", "a.json", "--features", "features", "--output", "other"];
+    let unknown =
+        command().args(files).args(["--answers", "other.json", "--preset", "tiny", "--quiet"]).assert().code(1);
+    unknown.stderr(predicates::str::contains("a.json: none of its 8 questions has an answer in the table"));
     let mut ask = Command::cargo_bin("lxmert-train").unwrap();
     ask.args(["ask", "--image", "x.png", "--question", "Who?", "--checkpoint"]).arg(folder.path());
     ask.assert().code(1).stderr(predicates::str::contains("--task questions"));

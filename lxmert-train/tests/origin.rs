@@ -1,6 +1,8 @@
 //! Where a run's model comes from: an initial checkpoint brings its configuration and vocabulary, `--config` names any
 //! size, and contradictions are errors.
 
+#[path = "../../lxmert-core/tests/at_once/mod.rs"]
+mod at_once;
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
 mod loopback;
@@ -134,6 +136,16 @@ fn init_alone_brings_the_configuration_and_the_vocabulary() {
     hub.assert().success();
     let weights = |run: &str| std::fs::read(root.join(run).join("best/model.safetensors")).unwrap();
     assert!(weights("hub") == weights("run"));
+    // Two processes fill one cache.
+    let fill = |run: &str| {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train"));
+        let start = train(root, run, &["--init", "hf:owner/repo", "--masked-words", "1"]);
+        command.args(start.get_args()).current_dir(root);
+        command.env("HF_ENDPOINT", &endpoint).env("HF_HUB_CACHE", root.join("shared")).env("HF_TOKEN", "hf_test");
+        command
+    };
+    assert_eq!(at_once::at_once([fill("first"), fill("second")]), [true, true]);
+    assert!(weights("first") == weights("run") && weights("second") == weights("run"));
     train(root, "from-bert", &["--init", "bert"]).assert().success();
     let layers = LxmertConfig { l_layers: 3, r_layers: 2, x_layers: 2, ..config() };
     assert_eq!(sizes(saved(root, "from-bert")), sizes(layers));

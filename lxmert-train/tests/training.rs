@@ -2,6 +2,8 @@
 //! uninterrupted one; a run folder is deleted only if a new run can start, and has one training at a time; a checkpoint
 //! is measured separately.
 
+#[path = "../../lxmert-core/tests/at_once/mod.rs"]
+mod at_once;
 mod common;
 
 use assert_cmd::Command;
@@ -65,7 +67,10 @@ fn losses(run: &Path) -> Vec<(u64, f64)> {
 fn a_stopped_and_killed_run_ends_with_the_weights_of_an_uninterrupted_one() {
     let (folder, data) = data(24);
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
-    command(&data, &whole).assert().success();
+    // Quiet: the measures and nothing else.
+    let quiet = command(&data, &whole).assert().success().stderr("");
+    let printed = String::from_utf8_lossy(&quiet.get_output().stdout).into_owned();
+    assert!(printed.contains("| test") && !printed.contains("checkpoint"), "{printed}");
 
     // Stopped in the middle of the first epoch, as by Ctrl-C: exit code 130.
     command(&data, &broken).args(["--stop-after", "2"]).assert().code(130);
@@ -146,6 +151,89 @@ fn a_stopped_and_killed_run_ends_with_the_weights_of_an_uninterrupted_one() {
     let difference = (loss(&rounded) - loss(&measured)).abs();
     assert!(difference > 0.0 && difference < 1e-2, "loss {} and {}", loss(&rounded), loss(&measured));
     in_precision("f16").code(2).stderr(predicate::str::contains("f16"));
+}
+
+/// Every option that changes how weights move or what is saved, at once.
+#[test]
+fn frozen_scaled_and_averaged_weights_resume_and_epochs_are_kept() {
+    let (folder, data) = data(24);
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let options = "--freeze lxmert.embeddings.* --lr-scale lxmert.encoder.*=0.5 --lr-scale *.bias=0 --schedule cosine --ema 0.9 \
+                   --keep-every 2 --weight-decay 0.5";
+    let train =
+        |output: &Path, flags: &[&str]| command(&data, output).args(options.split_whitespace()).args(flags).assert();
+    train(&whole, &["--name", "frozen"]).success();
+    // Stopped in the first epoch and in the second, whose state holds an average that the weights were exchanged with.
+    train(&broken, &["--stop-after", "2"]).code(130);
+    train(&broken, &["--stop-after", "7"]).code(130);
+    train(&broken, &[]).success();
+    assert_eq!(weights(&whole), weights(&broken));
+    assert_eq!(losses(&whole), losses(&broken));
+
+    // What is frozen or has a rate of 0 is as it was drawn; the rest is not.
+    let start = folder.path().join("start");
+    train(&start, &["--stop-after", "1"]).code(130);
+    let values =
+        |path: PathBuf, name: &str| read_tensors(path).unwrap()[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (first, last) = (start.join("state.safetensors"), whole.join("last/model.safetensors"));
+    for (name, moves) in [
+        ("lxmert.embeddings.word_embeddings.weight", false),
+        ("lxmert.embeddings.LayerNorm.bias", false),
+        ("lxmert.pooler.dense.bias", false),
+        ("lxmert.pooler.dense.weight", true),
+    ] {
+        let moved = values(first.clone(), &format!("model.{name}")) != values(last.clone(), name);
+        assert_eq!(moved, moves, "{name}");
+    }
+    assert!(whole.join("epoch-2/model.safetensors").is_file() && !whole.join("epoch-1").exists());
+    // The state has both the weights and their average.
+    let state = read_tensors(first).unwrap();
+    assert!(state.contains_key("average.lxmert.pooler.dense.weight"));
+    assert!(!state.contains_key("average.lxmert.embeddings.word_embeddings.weight"));
+
+    let report: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(whole.join("report.json")).unwrap()).unwrap();
+    assert_eq!((&report["name"], &report["seed"]), (&"frozen".into(), &0.into()));
+    for part in ["training", "validation", "test", "retrieval"] {
+        assert!(report["seconds"][part].as_f64().unwrap() > 0.0, "{part}: {report}");
+    }
+    let card = std::fs::read_to_string(whole.join("best/README.md")).unwrap();
+    assert!(card.contains("cosine decay") && card.contains("`lxmert.embeddings.*` frozen"), "{card}");
+    let events = std::fs::read(whole.join("tensorboard").join(lxmert_train::log::tensorboard::EVENT_FILE)).unwrap();
+    let has = |text: &[u8]| events.windows(text.len()).filter(|window| *window == text).count();
+    assert_eq!((has(b"_hparams_/session_start_info"), has(b"_hparams_/session_end_info")), (1, 1));
+
+    let mut compare = Command::cargo_bin("lxmert-train").unwrap();
+    let compared = compare.arg("compare").args([&whole, &broken]).assert().success();
+    let table = String::from_utf8_lossy(&compared.get_output().stdout).into_owned();
+    assert!(table.contains("frozen (") && !table.contains("broken ("), "{table}");
+
+    train(&start, &["--overwrite", "--freeze", "lxmert.embedings.*"])
+        .code(1)
+        .stderr(predicate::str::contains("did you mean 'lxmert.embeddings.*'?"));
+    let bad = |flags: &[&str]| command(&data, &start).args(flags).arg("--overwrite").assert();
+    bad(&["--schedule", "step"]).code(2).stderr(predicate::str::contains("expected linear, cosine or constant"));
+    bad(&["--ema", "1"]).code(1).stderr(predicate::str::contains("--ema 1: must be at least 0 and below 1"));
+}
+
+/// Three photos are one to train on, one to validate and one to test.
+#[test]
+fn a_tiny_test_split_is_counted_and_not_ranked() {
+    let (folder, data) = data(3);
+    let run = folder.path().join("run");
+    let mut arguments = arguments(&data, &run);
+    arguments.retain(|argument| argument != "--quiet");
+    let trained = Command::cargo_bin("lxmert-train")
+        .unwrap()
+        .args(&arguments)
+        .args(["--metric", "random/loss"])
+        .assert()
+        .success();
+    let (said, printed) = (trained.get_output().stderr.clone(), trained.get_output().stdout.clone());
+    let (said, printed) = (String::from_utf8_lossy(&said), String::from_utf8_lossy(&printed));
+    assert!(said.contains("test, random pairs: ") && said.contains("says little"), "{said}");
+    assert!(said.contains("no retrieval") && !printed.contains("recall@1"), "{said}{printed}");
+    assert!(printed.contains(" s training, ") && printed.contains("seed 0"), "{printed}");
 }
 
 /// COCO and Visual Genome are extracted apart.
@@ -375,4 +463,114 @@ fn a_second_training_in_a_folder_is_rejected_and_a_killed_one_is_cleaned_up() {
     // The dead process's lock does not block the folder.
     train(&["--stop-after", "1"]).code(130);
     assert!(leftovers.iter().all(|path| !path.exists()));
+}
+
+#[test]
+fn features_and_weights_that_are_no_numbers_are_errors() {
+    let (folder, data) = data(24);
+    let run = folder.path().join("run");
+    command(&data, &run).assert().success();
+    let evaluate = || {
+        let mut evaluate = Command::cargo_bin("lxmert-train").unwrap();
+        evaluate.arg("evaluate").arg(&run).arg("--data").arg(&data).args(["--quiet", "--recall-images", "4"]).assert()
+    };
+    evaluate().success();
+
+    // The features are a shard's first tensor.
+    let shard = data.join("features/shard-00000.safetensors");
+    let whole = std::fs::read(&shard).unwrap();
+    let start = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let said = || predicate::str::contains("shard-00000").and(predicate::str::contains("are NaN or infinite"));
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        let mut broken = whole.clone();
+        for number in broken[start..start + 24 * 2 * 12 * 4].chunks_exact_mut(4) {
+            number.copy_from_slice(&value.to_le_bytes());
+        }
+        std::fs::write(&shard, broken).unwrap();
+        evaluate().code(1).stderr(said());
+        command(&data, &folder.path().join("other")).assert().code(1).stderr(said());
+    }
+    std::fs::write(&shard, whole).unwrap();
+
+    let weights = run.join("best/model.safetensors");
+    let good = read_tensors(&weights).unwrap();
+    for (value, said) in [(f64::NAN, "are NaN or infinite"), (1e38, "the model's outputs are NaN")] {
+        let full = good.iter().map(|(name, tensor)| (name.clone(), ((tensor * 0.0).unwrap() + value).unwrap()));
+        save_safetensors(&weights, &full.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+        evaluate().code(1).stderr(predicate::str::contains(said));
+    }
+    let nan = vec![("cls.seq_relationship.bias".to_string(), Tensor::full(f32::NAN, 2, &Device::Cpu).unwrap())];
+    let start = folder.path().join("nan.safetensors");
+    let others =
+        good.iter().filter(|(name, _)| *name != &nan[0].0).map(|(name, tensor)| (name.clone(), tensor.clone()));
+    save_safetensors(&start, &others.chain(nan.clone()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+    let mut init = command(&data, &folder.path().join("third"));
+    init.arg("--init")
+        .arg(start)
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("'cls.seq_relationship.bias' are NaN"));
+}
+
+#[test]
+fn a_damaged_state_is_refused_and_nothing_of_the_run_is_touched() {
+    let (folder, data) = data(12);
+    let run = folder.path().join("run");
+    command(&data, &run).args(["--stop-after", "2"]).assert().code(130);
+    let state = run.join("state.safetensors");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, &bytes).unwrap();
+    let before = contents(&run);
+    for flags in [[].as_slice(), &["--resume"]] {
+        let said = predicate::str::contains("state.safetensors: ").and(predicate::str::contains("the file is damaged"));
+        command(&data, &run).args(flags).assert().code(1).stderr(said);
+    }
+    assert_eq!(contents(&run), before);
+    bytes[middle] ^= 1;
+    std::fs::write(&state, &bytes).unwrap();
+    command(&data, &run).assert().success();
+}
+
+#[test]
+fn two_commands_at_once_on_one_run_are_right_or_refused() {
+    let (folder, data) = data(24);
+    let whole = folder.path().join("whole");
+    command(&data, &whole).assert().success();
+    let (expected, records) = (weights(&whole), losses(&whole));
+    let program = || std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-train"));
+    let train = |run: &Path, flags: &[&str]| {
+        let mut command = program();
+        command.args(arguments(&data, run)).args(flags);
+        command
+    };
+    let evaluate = |run: &Path| {
+        let mut command = program();
+        command.arg("evaluate").arg(run).arg("--data").arg(&data).args(["--quiet", "--recall-images", "0"]);
+        command.arg("--per-example").arg(folder.path().join("examples.csv"));
+        command
+    };
+    for (round, second) in [[].as_slice(), &["--overwrite"], &["--resume"]].into_iter().enumerate() {
+        let run = folder.path().join(format!("run-{round}"));
+        // With --resume there may be nothing to resume yet; then it says so.
+        if second == ["--resume"] {
+            command(&data, &run).args(["--stop-after", "1"]).assert().code(130);
+        }
+        let [a, b] = at_once::at_once([train(&run, &[]), train(&run, second)]);
+        assert!(a || b, "each refused the other");
+        command(&data, &run).assert().success();
+        assert_eq!((weights(&run), losses(&run)), (expected.clone(), records.clone()), "{second:?}");
+
+        if round > 0 {
+            continue;
+        }
+        // Training again replaces the checkpoint that is being measured; it is the same.
+        let [trained, _] = at_once::at_once([train(&run, &["--overwrite"]), evaluate(&run)]);
+        assert!(trained);
+        let [a, b] = at_once::at_once([evaluate(&run), evaluate(&run)]);
+        assert!(a && b);
+        let lines = std::fs::read_to_string(folder.path().join("examples.csv")).unwrap();
+        assert!(lines.starts_with("image,sentence,pair,") && lines.ends_with('\n'), "{lines}");
+    }
 }

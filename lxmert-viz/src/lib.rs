@@ -11,20 +11,44 @@
 //! | [`export`] | attention maps, relevances, boxes, words and scores as arrays, and how Python reads them |
 //! | [`figures`] | where figures go, in which formats and sizes |
 //!
+//! ```no_run
+//! use candle_core::Device;
+//! use lxmert_core::model::Capture;
+//! use lxmert_viz::dataset::DataSet;
+//! use lxmert_viz::explain::methods::Method;
+//! use lxmert_viz::explain::scorer::{PairInput, Scorer};
+//! use lxmert_viz::places::Places;
+//!
+//! fn main() -> lxmert_viz::Result<()> {
+//!     // runs/scenes and the data that it names.
+//!     let places = Places::of_run(None)?;
+//!     let scorer = Scorer::open(&places.checkpoint, &Device::Cpu)?;
+//!     let data = DataSet::open(places, scorer.regions())?;
+//!
+//!     let image = data.first_image()?;
+//!     let (regions, text) = (data.regions(&image)?, data.captions_of(&image)[0]);
+//!     let scored = &scorer.score(&[PairInput { regions: &regions, text }], Capture::Probes)?[0];
+//!     println!("{image}, {text}: P(match) = {:.3}", scored.probability());
+//!     println!("relevance of each region: {:?}", Method::Relevancy.sentence(scored.maps()?)?.regions);
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # What a score is based on
 //!
 //! ```text
 //! lxmert-viz relevancy [--image NAME] [--text SENTENCE] [--method METHOD]
 //! lxmert-viz relevancy --photo photo.jpg --text "a cup of coffee on a saucer"
 //! lxmert-viz relevancy --question "what colour is the heart ?" [--answer NAME] [--photo photo.jpg]
+//! lxmert-viz relevancy --statement "There are two stars ." --image LEFT --second-image RIGHT
 //! ```
 //!
 //! One picture: attention, rollout, Grad-CAM and relevancy, each with the photo and its regions and the sentence and
 //! its words. The two methods that use gradients have two panels, the evidence for the score and the evidence against
 //! it, in the same unit. Weights are multiples of the uniform share, so a model without an opinion looks like one:
 //! nothing stands out.
-//! The methods see only the attention maps and the gradient of one scalar with respect to them, so the match logit and
-//! an answer's logit are explained in the same way ([`explain::maps::read`]).
+//! The methods see only the attention maps and the gradient of one scalar with respect to them, so the match logit, an
+//! answer's logit and a verdict on two images are explained in the same way ([`explain::maps::read`]).
 //!
 //! # Which data
 //!

@@ -73,8 +73,11 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> lxmert_viz::Result<()> {
     let device = cli.common.start()?;
     cli::catch_interrupts();
-    let questions = matches!(&cli.command, Some(Command::Relevancy(args)) if args.question.is_some());
-    let default_run = if questions { "scenes-questions" } else { "scenes" };
+    let default_run = match &cli.command {
+        Some(Command::Relevancy(args)) if args.question.is_some() => "scenes-questions",
+        Some(Command::Relevancy(args)) if args.statement.is_some() => "scenes-statements",
+        _ => "scenes",
+    };
     let session = Session {
         places: cli.places.resolve(&Workspace::locate(), default_run)?,
         figures: cli.figures.clone(),

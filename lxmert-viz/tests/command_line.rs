@@ -1,5 +1,7 @@
 //! The commands on a small workspace: which files they write, what these show, and what is refused.
 
+#[path = "../../lxmert-core/tests/at_once/mod.rs"]
+mod at_once;
 mod common;
 #[path = "../../lxmert-core/tests/loopback/mod.rs"]
 mod loopback;
@@ -7,7 +9,7 @@ mod loopback;
 mod manuals;
 
 use assert_cmd::Command;
-use common::{Made, question_checkpoint, scenes_checkpoint, workspace};
+use common::{Made, question_checkpoint, scenes_checkpoint, statement_checkpoint, workspace};
 use lxmert_extract::scenes::{Scene, ScenesConfig, draw::draw};
 use lxmert_train::data::paths::{Data, DataPaths};
 use lxmert_train::job::RunSettings;
@@ -150,7 +152,7 @@ fn other_run(made: &Made) -> std::path::PathBuf {
         ..DataPaths::of_files(other.join("photos.csv"), None, features)
     };
     let (recipe, data) = (Recipe::scenes(), Data::Captions(paths));
-    let settings = RunSettings { recipe, data, files: BTreeMap::new() };
+    let settings = RunSettings { name: "run".into(), recipe, data, files: BTreeMap::new() };
     std::fs::write(run.join("run.json"), serde_json::to_string(&settings).unwrap()).unwrap();
     run
 }
@@ -218,6 +220,38 @@ fn relevancy_draws_the_methods_for_a_match_and_for_an_answer() {
 }
 
 #[test]
+fn relevancy_of_a_statement_draws_both_of_its_images() {
+    let made = workspace();
+    let run = made.root().join("runs/scenes-statements");
+    let explain = |left: &str, right: &str| {
+        let statement = ["relevancy", "--statement", "There are two stars .", "--image", left, "--second-image", right];
+        viz(&made).args(statement).assert()
+    };
+    explain("00003.png", "00004.png").code(1).stderr(contains("--task statements"));
+    statement_checkpoint(&run.join("best"));
+    let said = |left: &str, right: &str| {
+        let assert = explain(left, right).success();
+        String::from_utf8(assert.get_output().stdout.clone()).unwrap()
+    };
+    let forth = said("00003.png", "00004.png");
+    assert!(forth.starts_with("00003.png and 00004.png, “There are two stars .”: P(true) = "), "{forth}");
+    let plots = run.join("plots");
+    let of = |side: &str, image: &str| std::fs::read(plots.join(format!("relevancy-{image}-{side}.png"))).unwrap();
+    picture(&plots.join("relevancy-00003-left.png"));
+    // The same image on the right is judged by other weights of the head.
+    let back = said("00004.png", "00003.png");
+    assert_ne!(forth.split("P(true)").nth(1), back.split("P(true)").nth(1));
+    assert_ne!(of("left", "00003"), of("right", "00003"));
+    viz(&made).args(["relevancy", "--statement", "x", "--image", "00003.png"]).assert().code(2);
+    viz(&made)
+        .args(["relevancy", "--statement", "x", "--image", "00003.png", "--second-image", "00004.png"])
+        .args(["--checkpoint", "runs/scenes"])
+        .assert()
+        .code(1)
+        .stderr(contains("no head over two images"));
+}
+
+#[test]
 fn checkpoint_takes_a_run_a_weights_file_or_a_hub_repository() {
     let made = workspace();
     let best = made.run().join("best");
@@ -275,6 +309,17 @@ fn perturbation_writes_curves_areas_and_a_table() {
         .map(|c| c["matched"].as_array().unwrap().last().unwrap().as_f64().unwrap())
         .collect();
     assert!(bare.len() == 12 && bare.iter().all(|score| *score == bare[0]), "{bare:?}");
+    let examples = ["perturbation", "--examples", "3", "--per-example", "pairs.csv"];
+    viz(&made).args(examples).assert().success().stdout(contains("pairs.csv"));
+    let table = std::fs::read_to_string(made.root().join("pairs.csv")).unwrap();
+    let column = |line: &str, name: &str| {
+        let place = table.lines().next().unwrap().split(',').position(|own| own == name).unwrap();
+        line.split(',').nth(place).unwrap().parse::<f64>().unwrap()
+    };
+    let own: Vec<f64> = table.lines().skip(1).map(|line| column(line, "regions_positive_rollout")).collect();
+    let area = curves.iter().find(|c| c["side"] == "regions" && c["order"] == "positive" && c["method"] == "rollout");
+    let area = area.unwrap()["area"].as_f64().unwrap();
+    assert!(own.len() == 3 && (own.iter().sum::<f64>() / 3.0 - area).abs() < 1e-9, "{own:?}, not {area}");
     viz(&made).args(["perturbation", "--examples", "0"]).assert().code(1).stderr(contains("nothing to perturb"));
 }
 
@@ -361,6 +406,19 @@ fn grounding_counts_by_type_of_phrase_on_scenes_and_on_entities() {
     assert_eq!(all[all.len() - 2], "100.0");
     let csv = std::fs::read_to_string(made.run().join("plots/grounding.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + 4 * 7);
+    // A line a phrase: the hits add up to the table's share.
+    let text = run(&["--per-example", "phrases.jsonl"]);
+    let lines = std::fs::read_to_string(made.root().join("phrases.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len().to_string(), row(&text, "all")[1]);
+    let hits = lines.iter().filter(|line| line["attention_pointing"] == true).count();
+    let share = csv.lines().find_map(|line| line.strip_prefix(&format!("all,{},attention,", lines.len())));
+    let share: f64 = share.unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!((hits as f64 / lines.len() as f64 - share).abs() < 1e-6, "{hits} of {}, not {share}", lines.len());
+    let first = &lines[0];
+    assert!(first["sentence"].as_str().unwrap().contains(first["phrase"].as_str().unwrap()), "{first}");
+    assert!(first["attention_region"].as_u64().unwrap() >= 1, "{first}");
+    viz(&made).args(["grounding", "--per-example", "none/x.csv"]).assert().code(1).stderr(contains("make it first"));
 
     let image = first_test_image(&made);
     let folder = made.root().join("entities");
@@ -446,6 +504,31 @@ fn a_photo_and_a_sentence_are_enough_in_an_empty_folder() {
     // --image takes a file here too, and its regions are known by now.
     viz(&["relevancy", "--method", "relevancy"]).success().stderr(contains("regions from"));
     assert_eq!(std::fs::read_dir(root).unwrap().count(), 1);
+}
+
+#[test]
+fn two_commands_at_once_write_the_files_of_one() {
+    let made = workspace();
+    let command = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("lxmert-viz"));
+        command.current_dir(made.root()).args(["--quiet", "--threads", "1"]).args(arguments);
+        command.env("XDG_CACHE_HOME", made.root().join("cache"));
+        command
+    };
+    let export = ["export", "--split", "test", "-o", "export.safetensors"];
+    let explore = ["explore", "--pairs", "2", "-o", "explore.html"];
+    let drawn = ["heads", "-o", "heads.png"];
+    for (arguments, file) in [(&export[..], "export.safetensors"), (&explore, "explore.html"), (&drawn, "heads.png")] {
+        let path = made.root().join(file);
+        assert!(command(arguments).output().unwrap().status.success());
+        let alone = std::fs::read(&path).unwrap();
+        for _ in 0..2 {
+            assert_eq!(at_once::at_once([command(arguments), command(arguments)]), [true, true]);
+            assert!(std::fs::read(&path).unwrap() == alone, "{file}");
+        }
+    }
+    let left = std::fs::read_dir(made.root()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0, "unfinished files are left");
 }
 
 #[test]

@@ -4,8 +4,15 @@ use crate::image_names::ImageFolder;
 use std::path::{Path, PathBuf};
 
 /// Usual names of caption files, the likeliest first.
-const CAPTION_FILES: [&str; 6] =
-    ["results.csv", "captions.txt", "captions.csv", "results_20130124.token", "Flickr8k.token.txt", "captions.json"];
+const CAPTION_FILES: [&str; 7] = [
+    "results.csv",
+    "captions.txt",
+    "captions.csv",
+    "results_20130124.token",
+    "Flickr8k.token.txt",
+    "captions.json",
+    "captions.jsonl",
+];
 /// Names of Karpathy's files, which hold captions and a split.
 const KARPATHY_FILES: [&str; 4] =
     ["dataset_flickr30k.json", "dataset_flickr8k.json", "dataset_coco.json", "dataset.json"];
@@ -118,6 +125,7 @@ mod tests {
             ("results.csv", "flickr30k_images/0.jpg"),
             ("flickr30k_images/results.csv", "flickr30k_images/flickr30k_images/0.jpg"),
             ("annotations/captions.csv", "val2014/0.jpg"),
+            ("captions.jsonl", "0.jpg"),
             ("results.csv", "flickr30k_images/flickr30k_images/0.JPG"),
         ] {
             let root = tempfile::tempdir().unwrap();

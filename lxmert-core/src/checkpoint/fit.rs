@@ -1,8 +1,9 @@
 //! Checks whether a checkpoint's tensors fit a network. There is no silent `strict=False`: missing, unexpected and
-//! misshapen tensors are errors that list their names, except for names that the caller allows.
+//! misshapen tensors are errors that list their names, except for names that the caller allows. So are weights that
+//! are not numbers.
 
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -27,12 +28,13 @@ pub struct Misshapen {
     pub found: Vec<usize>,
 }
 
-/// Takes the tensors named in `expected` out of `tensors` and checks their shapes. Names that match `allow_missing` may
-/// be absent from the result; `tensors` may contain no names other than the expected and the ignored ones. `path` is
-/// for the error message.
+/// Takes the tensors named in `expected` out of `tensors`, in f32 on the CPU, and checks their shapes and numbers. Names
+/// that match `allow_missing` may be absent from the result; `tensors` may contain no names other than the expected and
+/// the ignored ones. `path` is for the error message.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] with every missing, unexpected and misshapen name.
+/// [`Error::Checkpoint`] with every missing, unexpected and misshapen name; [`Error::Format`] if a number is NaN or
+/// infinite.
 pub fn fit(
     path: impl AsRef<Path>,
     expected: &[(String, Vec<usize>)],
@@ -55,10 +57,32 @@ pub fn fit(
         }
     }
     let unexpected: Vec<String> = tensors.into_keys().filter(|name| !covered(&options.ignore, name)).collect();
+    let path = path.as_ref();
     if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
-        return Ok(fitting);
+        return fitting.into_iter().map(|(name, tensor)| Ok((name.clone(), finite(path, &name, tensor)?))).collect();
     }
-    Err(Error::Checkpoint { path: path.as_ref().to_path_buf(), missing, unexpected, misshapen })
+    Err(Error::Checkpoint { path: path.to_path_buf(), missing, unexpected, misshapen })
+}
+
+/// Converts a CPU tensor to f32; returns an error if an element is infinite or NaN.
+fn finite(path: &Path, name: &str, tensor: Tensor) -> Result<Tensor> {
+    let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let broken = match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
+            values[start..end].iter().filter(|value| !value.is_finite()).count()
+        }
+        _ => 0,
+    };
+    drop(storage);
+    if broken > 0 {
+        let total = tensor.elem_count();
+        let reason = format!(
+            "{broken} of the {total} numbers of '{name}' are NaN or infinite; the training that wrote it diverged, or the file is damaged"
+        );
+        return Err(Error::format(path, reason));
+    }
+    Ok(tensor)
 }
 
 /// Whether all of `name` matches `pattern`, in which `*` is any characters and `?` one character.

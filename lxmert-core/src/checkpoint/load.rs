@@ -2,7 +2,7 @@
 
 use super::{FitOptions, fit, fit::glob, names, read_tensors};
 use crate::{Error, Result};
-use candle_core::{CpuStorage, DType, Storage, Tensor};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -78,7 +78,7 @@ pub fn take_weights(
     if let Some(first) = fresh.first() {
         log::info!("{}: {} tensors start fresh, first {first}", path.display(), fresh.len());
     }
-    fitting.into_iter().map(|(name, tensor)| Ok((name.clone(), finite(path, &name, tensor)?))).collect()
+    Ok(fitting)
 }
 
 /// Whether these are BERT's weights. LXMERT's first snapshots use the same prefix `bert.`, but also have an encoder of
@@ -86,25 +86,4 @@ pub fn take_weights(
 pub(crate) fn is_bert(tensors: &BTreeMap<String, Tensor>) -> bool {
     let has = |part: &str| tensors.keys().any(|name| name.starts_with(part));
     has("lxmert.encoder.layer.") && !has("lxmert.encoder.x_layers.") && !has("lxmert.encoder.visn_fc.")
-}
-
-/// Converts a CPU tensor to f32; returns an error if an element is infinite or NaN.
-fn finite(path: &Path, name: &str, tensor: Tensor) -> Result<Tensor> {
-    let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let broken = match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
-            values[start..end].iter().filter(|value| !value.is_finite()).count()
-        }
-        _ => 0,
-    };
-    drop(storage);
-    if broken > 0 {
-        let total = tensor.elem_count();
-        let reason = format!(
-            "{broken} of the {total} numbers of '{name}' are NaN or infinite; the training that wrote it diverged, or the file is damaged"
-        );
-        return Err(Error::format(path, reason));
-    }
-    Ok(tensor)
 }

@@ -3,7 +3,8 @@
 //! Reading a checkpoint takes four steps: [`Place`] finds its files (in a folder, or on the hub through the cache that
 //! Python shares; [`WeightSource`] is for a single file with a known hash), [`read_tensors`] reads any format,
 //! [`names`] renames old keys to the hub's, and [`fit`](fit::fit) checks them against the network.
-//! [`Pretrained`](crate::pretrained::Pretrained) does all four. [`save_safetensors`] writes.
+//! [`Pretrained`](crate::pretrained::Pretrained) does all four. [`save_safetensors`] writes;
+//! [`save_verifiable_safetensors`] adds a checksum, which [`verify_safetensors`] checks.
 //!
 //! No file is run or trusted. A `.pth` is a pickle, which can run any code in Python, so [`torch_pickle`] reads tensors
 //! and plain containers and rejects everything else by name.
@@ -24,7 +25,7 @@ pub use hub::{ExpectedFile, Hub, HubFile, HubOptions, WeightSource};
 pub(crate) use load::is_bert;
 pub use load::{load_weights, take_weights};
 pub use place::Place;
-pub use save::save_safetensors;
+pub use save::{save_safetensors, save_verifiable_safetensors, verify_safetensors};
 pub(crate) use sizes::sizes;
 
 use crate::files::map_file;

@@ -1,12 +1,14 @@
 //! Writing safetensors in a fixed byte order.
 
 use super::elements::{for_bytes, safetensors_type};
-use crate::files::atomic_write;
+use crate::files::{atomic_write, hex, map_file};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use safetensors::Dtype;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 /// Writes tensors (from any device) and text metadata as a safetensors file, whole or not at all. The same tensors and
@@ -20,7 +22,62 @@ pub fn save_safetensors(
     tensors: &[(String, Tensor)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
+    write(path.as_ref(), tensors, metadata, None)
+}
+
+/// The metadata's key of a file's own checksum: the SHA-256 of the whole file with [`BLANK`] in its place.
+const CHECKSUM: &str = "sha256";
+const BLANK: [u8; 64] = [b'0'; 64];
+
+/// [`save_safetensors`] with a checksum of the whole file in its metadata, for [`verify_safetensors`].
+///
+/// # Errors
+/// See [`save_safetensors`].
+pub fn save_verifiable_safetensors(
+    path: impl AsRef<Path>,
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let mut metadata = metadata.clone();
+    metadata.insert(CHECKSUM.into(), String::from_utf8_lossy(&BLANK).into_owned());
+    write(path.as_ref(), tensors, &metadata, Some(Sha256::new()))
+}
+
+/// Checks every byte of a file that [`save_verifiable_safetensors`] wrote; returns its metadata.
+///
+/// # Errors
+/// [`Error::Format`] if the file is not what was written; [`Error::Io`].
+pub fn verify_safetensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
     let path = path.as_ref();
+    let bytes = map_file(path)?;
+    let damaged = |what: &str| Error::format(path, format!("the file is damaged: {what}"));
+    let length = bytes.first_chunk().and_then(|length| usize::try_from(u64::from_le_bytes(*length)).ok());
+    let start = length.and_then(|length| bytes.get(..length.checked_add(8)?));
+    let start = start.ok_or_else(|| damaged("its header is truncated"))?;
+    let at = checksum_at(start).ok_or_else(|| damaged("its header has no SHA-256"))?;
+    let mut hash = Sha256::new();
+    [&bytes[..at.start], &BLANK, &bytes[at.end..]].iter().for_each(|part| hash.update(part));
+    if hex(&hash.finalize()).as_bytes() != &bytes[at] {
+        return Err(damaged("its SHA-256 is not the one in its header"));
+    }
+    let header: serde_json::Value = serde_json::from_slice(&start[8..]).map_err(Error::json(path))?;
+    serde_json::from_value(header["__metadata__"].clone()).map_err(Error::json(path))
+}
+
+/// Where a file's start has the checksum's 64 characters. In the JSON of the header, keys and values that contain
+/// quotation marks have backslashes before them, so the first match is the key.
+fn checksum_at(start: &[u8]) -> Option<Range<usize>> {
+    let key = format!("\"{CHECKSUM}\":\"");
+    let at = start.windows(key.len()).position(|window| window == key.as_bytes())? + key.len();
+    (start.len() >= at + BLANK.len()).then_some(at..at + BLANK.len())
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+    mut hash: Option<Sha256>,
+) -> Result<()> {
     let mut order: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     order.sort_by(|(a_name, a), (b_name, b)| {
         b.dtype().size_in_bytes().cmp(&a.dtype().size_in_bytes()).then(a_name.cmp(b_name))
@@ -32,15 +89,23 @@ pub fn save_safetensors(
     let header = header(metadata, entries.collect::<Result<Vec<_>>>()?)?;
     let mut failure = None;
     atomic_write(path, |file| {
-        file.write_all(&header)?;
+        let mut put = |bytes: &[u8]| {
+            hash.iter_mut().for_each(|hash| hash.update(bytes));
+            file.write_all(bytes)
+        };
+        put(&header)?;
         for (_, tensor) in &order {
-            match for_bytes(tensor, |bytes| file.write_all(bytes)) {
+            match for_bytes(tensor, &mut put) {
                 Ok(written) => written?,
                 Err(error) => {
                     failure = Some(error);
                     return Err(std::io::Error::other("a tensor could not be read back"));
                 }
             }
+        }
+        if let (Some(hash), Some(at)) = (hash, checksum_at(&header)) {
+            file.seek(SeekFrom::Start(at.start as u64))?;
+            file.write_all(hex(&hash.finalize()).as_bytes())?;
         }
         Ok(())
     })

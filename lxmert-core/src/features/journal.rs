@@ -145,6 +145,17 @@ impl Journal {
         self.log.remove()
     }
 
+    /// Removes a journal without images that no writer has locked: what could not be removed once the store was complete.
+    pub fn remove_empty(folder: &Path) {
+        let path = folder.join(FILE);
+        let Ok(journal) = std::fs::File::open(&path) else { return };
+        // The lock is held until the name is gone.
+        if journal.try_lock().is_ok() && journal.metadata().is_ok_and(|about| about.len() == 0) {
+            let _ = std::fs::remove_file(folder.join(HOLDER));
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Refuses a folder in which a writer is at work. The journal stays as it is.
     ///
     /// # Errors

@@ -197,7 +197,11 @@ impl Merge {
     pub fn start(store: &Path, failed: impl Fn(&Path) -> Result<Vec<String>>) -> Result<Option<Self>> {
         let parts = parts_in(store)?;
         let begun = store.join(PLAN_FILE);
-        if parts.is_empty() && !begun.exists() {
+        if !begun.exists() && (parts.is_empty() || store.join(INDEX_FILE).exists()) {
+            // A merge that could not remove all of its parts was done nevertheless.
+            let merged = parts.iter().map(|part| part.folder_in(store)).filter(|part| !holds_shards(part));
+            merged.for_each(|part| drop(remove_rest(&part)));
+            Journal::remove_empty(store);
             return match store.join(INDEX_FILE).exists() {
                 // What is left to do where a merge was killed at its very end.
                 true => FeatureStore::open(store)?.write_names().map(|()| None),
@@ -238,12 +242,9 @@ impl Merge {
         }
         index.write(&self.store)?;
         for part in &self.parts {
-            remove_leftovers(part, |_| true);
             let shards = self.plan.from.iter().map(|from| self.store.join(from)).filter(|from| from.starts_with(part));
-            let others = [INDEX_FILE, LIST_FILE, NAMES_FILE, "failures.csv"].map(|name| part.join(name));
-            // What else lies there is not ours to delete, and the folder then stays.
-            shards.chain(others).for_each(|file| drop(std::fs::remove_file(file)));
-            if let Err(error) = std::fs::remove_dir(part) {
+            shards.for_each(|file| drop(std::fs::remove_file(file)));
+            if let Err(error) = remove_rest(part) {
                 log::warn!("{}: merged, but not removed: {error}", part.display());
             }
         }
@@ -260,6 +261,20 @@ impl Drop for Merge {
             log::warn!("{error}");
         }
     }
+}
+
+/// Removes a part's folder after its shards. What else lies there is not ours to delete, and the folder then stays.
+fn remove_rest(part: &Path) -> std::io::Result<()> {
+    remove_leftovers(part, |_| true);
+    [INDEX_FILE, LIST_FILE, NAMES_FILE, "failures.csv"]
+        .iter()
+        .for_each(|name| drop(std::fs::remove_file(part.join(name))));
+    std::fs::remove_dir(part)
+}
+
+fn holds_shards(part: &Path) -> bool {
+    let names = std::fs::read_dir(part).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().starts_with("shard-"))
 }
 
 fn move_file(from: &Path, to: &Path) -> Result<()> {

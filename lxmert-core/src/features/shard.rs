@@ -148,7 +148,13 @@ pub(super) fn write_shard(
 /// Open files of a store's shards, a few at a time: a large store has more shards than a process may have open files. Opening one
 /// again costs little beside a row.
 #[derive(Debug)]
-pub(super) struct OpenFiles([Mutex<Option<(usize, Arc<File>)>>; Self::MOST]);
+pub(super) struct OpenFiles([Mutex<Option<OpenFile>>; Self::MOST]);
+
+#[derive(Debug)]
+struct OpenFile {
+    shard: usize,
+    file: Arc<File>,
+}
 
 impl OpenFiles {
     const MOST: usize = 128;
@@ -160,14 +166,12 @@ impl OpenFiles {
     /// The file of a store's shard, by its number.
     fn open(&self, shard: usize, path: &Path) -> Result<Arc<File>> {
         let mut place = self.0[shard % Self::MOST].lock().unwrap_or_else(PoisonError::into_inner);
-        match &*place {
-            Some((there, file)) if *there == shard => Ok(Arc::clone(file)),
-            _ => {
-                let file = Arc::new(File::open(path).map_err(Error::io(path))?);
-                *place = Some((shard, Arc::clone(&file)));
-                Ok(file)
-            }
+        if let Some(open) = place.as_ref().filter(|open| open.shard == shard) {
+            return Ok(Arc::clone(&open.file));
         }
+        let file = Arc::new(File::open(path).map_err(Error::io(path))?);
+        *place = Some(OpenFile { shard, file: Arc::clone(&file) });
+        Ok(file)
     }
 }
 
@@ -271,7 +275,23 @@ impl Shard {
 
     /// As [`u32s`](Self::u32s).
     fn f32s(&self, name: &str, image: usize, count: usize, out: &mut Vec<f32>) -> Result<()> {
-        self.column(name).map_or(Ok(()), |column| self.read(column, image, 0..count, |bytes| out.extend(f32s(bytes))))
+        let Some(column) = self.column(name) else { return Ok(()) };
+        let from = out.len();
+        self.read(column, image, 0..count, |bytes| out.extend(f32s(bytes)))?;
+        self.check_finite(name, image, &out[from..])
+    }
+
+    /// A writer accepts finite numbers only, so others come from damage or from another program.
+    fn check_finite(&self, name: &str, image: usize, numbers: &[f32]) -> Result<()> {
+        // Without an early exit, so that the compiler vectorises it.
+        if !numbers.iter().fold(false, |broken, number| broken | !number.is_finite()) {
+            return Ok(());
+        }
+        let reason = format!(
+            "the {name} of its image {image} are NaN or infinite; the file is damaged: delete it and extract again; the \
+             images of other shards are kept"
+        );
+        Err(Error::format(&self.path, reason))
     }
 
     pub fn num_regions(&self, image: usize) -> Result<usize> {
@@ -288,13 +308,15 @@ impl Shard {
     /// Appends the features of a range of an image's regions, as `f32`.
     pub fn features(&self, image: usize, regions: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let Layout { feature_dim, dtype, .. } = *self.layout;
+        let from = out.len();
         self.read(0, image, regions.start * feature_dim..regions.end * feature_dim, |bytes| match dtype {
             StoreDtype::F32 => out.extend(f32s(bytes)),
             StoreDtype::F16 => widen(bytes, out, half::f16::from_le_bytes, |half, out| half.convert_to_f32_slice(out)),
             StoreDtype::Bf16 => {
                 widen(bytes, out, half::bf16::from_le_bytes, |half, out| half.convert_to_f32_slice(out))
             }
-        })
+        })?;
+        self.check_finite("features", image, &out[from..])
     }
 
     /// Appends the boxes of an image's first `n` regions, 4 numbers each.
@@ -367,7 +389,7 @@ fn read_at(file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
 }
 
-/// Fills `bytes` from `offset`; safe from any thread, since the file position that this moves is never used.
+/// Fills `bytes` from `offset`; safe from any thread, since the file position that this moves is used no more.
 #[cfg(windows)]
 fn read_at(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {

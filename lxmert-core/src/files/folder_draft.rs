@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial";
+/// Extension of a folder that has been replaced and is being removed.
+const OLD: &str = "old.partial";
 
 /// A folder that is filled beside its destination as `.NAME.PID.partial` and then renamed. If dropped unfinished it is
 /// removed; after a kill, the next draft of the same folder removes it.
@@ -49,25 +51,30 @@ impl FolderDraft {
         &self.path
     }
 
-    /// Renames the folder into place. With `replace`, an existing folder is removed first.
+    /// Renames the folder into place. With `replace`, an existing folder goes.
     ///
     /// # Errors
     /// Returns an error if the destination exists or the folder cannot be renamed.
     pub fn finish(self, replace: bool) -> Result<()> {
+        // The old folder gets a draft's name, so that a killed process leaves no half of it in its place.
+        let old = self.path.with_extension(OLD);
         if replace {
-            match fs::remove_dir_all(&self.place) {
+            match fs::rename(&self.place, &old) {
                 // Another process that replaces the folder was faster.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                removed => removed.map_err(Error::io(&self.place))?,
+                renamed => renamed.map_err(Error::io(&self.place))?,
             }
         }
-        fs::rename(&self.path, &self.place).map_err(|error| {
+        let renamed = fs::rename(&self.path, &self.place).map_err(|error| {
             if self.place.exists() {
                 Error::format(&self.place, "meanwhile another process made this folder; run again to use it")
             } else {
+                let _ = fs::rename(&old, &self.place);
                 Error::io(&self.place)(error)
             }
-        })
+        });
+        let _ = fs::remove_dir_all(old);
+        renamed
     }
 }
 
@@ -81,7 +88,8 @@ impl Drop for FolderDraft {
 /// Removes drafts of the same folder that no process has locked.
 fn remove_leftovers(parent: &Path, prefix: &str) {
     let is_draft = |name: &str| {
-        let process = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(PARTIAL));
+        let process = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(OLD)?.strip_suffix('.'));
+        let process = process.or_else(|| name.strip_prefix(prefix)?.strip_suffix(PARTIAL));
         process.is_some_and(|process| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit()))
     };
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -102,19 +110,24 @@ mod tests {
     fn a_draft_appears_whole_and_leftovers_go() {
         let root = tempfile::tempdir().unwrap();
         let place = root.path().join("scenes");
-        let [dead, mine] = [".scenes.4000000.partial", ".scenes.notes.partial"].map(|name| root.path().join(name));
-        for folder in [&dead, &mine] {
+        let names = [".scenes.4000000.partial", ".scenes.4000000.old.partial", ".scenes.notes.partial"];
+        let [dead, old, mine] = names.map(|name| root.path().join(name));
+        for folder in [&dead, &old, &mine] {
             fs::create_dir(folder).unwrap();
             fs::write(folder.join("half"), b"x").unwrap();
         }
         let draft = FolderDraft::start(&place).unwrap();
-        assert!(!dead.exists() && mine.exists() && !place.exists());
+        assert!(!dead.exists() && !old.exists() && mine.exists() && !place.exists());
         fs::write(draft.path().join("file"), b"whole").unwrap();
         draft.finish(false).unwrap();
         assert_eq!(fs::read(place.join("file")).unwrap(), b"whole");
         drop(FolderDraft::start(&place).unwrap());
         let late = FolderDraft::start(&place).unwrap().finish(false).unwrap_err().to_string();
         assert!(late.contains("another process made this folder"), "{late}");
+        let newer = FolderDraft::start(&place).unwrap();
+        fs::write(newer.path().join("other"), b"newer").unwrap();
+        newer.finish(true).unwrap();
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
 

@@ -156,17 +156,17 @@ impl PairModel {
     }
 
     /// `inputs` has two adjacent rows per statement: the sentence with the left image, then the same sentence with the
-    /// right one. Returns `[statements, 2]`; index 1 means "true".
+    /// right one. Returns logits `[statements, 2]`; index 1 means "true".
     ///
     /// # Errors
     /// Returns an error if the number of rows is odd, or the inputs' shapes do not fit the model or each other.
-    pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<Tensor> {
-        let pooled = self.trunk.forward(inputs, pass)?.pooled; // [2 statements, hidden]
-        let (rows, hidden) = pooled.dims2()?;
+    pub fn forward(&self, inputs: &LxmertInputs, pass: &Pass) -> Result<HeadOutput> {
+        let trunk = self.trunk.forward(inputs, pass)?;
+        let (rows, hidden) = trunk.pooled.dims2()?; // [2 statements, hidden]
         if rows % 2 != 0 {
             candle_core::bail!("{rows} rows, but a statement takes two");
         }
-        self.head.forward(&pooled.reshape((rows / 2, 2 * hidden))?)
+        Ok(HeadOutput { logits: self.head.forward(&trunk.pooled.reshape((rows / 2, 2 * hidden))?)?, trunk })
     }
 }
 

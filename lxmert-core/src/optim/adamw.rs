@@ -47,6 +47,8 @@ struct Parameter {
     name: String,
     var: Var,
     decays: bool,
+    /// Factor on the learning rate.
+    rate: f64,
     moments: Moments,
 }
 
@@ -92,10 +94,15 @@ impl AdamW {
                 } else {
                     Moments::Tensors { first: var.zeros_like()?, second: var.zeros_like()? }
                 };
-                Ok(Parameter { decays: config.decay_all || decays_by_default(&name), name, var, moments })
+                Ok(Parameter { decays: config.decay_all || decays_by_default(&name), name, var, rate: 1.0, moments })
             })
             .collect::<Result<_>>()?;
         Ok(Self { config, parameters, step: 0 })
+    }
+
+    /// Multiplies the learning rate of each parameter, and so its decay, by what `factor` gives for its name.
+    pub fn scale_rates(&mut self, factor: impl Fn(&str) -> f64) {
+        self.parameters.iter_mut().for_each(|p| p.rate = factor(&p.name));
     }
 
     /// Steps taken.
@@ -135,26 +142,28 @@ impl AdamW {
         self.step += 1;
         let correction = |beta: f64| if self.config.bias_correction { 1.0 - beta.powf(self.step as f64) } else { 1.0 };
         let (correction1, correction2) = (correction(self.config.beta1), correction(self.config.beta2));
-        let (config, step_size) = (self.config, (learning_rate / correction1) as f32);
-        let update = |decays: bool| Update {
+        let config = self.config;
+        let update = |decays: bool, learning_rate: f64| Update {
             beta1: config.beta1 as f32,
             beta2: config.beta2 as f32,
             // From f64: 1 - 0.999 in f32 is off by 1.3e-5 of itself.
             rest1: (1.0 - config.beta1) as f32,
             rest2: (1.0 - config.beta2) as f32,
             keep: (1.0 - learning_rate * if decays { config.weight_decay } else { 0.0 }) as f32,
-            step_size,
+            step_size: (learning_rate / correction1) as f32,
             root_correction: correction2.sqrt() as f32,
             epsilon: config.epsilon as f32,
             scale: scale as f32,
         };
         #[cfg(feature = "cuda")]
-        if self.step_on_device(gradients, update)? {
+        if self.parameters.iter().all(|p| p.rate == 1.0)
+            && self.step_on_device(gradients, |decays| update(decays, learning_rate))?
+        {
             return Ok(());
         }
         for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
-            let update = update(parameter.decays);
+            let update = update(parameter.decays, learning_rate * parameter.rate);
             match &mut parameter.moments {
                 Moments::Flat { first, second } => {
                     let gradient = gradient.contiguous()?;
@@ -419,6 +428,22 @@ mod tests {
                 assert_eq!(weight, if expected || decay_all { 0.95 } else { 1.0 }, "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_scaled_rate_is_the_rate_of_its_parameter_alone() {
+        let gradient = || Some(Tensor::new(&[0.1f32, -0.2], &Device::Cpu).unwrap());
+        let step = |rate: f64, factor: f64| {
+            let vars = ["a.weight", "b.weight"].map(|name| one(name, &[1.0, -2.0]));
+            let parameters = vars.iter().flat_map(|(named, _)| named.clone()).collect();
+            let mut adamw = AdamW::new(AdamWConfig { weight_decay: 0.5, ..Default::default() }, parameters).unwrap();
+            adamw.scale_rates(|name| if name.starts_with('b') { factor } else { 1.0 });
+            adamw.step(&[gradient(), gradient()], rate, 1.0).unwrap();
+            vars.map(|(_, var)| var.to_vec1::<f32>().unwrap())
+        };
+        let ([a, b], [_, slow]) = (step(0.1, 0.25), step(0.025, 1.0));
+        assert_eq!((&a, &b), (&step(0.1, 1.0)[0], &slow));
+        assert_ne!(a, b);
     }
 
     #[test]

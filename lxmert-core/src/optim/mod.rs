@@ -5,4 +5,4 @@ pub mod clip;
 pub mod schedule;
 
 pub use adamw::{AdamW, AdamWConfig};
-pub use schedule::Schedule;
+pub use schedule::{Decay, Schedule};

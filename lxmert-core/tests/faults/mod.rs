@@ -1,6 +1,7 @@
 //! Makes each file operation of a command fail in turn: killed before it, refused for want of room, broken.
 //!
-//! `LXMERT_FAULTS=all` tries every operation; otherwise some, evenly spread, so that a test takes seconds.
+//! `LXMERT_FAULTS=all` tries every operation in every way, `LXMERT_FAULTS=50` at most 50 of each kind; otherwise few,
+//! evenly spread, so that a test takes seconds.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -9,6 +10,12 @@ use std::process::{Command, Output};
 
 /// Operations that are tried of each kind unless all are.
 const SOME: u64 = 4;
+
+/// How many operations of each kind are to be tried, where the environment says it.
+pub fn asked() -> Option<u64> {
+    let asked = std::env::var("LXMERT_FAULTS").ok()?;
+    Some(if asked == "all" { u64::MAX } else { asked.parse().expect("LXMERT_FAULTS is all or a number") })
+}
 
 /// The library that counts and breaks file operations.
 pub struct Faults {
@@ -69,11 +76,7 @@ impl Faults {
         let expected = files(&root, &content);
         assert!(operations > 10 && !expected.is_empty(), "{operations} operations");
 
-        let step = if std::env::var("LXMERT_FAULTS").is_ok_and(|which| which == "all") {
-            1
-        } else {
-            operations.div_ceil(SOME)
-        };
+        let step = operations.div_ceil(asked().unwrap_or(SOME));
         let mut tried = BTreeMap::new();
         for (kind, first) in [("kill", 1), ("full", step.div_ceil(3).max(1)), ("broken", (2 * step).div_ceil(3).max(1))]
         {

@@ -2,6 +2,7 @@
 
 use super::coco;
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::files::read_text;
 use lxmert_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -448,7 +449,7 @@ impl DetectorConfig {
     /// [`DetectorConfig::validate`].
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::from_json(&std::fs::read_to_string(path).map_err(Error::io(path))?, path)
+        Self::from_json(&read_text(path)?, path)
     }
 
     /// Checks the text of a `config.json`; `path` is for messages.

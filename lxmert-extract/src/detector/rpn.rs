@@ -131,6 +131,10 @@ pub fn propose(
                 deltas.len()
             );
         }
+        // Without this an image would only seem to have no regions.
+        if logits.iter().chain(&deltas).any(|value| value.is_nan()) {
+            candle_core::bail!("the region proposals are NaN; the detector's weights may be damaged");
+        }
         // Logits are ordered by anchor shape, then by cell.
         let logit = |anchor: usize| logits[anchor % per_cell * cells + anchor / per_cell];
         let proposal = |anchor: usize| {
@@ -206,7 +210,10 @@ mod tests {
         };
         let (flat, _) = prediction.in_anchor_order()?;
         assert_eq!(flat.argmax(1)?.to_vec1::<u32>()?, [(2 * 4 + 1) * 2 + 1]);
-        let proposals = propose(&config, std::slice::from_ref(&prediction), 0, (32, 32), (32, 32), 1.0)?;
+        let proposed = |prediction| propose(&config, std::slice::from_ref(prediction), 0, (32, 32), (32, 32), 1.0);
+        let nan = LevelPrediction { logits: (&prediction.logits * f64::NAN)?, ..prediction.clone() };
+        assert!(proposed(&nan).unwrap_err().to_string().contains("are NaN"));
+        let proposals = proposed(&prediction)?;
         // 8-pixel anchor of ratio 2 (6×12 after rounding) around (8, 16)
         assert_eq!(proposals.boxes, [[5.0, 10.0, 11.0, 22.0]]);
         assert!((proposals.scores[0] - 0.993_307).abs() < 1e-5);

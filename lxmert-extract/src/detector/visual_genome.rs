@@ -29,10 +29,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Names of the objects, from `assets`: peteanderson80/bottom-up-attention, MIT.
-const OBJECTS: &str = include_str!("../../assets/vg_objects_vocab.txt");
+pub(crate) const OBJECTS: &str = include_str!("../../assets/vg_objects_vocab.txt");
 
 /// Names of the attributes, likewise.
-const ATTRIBUTES: &str = include_str!("../../assets/vg_attributes_vocab.txt");
+pub(crate) const ATTRIBUTES: &str = include_str!("../../assets/vg_attributes_vocab.txt");
 
 /// The names in a vocabulary file, one per line; of comma-separated synonyms, the first.
 pub fn names(vocabulary: &str) -> impl Iterator<Item = String> + '_ {

@@ -19,7 +19,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Error;
 use lxmert_core::checkpoint::{FitOptions, Place, fit, read_tensors};
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
-use lxmert_core::files::{read_text, sha256};
+use lxmert_core::files::{read_json, read_text, sha256};
 use lxmert_core::model::init;
 use lxmert_core::ops::{Precision, gelu, layer_norm, linear};
 use serde::Deserialize;
@@ -53,8 +53,7 @@ pub struct Dinov2Config {
 impl Dinov2Config {
     /// Whether a `config.json` is that of a DINOv2 checkpoint.
     pub fn is_in(path: &Path) -> bool {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|config| config["model_type"] == "dinov2")
+        read_json::<serde_json::Value>(path).is_ok_and(|config| config["model_type"] == "dinov2")
     }
 
     /// Reads and checks a `config.json`.
@@ -63,8 +62,7 @@ impl Dinov2Config {
     /// When the file cannot be read, lacks a field, or describes a network that this code does not run.
     pub fn from_json_file(path: impl AsRef<Path>) -> lxmert_core::Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let config: Self = serde_json::from_str(&text).map_err(Error::json(path))?;
+        let config: Self = read_json(path)?;
         let refuse = |reason: &str| Err(Error::format(path, reason));
         let side = config.image_size.checked_div(config.patch_size).unwrap_or_default();
         let widths = (1..=1 << 13).contains(&config.hidden_size) && (1..=64).contains(&config.mlp_ratio);

@@ -61,6 +61,15 @@ pub(crate) fn write(dir: &Path, annotations: &Annotations) -> Result<()> {
     write_lines(&dir.join("instances.json"), [referring::instances(annotations.scenes.iter())])
 }
 
+/// Whether [`write`] writes a file of this name.
+pub(crate) fn is_file(name: &str) -> bool {
+    let of_split = |split: &str| {
+        let lists = ["questions", "statements", "pretrain"].map(|kind| format!("{kind}_{split}.json"));
+        lists.iter().any(|list| list == name) || name == format!("entailment_{split}.jsonl")
+    };
+    ["answers.json", "referring.json", "instances.json"].contains(&name) || SPLITS.into_iter().any(of_split)
+}
+
 /// The random numbers for the questions and statements of scene `index`; its layout uses another seed.
 pub(crate) fn rng_of(config: &ScenesConfig, index: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(config.seed ^ 0x7175_6573_7469_6f6e));

@@ -18,12 +18,17 @@ use super::{ScenesConfig, tasks};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use lxmert_core::cli::check_interrupt;
-use lxmert_core::files::{FolderDraft, atomic_write};
+use lxmert_core::files::{FolderDraft, atomic_write, read_json};
 use lxmert_core::{Error, Result};
 use rayon::prelude::*;
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The folder of the pictures.
+const IMAGES: &str = "images";
+/// The files beside it, without those of the tasks.
+const FILES: [&str; 4] = ["results.csv", "hard_negatives.csv", "splits.json", "scenes.json"];
 
 /// What was generated, for printing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +52,12 @@ impl std::fmt::Display for Summary {
 ///
 /// # Errors
 /// Returns an error if the configuration is invalid; if the folder already exists (unless `overwrite`), cannot be
-/// written, or holds something other than a data set of scenes; or on Ctrl-C.
+/// written, or holds anything but a data set of scenes; or on Ctrl-C.
 pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bool) -> Result<Summary> {
     config.validate()?;
-    let replace = may_replace(dir, overwrite)?;
+    may_replace(dir, overwrite)?;
     let draft = FolderDraft::start(dir)?;
-    let records = write_images(&draft.path().join("images"), config, progress)?;
+    let records = write_images(&draft.path().join(IMAGES), config, progress)?;
     let summary = Summary {
         scenes: records.len(),
         captions: records.iter().map(|record| record.captions.len()).sum(),
@@ -63,7 +68,8 @@ pub fn generate(dir: &Path, config: &ScenesConfig, overwrite: bool, progress: bo
     let annotations = Annotations { format: FORMAT.into(), config: config.clone(), scenes: records };
     write_json(&draft.path().join("scenes.json"), &annotations)?;
     tasks::write(draft.path(), &annotations)?;
-    draft.finish(replace)?;
+    // Once more: drawing took a while.
+    draft.finish(may_replace(dir, overwrite)?)?;
     Ok(summary)
 }
 
@@ -83,7 +89,32 @@ fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
         let reason = format!("{} holds something other than scenes, so it is not replaced", dir.display());
         return Err(Error::Argument(reason));
     }
+    if let Some(foreign) = foreign(dir)? {
+        return Err(Error::Argument(format!(
+            "{}: '{}' is not a file of the scenes, and --overwrite deletes the folder; move it elsewhere first",
+            dir.display(),
+            foreign.display()
+        )));
+    }
     Ok(true)
+}
+
+/// Something in the folder that [`generate`] did not write.
+fn foreign(dir: &Path) -> Result<Option<PathBuf>> {
+    let is_picture = |name: &str| name.strip_suffix(".png").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    for entry in walkdir::WalkDir::new(dir).min_depth(1) {
+        let entry = entry.map_err(|error| Error::format(dir, error.to_string()))?;
+        let name = entry.file_name().to_string_lossy();
+        let own = match entry.depth() {
+            1 if entry.file_type().is_dir() => name == IMAGES,
+            1 => FILES.contains(&&*name) || tasks::is_file(&name),
+            _ => entry.file_type().is_file() && is_picture(&name),
+        };
+        if !own {
+            return Ok(Some(entry.path().strip_prefix(dir).unwrap_or(entry.path()).to_path_buf()));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads `scenes.json` of a data set.
@@ -93,8 +124,7 @@ fn may_replace(dir: &Path, overwrite: bool) -> Result<bool> {
 /// lacks.
 pub fn read_annotations(dir: &Path) -> Result<Annotations> {
     let path = dir.join("scenes.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let annotations: Annotations = serde_json::from_str(&text).map_err(Error::json(&path))?;
+    let annotations: Annotations = read_json(&path)?;
     if annotations.format != FORMAT {
         return Err(Error::format(&path, format!("format \"{}\"; this program reads {FORMAT}", annotations.format)));
     }
@@ -114,11 +144,8 @@ pub fn read_annotations(dir: &Path) -> Result<Annotations> {
 
 fn write_images(folder: &Path, config: &ScenesConfig, progress: bool) -> Result<Vec<SceneRecord>> {
     fs::create_dir(folder).map_err(Error::io(folder))?;
-    let bar =
-        if progress { indicatif::ProgressBar::new(config.count as u64) } else { indicatif::ProgressBar::hidden() };
-    if let Ok(style) = indicatif::ProgressStyle::with_template("drawing scenes {wide_bar} {pos}/{len} ({eta} left)") {
-        bar.set_style(style);
-    }
+    let template = "drawing scenes [{wide_bar}] {pos}/{len} ({eta} left)";
+    let bar = lxmert_core::progress::bar(Some(config.count as u64), template, progress);
     let records = (0..config.count)
         .into_par_iter()
         .map(|index| {
@@ -222,6 +249,30 @@ mod tests {
         fs::write(photos.join("mine.jpg"), b"mine").unwrap();
         assert!(generate(&photos, &config, true, false).is_err());
         assert!(photos.join("mine.jpg").is_file());
+    }
+
+    #[test]
+    fn overwrite_deletes_no_file_of_the_user() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("scenes");
+        // Fewer pictures than before: the old ones are replaced all the same.
+        generate(&dir, &ScenesConfig { count: 3, ..small() }, false, false).unwrap();
+        for mine in ["notes.txt", "images/mine.png", "images/7/mine", "features/index.json"] {
+            let path = dir.join(mine);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, b"mine").unwrap();
+            let error = generate(&dir, &ScenesConfig { count: 1, ..small() }, true, false).unwrap_err().to_string();
+            let first = mine.split_once("/mine").map_or(mine, |(folder, _)| folder);
+            assert!(error.contains("move it elsewhere") && (error.contains(first) || error.contains(mine)), "{error}");
+            assert!(path.is_file() && dir.join("images/00002.png").is_file());
+            match mine.rsplit_once('/').filter(|(folder, _)| *folder != "images") {
+                Some((folder, _)) => fs::remove_dir_all(dir.join(folder)).unwrap(),
+                None => fs::remove_file(path).unwrap(),
+            }
+        }
+        generate(&dir, &ScenesConfig { count: 1, ..small() }, true, false).unwrap();
+        assert_eq!(fs::read_dir(dir.join("images")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "something was left beside the data set");
     }
 
     #[test]

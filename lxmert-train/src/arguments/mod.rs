@@ -81,6 +81,10 @@ pub struct TrainArgs {
     /// Run folder [default: the data's name under runs]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
+    /// Name of the run in report.json, compare and TensorBoard's HParams; without --output also its folder under runs
+    /// [default: the folder's]
+    #[arg(long, value_name = "NAME", value_parser = run_name, help_heading = "Run")]
+    pub name: Option<String>,
     /// Resume the unfinished run in the folder with its own settings; all other options must agree with them
     #[arg(long, help_heading = "Run")]
     pub resume: bool,
@@ -145,6 +149,12 @@ pub struct Circumstances {
     pub seed: Option<u64>,
     /// Whether to draw progress bars.
     pub show_progress: bool,
+}
+
+/// A name for a run, which may become a folder's.
+fn run_name(text: &str) -> std::result::Result<String, String> {
+    let bad = text.trim().is_empty() || text.starts_with('.') || text.contains(['/', '\\']);
+    if bad { Err("a name has no slashes, and does not start with a dot".into()) } else { Ok(text.into()) }
 }
 
 fn task_parser() -> impl TypedValueParser<Value = &'static Entry> {
@@ -324,7 +334,8 @@ impl EvaluateArgs {
             predictions: self.predictions.as_deref(),
             per_example: self.per_example.as_deref(),
             bar: &bar,
-        })?;
+        })?
+        .check_finite()?;
         bar.finish_and_clear();
         let is_best = |run: &RunFolder| [run.root(), &run.best()].contains(&self.checkpoint.as_path());
         let report = run.filter(is_best).and_then(|run| Report::read(&run.report()).ok());
@@ -347,6 +358,7 @@ impl TrainArgs {
             recipe,
             data,
             output,
+            name: self.name.clone(),
             device: with.device,
             start: match (self.resume, self.overwrite) {
                 (true, _) => Start::Resume,
@@ -368,8 +380,9 @@ impl TrainArgs {
             return self.resumed(output.clone(), seed);
         }
         let (recipe, data) = self.asked(seed)?;
-        let output = match (&self.output, &data) {
-            (Some(output), _) => output.clone(),
+        let named = self.name.as_ref().map(|name| Workspace::locate().run(name));
+        let output = match (self.output.clone().or(named), &data) {
+            (Some(output), _) => output,
             // Files of examples have a task's name; captions serve several tasks, the first of which has the short name.
             (None, Data::Captions(paths)) if recipe.task != TASKS[0].name => {
                 Workspace::locate().run(&format!("{}-{}", paths.name, recipe.task))

@@ -2,8 +2,10 @@
 
 use crate::recipe::{AnswerLoss, Optimiser, Recipe, RegionLosses};
 use crate::task_weights::TaskWeights;
+use crate::trainable::RateScale;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::ops::Precision;
+use lxmert_core::optim::Decay;
 
 /// Flags that change a recipe. Without a flag the recipe's value stays.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -57,9 +59,22 @@ pub struct RecipeArgs {
     /// Peak learning rate
     #[arg(long, visible_alias = "lr", help_heading = "Optimisation")]
     pub learning_rate: Option<f64>,
-    /// Fraction of the steps during which the learning rate rises to its peak; then it falls to 0
+    /// Fraction of the steps during which the learning rate rises to its peak; then it falls by --schedule
     #[arg(long, help_heading = "Optimisation")]
     pub warmup: Option<f64>,
+    /// After the warm-up the learning rate falls to 0 in a straight line or along a cosine, or stays
+    #[arg(long, value_parser = parse_schedule, value_name = "linear|cosine|constant", help_heading = "Optimisation")]
+    pub schedule: Option<Decay>,
+    /// Leave the weights with this name as they are, without gradient and decay (* is any characters); may be repeated
+    #[arg(long, value_name = "PATTERN", help_heading = "Optimisation")]
+    pub freeze: Vec<String>,
+    /// Multiply the learning rate of the weights with this name, as in lxmert.encoder.layer.*=0.5; may be repeated, the last
+    /// that matches counts
+    #[arg(long, value_name = "PATTERN=FACTOR", help_heading = "Optimisation")]
+    pub lr_scale: Vec<RateScale>,
+    /// Measure and save the exponential moving average of the weights, with this decay, such as 0.999
+    #[arg(long, value_name = "DECAY", help_heading = "Optimisation")]
+    pub ema: Option<f64>,
     /// Weight decay
     #[arg(long, help_heading = "Optimisation")]
     pub weight_decay: Option<f64>,
@@ -104,6 +119,9 @@ pub struct RecipeArgs {
     /// Stop early after N epochs without improvement [default: never]
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub patience: Option<u64>,
+    /// Keep the checkpoint of every Nth epoch, as epoch-N in the run folder, beside best and last
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    pub keep_every: Option<u64>,
     /// Number of test images in retrieval, each with each caption; 0 to omit it
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub recall_images: Option<usize>,
@@ -114,6 +132,15 @@ fn parse_cross_layer(text: &str) -> Result<CrossLayer, String> {
         "lxmert" => Ok(CrossLayer::Lxmert),
         "student" => Ok(CrossLayer::Student),
         _ => Err("expected lxmert or student".into()),
+    }
+}
+
+fn parse_schedule(text: &str) -> Result<Decay, String> {
+    match text {
+        "linear" => Ok(Decay::Linear),
+        "cosine" => Ok(Decay::Cosine),
+        "constant" => Ok(Decay::Constant),
+        _ => Err("expected linear, cosine or constant".into()),
     }
 }
 
@@ -139,6 +166,10 @@ impl RecipeArgs {
             optimiser: a.optimiser.unwrap_or(base.optimiser),
             learning_rate: a.learning_rate.unwrap_or(base.learning_rate),
             warmup: a.warmup.unwrap_or(base.warmup),
+            schedule: a.schedule.unwrap_or(base.schedule),
+            freeze: if a.freeze.is_empty() { base.freeze } else { a.freeze },
+            lr_scale: if a.lr_scale.is_empty() { base.lr_scale } else { a.lr_scale },
+            ema: a.ema.or(base.ema),
             weight_decay: a.weight_decay.unwrap_or(base.weight_decay),
             // Another optimiser brings its own convention, unless the flag overrides it.
             decay_all: a.decay_all.unwrap_or(a.optimiser.map_or(base.decay_all, Optimiser::decays_all)),
@@ -154,6 +185,7 @@ impl RecipeArgs {
             answer_loss: a.answer_loss.unwrap_or(base.answer_loss),
             metric: a.metric.unwrap_or(base.metric),
             patience: a.patience.or(base.patience),
+            keep_every: a.keep_every.or(base.keep_every),
             recall_images: a.recall_images.unwrap_or(base.recall_images),
             seed: base.seed,
         }

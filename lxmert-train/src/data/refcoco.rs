@@ -15,10 +15,9 @@ use super::splits::Split;
 use crate::{Error, Result};
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::checkpoint::read_pickle;
+use lxmert_core::files::open_text;
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 /// The file of boxes, beside the file of expressions.
@@ -111,8 +110,8 @@ impl ImageExample<1> for Expression {
             let reason = format!("{INSTANCES}, which holds the objects' boxes, is not beside it");
             return Err(Error::file(path, reason));
         }
-        let file = BufReader::with_capacity(1 << 20, File::open(&beside).map_err(Error::io(&beside))?);
-        let instances: Instances = serde_json::from_reader(file).map_err(lxmert_core::Error::json(&beside))?;
+        let instances = serde_json::from_reader(open_text(&beside)?);
+        let instances: Instances = instances.map_err(lxmert_core::Error::json(&beside))?;
         let boxes: HashMap<i64, [f32; 4]> = instances.annotations.iter().map(|a| (a.id, a.bbox)).collect();
         let images: HashMap<i64, &Image> = instances.images.iter().map(|image| (image.id, image)).collect();
         let mut found = Collector::default();
@@ -213,7 +212,8 @@ mod tests {
         assert_eq!((train[0].box_xyxy_px, train[0].image_size_px), ([3.0, 4.0, 53.0, 64.0], [427.0, 640.0]));
         assert_eq!(val[0].box_xyxy_px, [1.5, 2.0, 11.5, 22.25]);
         for fixture in ["refs_protocol0.p", "refs_protocol4.p", "refs.json"] {
-            let (_folder, path) = folder(fixture, "refs(umd).p");
+            let (folder, path) = folder(fixture, "refs(umd).p");
+            std::fs::write(folder.path().join(INSTANCES), format!("\u{feff}{INSTANCES_JSON}")).unwrap();
             assert_eq!(read(&path), all, "{fixture}");
         }
     }

@@ -2,9 +2,11 @@
 
 use super::jsonl::EpochRecord;
 use crate::job::Job;
+use crate::recipe::Recipe;
 use crate::run_folder::{CheckpointParts, Report};
 use lxmert_core::config::CrossLayer;
 use lxmert_core::ops::Precision;
+use lxmert_core::optim::Decay;
 use std::fmt::Write;
 
 /// A task's description of itself and of its data.
@@ -75,6 +77,21 @@ fn usage(task: &str, parts: &CheckpointParts) -> String {
     )
 }
 
+/// Which weights did not learn as the others did, and whether these are an average.
+fn learning(recipe: &Recipe) -> String {
+    let mut text = String::new();
+    if !recipe.freeze.is_empty() {
+        text += &format!("; `{}` frozen", recipe.freeze.join("`, `"));
+    }
+    for scale in &recipe.lr_scale {
+        text += &format!("; `{}` at {} times the rate", scale.pattern, scale.factor);
+    }
+    if let Some(decay) = recipe.ema {
+        text += &format!("; the weights are their moving average with decay {decay}");
+    }
+    text
+}
+
 /// The card's text, starting with the hub's metadata block.
 pub fn model_card(facts: &Facts) -> String {
     let Facts { job, description, parts, epoch, report } = facts;
@@ -100,7 +117,7 @@ pub fn model_card(facts: &Facts) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         text,
-        "## Data\n{}\n\n## Training\n```\n{}\n```\nEpoch {}, step {}; {} at {} with {:.0} % warm-up and linear decay, weight decay {}, batch {}, seed {}{}.\n\n",
+        "## Data\n{}\n\n## Training\n```\n{}\n```\nEpoch {}, step {}; {} at {} with {:.0} % warm-up and {}, weight decay {}, batch {}, seed {}{}{}.\n\n",
         description.data,
         job.command,
         epoch.epoch,
@@ -108,10 +125,16 @@ pub fn model_card(facts: &Facts) -> String {
         recipe.optimiser.title(),
         recipe.learning_rate,
         100.0 * recipe.warmup,
+        match recipe.schedule {
+            Decay::Linear => "linear decay",
+            Decay::Cosine => "cosine decay",
+            Decay::Constant => "a constant rate",
+        },
         recipe.weight_decay,
         recipe.batch_size * recipe.accumulate,
         recipe.seed,
         if recipe.precision == Precision::F32 { "" } else { ", products in bf16" },
+        learning(recipe),
     );
     if !description.losses.is_empty() {
         let _ = write!(text, "{}\n\n", description.losses);

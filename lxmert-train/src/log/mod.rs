@@ -9,6 +9,7 @@ pub mod tensorboard;
 pub use jsonl::{Record, read_records};
 
 use crate::Result;
+use crate::job::RunSettings;
 use crate::run_folder::RunFolder;
 use crate::sums::Sums;
 use jsonl::{EpochRecord, JsonlWriter, StepRecord, TestRecord};
@@ -24,14 +25,19 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Opens a run's logs and truncates `metrics.jsonl` and the event file to these lengths in bytes.
+    /// Opens a run's logs and truncates `metrics.jsonl` and the event file to these lengths in bytes. A new event file starts
+    /// with the settings, for TensorBoard's HParams.
     ///
     /// # Errors
     /// Returns an error if a file cannot be opened or is shorter than that.
-    pub fn open(folder: &RunFolder, (metrics_bytes, events_bytes): (u64, u64)) -> Result<Self> {
+    pub fn open(folder: &RunFolder, (metrics_bytes, events_bytes): (u64, u64), settings: &RunSettings) -> Result<Self> {
+        let mut events = EventWriter::open(&folder.tensorboard(), events_bytes)?;
+        if events_bytes == 0 {
+            events.start(&settings.name, &settings.flat())?;
+        }
         Ok(Self {
             metrics: JsonlWriter::open(&folder.metrics(), metrics_bytes)?,
-            events: EventWriter::open(&folder.tensorboard(), events_bytes)?,
+            events,
             measured: (Instant::now(), 0),
         })
     }
@@ -93,6 +99,7 @@ impl RunLog {
         let scalars: Vec<(String, f64)> =
             record.test.flat().map(|(name, value)| (format!("test/{name}"), value)).collect();
         self.events.scalars(step, &scalars)?;
+        self.events.end()?;
         self.metrics.write(&Record::Test(record.clone()))
     }
 

@@ -12,18 +12,22 @@
 //! where `masked = rotate_right(crc, 15) + 0xa282ead8` (tensorflow's `lib/core/io/record_writer`).
 //! Four fields of the Event message are written: `wall_time` (1, double), `step` (2, varint), `file_version` (3,
 //! string, only in the first record) and `summary` (5), which holds `value`s (1) with a `tag` (1, string) and a
-//! `simple_value` (2, float). This project writes them itself because a resumed run must truncate the file to its saved
+//! `simple_value` (2, float). The HParams plugin reads two values of another kind, without a number but with `metadata`
+//! (9): at the start of a run the settings, at its end that it has ended (tensorboard's
+//! `plugins/hparams/plugin_data.proto`). Its table takes the results from the scalars. This project writes them itself because a resumed run must truncate the file to its saved
 //! state and append.
 
 use crate::{Error, Result};
 use lxmert_core::files::AppendLog;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Name of a run's only event file; TensorBoard looks for `tfevents` in it.
 pub const EVENT_FILE: &str = "events.out.tfevents.0000000000.lxmert-train";
 
-/// Appends scalars to a run's event file.
+/// Appends to a run's event file.
 #[derive(Debug)]
 pub struct EventWriter {
     log: AppendLog,
@@ -54,6 +58,22 @@ impl EventWriter {
         self.record(&event(now(), step, Payload::Scalars(&values)))
     }
 
+    /// Writes the settings of a run that starts, for HParams; those without a value are left out.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub fn start(&mut self, name: &str, settings: &BTreeMap<String, Value>) -> Result<()> {
+        self.record(&event(now(), 0, Payload::Session("session_start_info", &session_start(name, settings, now()))))
+    }
+
+    /// Writes that the run has ended well, for HParams.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub fn end(&mut self) -> Result<()> {
+        self.record(&event(now(), 0, Payload::Session("session_end_info", &session_end(now()))))
+    }
+
     /// The file's length, for the training state.
     ///
     /// # Errors
@@ -80,6 +100,8 @@ fn now() -> f64 {
 enum Payload<'a> {
     Version(&'a str),
     Scalars(&'a [(&'a str, f64)]),
+    /// A tag of HParams, and the plugin's data.
+    Session(&'a str, &'a [u8]),
 }
 
 fn event(wall_time: f64, step: u64, payload: Payload) -> Vec<u8> {
@@ -100,7 +122,58 @@ fn event(wall_time: f64, step: u64, payload: Payload) -> Vec<u8> {
             }
             bytes_field(&mut out, 5, &summary);
         }
+        Payload::Session(tag, data) => {
+            let (mut plugin, mut metadata, mut value, mut summary) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            bytes_field(&mut plugin, 1, b"hparams");
+            bytes_field(&mut plugin, 2, data);
+            bytes_field(&mut metadata, 1, &plugin);
+            bytes_field(&mut value, 1, format!("_hparams_/{tag}").as_bytes());
+            bytes_field(&mut value, 8, &NO_NUMBER);
+            bytes_field(&mut value, 9, &metadata);
+            bytes_field(&mut summary, 1, &value);
+            bytes_field(&mut out, 5, &summary);
+        }
     }
+    out
+}
+
+/// A TensorProto that holds the float 0, which the plugin puts where a value needs one: its type (1, varint), its empty shape
+/// (2) and its packed values (5).
+const NO_NUMBER: [u8; 10] = [0x08, 1, 0x12, 0, 0x2a, 4, 0, 0, 0, 0];
+
+/// HParams' data with a SessionStartInfo (3): the settings (1, a map) as protobuf's JSON values, the name (4) and the time
+/// (5).
+fn session_start(name: &str, settings: &BTreeMap<String, Value>, time: f64) -> Vec<u8> {
+    let (mut out, mut info) = (Vec::new(), Vec::new());
+    for (key, value) in settings {
+        let mut json = Vec::new();
+        match value {
+            Value::Null => continue,
+            Value::Bool(flag) => json.extend([0x20, u8::from(*flag)]), // field 4, varint
+            Value::Number(number) => {
+                json.push(0x11); // field 2, 64 bits
+                json.extend(number.as_f64().unwrap_or(f64::NAN).to_le_bytes());
+            }
+            Value::String(text) => bytes_field(&mut json, 3, text.as_bytes()),
+            other => bytes_field(&mut json, 3, other.to_string().as_bytes()),
+        }
+        let mut entry = Vec::new();
+        bytes_field(&mut entry, 1, key.as_bytes());
+        bytes_field(&mut entry, 2, &json);
+        bytes_field(&mut info, 1, &entry);
+    }
+    bytes_field(&mut info, 4, name.as_bytes());
+    info.push(0x29); // field 5, 64 bits
+    info.extend(time.to_le_bytes());
+    bytes_field(&mut out, 3, &info);
+    out
+}
+
+/// HParams' data with a SessionEndInfo (4): the status (1, varint; 1 is success) and the time (2).
+fn session_end(time: f64) -> Vec<u8> {
+    let (mut out, mut info) = (Vec::new(), vec![0x08, 1, 0x11]);
+    info.extend(time.to_le_bytes());
+    bytes_field(&mut out, 4, &info);
     out
 }
 
@@ -147,6 +220,22 @@ mod tests {
         let bytes = event(1.0, 300, Payload::Scalars(&[("loss", 0.5)]));
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, "09000000000000f03f10ac022a0d0a0b0a046c6f7373150000003f");
+    }
+
+    #[test]
+    fn sessions_match_tensorboards() {
+        // python: plugins.hparams.plugin_data_pb2.HParamsPluginData(session_start_info=SessionStartInfo(
+        //   group_name="try", start_time_secs=2.0)) with hparams["flag"].bool_value = True, or hparams["lr"].number_value = 0.5,
+        //   or hparams["lr"].string_value = "x"; and session_end_info=SessionEndInfo(status=1, end_time_secs=2.0)
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let start = |name: &str, key: &str, value: Value| {
+            let settings = BTreeMap::from([(key.to_string(), value), ("unset".to_string(), Value::Null)]);
+            hex(session_start(name, &settings, 2.0))
+        };
+        assert_eq!(start("try", "flag", true.into()), "1a1a0a0a0a04666c6167120220012203747279290000000000000040");
+        assert_eq!(start("t", "lr", 0.5.into()), "1a1d0a0f0a026c72120911000000000000e03f220174290000000000000040");
+        assert_eq!(start("t", "lr", "x".into()), "1a170a090a026c7212031a0178220174290000000000000040");
+        assert_eq!(hex(session_end(2.0)), "220b0801110000000000000040");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What tasks over files of examples share. Such a task defines what a model predicts for an example ([`ExampleTask`]);
 //! the splits, the batches, training and measuring are the same for all ([`OverExamples`]).
 
-use super::{Exam, Reads, Step, Task};
+use super::{Exam, Reads, Step, Task, Tested};
 use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
 use crate::data::per_example::{self, Record};
@@ -15,8 +15,9 @@ use crate::ranks::{Numbers, world};
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::BatchLoss;
+use crate::trainable;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
@@ -207,7 +208,7 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
         let config = origin.lxmert_config(data.store.info().feature_dim, T::NAME)?;
         // The hub's configuration only has a field for an answer head; other heads are not in it.
         let config = LxmertConfig { num_qa_labels: task.answers().len(), ..config };
-        let model = T::model(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        let model = T::model(&config, trainable::builder(&recipe, variables, &job.device))?;
         Ok(Self { task, data, notes, config, model, recipe, device: job.device.clone() })
     }
 
@@ -249,9 +250,9 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
         self.measure(&self.model, &self.data.validation, None, &ProgressBar::hidden())
     }
 
-    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Tested> {
         let best = T::open(&Pretrained::open(folder)?, &self.device)?;
-        self.measure(&best, &self.data.test, Some(predictions), bar)
+        Ok(self.measure(&best, &self.data.test, Some(predictions), bar)?.into())
     }
 
     fn checkpoint(&self) -> CheckpointParts {

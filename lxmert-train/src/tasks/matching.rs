@@ -5,7 +5,7 @@
 
 use super::losses::binary_cross_entropy;
 use super::masked_words::{MaskedWords, WordIds};
-use super::{Exam, Reads, Step, Task, alignment, refuse_predictions};
+use super::{Exam, Reads, Step, Task, Tested, alignment, refuse_predictions, warn_of_few};
 use crate::Result;
 use crate::data::batches::{self, Batch};
 use crate::data::pairs::{Pair, PairSource};
@@ -23,8 +23,9 @@ use crate::recalls::recalls;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
 use crate::sums::{BatchLoss, Part};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
+use crate::trainable;
+use candle_core::{Device, Tensor};
+use candle_nn::VarMap;
 use indicatif::ProgressBar;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::model::{MatchingModel, Pass, WordHead};
@@ -101,14 +102,15 @@ impl Task for Matching {
         };
         let dataset = Dataset::load(exam.data.captions()?, &checkpoint.text, &options)?;
         checkpoint.check_features(dataset.feature_dim())?;
-        test(&model, &dataset, (exam.split, exam.recall_images), exam.how, exam.per_example, exam.bar)
+        let tested = test(&model, &dataset, (exam.split, exam.recall_images), exam.how, exam.per_example, exam.bar)?;
+        Ok(tested.measures)
     }
 
     fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
         let recipe = job.recipe.clone();
         let dataset = Dataset::load(job.data.captions()?, &origin.text, &job.load_options())?;
         let config = origin.config(dataset.feature_dim())?;
-        let vb = || VarBuilder::from_varmap(variables, DType::F32, &job.device);
+        let vb = || trainable::builder(&recipe, variables, &job.device);
         let model = MatchingModel::new(&config, vb())?;
         let word_head = (recipe.masked_words > 0.0)
             .then(|| WordHead::new(&config, model.trunk.word_embeddings(), vb()))
@@ -220,7 +222,7 @@ impl Task for Matching {
         Ok(measures)
     }
 
-    fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+    fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Tested> {
         let best = Pretrained::open(folder)?.matching(&self.device)?;
         let how = Evaluation::of_run(&self.recipe, &self.device);
         test(&best, &self.dataset, (Split::Test, self.recipe.recall_images), how, None, bar)
@@ -276,7 +278,7 @@ pub fn test(
     how: Evaluation,
     per_example: Option<&Path>,
     bar: &ProgressBar,
-) -> Result<Measures> {
+) -> Result<Tested> {
     let source = dataset.pairs(split);
     let mut measures = Measures::default();
     let (pairs, hard) = (source.fixed(), source.hard());
@@ -285,7 +287,9 @@ pub fn test(
     for (set, pairs) in [("random", pairs), ("hard", hard)] {
         if !pairs.is_empty() {
             let logits = evaluate::logits(model, dataset, &pairs, how, bar)?;
-            Metrics::of_pairs(&logits, &pairs).add_to(&mut measures, set);
+            let metrics = Metrics::of_pairs(&logits, &pairs);
+            metrics.add_to(&mut measures, set);
+            warn_of_few(&format!("{split}, {set} pairs"), metrics.right(), pairs.len());
             // Both sets hold the matched pairs, which are written once.
             let new = pairs.iter().zip(&logits).filter(|(pair, _)| set == "random" || !pair.matched());
             if per_example.is_some() {
@@ -296,12 +300,17 @@ pub fn test(
     if let Some(path) = per_example.filter(|_| world().is_first()) {
         per_example::write(path, &records)?;
     }
-    if recall_images > 0 {
+    let mut tested = Tested::from(measures);
+    if recall_images > 0 && dataset.splits.images(split).nth(1).is_none() {
+        log::warn!("{split}: no retrieval, which needs two images at least; the only one would rank first");
+    } else if recall_images > 0 {
         bar.reset();
         bar.set_prefix("recall");
-        recalls(model, dataset, split, recall_images, how, bar)?.add_to(&mut measures);
+        let recalls = recalls(model, dataset, split, recall_images, how, bar)?;
+        recalls.add_to(&mut tested.measures);
+        tested.retrieval_seconds = recalls.seconds;
     }
-    Ok(measures)
+    Ok(tested)
 }
 
 /// A pair's line of `--per-example`.

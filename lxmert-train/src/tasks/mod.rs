@@ -125,6 +125,21 @@ pub struct Exam<'a> {
     pub bar: &'a ProgressBar,
 }
 
+/// What a test found.
+#[derive(Debug, Clone, Default)]
+pub struct Tested {
+    /// The measures.
+    pub measures: Measures,
+    /// Seconds that ranking images and captions took, where it did.
+    pub retrieval_seconds: f64,
+}
+
+impl From<Measures> for Tested {
+    fn from(measures: Measures) -> Self {
+        Self { measures, retrieval_seconds: 0.0 }
+    }
+}
+
 /// One kind of training: examples in, losses and measures out. The loop ([`trainer`](crate::trainer)) owns the
 /// optimiser, the schedule and every file; a task owns its data and its model.
 pub trait Task: Sync + Sized {
@@ -195,13 +210,23 @@ pub trait Task: Sync + Sized {
     ///
     /// # Errors
     /// See [`Task::validate`].
-    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures>;
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Tested>;
 
     /// The parts of a checkpoint other than the weights.
     fn checkpoint(&self) -> CheckpointParts;
 
     /// The text of the model card.
     fn description(&self) -> Description;
+}
+
+/// Fewer examples than this say little about a model.
+const FEW: usize = 30;
+
+/// Warns that a measure is of few examples, and counts those that are right.
+fn warn_of_few(what: &str, right: usize, count: usize) {
+    if (1..FEW).contains(&count) {
+        log::warn!("{what}: {right} of {count} right; a measure of fewer than {FEW} says little");
+    }
 }
 
 /// Rejects predictions in an [`Exam`] of a task for which no server takes them.

@@ -118,6 +118,12 @@ impl ExampleTask<1> for Questions {
         if without > 0 {
             lines.push(format!("{without} training questions have no answer in the table"));
         }
+        if 2 * without >= learnt.len() {
+            let all = learnt.len();
+            log::warn!(
+                "{without} of {all} training questions have no answer in the table of --answers; is it the right one?"
+            );
+        }
         Ok(lines)
     }
 

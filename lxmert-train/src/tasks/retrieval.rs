@@ -10,7 +10,7 @@
 
 use super::losses::cross_entropy;
 use super::matching::{Matching, PairBatch};
-use super::{Exam, Reads, Step, Task};
+use super::{Exam, Reads, Step, Task, Tested};
 use crate::Result;
 use crate::data::batches;
 use crate::data::pairs::{Pair, PairKind};
@@ -127,7 +127,7 @@ impl Task for Retrieval {
         self.matching.validate()
     }
 
-    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+    fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Tested> {
         self.matching.test(folder, predictions, bar)
     }
 

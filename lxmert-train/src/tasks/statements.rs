@@ -86,7 +86,7 @@ impl ExampleTask<2> for Statements {
     }
 
     fn logits(model: &PairModel, inputs: &LxmertInputs, pass: &Pass) -> candle_core::Result<Tensor> {
-        model.forward(inputs, pass) // [statements, 2]
+        Ok(model.forward(inputs, pass)?.logits) // [statements, 2]
     }
 
     fn losses(&self, logits: &Tensor, statements: &[&Statement], _: &Batch) -> Result<Tensor> {

@@ -5,6 +5,7 @@ use crate::dataset::spread;
 use crate::explain::{entities, grounding};
 use crate::{Error, Result};
 use lxmert_extract::scenes::read_annotations;
+use lxmert_train::data::per_example;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
@@ -17,6 +18,10 @@ pub struct GroundingArgs {
     /// At most this many captions, evenly spread [default: those of all test images]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub examples: Option<u32>,
+    /// Write a line a phrase to this file: by each method the region and whether it is right; a table if its name ends in .csv,
+    /// else JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub per_example: Option<PathBuf>,
 }
 
 impl GroundingArgs {
@@ -25,6 +30,7 @@ impl GroundingArgs {
     /// # Errors
     /// Returns an error if no true boxes are known, a computation fails, or the file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
+        self.per_example.as_deref().map_or(Ok(()), per_example::check)?;
         let folder = session.folder()?;
         let (scorer, data) = session.open()?;
         let images = data.test_images()?;
@@ -61,6 +67,7 @@ impl GroundingArgs {
         ));
         report.say(found.by_kind().trim_end());
         report.write(folder.join("grounding.csv"), &found.to_csv())?;
+        report.write_examples(self.per_example.as_deref(), &found.phrases)?;
         Ok(report)
     }
 }

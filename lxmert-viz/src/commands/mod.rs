@@ -26,6 +26,7 @@ use lxmert_core::features::Regions;
 use lxmert_core::pretrained::Preprocessing;
 use lxmert_extract::finder::{Finder, FinderArgs, Found};
 use lxmert_extract::images::DecodedImage;
+use lxmert_train::data::per_example::{self, Record};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -113,11 +114,8 @@ impl Session {
 
     /// A progress bar for a job of `length` parts.
     fn bar(&self, length: usize, what: &str) -> indicatif::ProgressBar {
-        let bar =
-            if self.progress { indicatif::ProgressBar::new(length as u64) } else { indicatif::ProgressBar::hidden() };
-        if let Ok(style) = indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({eta} left)") {
-            bar.set_style(style);
-        }
+        let template = "{msg} [{wide_bar}] {pos}/{len} ({eta} left)";
+        let bar = lxmert_core::progress::bar(Some(length as u64), template, self.progress);
         bar.set_message(what.to_string());
         bar
     }
@@ -156,6 +154,14 @@ impl Report {
     fn write(&mut self, path: PathBuf, text: &str) -> Result<()> {
         write_whole(&path, text.as_bytes())?;
         self.add(path);
+        Ok(())
+    }
+
+    /// Writes the lines of `--per-example`, if it is given.
+    fn write_examples(&mut self, path: Option<&Path>, records: &[Record]) -> Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        per_example::write(path, records)?;
+        self.add(path.to_path_buf());
         Ok(())
     }
 

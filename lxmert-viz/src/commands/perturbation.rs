@@ -6,6 +6,8 @@ use crate::dataset::{Example, spread};
 use crate::explain::perturbation;
 use crate::pictures;
 use lxmert_train::data::pairs::PairKind;
+use lxmert_train::data::per_example;
+use std::path::PathBuf;
 
 /// `perturbation`.
 #[derive(Debug, Clone, clap::Args)]
@@ -13,6 +15,10 @@ pub struct PerturbationArgs {
     /// How many true captions of test images to explain and perturb
     #[arg(long, default_value_t = 400, value_name = "N")]
     pub examples: usize,
+    /// Write a line a caption to this file: its logit, and its area for each test and method; a table if its name ends in .csv,
+    /// else JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub per_example: Option<PathBuf>,
 }
 
 impl PerturbationArgs {
@@ -21,6 +27,7 @@ impl PerturbationArgs {
     /// # Errors
     /// Returns an error if there is nothing to perturb, a computation fails, or a file cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
+        self.per_example.as_deref().map_or(Ok(()), per_example::check)?;
         let folder = session.folder()?;
         let (scorer, data) = session.open()?;
         let (pairs, _) = data.test_pairs()?;
@@ -39,6 +46,7 @@ impl PerturbationArgs {
         session.save(sheet, &folder.join("perturbation"), "", &mut report)?;
         report.write(folder.join("perturbation.csv"), &found.to_csv())?;
         report.write(folder.join("perturbation.json"), &format!("{:#}\n", found.to_json()))?;
+        report.write_examples(self.per_example.as_deref(), &found.pairs)?;
         Ok(report)
     }
 }

@@ -1,8 +1,9 @@
-//! `relevancy`: the methods side by side, for a match or for an answer.
+//! `relevancy`: the methods side by side, for a match, for an answer, or for a verdict about two images.
 
-use super::{Report, Seen, Session, SubjectArgs, find_regions, stem, verdict_line};
+use super::{Report, Seen, Session, SubjectArgs, find_regions, percent, stem, verdict_line};
 use crate::dataset::slug;
 use crate::explain::asker::Asker;
+use crate::explain::judge::Judge;
 use crate::explain::methods::Method;
 use crate::explain::scorer::PairInput;
 use crate::pictures::explained::Explained;
@@ -26,6 +27,13 @@ pub struct RelevancyArgs {
     /// The answer to explain [default: the top one]
     #[arg(long, value_name = "NAME", requires = "question")]
     pub answer: Option<String>,
+    /// Explain whether this statement about two images, --image on the left and --second-image on the right, is true, with a
+    /// checkpoint trained on statements [default: runs/scenes-statements]; a picture for each image
+    #[arg(long, value_name = "SENTENCE", conflicts_with_all = ["text", "question", "photo"], requires_all = ["image", "second_image"])]
+    pub statement: Option<String>,
+    /// The statement's right image: a name in the feature store, or the file of a photo
+    #[arg(long, value_name = "NAME", requires = "statement")]
+    pub second_image: Option<String>,
     /// Only this method [default: attention, rollout, Grad-CAM and relevancy side by side]
     #[arg(long, value_enum, value_name = "METHOD")]
     pub method: Option<Method>,
@@ -41,9 +49,10 @@ impl RelevancyArgs {
     /// Returns an error if the checkpoint cannot be read or lacks the answer, there is no such image, or the file
     /// cannot be written.
     pub fn run(&self, session: &Session) -> Result<Report> {
-        match &self.question {
-            Some(question) => self.answer(session, question),
-            None => self.matching(session),
+        match (&self.question, &self.statement) {
+            (Some(question), _) => self.answer(session, question),
+            (None, Some(statement)) => self.verdict(session, statement),
+            (None, None) => self.matching(session),
         }
     }
 
@@ -83,12 +92,7 @@ impl RelevancyArgs {
     }
 
     fn answer(&self, session: &Session, question: &str) -> Result<Report> {
-        let checkpoint = &session.places.checkpoint;
-        if checkpoint.starts_with(&session.places.run) && !checkpoint.exists() {
-            let advice = "train one with `cargo run -p lxmert-train -- --task questions`, or pass one as --checkpoint";
-            let (what, path) = ("a checkpoint that answers questions", checkpoint.clone());
-            return Err(Error::Missing { what, path, advice: advice.into() });
-        }
+        let checkpoint = trained(session, "a checkpoint that answers questions", "questions")?;
         let asker = Asker::open(checkpoint, &session.device)?;
         let seen = match self.photo() {
             Some(photo) => find_regions(&self.finder, session, photo, asker.takes())?,
@@ -111,6 +115,36 @@ impl RelevancyArgs {
         self.draw(session, explained.of_answer(&answered.answer), &seen, &of, report)
     }
 
+    fn verdict(&self, session: &Session, statement: &str) -> Result<Report> {
+        let checkpoint = trained(session, "a checkpoint that judges statements", "statements")?;
+        let judge = Judge::open(checkpoint, &session.device)?;
+        let mut data = None;
+        let mut see = |image: Option<&String>| -> Result<Seen> {
+            let image = image.ok_or_else(|| Error::Argument("a statement needs --image and --second-image".into()))?;
+            if Path::new(image).is_file() {
+                return find_regions(&self.finder, session, Path::new(image), judge.takes());
+            }
+            let data = match &mut data {
+                Some(data) => data,
+                none => none.insert(session.data(judge.takes().1.regions)?),
+            };
+            Seen::stored(data, image.clone())
+        };
+        let seen = [see(self.subject.image.as_ref())?, see(self.second_image.as_ref())?];
+        let judged = judge.explain([&seen[0].regions, &seen[1].regions], statement)?;
+        let probability = judged[0].scored.probability();
+        let verdict = if probability >= 0.5 { "true" } else { "false" };
+        let mut report = Report::default();
+        let names = format!("{} and {}", seen[0].name, seen[1].name);
+        report.say(format!("{names}, “{statement}”: P(true) = {} ({verdict})", percent(probability)));
+        for ((seen, judged), side) in seen.iter().zip(&judged).zip(["left", "right"]) {
+            let name = format!("{}, the {side} image", seen.name);
+            let explained = Explained::new(&name, statement, &judged.scored, &judged.regions, &seen.label_names);
+            report = self.draw(session, explained.of_answer("true"), seen, &format!("-{side}"), report)?;
+        }
+        Ok(report)
+    }
+
     fn draw(
         &self,
         session: &Session,
@@ -130,4 +164,15 @@ impl RelevancyArgs {
         }
         Ok(report)
     }
+}
+
+/// The session's checkpoint; if it is the default and is not there, the error says how to train it for `task`.
+fn trained<'a>(session: &'a Session, what: &'static str, task: &str) -> Result<&'a Path> {
+    let checkpoint = &session.places.checkpoint;
+    if checkpoint.starts_with(&session.places.run) && !checkpoint.exists() {
+        let advice =
+            format!("train one with `cargo run -p lxmert-train -- --task {task}`, or pass one as --checkpoint");
+        return Err(Error::Missing { what, path: checkpoint.clone(), advice });
+    }
+    Ok(checkpoint)
 }

@@ -18,6 +18,7 @@
 use super::grounding::{Case, Target};
 use crate::{Error, Result};
 use lxmert_core::boxes::{BoxXyxy, normalise};
+use lxmert_core::files::read_text;
 use roxmltree::{Document, Node};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -149,9 +150,9 @@ pub fn read(folder: &Path, images: &[&str]) -> Result<Entities> {
             found.missing += 1;
             continue;
         }
-        let read = |path: &Path| std::fs::read_to_string(path).map_err(Error::io(path));
-        let boxes = annotation(&read(&files[1])?).map_err(|reason| Error::Format { path: files[1].clone(), reason })?;
-        for (row, line) in read(&files[0])?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let boxes =
+            annotation(&read_text(&files[1])?).map_err(|reason| Error::Format { path: files[1].clone(), reason })?;
+        for (row, line) in read_text(&files[0])?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let fault = |reason| Error::Format { path: files[0].clone(), reason: format!("row {}: {reason}", row + 1) };
             let Sentence { text, phrases } = sentence(line).map_err(fault)?;
             let mut targets = Vec::new();
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn phrases_without_a_box_are_counted_and_left_out() {
-        let folder = folder(TEXT, XML);
+        let folder = folder(&format!("\u{feff}{TEXT}"), &format!("\u{feff}{XML}"));
         let found = read(folder.path(), &["photos/7.jpg", "8.jpg"]).unwrap();
         assert_eq!((found.not_visual, found.without_box, found.missing), (1, 2, 1));
         let [case] = found.cases.as_slice() else { panic!("{found:?}") };

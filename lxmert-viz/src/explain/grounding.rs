@@ -16,6 +16,8 @@ use lxmert_core::boxes::{BoxXyxy, iou, normalise};
 use lxmert_core::model::Capture;
 use lxmert_core::text::Encoding;
 use lxmert_extract::scenes::{Annotations, CaptionKind};
+use lxmert_train::data::per_example::{self, Record};
+use serde_json::json;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -139,6 +141,9 @@ pub struct Grounding {
     pub all: Row,
     /// The phrases of each type.
     pub kinds: Vec<Row>,
+    /// Each phrase, for one's own analysis: its sentence, and by each method the region that it points to (from 1; none if
+    /// no region has a weight) and whether that is a hit by both measures.
+    pub phrases: Vec<Record>,
 }
 
 impl Grounding {
@@ -253,6 +258,7 @@ pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl F
     }
     let mut all = Row::new("all");
     let mut kinds: Vec<Row> = KINDS.into_iter().map(Row::new).collect();
+    let mut phrases = Vec::new();
     for (number, batch) in cases.chunks(BATCH).enumerate() {
         lxmert_core::interrupt::check_interrupt()?;
         let regions = batch.iter().map(|case| data.regions(&case.image)).collect::<Result<Vec<_>>>()?;
@@ -272,8 +278,11 @@ pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl F
                 let asked = Method::ALL.into_iter().zip(&matrices).flat_map(|(method, matrix)| {
                     [Some(pieces.as_slice()), None].map(|pieces| region_weights(matrix, method, pieces, &words))
                 });
+                let pointed: Vec<Option<usize>> = asked.map(|weights| strongest(&weights)).collect();
                 let shares: Vec<Hits> =
-                    asked.map(|weights| strongest(&weights).map_or(Hits::default(), |region| hits[region])).collect();
+                    pointed.iter().map(|region| region.map_or(Hits::default(), |region| hits[region])).collect();
+                let by_phrase = pointed.iter().zip(&shares).step_by(QUERIES.len());
+                phrases.push(phrase_record(case, target, by_phrase, ceiling));
                 let count = |row: &mut Row| row.add(chance.share_of(hits.len()), ceiling, &shares);
                 count(&mut all);
                 for kind in &target.kinds {
@@ -294,7 +303,30 @@ pub fn measure(data: &DataSet, scorer: &Scorer, cases: &[Case], mut done: impl F
     let known = |row: &Row| KINDS.iter().position(|kind| *kind == row.kind).unwrap_or(KINDS.len());
     kinds.sort_by(|a, b| known(a).cmp(&known(b)).then(a.kind.cmp(&b.kind)));
     kinds.iter_mut().chain([&mut all]).for_each(Row::finish);
-    Ok(Grounding { all, kinds })
+    Ok(Grounding { all, kinds, phrases })
+}
+
+/// A phrase's line of `--per-example`. `found`: by each method the region, and whether it is a hit.
+fn phrase_record<'a>(
+    case: &Case,
+    target: &Target,
+    found: impl Iterator<Item = (&'a Option<usize>, &'a Hits)>,
+    ceiling: Hits,
+) -> Record {
+    let mut record = per_example::record([
+        ("image", json!(case.image)),
+        ("sentence", json!(case.text)),
+        ("phrase", json!(case.text.get(target.range.clone()))),
+        ("kinds", json!(target.kinds)),
+        ("a_region_can_hit", json!(ceiling.overlap > 0.0)),
+    ]);
+    for (method, (region, hits)) in Method::ALL.into_iter().zip(found) {
+        let name = method.slug();
+        record.insert(format!("{name}_region"), json!(region.map(|region| region + 1)));
+        record.insert(format!("{name}_pointing"), json!(hits.pointing > 0.0));
+        record.insert(format!("{name}_iou50"), json!(hits.overlap > 0.0));
+    }
+    record
 }
 
 /// The word pieces in a range of the sentence; empty if they were truncated.
@@ -352,7 +384,7 @@ mod tests {
         assert_eq!(row.share(Method::Relevancy, Query::Phrase), Hits { pointing: 0.5, overlap: 0.0 });
         assert_eq!(row.share(Method::Relevancy, Query::Sentence), miss);
         assert_eq!((row.chance.pointing, row.chance.overlap, row.ceiling.pointing), (0.5, 0.25, 1.0));
-        let found = Grounding { all: Row { kind: "all".into(), ..row.clone() }, kinds: vec![row] };
+        let found = Grounding { all: Row { kind: "all".into(), ..row.clone() }, kinds: vec![row], phrases: Vec::new() };
         assert!(found.to_csv().contains("people,2,relevancy (Chefer),0.500000,0.000000"), "{}", found.to_csv());
         assert_eq!(found.by_kind().lines().count(), 6);
     }

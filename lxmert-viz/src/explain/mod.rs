@@ -3,7 +3,7 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`scorer`], [`asker`] | a checkpoint that scores pairs, and one that answers questions, with their attention maps |
+//! | [`scorer`], [`asker`], [`judge`] | a checkpoint that scores pairs, answers questions or judges statements, with its attention maps |
 //! | [`maps`], [`matrix`] | the captured attention and its gradients, as small matrices |
 //! | [`methods`] | attention, gradient × attention, Grad-CAM, and the common interface |
 //! | [`rollout`], [`relevancy`] | the two methods that use all layers |
@@ -14,6 +14,7 @@
 pub mod asker;
 pub mod entities;
 pub mod grounding;
+pub mod judge;
 pub mod maps;
 pub mod matrix;
 pub mod methods;

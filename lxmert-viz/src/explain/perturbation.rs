@@ -22,6 +22,8 @@ use crate::{Error, Result};
 use lxmert_core::features::Regions;
 use lxmert_core::model::Capture;
 use lxmert_core::procedural::values;
+use lxmert_train::data::per_example::{self, Record};
+use serde_json::json;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
@@ -121,6 +123,8 @@ pub struct Perturbation {
     pub examples: usize,
     /// One curve per test and ranking.
     pub curves: Vec<Curve>,
+    /// Each pair, for one's own analysis: its match logit and, for each test and ranking, its own area.
+    pub pairs: Vec<Record>,
 }
 
 impl Curve {
@@ -243,6 +247,7 @@ pub fn measure(
     let steps_of = |side| if side == Side::Regions { &region_steps } else { &word_steps };
     let mut matched: Vec<Vec<usize>> = lines.iter().map(|((side, _), _)| vec![0; steps_of(*side).len()]).collect();
     let mut areas = vec![Vec::with_capacity(examples.len()); lines.len()];
+    let mut records = Vec::with_capacity(examples.len());
     for (number, chunk) in examples.chunks(BATCH).enumerate() {
         let regions = chunk.iter().map(|e| data.regions(&e.image)).collect::<Result<Vec<_>>>()?;
         let pairs: Vec<PairInput> =
@@ -263,6 +268,8 @@ pub fn measure(
                 let scores: Vec<f64> = stays.into_iter().map(|stays| f64::from(u8::from(stays))).collect();
                 areas.push(area(steps_of(*side), &scores));
             }
+            let own: Vec<f64> = areas.iter().filter_map(|areas| areas.last().copied()).collect();
+            records.push(pair_record(&chunk[i], scored.logit, &own));
             done(index + 1);
         }
     }
@@ -272,7 +279,18 @@ pub fn measure(
         let scores = counts.iter().map(|count| *count as f64 / total).collect();
         Curve { side: *side, order: *order, ranking: *ranking, steps: steps_of(*side).clone(), scores, area, error }
     });
-    Ok(Perturbation { examples: examples.len(), curves: curves.collect() })
+    Ok(Perturbation { examples: examples.len(), curves: curves.collect(), pairs: records })
+}
+
+/// A pair's line of `--per-example`. `areas`: one for each of [`lines`].
+fn pair_record(example: &Example, logit: f32, areas: &[f64]) -> Record {
+    let (image, sentence) = (json!(example.image), json!(example.text));
+    let mut record = per_example::record([("image", image), ("sentence", sentence), ("logit", json!(logit))]);
+    for (((side, order), ranking), area) in lines().into_iter().zip(areas) {
+        let ranking = ranking.map_or("random", Method::slug);
+        record.insert(format!("{}_{}_{ranking}", side.name(), order.name()), json!(area));
+    }
+    record
 }
 
 /// The steps for the regions and for the words of these examples, based on the largest number of regions of an image

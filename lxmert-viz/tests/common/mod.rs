@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use lxmert_core::boxes::normalise;
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::features::{Regions, StoreDtype, StoreInfo, StoreWriter};
-use lxmert_core::model::{AnswerModel, MatchingModel};
+use lxmert_core::model::{AnswerModel, MatchingModel, PairModel};
 use lxmert_extract::scenes::{ScenesConfig, Shape, generate, read_annotations};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -133,6 +133,11 @@ pub fn question_checkpoint_of(folder: &Path, width: usize) {
     let config = LxmertConfig { num_qa_labels: 3, visual_feat_dim: width, ..config() };
     write(folder, &config, "LxmertForQuestionAnswering", AnswerModel::expected(&config).unwrap());
     std::fs::write(folder.join("answers.json"), r#"["red", "two", "yes"]"#).unwrap();
+}
+
+/// An untrained model of statements about two images.
+pub fn statement_checkpoint(folder: &Path) {
+    write(folder, &config(), "LxmertModel", PairModel::expected(&config()).unwrap());
 }
 
 fn write(folder: &Path, config: &LxmertConfig, architecture: &str, expected: Vec<(String, Vec<usize>)>) {

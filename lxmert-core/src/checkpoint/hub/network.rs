@@ -5,8 +5,9 @@ use super::cache::{Repository, discard};
 use super::client::{Answer, Hub};
 use super::{ExpectedFile, HubFile, HubOptions};
 use crate::interrupt::check_interrupt;
+use crate::progress;
 use crate::{Error, Result};
-use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -293,14 +294,7 @@ fn is_hash(text: &str) -> bool {
 }
 
 fn progress_bar(file: &HubFile, remote: &Remote, show: bool) -> ProgressBar {
-    if !show {
-        return ProgressBar::hidden();
-    }
-    let bar = remote.size.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
-    {
-        bar.set_style(style);
-    }
+    let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+    let bar = progress::bar(remote.size, template, show);
     bar.with_message(file.file.clone()).with_finish(ProgressFinish::AndClear)
 }

@@ -10,6 +10,8 @@ impl DetectorConfig {
     /// [`Error::Argument`] that names the field and its valid values.
     pub fn validate(&self) -> Result<()> {
         const LARGEST: usize = 1 << 16;
+        // A ResNet-152 has 36. Every block has some twenty weights, whose names are made before a file is looked at.
+        const MOST_BLOCKS: usize = 256;
         let refuse = |what: String| Err(Error::Argument(format!("detector configuration: {what}")));
         let body = &self.backbone;
         let stages = body.blocks.len();
@@ -99,6 +101,9 @@ impl DetectorConfig {
         }
         if let Some((name, value)) = sizes.iter().find(|(_, n)| !(1..=LARGEST).contains(n)) {
             return refuse(format!("{name} is {value}, not within 1..={LARGEST}"));
+        }
+        if let Some((name, value)) = sizes.iter().find(|(name, n)| name.ends_with(".blocks") && *n > MOST_BLOCKS) {
+            return refuse(format!("{name} is {value}, not within 1..={MOST_BLOCKS}"));
         }
         if let Some(coarsest) = self.fpn.as_ref().and_then(|fpn| fpn.stages.last()).map(|stage| 4usize << (stage - 1))
             && !self.transform.size_divisor.is_multiple_of(coarsest)

@@ -100,12 +100,8 @@ pub fn held_out_scenes() -> Vec<Scene> {
 }
 
 fn progress_bar(steps: u64, progress: bool) -> indicatif::ProgressBar {
-    let bar = if progress { indicatif::ProgressBar::new(steps) } else { indicatif::ProgressBar::hidden() };
-    let template = "training {wide_bar} {pos}/{len} {msg} ({per_sec}, {eta} left)";
-    if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
+    let template = "training [{wide_bar}] {pos}/{len} steps, {msg} ({per_sec}, {eta} left)";
+    lxmert_core::progress::bar(Some(steps), template, progress)
 }
 
 /// Writes the three files, each whole or not at all.

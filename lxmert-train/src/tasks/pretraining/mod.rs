@@ -6,7 +6,7 @@ pub mod regions;
 pub mod terms;
 
 use super::masked_words::{MaskedWords, WordIds};
-use super::{Exam, Reads, Step, Task, alignment};
+use super::{Exam, Reads, Step, Task, Tested, alignment};
 use crate::data::batches;
 use crate::data::pretraining::PretrainingSentences;
 use crate::evaluate::{Evaluation, share_out};
@@ -18,9 +18,10 @@ use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use crate::run_folder::CheckpointParts;
 use crate::sums::{BatchLoss, Part};
 use crate::task_weights::TaskWeights;
+use crate::trainable;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
+use candle_nn::VarMap;
 use data::{Example, PretrainingBatch, PretrainingData};
 use indicatif::ProgressBar;
 use lxmert_core::answers::AnswerTable;
@@ -111,7 +112,7 @@ impl Task for Pretraining {
             num_qa_labels: count(weights.answers, data.answers.as_ref().map_or(0, AnswerTable::len)),
             ..origin.lxmert_config(info.feature_dim, Self::NAME)?
         };
-        let model = PretrainingModel::new(&config, VarBuilder::from_varmap(variables, DType::F32, &job.device))?;
+        let model = PretrainingModel::new(&config, trainable::builder(&recipe, variables, &job.device))?;
         let word_ids = WordIds::from(&origin.text);
         Ok(Self { data, weights, config, model, word_ids, recipe, device: job.device.clone() })
     }
@@ -174,10 +175,10 @@ impl Task for Pretraining {
         self.measure(&self.model, &self.data.validation, &ProgressBar::hidden())
     }
 
-    fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Measures> {
+    fn test(&self, folder: &Path, _predictions: &Path, bar: &ProgressBar) -> Result<Tested> {
         let model = Pretrained::open(folder)?.model(&self.device, PretrainingModel::new)?;
         bar.set_length(self.data.test.len() as u64);
-        self.measure(&model, &self.data.test, bar)
+        Ok(self.measure(&model, &self.data.test, bar)?.into())
     }
 
     fn checkpoint(&self) -> CheckpointParts {
