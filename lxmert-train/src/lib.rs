@@ -13,6 +13,7 @@
 //! | [`sums`], [`average`], [`log`], [`resume`] | running sums; the weights' average; JSONL, TensorBoard, curves, model card; the saved state |
 //! | [`answering`], [`evaluate`], [`recalls`] | an answer head from another head; scoring pairs; ranking images and captions |
 //! | [`tasks`] | the tasks: data, model, losses and measures |
+//! | [`start`], [`rounds`] | what a run starts from; how a step's batches are shared out among ranks |
 //! | [`trainer`] | the training loop |
 //! | [`tasks::registry`] | the list of tasks |
 //! | [`compare`] | runs side by side |
@@ -72,7 +73,9 @@ pub mod ranks;
 pub mod recalls;
 pub mod recipe;
 pub mod resume;
+pub mod rounds;
 pub mod run_folder;
+pub mod start;
 pub mod sums;
 pub mod task_weights;
 pub mod tasks;

@@ -106,9 +106,8 @@ fn train(args: &TrainArgs, with: Circumstances) -> Result<()> {
     match outcome {
         Outcome::Finished(report) => {
             print_report(&report)?;
-            let (best, curves) = (output.join("best"), output.join("curves.png"));
-            log::info!("checkpoint {}", best.display());
-            log::info!("curves {}", curves.display());
+            log::info!("checkpoint {}", output.join("best").display());
+            log::info!("curves {}", output.join("curves.png").display());
         }
         Outcome::AlreadyFinished(report) => {
             print_report(&report)?;

@@ -10,27 +10,22 @@ use crate::job::{Job, RunSettings, Start};
 use crate::log::card::{Facts, model_card};
 use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
-use crate::origin::Origin;
 use crate::ranks::{GradientSum, World, world};
-use crate::recipe::Recipe;
 use crate::resume::{self, Position};
+use crate::rounds::{Round, rounds, shares};
 use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, Seconds, save_checkpoint, write_json, write_text};
+use crate::start::{Found, Learner, found, name};
 use crate::sums::Sums;
 use crate::tasks::{Step, Task, Tested};
 use crate::trainable;
 use crate::{Error, Result};
-use candle_core::{Tensor, Var};
-use candle_nn::VarMap;
+use candle_core::Tensor;
 use indicatif::ProgressBar;
-use lxmert_core::checkpoint::{Misshapen, Place};
 use lxmert_core::cli;
-use lxmert_core::model::init;
 use lxmert_core::ops;
 use lxmert_core::optim::{AdamW, Schedule, clip};
 use lxmert_core::text::WordPiece;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -79,62 +74,6 @@ pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
     trainer.test().map(Outcome::Finished)
 }
 
-/// What there is to go on with.
-#[derive(Clone, Copy)]
-enum Found {
-    Nothing,
-    Unfinished,
-    Finished,
-}
-
-/// Looks for a run of these settings in the folder.
-fn found(job: &Job, folder: &RunFolder, settings: &RunSettings) -> Result<Found> {
-    if job.start == Start::Overwrite {
-        refuse_init_inside(job)?;
-        return Ok(Found::Nothing);
-    }
-    if let Some(old) = RunSettings::read(folder)? {
-        let differences = old.differences(settings);
-        if !differences.is_empty() {
-            return Err(Error::OtherSettings { folder: job.output.clone(), differences: differences.join("\n") });
-        }
-        if folder.report().is_file() {
-            return Ok(Found::Finished);
-        }
-    }
-    match (folder.state().is_file(), job.start) {
-        (true, _) => Ok(Found::Unfinished),
-        (false, Start::Resume) => {
-            Err(Error::file(&job.output, "no unfinished run here to resume; start one without --resume"))
-        }
-        (false, _) => Ok(Found::Nothing),
-    }
-}
-
-/// Rejects an initial checkpoint that `--overwrite` is about to delete.
-fn refuse_init_inside(job: &Job) -> Result<()> {
-    let Some(init) = job.recipe.init.as_deref().filter(|init| !init.starts_with("hf:")) else { return Ok(()) };
-    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let weights = Place::find(init)?.weights;
-    if real(&weights).starts_with(real(&job.output)) {
-        return Err(Error::Argument(format!(
-            "--init {init}: --overwrite would delete this checkpoint, which is in {}; use another --output, or move the \
-             checkpoint first",
-            job.output.display()
-        )));
-    }
-    Ok(())
-}
-
-/// What learns, from the start or from a saved state.
-struct Learner<T> {
-    text: WordPiece,
-    task: T,
-    optimiser: AdamW,
-    average: Option<Average>,
-    position: Position,
-}
-
 struct Trainer<'a, T> {
     job: &'a Job,
     folder: RunFolder,
@@ -156,9 +95,6 @@ struct Trainer<'a, T> {
     counted: Instant,
 }
 
-/// The projection of a region's features: `[hidden, width of the features]`.
-const REGION_WEIGHTS: &str = "lxmert.encoder.visn_fc.visn_fc.weight";
-
 /// A device's error when its memory is full, with the batch size to try.
 fn out_of_memory(error: Error, batch_size: usize, accumulate: usize) -> Error {
     if !error.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY") {
@@ -174,31 +110,11 @@ fn out_of_memory(error: Error, batch_size: usize, accumulate: usize) -> Error {
     Error::Argument(format!("the device has too little memory for --batch-size {batch_size}: {advice}"))
 }
 
-/// The error for a checkpoint that does not fit, with advice: other features if it needs another width, and
-/// `--allow-missing` for weights that it lacks.
-fn cannot_start(error: Error) -> Error {
-    let Error::Core(lxmert_core::Error::Checkpoint { missing, misshapen, .. }) = &error else { return error };
-    let of_another_width =
-        |weight: &&Misshapen| weight.name == REGION_WEIGHTS && weight.found.last() != weight.expected.last();
-    let regions = misshapen.iter().find(of_another_width);
-    let what_to_do = match (regions, missing.first()) {
-        (Some(weight), _) => format!(
-            "it needs regions of {} numbers, but the store has {}: use the features of the detector it was trained on",
-            weight.found.last().unwrap_or(&0),
-            weight.expected.last().unwrap_or(&0)
-        ),
-        (None, Some(first)) => format!("to start missing weights fresh, pass --allow-missing '{first}'"),
-        (None, None) if !misshapen.is_empty() => "it has other classes or another size".into(),
-        (None, None) => "it belongs to another network".into(),
-    };
-    Error::Argument(format!("--init {error}; {what_to_do}"))
-}
-
 impl<'a, T: Task> Trainer<'a, T> {
     fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings, resumes: bool) -> Result<Self> {
         let (world, recipe) = (world(), &job.recipe);
         // No rank goes on before all have read their data and weights, and rank 0 deletes nothing before.
-        let Learner { text, task, optimiser, average, position } = world.agree(Self::read(job, &folder, resumes))?;
+        let Learner { text, task, optimiser, average, position } = world.agree(Learner::open(job, &folder, resumes))?;
         let name = name(job, &folder);
         let open = || -> Result<RunLog> {
             if job.start == Start::Overwrite {
@@ -245,37 +161,6 @@ impl<'a, T: Task> Trainer<'a, T> {
             optimiser,
             position,
         })
-    }
-
-    /// The data and the model, at the saved state or at the start.
-    fn read(job: &Job, folder: &RunFolder, resumes: bool) -> Result<Learner<T>> {
-        let recipe = &job.recipe;
-        let last = Some(folder.last()).filter(|last| resumes && last.join("model.safetensors").is_file());
-        let origin = Origin::open(recipe, last.as_deref())?;
-        let variables = VarMap::new();
-        let task = T::new(job, &origin, &variables)?;
-        init::seed_weights(&variables, recipe.seed, recipe.initializer_range)?;
-        let variables: BTreeMap<String, Var> = match variables.data().lock() {
-            Ok(variables) => variables.iter().map(|(name, var)| (name.clone(), var.clone())).collect(),
-            Err(_) => return Err(Error::Argument("the variables' lock is poisoned".into())),
-        };
-        trainable::check(recipe, &variables.keys().map(String::as_str).collect::<Vec<_>>())?;
-        let Origin { text, checkpoint, .. } = origin;
-        if let Some(checkpoint) = checkpoint.filter(|_| !resumes) {
-            for (name, tensor) in task.starting_weights(&checkpoint).map_err(cannot_start)? {
-                if let Some(var) = variables.get(&name) {
-                    var.set(&tensor.to_device(&job.device)?)?;
-                }
-            }
-        }
-        let mut optimiser = AdamW::new(recipe.adamw(), variables)?;
-        optimiser.scale_rates(|name| trainable::rate(recipe, name));
-        let mut average = recipe.ema.map(|decay| Average::new(decay, recipe, &optimiser)).transpose()?;
-        let position = match resumes {
-            true => resume::load(&folder.state(), &mut optimiser, average.as_mut())?,
-            false => Position::default(),
-        };
-        Ok(Learner { text, task, optimiser, average, position })
     }
 
     fn train(&mut self) -> Result<()> {
@@ -531,65 +416,6 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 }
 
-/// How a step's batches are shared out, for the log; nothing for one rank.
-fn shares(world: World, recipe: &Recipe) -> Option<String> {
-    let (ranks, accumulate, batch) = (world.size(), recipe.accumulate, recipe.batch_size);
-    if world.is_alone() {
-        return None;
-    }
-    let step = format!("{ranks} ranks: a step of {} examples is", batch * accumulate);
-    if !accumulate.is_multiple_of(ranks) {
-        let advice = format!("so some wait; make --accumulate a multiple of {ranks}");
-        return Some(format!(
-            "{step} {accumulate} batches of {batch}, which {ranks} ranks cannot share evenly, {advice}"
-        ));
-    }
-    let times = if accumulate == ranks { String::new() } else { format!(", {} times", accumulate / ranks) };
-    Some(format!("{step} {ranks} ranks × {batch}{times}"))
-}
-
-/// This rank's batches from number `done` on, round by round: of a step's batches a round holds as many as there are ranks,
-/// and a rank without one an empty batch.
-fn rounds<E>(mut plan: Vec<Vec<E>>, accumulate: usize, world: World, done: usize) -> Vec<Vec<E>> {
-    let count = plan.len();
-    let mut rounds = Vec::new();
-    for group in (done / accumulate * accumulate..count).step_by(accumulate) {
-        let end = (group + accumulate).min(count);
-        for first in (group..end).step_by(world.size()).filter(|first| *first >= done) {
-            let own = first + world.rank();
-            rounds.push(if own < end { std::mem::take(&mut plan[own]) } else { Vec::new() });
-        }
-    }
-    rounds
-}
-
-/// What ranks tell each other of a round of batches besides the gradients.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Round {
-    /// The batch's numbers; none where a rank had no batch.
-    sums: Option<Sums>,
-    /// Which parameters have a gradient; empty where a rank had no batch.
-    present: Vec<bool>,
-    /// Whether this rank was asked to stop.
-    stop: bool,
-}
-
-impl Round {
-    fn of(gradients: &[Option<Tensor>]) -> Self {
-        Self { present: gradients.iter().map(Option::is_some).collect(), ..Self::default() }
-    }
-
-    /// All ranks' rounds, by rank.
-    fn gather(world: World, own: Result<Self>) -> Result<Vec<Self>> {
-        if world.is_alone() {
-            return own.map(|own| vec![own]);
-        }
-        let json = |round: Self| serde_json::to_vec(&round).map_err(Error::json("another rank"));
-        let all = world.gather(own.and_then(json))?;
-        all.iter().map(|bytes| serde_json::from_slice(bytes).map_err(Error::json("another rank"))).collect()
-    }
-}
-
 /// Zeroes the gradient of row 0 of the position and segment tables, as torch's `padding_idx=0` does in the original.
 /// Row 0 of the word table belongs to padding: no real word uses it.
 fn freeze_padding_rows(optimiser: &AdamW, gradients: &mut [Option<Tensor>]) -> Result<()> {
@@ -620,18 +446,10 @@ fn lap(since: &mut Instant) -> f64 {
     std::mem::replace(since, Instant::now()).elapsed().as_secs_f64()
 }
 
-/// The run's name: as asked for, as it is already, or as its folder is called.
-fn name(job: &Job, folder: &RunFolder) -> String {
-    let stays = |settings: &RunSettings| job.start != Start::Overwrite && !settings.name.is_empty();
-    let old = || RunSettings::read(folder).ok().flatten().filter(stays).map(|settings| settings.name);
-    let of_folder = || std::path::absolute(folder.root()).ok()?.file_name().map(|name| name.to_string_lossy().into());
-    job.name.clone().or_else(old).or_else(of_folder).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{Device, Var};
     use lxmert_core::optim::AdamWConfig;
 
     #[test]
@@ -642,21 +460,6 @@ mod tests {
         assert!(said(1, 4).contains("smaller --preset"));
         let other = out_of_memory(candle_core::Error::Msg("no".into()).into(), 8, 1);
         assert!(matches!(other, Error::Candle(_)));
-    }
-
-    #[test]
-    fn advises_on_a_checkpoint_that_does_not_fit() {
-        let said = |missing: &[&str], found: &[usize]| {
-            let regions = Misshapen { name: REGION_WEIGHTS.into(), expected: vec![128, 256], found: found.to_vec() };
-            let misshapen = if found == [128, 256] { Vec::new() } else { vec![regions] };
-            let missing = missing.iter().map(ToString::to_string).collect();
-            let (path, unexpected) = ("x".into(), vec!["surprise".into()]);
-            cannot_start(lxmert_core::Error::Checkpoint { path, missing, unexpected, misshapen }.into()).to_string()
-        };
-        assert!(said(&[], &[128, 2048]).contains("it needs regions of 2048 numbers, but the store has 256"));
-        assert!(said(&[], &[768, 256]).ends_with("it has other classes or another size"));
-        assert!(said(&["a", "b"], &[128, 256]).ends_with("--allow-missing 'a'"));
-        assert!(said(&[], &[128, 256]).ends_with("it belongs to another network"));
     }
 
     #[test]
