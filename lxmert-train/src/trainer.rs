@@ -114,7 +114,8 @@ impl<'a, T: Task> Trainer<'a, T> {
     fn new(job: &'a Job, folder: RunFolder, settings: &RunSettings, resumes: bool) -> Result<Self> {
         let (world, recipe) = (world(), &job.recipe);
         // No rank goes on before all have read their data and weights, and rank 0 deletes nothing before.
-        let Learner { text, task, optimiser, average, position } = world.agree(Learner::open(job, &folder, resumes))?;
+        let Learner { text, task, optimiser, average, position } =
+            world.agree(Learner::<T>::open(job, &folder, resumes))?;
         let name = name(job, &folder);
         let open = || -> Result<RunLog> {
             if job.start == Start::Overwrite {
