@@ -11,9 +11,7 @@ use candle_nn::{VarBuilder, VarMap};
 use lxmert_core::checkpoint::{Place, load_weights, names, read_tensors, save_safetensors};
 use lxmert_core::config::LxmertConfig;
 use lxmert_core::files::atomic_write;
-use lxmert_core::model::{
-    AnswerModel, LxmertInputs, LxmertModel, MatchingModel, PairModel, Pass, PretrainingModel, init,
-};
+use lxmert_core::model::{AnswerModel, LxmertInputs, MatchingModel, PairModel, Pass, PretrainingModel, init};
 use lxmert_core::procedural;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
