@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 cases=("small step, batch 64" "base step, batch 32")
 [ "${1:-}" = --quick ] && cases=("small step, batch 64")
 
-built=$(cargo test -p lxmert-train --features mpi --bench steps --no-run --message-format json |
+built=$(cargo test --workspace --features lxmert-train/mpi --bench steps --no-run --message-format json |
   python3 -c 'import json, sys
 for line in sys.stdin:
     made = json.loads(line)
