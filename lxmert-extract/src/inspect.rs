@@ -38,8 +38,8 @@ pub fn describe_store(store: &FeatureStore) -> Result<String> {
     Ok(text)
 }
 
-/// Every name in the store, one a line after its kind and a tab: `image`, `object` or `attribute`, as `cut` and `grep` take
-/// them. Objects and attributes are in the order of their numbers, from 0.
+/// Every name in the store, one per line after its kind (`image`, `object` or `attribute`) and a tab, for `cut` and `grep`.
+/// Objects and attributes are in the order of their numbers, from 0.
 pub fn list_names(store: &FeatureStore) -> String {
     let info = store.info();
     let images = store.names().map(|name| ("image", name));

@@ -202,7 +202,7 @@ fn text(value: Option<&Value>) -> String {
     }
 }
 
-/// The header and a row a run: settings that differ, time, measures.
+/// The header and one row per run: settings that differ, time, measures.
 fn rows(runs: &[Run]) -> Vec<Vec<String>> {
     let settings = differing(runs);
     let measures: BTreeSet<&str> = runs.iter().flat_map(|run| run.measures.keys().map(String::as_str)).collect();

@@ -82,7 +82,6 @@ impl Job {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
     /// The run's name in reports and logs; a resumed run may have another.
-    #[serde(default)]
     pub name: String,
     /// What to train and how.
     pub recipe: Recipe,

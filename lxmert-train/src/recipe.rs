@@ -126,17 +126,13 @@ pub struct Recipe {
     /// Fraction of the steps during which the rate rises to its peak.
     pub warmup: f64,
     /// How the rate falls after its peak.
-    #[serde(default)]
     pub schedule: Decay,
     /// Patterns of weights that stay as they are.
-    #[serde(default)]
     pub freeze: Vec<String>,
     /// Factors on the learning rate of some weights; the last pattern that matches a name counts.
-    #[serde(default)]
     pub lr_scale: Vec<RateScale>,
     /// Decay of the exponential moving average of the weights, which is then what is measured and saved; `None` for the
     /// weights themselves.
-    #[serde(default)]
     pub ema: Option<f64>,
     /// Weight decay.
     pub weight_decay: f64,
@@ -169,7 +165,6 @@ pub struct Recipe {
     /// Stop after this many epochs without improvement.
     pub patience: Option<u64>,
     /// Keep the checkpoint of every so many epochs.
-    #[serde(default)]
     pub keep_every: Option<u64>,
     /// Number of test images in retrieval; 0 to omit it.
     pub recall_images: usize,

@@ -1,4 +1,4 @@
-//! Measuring in bf16: logits equal those of f32 up to rounding, for pairs and for retrieval.
+//! Measuring: logits in bf16 equal those of f32 up to rounding, for pairs and for retrieval; and a wrong path is named.
 
 mod common;
 
@@ -60,4 +60,16 @@ fn bf16_logits_differ_from_f32_by_rounding_only() {
         // much.
         assert!((1e-4..2e-2).contains(&error), "{what}: {error:.1e}");
     }
+}
+
+/// Where the data is missing too, the path that was typed is the one to mend.
+#[test]
+fn a_wrong_checkpoint_path_is_reported_before_missing_data() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("runs")).unwrap();
+    let mut command = assert_cmd::Command::cargo_bin("lxmert-train").unwrap();
+    command.current_dir(folder.path()).args(["evaluate", "runs/scene"]);
+    let output = command.assert().code(1).get_output().stderr.clone();
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.contains("runs/scene: no such file or folder"), "{text}");
 }

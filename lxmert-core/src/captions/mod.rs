@@ -17,7 +17,8 @@
 //! JSON list holds one sentence per entry. `comment_number` or `caption_number` and `split` are read too; other columns
 //! (pandas' index, ids, URLs) are ignored. A quoted sentence may contain line breaks and the delimiter. A quotation
 //! mark that never closes, or stands inside a sentence, is part of the text.
-//! Flickr30k's own file has a row in which a delimiter is missing. Such a row is repaired and a warning says so; any other row that cannot be read is an error that names it.
+//! Flickr30k's own file has a row in which a delimiter is missing. Such a row is repaired and a warning says so; any
+//! other row that cannot be read is an error that names it.
 
 mod columns;
 mod folder;

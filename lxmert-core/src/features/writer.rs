@@ -217,7 +217,8 @@ impl StoreWriter {
         }
     }
 
-    /// Writes what is left into a last shard, writes the table of names, and removes the journal. Opening the folder again allows adding more.
+    /// Writes what is left into a last shard, writes the table of names, and removes the journal. Opening the folder again
+    /// allows adding more.
     ///
     /// # Errors
     /// Returns an error if the disk is full.

@@ -41,8 +41,8 @@ pub struct Schedule {
 
 impl Schedule {
     /// The factor for step number `step`, counted from 0. It rises to 1 on the last warm-up step, then falls as
-    /// [`Schedule::decay`] says; the first and the last step still learn (factor above 0). With [`Schedule::idle_start`] it is BertAdam's
-    /// `warmup_linear` of step / total (airsplay/lxmert, `lxrt/optimization.py`), which wastes the first step on a rate
+    /// [`Schedule::decay`] says; the first and the last step still learn (factor above 0). With [`Schedule::idle_start`]
+    /// it is BertAdam's `warmup_linear` of step / total (airsplay/lxmert, `lxrt/optimization.py`), which wastes the first step on a rate
     /// of 0.
     pub fn factor(&self, step: u64) -> f64 {
         if self.idle_start {

@@ -131,7 +131,7 @@ pub fn open(options: &SourceOptions<'_>, device: &Device, show_progress: bool) -
         return Err(Error::Argument(reason).into());
     }
     if *options.detector == DetectorChoice::GridFeats && !matches!(options.regions, RegionChoice::Cells(_)) {
-        let reason = "grid-feats gives cells of its last map, not detections: give --regions cells:8, or another number up to 32";
+        let reason = "grid-feats gives cells of its last map, not detections: pass --regions cells:8, or another number up to 32";
         return Err(Error::Argument(reason.into()).into());
     }
     let SourceOptions { detector, weights, precision, swap_channels, .. } = *options;

@@ -20,6 +20,7 @@ use crate::{Error, Result};
 use candle_core::Device;
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use lxmert_core::checkpoint::Place;
 use lxmert_core::features::StoreFolders;
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
@@ -120,8 +121,8 @@ pub struct EvaluateArgs {
     /// Write the predictions into this folder, in the format of the benchmark's server
     #[arg(long, value_name = "DIR", help_heading = "Evaluation")]
     predictions: Option<PathBuf>,
-    /// Write a line an example to this file: image, sentence, label, probabilities, right or wrong; a table if its name ends in
-    /// .csv, else JSON lines
+    /// Write one line per example to FILE: image, sentence, label, probabilities, right or wrong; a table if the name ends in
+    /// .csv, otherwise JSON lines
     #[arg(long, value_name = "FILE", help_heading = "Evaluation")]
     per_example: Option<PathBuf>,
     /// Examples per batch
@@ -306,6 +307,10 @@ impl EvaluateArgs {
     /// Returns an error if the checkpoint or the data cannot be used, or Ctrl-C was pressed.
     pub fn measure(&self, with: &Circumstances) -> Result<Evaluated> {
         lxmert_core::cli::warn_of_slow(self.precision, &with.device);
+        // A wrong path is reported before data that may be missing too; what is on the hub is not fetched yet.
+        if !self.checkpoint.to_string_lossy().starts_with("hf:") {
+            Place::find(&self.checkpoint)?;
+        }
         let run = RunFolder::of_checkpoint(&self.checkpoint);
         let settings = run.as_ref().map(RunSettings::read).transpose()?.flatten();
         let task = match (self.task, &settings) {

@@ -62,17 +62,17 @@ pub struct RecipeArgs {
     /// Fraction of the steps during which the learning rate rises to its peak; then it falls by --schedule
     #[arg(long, help_heading = "Optimisation")]
     pub warmup: Option<f64>,
-    /// After the warm-up the learning rate falls to 0 in a straight line or along a cosine, or stays
+    /// How the learning rate changes after the warm-up: to 0 in a straight line, to 0 along half a cosine, or not at all
     #[arg(long, value_parser = parse_schedule, value_name = "linear|cosine|constant", help_heading = "Optimisation")]
     pub schedule: Option<Decay>,
-    /// Leave the weights with this name as they are, without gradient and decay (* is any characters); may be repeated
+    /// Freeze the weights whose names match PATTERN: no gradient, no decay (* matches any characters); may be repeated
     #[arg(long, value_name = "PATTERN", help_heading = "Optimisation")]
     pub freeze: Vec<String>,
-    /// Multiply the learning rate of the weights with this name, as in lxmert.encoder.layer.*=0.5; may be repeated, the last
-    /// that matches counts
+    /// Multiply the learning rate of the weights whose names match, as in lxmert.encoder.layer.*=0.5; may be repeated, and the
+    /// last match counts
     #[arg(long, value_name = "PATTERN=FACTOR", help_heading = "Optimisation")]
     pub lr_scale: Vec<RateScale>,
-    /// Measure and save the exponential moving average of the weights, with this decay, such as 0.999
+    /// Evaluate and save an exponential moving average of the weights with this decay, for example 0.999
     #[arg(long, value_name = "DECAY", help_heading = "Optimisation")]
     pub ema: Option<f64>,
     /// Weight decay

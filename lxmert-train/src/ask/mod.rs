@@ -32,7 +32,7 @@ pub struct AskArgs {
     /// A question; may be given several times
     #[arg(long, value_name = "SENTENCE", required_unless_present = "questions")]
     pub question: Vec<String>,
-    /// A file of questions, one a line
+    /// A file of questions, one per line
     #[arg(long, value_name = "FILE")]
     pub questions: Option<PathBuf>,
     /// How many answers to give
@@ -173,7 +173,7 @@ impl AskArgs {
             let text = read_text(path)?;
             questions.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from));
             if questions.is_empty() {
-                return Err(Error::file(path, "no question here; write one a line"));
+                return Err(Error::file(path, "no question here; write one per line"));
             }
         }
         if self.picture.is_some() && (questions.len() > 1 || self.image.len() > 1 || self.image[0].is_dir()) {

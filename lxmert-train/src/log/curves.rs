@@ -173,7 +173,7 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
     draw_panels(path, &panels(records), 2)
 }
 
-/// Draws the training losses of several runs, and their validation `measure` (`set/measure`), a line a run.
+/// Draws the training losses of several runs, and their validation `measure` (`set/measure`), one line per run.
 ///
 /// # Errors
 /// As [`draw`].

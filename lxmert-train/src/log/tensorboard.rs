@@ -14,8 +14,8 @@
 //! string, only in the first record) and `summary` (5), which holds `value`s (1) with a `tag` (1, string) and a
 //! `simple_value` (2, float). The HParams plugin reads two values of another kind, without a number but with `metadata`
 //! (9): at the start of a run the settings, at its end that it has ended (tensorboard's
-//! `plugins/hparams/plugin_data.proto`). Its table takes the results from the scalars. This project writes them itself because a resumed run must truncate the file to its saved
-//! state and append.
+//! `plugins/hparams/plugin_data.proto`). Its table takes the results from the scalars. This project writes the file itself
+//! because a resumed run must truncate it to its saved state and append.
 
 use crate::{Error, Result};
 use lxmert_core::files::AppendLog;

@@ -18,8 +18,8 @@ pub struct GroundingArgs {
     /// At most this many captions, evenly spread [default: those of all test images]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub examples: Option<u32>,
-    /// Write a line a phrase to this file: by each method the region and whether it is right; a table if its name ends in .csv,
-    /// else JSON lines
+    /// Write one line per phrase to FILE: each method's region and whether it is right; a table if the name ends in .csv,
+    /// otherwise JSON lines
     #[arg(long, value_name = "FILE")]
     pub per_example: Option<PathBuf>,
 }

@@ -15,8 +15,8 @@ pub struct PerturbationArgs {
     /// How many true captions of test images to explain and perturb
     #[arg(long, default_value_t = 400, value_name = "N")]
     pub examples: usize,
-    /// Write a line a caption to this file: its logit, and its area for each test and method; a table if its name ends in .csv,
-    /// else JSON lines
+    /// Write one line per caption to FILE: its logit, and the area for each test and method; a table if the name ends in .csv,
+    /// otherwise JSON lines
     #[arg(long, value_name = "FILE")]
     pub per_example: Option<PathBuf>,
 }

@@ -72,7 +72,7 @@ impl Task for Pretraining {
     /// answers learnt in the last ten with twice the weight.
     fn recipe(suits: Suits) -> Recipe {
         let base = match suits {
-            Suits::Scenes => Recipe::scenes(),
+            Suits::Scenes => Recipe { epochs: 10, ..Recipe::scenes() },
             Suits::Photos => Recipe::photos(),
             Suits::Benchmark => Recipe {
                 config: Some("base".into()),
