@@ -132,8 +132,8 @@ pub fn propose(
             );
         }
         // Without this an image would only seem to have no regions.
-        if logits.iter().chain(&deltas).any(|value| value.is_nan()) {
-            candle_core::bail!("the region proposals are NaN; the detector's weights may be damaged");
+        if logits.iter().chain(&deltas).any(|value| !value.is_finite()) {
+            candle_core::bail!("the region proposals are NaN or infinite; the detector's weights may be damaged");
         }
         // Logits are ordered by anchor shape, then by cell.
         let logit = |anchor: usize| logits[anchor % per_cell * cells + anchor / per_cell];
