@@ -101,7 +101,7 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
     let (seed, progress) = (cli.common.seed(), cli.common.show_progress());
     cli::catch_interrupts();
     match cli.command {
-        None => return report("extracted", &cli.extraction.run(seed, &device, progress)?),
+        None => return report("extracted", &cli.extraction.run(seed, &device, progress)?, progress),
         Some(Command::Scenes(args)) => scenes_cli::run(&args, seed, progress)?,
         Some(Command::TrainDetector(args)) => training_cli::run(&args, seed, &device, progress)?,
         Some(Command::Inspect { store, image, names }) => {
@@ -114,24 +114,24 @@ fn run(cli: Cli) -> lxmert_extract::Result<ExitCode> {
         }
         Some(Command::Merge { store }) => {
             let merged = parts::merge(&store)?;
-            print_line(merged.describe())?;
+            progress.then(|| print_line(merged.describe())).transpose()?;
             return list_failures(&merged.store.folder, &merged.failures);
         }
         Some(Command::Import(Import::BottomUp { tsv, output, dtype, objects, attributes, part })) => {
             let part = part.map(PartChoice::part).transpose()?;
             let options = TsvOptions { part, ..TsvOptions::new(dtype, objects.as_deref(), attributes.as_deref())? };
-            return report("imported", &import_tsv(&tsv, &output, &options, progress)?);
+            return report("imported", &import_tsv(&tsv, &output, &options, progress)?, progress);
         }
         Some(Command::Import(Import::Student { folder, output, dtype })) => {
-            return report("imported", &import_pt(&folder, &output, dtype, progress)?);
+            return report("imported", &import_pt(&folder, &output, dtype, progress)?, progress);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what a job did; returns its exit code.
-fn report(done: &str, summary: &ExtractSummary) -> lxmert_extract::Result<ExitCode> {
-    print_line(summary.describe(done))?;
+/// Prints what a job did, unless it is to be quiet; returns its exit code.
+fn report(done: &str, summary: &ExtractSummary, print: bool) -> lxmert_extract::Result<ExitCode> {
+    print.then(|| print_line(summary.describe(done))).transpose()?;
     let code = list_failures(&summary.store.folder, &summary.failures)?;
     if summary.interrupted {
         eprintln!("stopped; run the same command again to continue");
@@ -145,6 +145,6 @@ fn list_failures(store: &Path, failures: &[Failure]) -> lxmert_extract::Result<E
     if failures.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("{} images failed: see {}", failures.len(), failures::path_in(store).display());
+    eprintln!("{} failed: see {}", failures.len(), failures::path_in(store).display());
     Ok(ExitCode::FAILURE)
 }

@@ -12,6 +12,7 @@ use lxmert_extract::choice::LoadedDetector;
 use lxmert_extract::detector::config::{
     AttributeConfig, Block, FpnConfig, ResNetConfig, RoiHeadsConfig, RpnConfig, TransformConfig,
 };
+use lxmert_extract::detector::selection::RegionCount;
 use lxmert_extract::detector::transform::transform;
 use lxmert_extract::detector::{Detector, DetectorConfig, Network, NormMode, expected_tensors};
 use lxmert_extract::images::DecodedImage;
@@ -96,33 +97,42 @@ fn accepts_images_of_any_shape() -> Result<()> {
 }
 
 #[test]
-fn regions_are_detections_first_then_others_and_never_padding() -> Result<()> {
+fn regions_are_places_apart_first_then_repeats_and_never_padding() -> Result<()> {
     let image = image(60, 80);
     // With three classes, hardly any score is below 0.05.
     let mut strict = config();
-    strict.roi_heads.score_threshold = 0.5;
-    strict.roi_heads.max_detections = 10;
+    strict.roi_heads.score_threshold = 0.98;
+    strict.roi_heads.nms_threshold = 0.1;
     let detector =
         Detector::new(&strict, Precision::F32, VarBuilder::from_tensors(weights(4.0)?, DType::F32, &Device::Cpu))?;
     let analysis = detector.analyse(detector.input(&image)?)?;
-    let detections = detector.candidates(&analysis);
     let total = analysis.proposals.boxes.len();
     let regions = select(&detector, &analysis, 36, Selection::Detections)?;
-    assert!((1..36).contains(&detections.len()), "{} detections do not test the filling up", detections.len());
     assert!(total > 36);
     assert_eq!(regions.boxes.len(), 36);
     assert_eq!(regions.features.len(), 36 * 12);
-    let scores: Vec<f32> = detections.iter().map(|d| d.score).collect();
-    assert_eq!(regions.scores[..detections.len()], scores);
+    let most = |index: usize| {
+        regions.boxes[..index].iter().map(|b| lxmert_core::boxes::iou(b, &regions.boxes[index])).fold(0.0, f32::max)
+    };
+    // First come the strong places, then weak ones, both apart from better ones; then repeats, from the best on.
+    let apart = (0..36).take_while(|&index| most(index) <= 0.1).count();
+    let strong = regions.scores.iter().take_while(|&&score| score >= 0.98).count();
+    assert!((1..apart).contains(&strong) && apart < 36, "{strong} strong, {apart} apart");
+    assert!(regions.scores[..apart].windows(2).all(|pair| pair[0] >= pair[1]));
+    assert!(regions.scores[apart] > regions.scores[apart - 1], "{:?}", regions.scores);
     for (i, b) in regions.boxes.iter().enumerate() {
         assert!(b[2] > b[0] && b[3] > b[1] && b.iter().all(|v| (0.0..=1.0).contains(v)), "{b:?}");
         assert!(!regions.boxes[..i].contains(b), "{b:?} twice");
-        assert!(regions.labels[i] >= 1);
+        // Each has the class that its proposal holds most probable.
+        let own = (0..total).any(|proposal| {
+            let (class, score) = analysis.best_class(proposal);
+            (class as u32, score) == (regions.labels[i], regions.scores[i])
+        });
+        assert!(own, "{}, {}", regions.labels[i], regions.scores[i]);
     }
-    // The first weaker regions show places that are not yet covered.
-    let first_weak = regions.boxes[detections.len()];
-    let known = &regions.boxes[..detections.len()];
-    assert!(known.iter().all(|b| lxmert_core::boxes::iou(b, &first_weak) <= 0.5));
+    // The adaptive rule: the strong places, however few the least number is.
+    let range = select(&detector, &analysis, RegionCount { min: 1, max: 36 }, Selection::Detections)?;
+    assert_eq!(range.scores, regions.scores[..strong]);
     // The features are those at the regions' own boxes.
     let b = regions.boxes[0];
     let (h, w) = (analysis.input.resized_size.0 as f32, analysis.input.resized_size.1 as f32);

@@ -329,7 +329,7 @@ pub struct Res5Config {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RegionRule {
-    /// The detections, then weaker ones; features are pooled at the region's own box.
+    /// Each place once, best first, then repeats; features are pooled at the region's own box.
     #[default]
     Detections,
     /// Hugging Face's: each proposal represents its best class, at that class's box. Suppression ignores the class and

@@ -17,9 +17,9 @@ use lxmert_core::features::{Regions, StoreDtype, StoreInfo};
 /// The rule for choosing an image's regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Selection {
-    /// The detector's own rule. For scenes and coco: the detections, best first, then weaker ones until there are
-    /// enough, with features pooled at the region's own box. For the Visual Genome detectors: Hugging Face's rule or
-    /// Caffe's
+    /// The detector's own rule. For scenes and coco: each region is named by its most probable class, the best-scored
+    /// come first, repeats of a place last, and features are pooled at the region's own box. For the Visual Genome
+    /// detectors: Hugging Face's rule or Caffe's
     #[default]
     Detections,
     /// The student project's rule (durakalon/LXMERT_Flickr): each proposal represents its most probable class;
@@ -89,7 +89,7 @@ pub fn select(
             (proposals.into_iter().map(|chosen| chosen.candidate).collect(), features)
         }
         None => {
-            let chosen = strong_then_weak(detector, analysis, count);
+            let chosen = places_apart_first(detector, analysis, count);
             let boxes: Vec<BoxXyxy> = chosen.iter().map(|c| c.box_xyxy).collect();
             let features = detector.features_at(analysis, &boxes)?;
             (chosen, features)
@@ -107,43 +107,42 @@ fn features_of(analysis: &Analysis, chosen: &[ChosenProposal]) -> candle_core::R
     analysis.features.index_select(&Tensor::from_vec(rows, chosen.len(), analysis.features.device())?, 0)
 }
 
-/// torchvision's detections, as many as `count` allows; if they are too few, weaker ones in this order:
+/// As many of the proposals as `count` allows, each with its own most probable class, that class's score and its regressed
+/// box, best first:
 ///
-/// 1. each proposal's most probable class at its regressed box, best score first, if it overlaps no chosen region by
-///    more than the suppression threshold, whatever the classes (the same region under another name adds nothing);
-/// 2. the others of these, best score first;
+/// 1. those that overlap no better one by more than the suppression threshold, whatever the classes (a second name for a
+///    place adds nothing): all that reach the score threshold, then weaker ones until there are enough;
+/// 2. the others, first those that overlap no better one by more than 0.7;
 /// 3. the proposals' own boxes, best objectness first.
 ///
 /// No region appears twice. Ties keep the order of the proposals, so the choice is reproducible.
-fn strong_then_weak(detector: &Detector, analysis: &Analysis, count: RegionCount) -> Vec<Candidate> {
+fn places_apart_first(detector: &Detector, analysis: &Analysis, count: RegionCount) -> Vec<Candidate> {
     let heads = &detector.config().roi_heads;
-    let mut chosen = detector.candidates(analysis);
-    chosen.truncate(count.max);
-    let count = count.min;
-    if chosen.len() >= count {
-        return chosen;
+    let mut guesses = best_guesses(analysis);
+    let own_boxes = guesses.iter().zip(&analysis.proposals.boxes);
+    let own_boxes: Vec<Candidate> = own_boxes.map(|(guess, b)| Candidate { box_xyxy: *b, ..*guess }).collect();
+    guesses.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size, detector.config().box_convention));
+    guesses.sort_by(|a, b| b.score.total_cmp(&a.score));
+    let strong = guesses.partition_point(|guess| guess.score >= heads.score_threshold);
+    let mut chosen: Vec<Candidate> = Vec::new();
+    let mut add = |guesses: &[Candidate], most: usize, threshold: f64| {
+        for guess in guesses {
+            if chosen.len() >= most {
+                return;
+            }
+            let repeats = |c: &Candidate| {
+                c.box_xyxy == guess.box_xyxy || f64::from(iou(&c.box_xyxy, &guess.box_xyxy)) > threshold
+            };
+            if !chosen.iter().any(repeats) {
+                chosen.push(*guess);
+            }
+        }
+    };
+    add(&guesses[..strong], count.max, heads.nms_threshold);
+    for threshold in [heads.nms_threshold, 0.7, 1.0] {
+        add(&guesses, count.min, threshold);
     }
-    let mut weaker = best_guesses(analysis);
-    weaker.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size, detector.config().box_convention));
-    weaker.sort_by(|a, b| b.score.total_cmp(&a.score));
-    for guess in &weaker {
-        if chosen.len() == count {
-            return chosen;
-        }
-        if !chosen.iter().any(|c| f64::from(iou(&c.box_xyxy, &guess.box_xyxy)) > heads.nms_threshold) {
-            chosen.push(*guess);
-        }
-    }
-    let own_boxes = best_guesses(analysis).into_iter().zip(&analysis.proposals.boxes);
-    let own_boxes = own_boxes.map(|(guess, b)| Candidate { box_xyxy: *b, ..guess });
-    for guess in weaker.iter().copied().chain(own_boxes) {
-        if chosen.len() == count {
-            break;
-        }
-        if !chosen.iter().any(|c| c.box_xyxy == guess.box_xyxy) {
-            chosen.push(guess);
-        }
-    }
+    add(&own_boxes, count.min, 1.0);
     chosen
 }
 

@@ -1,7 +1,7 @@
 //! What tasks over files of examples share. Such a task defines what a model predicts for an example ([`ExampleTask`]);
 //! the splits, the batches, training and measuring are the same for all ([`OverExamples`]).
 
-use super::{Exam, Reads, Step, Task, Tested};
+use super::{Exam, Reads, Step, Task, Tested, warn_of_few};
 use crate::data::batches::{self, Batch};
 use crate::data::image_examples::{ImageExample, ImageExamples};
 use crate::data::per_example::{self, Record};
@@ -194,7 +194,10 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
         let paths = exam.data.examples()?;
         let set = ImageExamples::read(exam.split, paths.of(exam.split)?, &store, text, exam.allow_missing_images)?;
         let regions = checkpoint.preprocessing.regions.min(store.info().regions);
-        measure(&task, &model, &set, (&store, regions), exam.how, (exam.predictions, exam.per_example), exam.bar)
+        let files = (exam.predictions, exam.per_example);
+        let (measures, right) = measure(&task, &model, &set, (&store, regions), exam.how, files, exam.bar)?;
+        warn_of_few(&exam.split.to_string(), right, set.len());
+        Ok(measures)
     }
 
     fn new(job: &Job, origin: &Origin, variables: &VarMap) -> Result<Self> {
@@ -247,12 +250,14 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
     }
 
     fn validate(&self) -> Result<Measures> {
-        self.measure(&self.model, &self.data.validation, None, &ProgressBar::hidden())
+        Ok(self.measure(&self.model, &self.data.validation, None, &ProgressBar::hidden())?.0)
     }
 
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Tested> {
         let best = T::open(&Pretrained::open(folder)?, &self.device)?;
-        Ok(self.measure(&best, &self.data.test, Some(predictions), bar)?.into())
+        let (measures, right) = self.measure(&best, &self.data.test, Some(predictions), bar)?;
+        warn_of_few(&Split::Test.to_string(), right, self.data.test.len());
+        Ok(measures.into())
     }
 
     fn checkpoint(&self) -> CheckpointParts {
@@ -276,14 +281,14 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> OverExamples<T, IMAGES> {
         set: &ImageExamples<T::Example, IMAGES>,
         predictions: Option<&Path>,
         bar: &ProgressBar,
-    ) -> Result<Measures> {
+    ) -> Result<(Measures, usize)> {
         let how = Evaluation::of_run(&self.recipe, &self.device);
         measure(&self.task, model, set, (&self.data.store, self.data.regions), how, (predictions, None), bar)
     }
 }
 
-/// Measures over a split; writes predictions into the folder `predictions` and a line for each example to the file
-/// `per_example`.
+/// Measures over a split, and how many examples are right; writes predictions into the folder `predictions` and a line for
+/// each example to the file `per_example`.
 fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     task: &T,
     model: &T::Model,
@@ -292,7 +297,7 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     how: Evaluation,
     (predictions, per_example): (Option<&Path>, Option<&Path>),
     bar: &ProgressBar,
-) -> Result<Measures> {
+) -> Result<(Measures, usize)> {
     bar.set_length(set.len() as u64);
     let prepacked = PrepackedWeights::new();
     let pass = how.forward(&prepacked).pooled_only();
@@ -339,7 +344,8 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         task.write_predictions(folder, set.examples(), &judged)?;
     }
-    Ok(task.measures(set.examples(), &judged))
+    let right = set.examples().iter().zip(&judged).filter(|(example, (said, _))| task.is_right(example, said)).count();
+    Ok((task.measures(set.examples(), &judged), right))
 }
 
 /// The line of `--per-example` for example `number`.
