@@ -64,6 +64,9 @@ pub struct Preprocessing {
     pub max_length: usize,
     /// Regions per image, best first.
     pub regions: usize,
+    /// The fewest that an image may have, where the detector chose how many there are; `None` if all have `regions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_regions: Option<usize>,
     /// The detector whose features the model was trained on.
     pub detector: String,
     /// How its regions were chosen, as the feature store said it: `detections`, `grid:8`, `cells:8`, `patches:7x7`.
@@ -73,7 +76,7 @@ pub struct Preprocessing {
 impl Default for Preprocessing {
     /// The settings of the published checkpoints, which do not state them.
     fn default() -> Self {
-        Self { max_length: 20, regions: 36, detector: "unknown".into(), select: "detections".into() }
+        Self { max_length: 20, regions: 36, min_regions: None, detector: "unknown".into(), select: "detections".into() }
     }
 }
 

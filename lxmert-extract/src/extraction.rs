@@ -42,7 +42,7 @@ pub struct Extraction {
     pub weights: Option<WeightSource>,
     /// Regions per image: N (or between N and M: N..M) that the detector finds, grid:N for N × N fixed boxes, cells
     /// (cells:N) for means of the last map's cells, at most 8 × 8 (N × N), or 7x7 for means of DINOv2's patches
-    /// [default: 12 without --images, otherwise 36]
+    /// [default: 1..12 without --images, otherwise 36]
     #[arg(long, value_name = "N|N..M|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
     /// Swap red and blue for the detector, as Hugging Face's demo does with photos from files; only for comparison with
@@ -122,7 +122,11 @@ impl Extraction {
                 &DetectorChoice::Coco
             }),
             weights: self.weights.as_ref(),
-            regions: self.regions.unwrap_or(RegionChoice::Detections(RegionCount::exactly(if bare { 12 } else { 36 }))),
+            regions: self.regions.unwrap_or(RegionChoice::Detections(match bare {
+                // Of a scene, only what stands out: a region of plain ground would have nothing to say.
+                true => RegionCount { min: 1, max: 12 },
+                false => RegionCount::exactly(36),
+            })),
             select: self.select,
             precision: self.precision,
             swap_channels: self.swap_channels,

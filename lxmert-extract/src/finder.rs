@@ -154,7 +154,13 @@ fn trained_on(preprocessing: &Preprocessing) -> RegionChoice {
     let select = &preprocessing.select;
     match select.strip_prefix("patches:").unwrap_or(select).parse() {
         Ok(choice @ (RegionChoice::Grid(_) | RegionChoice::Cells(_) | RegionChoice::Patches(..))) => choice,
-        _ => RegionChoice::Detections(RegionCount::exactly(preprocessing.regions.clamp(1, 1000))),
+        _ => {
+            let max = preprocessing.regions.clamp(1, 1000);
+            RegionChoice::Detections(RegionCount {
+                min: preprocessing.min_regions.map_or(max, |min| min.clamp(1, max)),
+                max,
+            })
+        }
     }
 }
 
@@ -230,5 +236,9 @@ mod tests {
         let caffe = open("visual-genome-caffe", "detections", 2048);
         assert_eq!(caffe.choice, DetectorChoice::VisualGenomeCaffe);
         assert_eq!(caffe.regions, RegionChoice::Detections(RegionCount::exactly(16)));
+        let args = FinderArgs { no_cache: true, ..FinderArgs::default() };
+        let some = Preprocessing { regions: 12, min_regions: Some(2), ..Preprocessing::default() };
+        let scenes = Finder::open(&args, 256, &some, false, &Device::Cpu).unwrap();
+        assert_eq!(scenes.regions, RegionChoice::Detections(RegionCount { min: 2, max: 12 }));
     }
 }

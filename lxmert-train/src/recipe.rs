@@ -7,6 +7,7 @@ use lxmert_core::config::CrossLayer;
 use lxmert_core::features::FeatureStore;
 use lxmert_core::ops::Precision;
 use lxmert_core::pretrained::Preprocessing;
+use lxmert_extract::detector::selection::RegionCount;
 use serde::{Deserialize, Serialize};
 
 use lxmert_core::optim::{AdamWConfig, Decay};
@@ -282,9 +283,12 @@ impl Recipe {
         let info = store.info();
         let regions = self.regions_of(info.regions);
         let select = info.settings.get("select").cloned();
+        // Stated where it is not always the same.
+        let range = info.settings.get("regions").and_then(|range| range.parse::<RegionCount>().ok());
         Preprocessing {
             max_length: self.max_length,
             regions,
+            min_regions: range.map(|range| range.min.min(regions)),
             detector: info.detector.clone(),
             select: select.unwrap_or_else(|| Preprocessing::default().select),
         }
