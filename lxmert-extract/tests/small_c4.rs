@@ -325,7 +325,7 @@ fn grid_features_are_the_last_maps_cells_by_a_file_of_detectron2s_form() -> Resu
         ..options
     };
     let refused = regions::open(&named, &Device::Cpu, false).map(|_| ()).unwrap_err().to_string();
-    assert!(refused.contains("give --regions cells:8"), "{refused}");
+    assert!(refused.contains("pass --regions cells:8"), "{refused}");
     let cells = SourceOptions { regions: "cells".parse().map_err(anyhow::Error::msg)?, ..named };
     let refused = regions::open(&cells, &Device::Cpu, false).map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("R-50.pth") && refused.contains("--weights FILE"), "{refused}");

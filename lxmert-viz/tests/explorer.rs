@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 fn viz(made: &Made, arguments: &[&str]) -> String {
     let mut command = Command::cargo_bin("lxmert-viz").unwrap();
     command.current_dir(made.root()).args(["--quiet", "--threads", "2"]).args(arguments);
+    command.env("XDG_CACHE_HOME", made.root().join("cache"));
     String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap()
 }
 
