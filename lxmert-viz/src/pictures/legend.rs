@@ -34,7 +34,9 @@ impl Scale {
         colours: ColourScale,
     ) -> Self {
         let even = if even.is_finite() { even.max(0.0) } else { 0.0 };
-        let largest = weights.into_iter().copied().filter(|v| v.is_finite()).fold(LEAST_RANGE * even, f32::max);
+        // No share of 1 is larger than 1, however few there are.
+        let least = if even < 1.0 { (LEAST_RANGE * even).min(1.0) } else { LEAST_RANGE * even };
+        let largest = weights.into_iter().copied().filter(|v| v.is_finite()).fold(least, f32::max);
         let ticks = ticks(largest, 4);
         let labels = tick_labels(&ticks).into_iter().map(|label| label + unit).collect();
         Self { colours, ticks, labels, unit, even }
@@ -133,6 +135,7 @@ mod tests {
         let scale = Scale::of(&[0.7, 0.1, 0.1, 0.1], ColourScale::Viridis);
         assert!(scale.stands_out(0.7) && !scale.stands_out(0.1));
         assert!(!Scale::of(&[0.0; 3], ColourScale::Viridis).stands_out(0.0));
+        assert_eq!(Scale::of(&[0.4, 0.3, 0.3], ColourScale::Viridis).max(), 1.0);
     }
 
     #[test]

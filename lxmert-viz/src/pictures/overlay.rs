@@ -132,10 +132,8 @@ impl OverlayPicture {
             sheet.fill(swatch, PANEL, 1.0);
             sheet.frame(swatch, mix(WHITE, GREY, 0.35), 1);
             let more = if strongest.is_empty() { "" } else { "more " };
-            let text = format!(
-                "{rest} {more}{}; the lower the weight, the paler",
-                if rest == 1 { "region" } else { "regions" }
-            );
+            let regions = if rest == 1 { "region" } else { "regions" };
+            let text = format!("{rest} {more}{regions}; paler means less");
             sheet.text((side.x0 + 26, y), Align::Left, LIST, GREY, &text);
         }
         if self.truth_normalised.is_some() {
