@@ -1,20 +1,29 @@
-//! Makes each file operation of a command fail in turn: killed before it, refused for want of room, broken.
+//! Makes each file operation of a command fail in turn: killed before it, refused for want of room, broken. Kills it at
+//! random moments as well.
 //!
 //! `LXMERT_FAULTS=all` tries every operation in every way, `LXMERT_FAULTS=50` at most 50 of each kind; otherwise few,
-//! evenly spread, so that a test takes seconds.
+//! evenly spread, so that a test takes seconds. `LXMERT_KILLS=200` is the number of random moments.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Operations that are tried of each kind unless all are.
+/// Operations that are tried of each kind unless all are, and random moments.
 const SOME: u64 = 4;
 
 /// How many operations of each kind are to be tried, where the environment says it.
 pub fn asked() -> Option<u64> {
     let asked = std::env::var("LXMERT_FAULTS").ok()?;
     Some(if asked == "all" { u64::MAX } else { asked.parse().expect("LXMERT_FAULTS is all or a number") })
+}
+
+/// Fractions of a run's time, evenly spread in every part of the sequence, from a start that differs each time.
+fn moments() -> impl Iterator<Item = f64> {
+    let count = std::env::var("LXMERT_KILLS").map_or(SOME, |count| count.parse().expect("LXMERT_KILLS is a number"));
+    let start = f64::from(SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos()) / 1e9;
+    (0..count).map(move |number| (start + number as f64 * 0.618_033_988_75).fract())
 }
 
 /// The library that counts and breaks file operations.
@@ -50,6 +59,14 @@ impl Faults {
         command.env("FAULTS_COUNT", self.count()).output().unwrap()
     }
 
+    /// Runs a command and kills it after `delay`.
+    fn run_for(mut command: Command, delay: Duration) -> Output {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+        child.wait_with_output().unwrap()
+    }
+
     fn count(&self) -> PathBuf {
         self.folder.path().join("count")
     }
@@ -70,7 +87,9 @@ impl Faults {
             (folder, root)
         };
         let (_whole, root) = folder();
+        let started = Instant::now();
         let output = self.run(command(&root), &root, "none", 0);
+        let whole = started.elapsed();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let operations: u64 = std::fs::read_to_string(self.count()).unwrap().parse().unwrap();
         let expected = files(&root, &content);
@@ -78,33 +97,39 @@ impl Faults {
 
         let step = operations.div_ceil(asked().unwrap_or(SOME));
         let mut tried = BTreeMap::new();
+        let mut check = |kind: &'static str, root: &Path, output: Output, place: String| {
+            let Output { status, stderr, .. } = output;
+            let stderr = String::from_utf8_lossy(&stderr);
+            let what = format!("{kind} {place}: {status}: {stderr}");
+            match kind {
+                "kill" => assert!(status.signal() == Some(9) || status.success(), "{what}"),
+                // What fails while it tidies up may be passed over.
+                _ => assert!(status.success() || (status.code() == Some(1) && stderr.contains("error: ")), "{what}"),
+            }
+            assert!(!stderr.contains("panicked"), "{what}");
+            let again = command(root).output().unwrap();
+            let stderr = String::from_utf8_lossy(&again.stderr);
+            assert!(again.status.success(), "after {what}\nthe next run failed: {stderr}");
+            let found = files(root, &content);
+            let different: Vec<_> = expected.iter().filter(|(path, bytes)| found.get(*path) != Some(bytes)).collect();
+            let different: Vec<_> = different.iter().map(|(path, _)| path).collect();
+            assert!(different.is_empty(), "after {what}\nthese files differ: {different:?}");
+            let left: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
+            assert!(left.is_empty(), "after {what}\nthese files are left: {left:?}");
+            *tried.entry(kind).or_insert(0) += 1;
+        };
         for (kind, first) in [("kill", 1), ("full", step.div_ceil(3).max(1)), ("broken", (2 * step).div_ceil(3).max(1))]
         {
             for at in (first..=operations).step_by(step as usize) {
                 let (_folder, root) = folder();
-                let Output { status, stderr, .. } = self.run(command(&root), &root, kind, at);
-                let stderr = String::from_utf8_lossy(&stderr);
-                let what = format!("{kind} at operation {at} of {operations}: {status}: {stderr}");
-                match kind {
-                    "kill" => assert!(status.signal() == Some(9) || status.success(), "{what}"),
-                    // What fails while it tidies up may be passed over.
-                    _ => {
-                        assert!(status.success() || (status.code() == Some(1) && stderr.contains("error: ")), "{what}")
-                    }
-                }
-                assert!(!stderr.contains("panicked"), "{what}");
-                let again = command(&root).output().unwrap();
-                let stderr = String::from_utf8_lossy(&again.stderr);
-                assert!(again.status.success(), "after {what}\nthe next run failed: {stderr}");
-                let found = files(&root, &content);
-                let different: Vec<_> =
-                    expected.iter().filter(|(path, bytes)| found.get(*path) != Some(bytes)).collect();
-                let different: Vec<_> = different.iter().map(|(path, _)| path).collect();
-                assert!(different.is_empty(), "after {what}\nthese files differ: {different:?}");
-                let left: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
-                assert!(left.is_empty(), "after {what}\nthese files are left: {left:?}");
-                *tried.entry(kind).or_insert(0) += 1;
+                let output = self.run(command(&root), &root, kind, at);
+                check(kind, &root, output, format!("at operation {at} of {operations}"));
             }
+        }
+        for fraction in moments() {
+            let (_folder, root) = folder();
+            let output = Self::run_for(command(&root), whole.mul_f64(fraction));
+            check("kill", &root, output, format!("after {:.1} % of its time", 100.0 * fraction));
         }
         println!("{operations} file operations; tried {tried:?}; nothing lost, doubled or left behind");
     }
