@@ -8,11 +8,11 @@ runs are kept and read again, so the script goes on where it was stopped.
 """
 import argparse, json, pathlib, shlex, statistics, subprocess, sys
 
-# Row: what it starts from, its options, the measures shown.
 # Retrieval over the test split takes as long as an epoch and is not in the table.
 NO_RECALL = ["--recall-images", "0"]
 MATCHING = {"random/accuracy": "accuracy, captions of other scenes", "hard/accuracy": "accuracy, captions false by one word"}
 EXAMPLES = {"all/accuracy": "accuracy"}
+# Row: what it starts from, its options, the measures shown.
 ROWS = {
     "matching": (None, NO_RECALL, MATCHING),
     "matching-3": (None, ["--epochs", "3", *NO_RECALL], MATCHING),

@@ -102,7 +102,7 @@ pub struct CommonArgs {
     /// Say more (-v debug, -vv trace)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Common options")]
     pub verbose: u8,
-    /// Print results and errors only: no progress, no notes, no warnings
+    /// Print measures and errors only: no progress, no notes, no warnings, not what was written
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Common options")]
     pub quiet: bool,
 }

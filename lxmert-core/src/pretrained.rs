@@ -62,9 +62,9 @@ const NO_WORDS: &str = "no word embeddings of LXMERT or BERT in it; is this anot
 pub struct Preprocessing {
     /// Longest sentence in WordPieces.
     pub max_length: usize,
-    /// Regions per image, best first.
+    /// The most regions per image; of more, the first are used.
     pub regions: usize,
-    /// The fewest that an image may have, where the detector chose how many there are; `None` if all have `regions`.
+    /// The fewest that the detector was asked for, if the feature store states a range.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_regions: Option<usize>,
     /// The detector whose features the model was trained on.

@@ -1,5 +1,5 @@
-//! What a region is: one picture goes through the scenes detector, from boxes that might contain something to a dozen
-//! regions with a label, a score, attributes, a box, and the feature that the transformer reads.
+//! What a region is: one picture goes through the scenes detector, from boxes that might contain something to the
+//! regions that stand out, at most a dozen, with a label, a score, attributes, a box, and the feature that the transformer reads.
 //!
 //! `cargo run -p lxmert-extract --example 01_what_is_a_region [IMAGE]`; without an image it uses the first of
 //! data/scenes, or draws it in memory if data/scenes does not exist yet.
@@ -10,13 +10,14 @@ use lxmert_core::boxes::{BoxXyxy, to_pixels};
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
 use lxmert_extract::choice::{self, DetectorChoice};
+use lxmert_extract::detector::selection::RegionCount;
 use lxmert_extract::images::{DecodedImage, decode_file};
 use lxmert_extract::regions::Selection;
 use lxmert_extract::regions::detections::select;
 use lxmert_extract::scenes::{Scene, ScenesConfig, draw};
 use std::path::PathBuf;
 
-const REGIONS: usize = 12;
+const REGIONS: RegionCount = RegionCount { min: 1, max: 12 };
 
 /// Colours that colour-blind people can distinguish too (Okabe & Ito 2008); region i's box has colour i.
 const COLOURS: [(&str, [u8; 3]); 6] = [
@@ -52,8 +53,8 @@ fn main() -> anyhow::Result<()> {
     println!("\n{proposals} proposals, {background} of them more likely background than anything else");
 
     // %% Then the best become regions
-    // Scores drop after the real objects: the regions below are second guesses and background. They are kept because
-    // the transformer takes a fixed number of regions and learns which ones to look at. The attributes are predicted
+    // A proposal becomes a region if its most probable class scores above the detector's threshold and no better one
+    // covers its place. If more were asked for, weaker ones and then repeats would follow. The attributes are predicted
     // from the feature alone, so the feature encodes how the object looks.
     let regions = select(&detector, &analysis, REGIONS, Selection::Detections)?;
     let count = regions.boxes.len();

@@ -123,7 +123,7 @@ impl Extraction {
             }),
             weights: self.weights.as_ref(),
             regions: self.regions.unwrap_or(RegionChoice::Detections(match bare {
-                // Of a scene, only what stands out: a region of plain ground would have nothing to say.
+                // Only what stands out: attention would rest on plain ground (docs/recipes.md).
                 true => RegionCount { min: 1, max: 12 },
                 false => RegionCount::exactly(36),
             })),

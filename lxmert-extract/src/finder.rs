@@ -25,9 +25,9 @@ pub struct FinderArgs {
     /// The detector's weights: a safetensors, .pth, .bin or .pkl file, or `hf:owner/repo/file[@revision]` [default: its own]
     #[arg(long, value_name = "FILE|hf:…")]
     pub weights: Option<WeightSource>,
-    /// Which regions: N found by the detector, grid:N, cells (cells:N), or 7x7 of DINOv2's patches [default: as the checkpoint
+    /// Which regions: N (or N..M) found by the detector, grid:N, cells (cells:N), or 7x7 of DINOv2's patches [default: as the checkpoint
     /// was trained]
-    #[arg(long, value_name = "N|grid:N|cells|NxN")]
+    #[arg(long, value_name = "N|N..M|grid:N|cells|NxN")]
     pub regions: Option<RegionChoice>,
     /// Find the regions again even if this photo was seen before, and do not keep them in the user's cache folder
     #[arg(long)]

@@ -116,7 +116,7 @@ fn regions_are_places_apart_first_then_repeats_and_never_padding() -> Result<()>
     };
     // First come the strong places, then weak ones, both apart from better ones; then repeats, from the best on.
     let apart = (0..36).take_while(|&index| most(index) <= 0.1).count();
-    let strong = regions.scores.iter().take_while(|&&score| score >= 0.98).count();
+    let strong = regions.scores.iter().take_while(|&&score| score > 0.98).count();
     assert!((1..apart).contains(&strong) && apart < 36, "{strong} strong, {apart} apart");
     assert!(regions.scores[..apart].windows(2).all(|pair| pair[0] >= pair[1]));
     assert!(regions.scores[apart] > regions.scores[apart - 1], "{:?}", regions.scores);

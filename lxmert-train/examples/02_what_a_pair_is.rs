@@ -22,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     };
     let dataset = Dataset::load(&DataPaths::scenes(&workspace)?, &WordPiece::bundled()?, &options)?;
     let train = dataset.pairs(Split::Train);
-    println!("{} training captions, {} regions per image", train.len(), dataset.regions());
+    println!("{} training captions, at most {} regions per image", train.len(), dataset.regions());
 
     // %% An epoch: half of its pairs are mismatched, half of those by only one word
     let first = train.epoch(0, 0, 0.5);

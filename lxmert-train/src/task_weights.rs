@@ -1,4 +1,4 @@
-//! The weights of the pre-training tasks, in the format of `--task-weights`.
+//! The weights of the pre-training tasks, and changes to them in the format of `--task-weights`.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -33,6 +33,16 @@ impl TaskWeights {
     fn all(&self) -> [(&'static str, f64); 6] {
         let values = [self.words, self.matching, self.objects, self.attributes, self.features, self.answers];
         std::array::from_fn(|i| (Self::NAMES[i], values[i]))
+    }
+
+    /// These weights with those that `changes` names.
+    pub fn changed(mut self, changes: &WeightChanges) -> Self {
+        let Self { words, matching, objects, attributes, features, answers } = &mut self;
+        let places = [words, matching, objects, attributes, features, answers];
+        for (task, weight) in &changes.0 {
+            *places[*task] = *weight;
+        }
+        self
     }
 
     /// The weight of a task by name.
@@ -72,31 +82,26 @@ impl fmt::Display for TaskWeights {
     }
 }
 
-/// Parses `words=1,answers=0`. Tasks that are not named keep weight 1.
-impl FromStr for TaskWeights {
+/// Weights for some of the tasks, each by its place in [`TaskWeights::NAMES`]: `words=1,answers=0`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightChanges(Vec<(usize, f64)>);
+
+impl FromStr for WeightChanges {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut weights = Self::default();
+        let mut changes = Vec::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let wanted = || format!("'{part}': expected TASK=WEIGHT, with TASK one of {}", Self::NAMES.join(", "));
+            let names = TaskWeights::NAMES;
+            let wanted = || format!("'{part}': expected TASK=WEIGHT, with TASK one of {}", names.join(", "));
             let (name, value) = part.split_once('=').ok_or_else(wanted)?;
             let value: f64 = value.trim().parse().map_err(|_| wanted())?;
             if !value.is_finite() || value < 0.0 {
                 return Err(format!("'{part}': a weight must be a number of at least 0"));
             }
-            let place = match name.trim() {
-                "words" => &mut weights.words,
-                "matching" => &mut weights.matching,
-                "objects" => &mut weights.objects,
-                "attributes" => &mut weights.attributes,
-                "features" => &mut weights.features,
-                "answers" => &mut weights.answers,
-                _ => return Err(wanted()),
-            };
-            *place = value;
+            changes.push((names.iter().position(|known| *known == name.trim()).ok_or_else(wanted)?, value));
         }
-        Ok(weights)
+        Ok(Self(changes))
     }
 }
 
@@ -105,13 +110,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_and_prints_weights_by_name() {
-        let weights: TaskWeights = "answers=0, words=2".parse().unwrap();
+    fn changes_and_prints_weights_by_name() {
+        let recipe = TaskWeights { matching: 10.0, ..TaskWeights::default() };
+        let changes = "answers=0, words=2,matching=1".parse().unwrap();
+        let weights = recipe.changed(&changes);
         assert_eq!(weights, TaskWeights { answers: 0.0, words: 2.0, ..TaskWeights::default() });
+        assert_eq!(recipe.changed(&"words=2".parse().unwrap()), TaskWeights { words: 2.0, ..recipe });
         assert_eq!(weights.to_string(), "words × 2, matching, objects, attributes, features");
         assert_eq!(weights.left_out(&TaskWeights::default()), ["answers"]);
         for (text, reason) in [("word=1", "TASK one of words"), ("words", "TASK=WEIGHT"), ("words=-1", "at least 0")] {
-            assert!(text.parse::<TaskWeights>().unwrap_err().contains(reason), "{text}");
+            assert!(text.parse::<WeightChanges>().unwrap_err().contains(reason), "{text}");
         }
     }
 

@@ -232,6 +232,8 @@ fn a_tiny_test_split_is_counted_and_not_ranked() {
     let (said, printed) = (trained.get_output().stderr.clone(), trained.get_output().stdout.clone());
     let (said, printed) = (String::from_utf8_lossy(&said), String::from_utf8_lossy(&printed));
     assert!(said.contains("test, random pairs: ") && said.contains("says little"), "{said}");
+    let prepared = std::fs::read_to_string(run.join("best/preprocessor_config.json")).unwrap();
+    assert!(prepared.contains("\"regions\": 2") && prepared.contains("\"min_regions\": 1"), "{prepared}");
     assert!(said.contains("no retrieval") && !printed.contains("recall@1"), "{said}{printed}");
     assert!(printed.contains(" s training, ") && printed.contains("seed 0"), "{printed}");
 }

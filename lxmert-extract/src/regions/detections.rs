@@ -4,6 +4,7 @@ use super::{RegionSource, detector_info, regions_of};
 use crate::Result;
 use crate::choice::LoadedDetector;
 use crate::detector::box_coder::is_at_least;
+use crate::detector::config::RegionRule;
 use crate::detector::detect::Candidate;
 use crate::detector::nms::nms;
 use crate::detector::selection::{ChosenProposal, RegionCount, best_guesses, select_proposals};
@@ -38,12 +39,16 @@ impl Selection {
     }
 }
 
+/// The name of the rule [`places_apart_first`] in a store. Another rule needs another name, so that no store or cache mixes
+/// the two.
+pub(super) const RULE: &str = "places apart";
+
 /// A detector and the rule that chooses its regions.
 #[derive(Debug)]
 pub struct DetectionSource {
     /// The detector.
     pub loaded: LoadedDetector,
-    /// Regions per image; fewer only if the network has no more boxes.
+    /// Regions per image; fewer than the least number only if the network has no more boxes.
     pub count: RegionCount,
     /// How they are chosen.
     pub selection: Selection,
@@ -52,6 +57,9 @@ pub struct DetectionSource {
 impl RegionSource for DetectionSource {
     fn info(&self, dtype: StoreDtype) -> StoreInfo {
         let mut info = detector_info(&self.loaded, self.selection.name().into(), self.count.max, dtype);
+        if self.loaded.detector.config().roi_heads.region_rule == RegionRule::Detections {
+            info.settings.insert("rule".into(), RULE.into());
+        }
         if self.count.min != self.count.max {
             info.settings.insert("regions".into(), self.count.to_string());
         }
@@ -68,7 +76,7 @@ impl RegionSource for DetectionSource {
     }
 }
 
-/// The `count` best regions of an image; fewer only if the network has no more boxes.
+/// The best regions of an image, as many as `count` allows; fewer only if the network has no more boxes.
 ///
 /// # Errors
 /// Returns an error if a computation fails.
@@ -111,7 +119,7 @@ fn features_of(analysis: &Analysis, chosen: &[ChosenProposal]) -> candle_core::R
 /// box, best first:
 ///
 /// 1. those that overlap no better one by more than the suppression threshold, whatever the classes (a second name for a
-///    place adds nothing): all that reach the score threshold, then weaker ones until there are enough;
+///    place adds nothing): all above the score threshold, then weaker ones until there are enough;
 /// 2. the others, first those that overlap no better one by more than 0.7;
 /// 3. the proposals' own boxes, best objectness first.
 ///
@@ -123,7 +131,7 @@ fn places_apart_first(detector: &Detector, analysis: &Analysis, count: RegionCou
     let own_boxes: Vec<Candidate> = own_boxes.map(|(guess, b)| Candidate { box_xyxy: *b, ..*guess }).collect();
     guesses.retain(|c| is_at_least(&c.box_xyxy, heads.min_box_size, detector.config().box_convention));
     guesses.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let strong = guesses.partition_point(|guess| guess.score >= heads.score_threshold);
+    let strong = guesses.partition_point(|guess| guess.score > heads.score_threshold);
     let mut chosen: Vec<Candidate> = Vec::new();
     let mut add = |guesses: &[Candidate], most: usize, threshold: f64| {
         for guess in guesses {

@@ -163,7 +163,8 @@ pub fn identity(options: &SourceOptions<'_>, show_progress: bool) -> Result<Stri
         }
     };
     let version = env!("CARGO_PKG_VERSION");
-    Ok(format!("{version} {regions:?} {select:?} {precision} {swap_channels} {network} {sha256}"))
+    let rule = detections::RULE;
+    Ok(format!("{version} {rule} {regions:?} {select:?} {precision} {swap_channels} {network} {sha256}"))
 }
 
 /// What a store says of regions that come from a detector: `select` names the rule that chose them.

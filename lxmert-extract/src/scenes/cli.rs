@@ -2,6 +2,7 @@
 
 use super::{ScenesConfig, generate};
 use lxmert_core::Result;
+use lxmert_core::cli::print_line;
 use lxmert_core::workspace::Workspace;
 use std::path::PathBuf;
 
@@ -34,6 +35,6 @@ pub fn run(args: &ScenesArgs, seed: u64, progress: bool) -> Result<()> {
     let config =
         ScenesConfig { count: args.count, seed, width: args.side, height: args.side, ..ScenesConfig::default() };
     let summary = generate(&output, &config, args.overwrite, progress)?;
-    lxmert_core::cli::print_line(format_args!("{}: {summary}", output.display()))?;
+    progress.then(|| print_line(format_args!("{}: {summary}", output.display()))).transpose()?;
     Ok(())
 }

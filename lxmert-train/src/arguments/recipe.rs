@@ -1,7 +1,7 @@
 //! Flags that change single settings of a recipe.
 
 use crate::recipe::{AnswerLoss, Optimiser, Recipe, RegionLosses};
-use crate::task_weights::TaskWeights;
+use crate::task_weights::WeightChanges;
 use crate::trainable::RateScale;
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::ops::Precision;
@@ -100,9 +100,9 @@ pub struct RecipeArgs {
     #[arg(long, value_name = "WEIGHT", help_heading = "Optimisation")]
     pub alignment: Option<f64>,
     /// Weights of the pre-training tasks words, matching, objects, attributes, features and answers, such as
-    /// answers=0,words=2; a task that is not named has weight 1, weight 0 switches it off
+    /// answers=0,words=2; a task that is not named keeps the recipe's weight, weight 0 switches it off
     #[arg(long, value_name = "TASK=WEIGHT,…", help_heading = "Pre-training")]
-    pub task_weights: Option<TaskWeights>,
+    pub task_weights: Option<WeightChanges>,
     /// Object and attribute losses over the masked regions (the paper), over all regions (the released code), or as the
     /// mean over masked regions
     #[arg(long, value_enum, value_name = "masked|original|per-masked", help_heading = "Pre-training")]
@@ -179,7 +179,7 @@ impl RecipeArgs {
             hard_negatives: a.hard_negatives.unwrap_or(base.hard_negatives),
             masked_words: a.masked_words.unwrap_or(base.masked_words),
             alignment: a.alignment.unwrap_or(base.alignment),
-            task_weights: a.task_weights.unwrap_or(base.task_weights),
+            task_weights: a.task_weights.map_or(base.task_weights, |changes| base.task_weights.changed(&changes)),
             region_losses: a.losses.unwrap_or(base.region_losses),
             answers_from_epoch: a.answers_from_epoch.unwrap_or(base.answers_from_epoch),
             answer_loss: a.answer_loss.unwrap_or(base.answer_loss),

@@ -70,10 +70,10 @@ fn usage(task: &str, parts: &CheckpointParts) -> String {
     };
     let class = if python.contains("LxmertModel") { "LxmertModel" } else { parts.architecture };
     format!(
-        "```\n{here}\n```\nFrom Python, with `features` `[1, {}, {}]` and `boxes` `[1, {0}, 4]` (x0 y0 x1 y1 in 0..1) of a store that \
-         lxmert-extract wrote:\n```python\nfrom transformers import LxmertTokenizer, {class}\n\
+        "```\n{here}\n```\nFrom Python, with `features` `[1, N, {}]` and `boxes` `[1, N, 4]` (x0 y0 x1 y1 in 0..1): the first N = \
+         `num_regions`, at most {}, rows of an image in a store that lxmert-extract wrote:\n```python\nfrom transformers import LxmertTokenizer, {class}\n\
          words = LxmertTokenizer.from_pretrained(\".\")(\"A dog runs.\", return_tensors=\"pt\")\n{python}```\n",
-        parts.preprocessing.regions, parts.config.visual_feat_dim
+        parts.config.visual_feat_dim, parts.preprocessing.regions
     )
 }
 
@@ -109,7 +109,8 @@ pub fn model_card(facts: &Facts) -> String {
         config.l_layers,
         config.r_layers,
         config.x_layers,
-        preprocessing.regions,
+        preprocessing.min_regions.map_or_else(String::new, |least| format!("{least} to "))
+            + &preprocessing.regions.to_string(),
         config.visual_feat_dim,
         preprocessing.detector,
         preprocessing.max_length,

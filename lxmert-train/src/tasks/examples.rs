@@ -196,7 +196,7 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
         let regions = checkpoint.preprocessing.regions.min(store.info().regions);
         let files = (exam.predictions, exam.per_example);
         let (measures, right) = measure(&task, &model, &set, (&store, regions), exam.how, files, exam.bar)?;
-        warn_of_few(&exam.split.to_string(), right, set.len());
+        warn_of_few(&exam.split.to_string(), right);
         Ok(measures)
     }
 
@@ -256,7 +256,7 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
     fn test(&self, folder: &Path, predictions: &Path, bar: &ProgressBar) -> Result<Tested> {
         let best = T::open(&Pretrained::open(folder)?, &self.device)?;
         let (measures, right) = self.measure(&best, &self.data.test, Some(predictions), bar)?;
-        warn_of_few(&Split::Test.to_string(), right, self.data.test.len());
+        warn_of_few(&Split::Test.to_string(), right);
         Ok(measures.into())
     }
 
@@ -281,13 +281,13 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> OverExamples<T, IMAGES> {
         set: &ImageExamples<T::Example, IMAGES>,
         predictions: Option<&Path>,
         bar: &ProgressBar,
-    ) -> Result<(Measures, usize)> {
+    ) -> Result<(Measures, (usize, usize))> {
         let how = Evaluation::of_run(&self.recipe, &self.device);
         measure(&self.task, model, set, (&self.data.store, self.data.regions), how, (predictions, None), bar)
     }
 }
 
-/// Measures over a split, and how many examples are right; writes predictions into the folder `predictions` and a line for
+/// Measures over a split, and how many of the labelled examples are right; writes predictions into the folder `predictions` and a line for
 /// each example to the file `per_example`.
 fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     task: &T,
@@ -297,7 +297,7 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
     how: Evaluation,
     (predictions, per_example): (Option<&Path>, Option<&Path>),
     bar: &ProgressBar,
-) -> Result<(Measures, usize)> {
+) -> Result<(Measures, (usize, usize))> {
     bar.set_length(set.len() as u64);
     let prepacked = PrepackedWeights::new();
     let pass = how.forward(&prepacked).pooled_only();
@@ -344,8 +344,9 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         task.write_predictions(folder, set.examples(), &judged)?;
     }
-    let right = set.examples().iter().zip(&judged).filter(|(example, (said, _))| task.is_right(example, said)).count();
-    Ok((task.measures(set.examples(), &judged), right))
+    let labelled = || set.examples().iter().zip(&judged).filter(|(example, _)| example.labelled());
+    let right = labelled().filter(|(example, (said, _))| task.is_right(example, said)).count();
+    Ok((task.measures(set.examples(), &judged), (right, labelled().count())))
 }
 
 /// The line of `--per-example` for example `number`.

@@ -289,7 +289,7 @@ pub fn test(
             let logits = evaluate::logits(model, dataset, &pairs, how, bar)?;
             let metrics = Metrics::of_pairs(&logits, &pairs);
             metrics.add_to(&mut measures, set);
-            warn_of_few(&format!("{split}, {set} pairs"), metrics.right(), pairs.len());
+            warn_of_few(&format!("{split}, {set} pairs"), (metrics.right(), pairs.len()));
             // Both sets hold the matched pairs, which are written once.
             let new = pairs.iter().zip(&logits).filter(|(pair, _)| set == "random" || !pair.matched());
             if per_example.is_some() {

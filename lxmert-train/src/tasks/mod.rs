@@ -223,7 +223,7 @@ pub trait Task: Sync + Sized {
 const FEW: usize = 30;
 
 /// Warns that a measure is of few examples, and counts those that are right.
-fn warn_of_few(what: &str, right: usize, count: usize) {
+fn warn_of_few(what: &str, (right, count): (usize, usize)) {
     if (1..FEW).contains(&count) {
         log::warn!("{what}: {right} of {count} right; a measure of fewer than {FEW} says little");
     }

@@ -14,7 +14,7 @@ pub fn write_data(folder: &Path, images: usize) {
     let mut hard = captions.clone();
     let info = StoreInfo {
         detector: "test".into(),
-        settings: Default::default(),
+        settings: [("regions".to_string(), "1..2".to_string())].into(),
         regions: 2,
         feature_dim: 12,
         dtype: StoreDtype::F32,

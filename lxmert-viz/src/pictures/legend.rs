@@ -35,7 +35,8 @@ impl Scale {
     ) -> Self {
         let even = if even.is_finite() { even.max(0.0) } else { 0.0 };
         // No share of 1 is larger than 1, however few there are.
-        let least = if even < 1.0 { (LEAST_RANGE * even).min(1.0) } else { LEAST_RANGE * even };
+        let least = LEAST_RANGE * even;
+        let least = if unit.is_empty() && even <= 1.0 { least.min(1.0) } else { least };
         let largest = weights.into_iter().copied().filter(|v| v.is_finite()).fold(least, f32::max);
         let ticks = ticks(largest, 4);
         let labels = tick_labels(&ticks).into_iter().map(|label| label + unit).collect();
@@ -135,7 +136,9 @@ mod tests {
         let scale = Scale::of(&[0.7, 0.1, 0.1, 0.1], ColourScale::Viridis);
         assert!(scale.stands_out(0.7) && !scale.stands_out(0.1));
         assert!(!Scale::of(&[0.0; 3], ColourScale::Viridis).stands_out(0.0));
-        assert_eq!(Scale::of(&[0.4, 0.3, 0.3], ColourScale::Viridis).max(), 1.0);
+        for shares in [&[0.4, 0.3, 0.3][..], &[1.0]] {
+            assert_eq!(Scale::of(shares, ColourScale::Viridis).max(), 1.0);
+        }
     }
 
     #[test]

@@ -113,7 +113,8 @@ function weightsOf(view, panel, chosen) {
 function scaleOf(weights) {
   const values = [...weights].filter(Number.isFinite);
   const even = values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
-  const largest = Math.max(4 * even, ...values, 0);
+  const least = even <= 1 ? Math.min(4 * even, 1) : 4 * even; // no share of 1 is larger than 1
+  const largest = Math.max(least, ...values, 0);
   if (largest <= 0) return { max: 1, even: 0, position: () => 0, standsOut: () => false };
   const rough = largest / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
