@@ -363,9 +363,9 @@ fn ranked(weights: &[f32], ties: &[f32], order: Order) -> Vec<usize> {
     ranked
 }
 
-/// The whole number nearest to `(1 − step) · count`.
+/// The whole number nearest to `(1 − step) · count`; halves are rounded up, also where 0.5 is computed as 0.4999….
 fn number_kept(count: usize, step: f64) -> usize {
-    ((1.0 - step) * count as f64).round() as usize
+    ((1.0 - step) * count as f64 + 1e-9).round() as usize
 }
 
 /// The regions left after removing the fraction `step` of them, in order.
