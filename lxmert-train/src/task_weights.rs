@@ -82,7 +82,7 @@ impl fmt::Display for TaskWeights {
     }
 }
 
-/// Weights for some of the tasks, each by its place in [`TaskWeights::NAMES`]: `words=1,answers=0`.
+/// Weights for some of the tasks, each by its place among the fields of [`TaskWeights`]: `words=1,answers=0`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightChanges(Vec<(usize, f64)>);
 
