@@ -1,5 +1,8 @@
 //! The feature store: what is written can be read back, and a killed writer loses nothing.
 
+mod files;
+
+use files::files;
 use lxmert_core::Error;
 use lxmert_core::features::{
     Attributes, FeatureStore, Merge, Part, Regions, StoreDtype, StoreFolders, StoreInfo, StoreWriter,
@@ -124,16 +127,6 @@ fn push_all(folder: &Path, images: std::ops::Range<u32>) -> StoreWriter {
         writer.push(&format!("{i}.png"), &regions(i, 3, 8, false)).unwrap();
     }
     writer
-}
-
-fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
-        .collect();
-    files.sort();
-    files
 }
 
 #[test]

@@ -73,10 +73,10 @@
 //!
 //! Over regions, attention and rollout tie and relevancy follows. Over words, relevancy and rollout beat raw attention by
 //! far, and rollout beats relevancy by several errors; a likely (but unmeasured) reason is that this model has few
-//! layers to multiply (one language, one object, two cross). Over regions, gradient × attention is no better than chance here
-//! and Grad-CAM is worse: it weights a head by the mean gradient over its whole map, which is negative for most heads of
-//! such a run, and drops negative results, so that for most captions no region keeps a weight. The curves end when nothing is left: for an image without regions the words get zeros, as in the
-//! reference, and of the sentence `[CLS]` and `[SEP]` stay.
+//! layers to multiply (one language, one object, two cross). Over regions, gradient × attention is no better than chance
+//! here and Grad-CAM is worse: it weights a head by the mean gradient over its whole map, and drops negative results, so
+//! that an image where most heads have a negative mean keeps few weights. The curves end when nothing is left: for an
+//! image without regions the words get zeros, as in the reference, and of the sentence `[CLS]` and `[SEP]` stay.
 //!
 //! `lxmert-viz grounding` asks whether the region with the largest weight in the rows of a phrase is what the phrase
 //! names, by type of phrase: its centre must be in a true box (the pointing game), or the IoU at least 0.5. On the

@@ -57,7 +57,8 @@ pub struct DetectionSource {
 impl RegionSource for DetectionSource {
     fn info(&self, dtype: StoreDtype) -> StoreInfo {
         let mut info = detector_info(&self.loaded, self.selection.name().into(), self.count.max, dtype);
-        if self.loaded.detector.config().roi_heads.region_rule == RegionRule::Detections {
+        let rule = &self.loaded.detector.config().roi_heads.region_rule;
+        if self.selection == Selection::Detections && *rule == RegionRule::Detections {
             info.settings.insert("rule".into(), RULE.into());
         }
         if self.count.min != self.count.max {

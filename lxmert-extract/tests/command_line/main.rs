@@ -5,6 +5,8 @@ mod at_once;
 #[cfg(target_os = "linux")]
 #[path = "../../../lxmert-core/tests/faults/mod.rs"]
 mod faults;
+#[path = "../../../lxmert-core/tests/files/mod.rs"]
+mod files;
 mod imports;
 mod interrupted;
 #[path = "../../../lxmert-core/tests/manuals/mod.rs"]
@@ -15,6 +17,7 @@ use assert_cmd::Command;
 use base64::Engine;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
+use files::files;
 use lxmert_core::checkpoint::{read_tensors, save_safetensors};
 use lxmert_core::features::FeatureStore;
 use lxmert_extract::detector::{DetectorConfig, Network, NormMode};
@@ -95,16 +98,6 @@ impl Place {
 
 fn program() -> Command {
     Command::cargo_bin("lxmert-extract").unwrap()
-}
-
-fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
-        .collect();
-    files.sort();
-    files
 }
 
 #[test]
