@@ -81,6 +81,7 @@ fn convolutions_of_a_resnets_layers_equal_the_composition() {
         (2, 16, 8, (13, 10), (3, 3), 2, 1),
         (1, 20, 40, (9, 11), (1, 1), 1, 0),
         (2, 20, 10, (9, 12), (1, 1), 2, 0),
+        (2, 6, 10, (4, 5), (4, 5), 1, 0),
     ] {
         let inputs = conv_inputs(batch, channels, out, size, kernel);
         agree(
@@ -108,7 +109,7 @@ fn an_image_of_several_tiles_equals_the_composition() {
 
 #[test]
 fn convolution_matches_finite_differences() {
-    for (kernel, stride, padding) in [((3, 3), 1, 1), ((3, 3), 2, 1), ((1, 1), 1, 0), ((1, 1), 2, 0), ((5, 2), 3, 2)] {
+    for (kernel, stride, padding) in [((3, 3), 1, 1), ((3, 3), 2, 1), ((1, 1), 1, 0), ((1, 1), 2, 0), ((5, 2), 3, 2), ((7, 6), 1, 0)] {
         matches_finite_differences(&conv_inputs(2, 4, 5, (7, 6), kernel), |t| {
             conv::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding)
         });

@@ -167,7 +167,7 @@ fn for_tiles(windows: &Windows, mut f: impl FnMut(usize, Range<usize>)) {
 fn columns_of<'a>(windows: &Windows, x: &'a [f32], rows: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
     let tile = rows.len() * windows.out_width;
     if windows.is_identity() {
-        return Matrix::new(x, windows.channels, tile);
+        return Matrix::new(x, windows.window_len(), tile);
     }
     let len = windows.window_len() * tile;
     scratch.resize(scratch.len().max(len), 0.0);
