@@ -71,7 +71,7 @@ fn main() -> Result<()> {
         let name = format!("visual genome image{suffix}");
         if wanted(&name) {
             // 800 × 1200, 300 proposals: 2,054 GFLOP if computed directly, 85 % of them in the stage on regions.
-            let detector = common::visual_genome_detector(false, precision)?;
+            let detector = common::VisualGenomeRun::shipped().detector(false, precision)?;
             let image = common::photo("coffee.png")?;
             let run = || {
                 let analysis = detector.analyse(detector.input(&image)?)?;

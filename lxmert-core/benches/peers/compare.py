@@ -18,6 +18,8 @@ ROWS = [
     ("detector", "detector network, bf16", [""], 0.7),
     ("detector", "whole image", [""], 1.3),
     ("detector", "whole image, bf16", [""], None),
+    ("visual genome", "visual genome image", [""], 7.5),
+    ("visual genome", "visual genome image, bf16", [""], 4.5),
     ("steps", "base forward, batch 1", ["", ", pooled output"], 0.08),
     ("steps", "base forward, batch 8", ["", ", pooled output"], None),
     ("steps", "base forward, batch 32", ["", ", pooled output"], 1.6),
@@ -39,14 +41,20 @@ STORE_ROWS = [
     ("feature store, first batch of 32", "first_batch_seconds", 0.2),
     ("feature store, peak resident memory", "resident_megabytes", 1000),
 ]
-CRATES = {"detector": "lxmert-extract", "steps": "lxmert-train", "store": "lxmert-core"}
-PEERS = {"detector": "detector.py", "steps": "lxmert.py"}
+# The crate and the bench that run the rows of a kind, and the peers' script.
+KINDS = {
+    "detector": ("lxmert-extract", "detector", "detector.py"),
+    "visual genome": ("lxmert-extract", "detector", "visual_genome.py"),
+    "steps": ("lxmert-train", "steps", "lxmert.py"),
+    "store": ("lxmert-core", "store", None),
+}
 
 
 @functools.cache
-def build(bench, profile):
+def build(kind, profile):
     """The path of a bench's executable."""
-    command = ["cargo", "bench", "-p", CRATES[bench], "--bench", bench, "--profile", profile, "--no-run", "--message-format=json"]
+    crate, bench, _ = KINDS[kind]
+    command = ["cargo", "bench", "-p", crate, "--bench", bench, "--profile", profile, "--no-run", "--message-format=json"]
     out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     artifacts = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return next(a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == bench)
@@ -76,16 +84,16 @@ def judged(ours, goal, show=show):
 def table(a):
     rows = [row for row in ROWS if not a.only or a.only in row[1]]
     store_rows = [row for row in STORE_ROWS if not a.only or a.only in row[0]]
-    for bench in {row[0] for row in rows} | ({"store"} if store_rows else set()):
-        build(bench, a.profile)
+    for kind in {row[0] for row in rows} | ({"store"} if store_rows else set()):
+        build(kind, a.profile)
     print(f"{datetime.date.today()}, {cpu()}, {a.threads} threads, load {os.getloadavg()[0]:.1f} at the start\n")
     print("| work | ours | peer | its time | peer / ours | goal |\n| --- | --- | --- | --- | --- | --- |")
-    for bench, case, variants, goal in rows:
+    for kind, case, variants, goal in rows:
         ours, theirs = collections.defaultdict(list), collections.defaultdict(list)
         for _ in range(a.rounds):
-            for line in lines([build(bench, a.profile), "--runs", str(a.runs), *(case + v for v in variants)], a.threads):
+            for line in lines([build(kind, a.profile), "--runs", str(a.runs), *(case + v for v in variants)], a.threads):
                 ours[line["case"]] += line["seconds"]
-            script = [sys.executable, str(HERE / PEERS[bench]), "--runs", str(a.runs), "--threads", str(a.threads), case]
+            script = [sys.executable, str(HERE / KINDS[kind][2]), "--runs", str(a.runs), "--threads", str(a.threads), case]
             for line in lines(script, a.threads):
                 theirs[line["peer"]] += line["seconds"]
         for name, seconds in ours.items():

@@ -34,19 +34,25 @@ struct Entry {
     shape: Vec<usize>,
     low: f64,
     high: f64,
+    /// Of the formula; otherwise the caller says it.
+    seed: Option<u64>,
 }
 
-/// The formula tensors that a manifest among the fixtures lists.
-pub fn manifest_weights(name: &str, seed: u64) -> Result<HashMap<String, Tensor>> {
-    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(fixture(name))?)?;
-    let tensors = manifest.tensors.into_iter();
-    tensors.map(|t| Ok((t.name.clone(), procedural::tensor(&t.name, &t.shape, t.low, t.high, seed)?))).collect()
+/// The formula tensors that a manifest lists.
+fn manifest_weights(path: &Path, seed: u64) -> Result<HashMap<String, Tensor>> {
+    let manifest = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let manifest: Manifest = serde_json::from_str(&manifest)?;
+    let tensor = |t: Entry| {
+        let values = procedural::tensor(&t.name, &t.shape, t.low, t.high, t.seed.unwrap_or(seed))?;
+        Ok((t.name, values))
+    };
+    manifest.tensors.into_iter().map(tensor).collect()
 }
 
 /// All weights of the reference network, under torchvision's names.
 pub fn reference_weights(seed: u64) -> Result<HashMap<String, Tensor>> {
     let mut weights = tensors(&format!("frcnn/batchnorm-seed-{seed}.safetensors"))?;
-    weights.extend(manifest_weights("frcnn/manifest.json", seed)?);
+    weights.extend(manifest_weights(&fixture("frcnn/manifest.json"), seed)?);
     Ok(weights)
 }
 
@@ -56,25 +62,69 @@ pub fn reference_detector(seed: u64, precision: Precision) -> Result<Detector> {
     Ok(Detector::new(&DetectorConfig::coco(), precision, vb)?)
 }
 
-/// The weights of the Visual Genome reference, as in a file of either family.
-pub fn visual_genome_weights(caffe: bool) -> Result<BTreeMap<String, Tensor>> {
-    let mut weights: BTreeMap<String, Tensor> = manifest_weights("frcnn_vg/manifest.json", 0)?.into_iter().collect();
-    let calibration = tensors("frcnn_vg/calibration.safetensors")?;
-    let (own, other): (Vec<_>, Vec<_>) = calibration.into_iter().partition(|(name, _)| !name.starts_with("caffe."));
-    weights.extend(own);
-    if caffe {
-        weights.retain(|name, _| !name.contains("box_predictor"));
-        weights.extend(manifest_weights("frcnn_vg/manifest_caffe.json", 0)?);
-        weights.extend(other.into_iter().map(|(name, tensor)| (name.replacen("caffe.", "", 1), tensor)));
-    }
-    Ok(weights)
+/// A run of the Visual Genome reference: weights, and photos with what the original code computes of them.
+pub struct VisualGenomeRun {
+    folder: PathBuf,
+    photos: PathBuf,
+    /// The photos' names without ending.
+    pub stems: Vec<String>,
 }
 
-/// The Visual Genome reference network, with products in `precision`.
-pub fn visual_genome_detector(caffe: bool, precision: Precision) -> Result<Detector> {
-    let config = if caffe { visual_genome::caffe() } else { visual_genome::hugging_face() };
-    let weights = visual_genome_weights(caffe)?;
-    Ok(weights::from_tensors(&config, &fixture("frcnn_vg"), weights, precision, &Device::Cpu)?)
+impl VisualGenomeRun {
+    /// The run among the fixtures.
+    pub fn shipped() -> Self {
+        let photos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/photos");
+        Self { folder: fixture("frcnn_vg"), photos, stems: ["chelsea", "coffee"].map(String::from).to_vec() }
+    }
+
+    /// The run in the folder `LXMERT_VG_REFERENCE`, photos included, or the one among the fixtures, whose README says
+    /// how to make another.
+    pub fn chosen() -> Result<Self> {
+        let Some(folder) = std::env::var_os("LXMERT_VG_REFERENCE") else { return Ok(Self::shipped()) };
+        let folder = PathBuf::from(folder);
+        let names = std::fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        let names: Vec<String> = names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let mut stems: Vec<String> =
+            names.iter().filter_map(|n| n.strip_suffix("_caffe.safetensors").map(String::from)).collect();
+        stems.sort();
+        anyhow::ensure!(!stems.is_empty(), "{}: no run (PHOTO_caffe.safetensors)", folder.display());
+        Ok(Self { photos: folder.clone(), folder, stems })
+    }
+
+    pub fn is_shipped(&self) -> bool {
+        self.folder == fixture("frcnn_vg")
+    }
+
+    /// A file of the run.
+    pub fn tensors(&self, name: &str) -> Result<HashMap<String, Tensor>> {
+        let path = self.folder.join(name);
+        candle_core::safetensors::load(&path, &Device::Cpu).with_context(|| path.display().to_string())
+    }
+
+    pub fn photo(&self, stem: &str) -> Result<DecodedImage> {
+        Ok(decode_file(self.photos.join(format!("{stem}.png")))?)
+    }
+
+    /// The weights, as in a file of either family.
+    pub fn weights(&self, caffe: bool) -> Result<BTreeMap<String, Tensor>> {
+        let manifest = |name: &str| manifest_weights(&self.folder.join(name), 0);
+        let mut weights: BTreeMap<String, Tensor> = manifest("manifest.json")?.into_iter().collect();
+        let calibration = self.tensors("calibration.safetensors")?;
+        let (own, other): (Vec<_>, Vec<_>) = calibration.into_iter().partition(|(name, _)| !name.starts_with("caffe."));
+        weights.extend(own);
+        if caffe {
+            weights.retain(|name, _| !name.contains("box_predictor"));
+            weights.extend(manifest("manifest_caffe.json")?);
+            weights.extend(other.into_iter().map(|(name, tensor)| (name.replacen("caffe.", "", 1), tensor)));
+        }
+        Ok(weights)
+    }
+
+    /// The network, with products in `precision`.
+    pub fn detector(&self, caffe: bool, precision: Precision) -> Result<Detector> {
+        let config = if caffe { visual_genome::caffe() } else { visual_genome::hugging_face() };
+        Ok(weights::from_tensors(&config, &self.folder, self.weights(caffe)?, precision, &Device::Cpu)?)
+    }
 }
 
 /// A fixture picture.
