@@ -179,8 +179,8 @@ def check():
     sys.exit(int(error > 1e-3))
 
 
-def exported(module, given, path, names):
-    torch.onnx.export(module, (given,), path, input_names=["x"], output_names=names, dynamo=False)
+def exported(module, given, path):
+    torch.onnx.export(module, (given,), path, input_names=["x"], dynamo=False)
     return path
 
 
@@ -206,8 +206,7 @@ def main():
         trunk, regions = build()  # what ran in inference mode cannot be exported
         given = [(image - MEAN)[None], torch.zeros(PROPOSALS, 1024, 14, 14)]
         with torch.no_grad():
-            paths = [exported(part, x, f"{folder}/{i}.onnx", [f"{i}{j}" for j in range(n)])
-                     for i, (part, x, n) in enumerate([(trunk, given[0], 3), (regions, given[1], 4)])]
+            paths = [exported(*part, f"{folder}/{i}.onnx") for i, part in enumerate(zip((trunk, regions), given))]
         tensors = lambda arrays: [torch.from_numpy(np.array(array, copy=False)) for array in arrays]
         for case, precision in cases:
             if precision == "f32":

@@ -11,6 +11,7 @@ use super::bf16;
 use super::matrix::Matrix;
 use super::precision::Precision;
 use super::simd::{Level, Plain, Vector, compiled_for, has_bf16, level};
+use std::hint::black_box;
 use std::ops::Range;
 
 /// The product of a tile, compiled for one kind of machine.
@@ -75,6 +76,12 @@ const CHAIN: usize = 384;
 
 /// How far ahead of its use a panel is prefetched, in words: the next panel's first words come while this one's last are used.
 const AHEAD: usize = 1024;
+
+/// Values of a cache line.
+const LINE: usize = 16;
+
+/// Steps along the inner dimension in one turn of the loop.
+const UNROLLED: usize = 4;
 
 /// As wide as the widest panel.
 static ZEROS: [f32; 32] = [0.0; 32];
@@ -230,22 +237,42 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
     // SAFETY: every access is in the ranges that the caller guarantees: row i < ROWS, k < inner. Pointers step with
     // `wrapping_add`, which unlike `add` costs no check in a debug build; they end at most one step past the end.
     unsafe {
+        // The output's lines arrive while the sums grow.
+        let mut row = out.cast_const();
+        for _ in 0..ROWS {
+            V::prefetch(row);
+            V::prefetch(row.wrapping_add(V::LANES)); // nothing new where both share a line
+            V::prefetch(row.wrapping_add(2 * V::LANES - 1));
+            row = row.wrapping_add(out_stride);
+        }
         let mut sums = [[V::splat(0.0); 2]; ROWS];
         let (mut a, mut b) = (a, panel);
-        for _ in 0..inner {
-            let (left, right) = (V::load(b), V::load(b.wrapping_add(V::LANES)));
-            V::prefetch(b.wrapping_add(AHEAD));
-            let mut row = a;
-            for sum in &mut sums {
-                let value = V::broadcast(row);
-                *sum = match PAIRS {
-                    false => [value.mul_add(left, sum[0]), value.mul_add(right, sum[1])],
-                    true => [value.mul_add_pairs(left, sum[0]), value.mul_add_pairs(right, sum[1])],
-                };
-                row = row.wrapping_add(a_strides.0);
+        // An address that takes an instruction of its own makes multiplications wait, so every load adds a constant or one
+        // index to a start. The compiler would compute the rows' starts from each other if it saw through them.
+        let mut at = [a; ROWS];
+        if a_strides.0 == 1 {
+            for _ in 0..inner {
+                for (row, at) in at.iter_mut().enumerate() {
+                    *at = a.wrapping_add(row);
+                }
+                step::<V, ROWS, PAIRS>(&mut sums, &at, b);
+                a = a.wrapping_add(a_strides.1);
+                b = b.wrapping_add(2 * V::LANES);
             }
-            a = a.wrapping_add(a_strides.1);
-            b = b.wrapping_add(2 * V::LANES);
+        } else {
+            for (row, at) in at.iter_mut().enumerate() {
+                *at = black_box(a.wrapping_add(row.wrapping_mul(a_strides.0)));
+            }
+            for steps in [UNROLLED, 1] {
+                let turns = if steps == 1 { inner % UNROLLED } else { inner / UNROLLED };
+                for _ in 0..turns {
+                    for _ in 0..steps {
+                        step::<V, ROWS, PAIRS>(&mut sums, &at, b);
+                        at.iter_mut().for_each(|at| *at = at.wrapping_add(1));
+                        b = b.wrapping_add(2 * V::LANES);
+                    }
+                }
+            }
         }
         let (mut start, mut out) = (start, out);
         for sum in sums {
@@ -253,6 +280,34 @@ unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Op
             sum[1].add(V::load(start.wrapping_add(V::LANES))).store(out.wrapping_add(V::LANES));
             start = start.wrapping_add(start_stride);
             out = out.wrapping_add(out_stride);
+        }
+    }
+}
+
+/// One step along the inner dimension: adds the products of the values at `at`, one for each row, and the two registers at
+/// `b`.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+unsafe fn step<V: Vector, const ROWS: usize, const PAIRS: bool>(
+    sums: &mut [[V; 2]; ROWS],
+    at: &[*const f32; ROWS],
+    b: *const f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (left, right) = (V::load(b), V::load(b.wrapping_add(V::LANES)));
+        V::prefetch(b.wrapping_add(AHEAD));
+        if V::LANES == LINE {
+            V::prefetch(b.wrapping_add(AHEAD + LINE));
+        }
+        for (sum, at) in sums.iter_mut().zip(at) {
+            let value = V::broadcast(*at);
+            *sum = match PAIRS {
+                false => [value.mul_add(left, sum[0]), value.mul_add(right, sum[1])],
+                true => [value.mul_add_pairs(left, sum[0]), value.mul_add_pairs(right, sum[1])],
+            };
         }
     }
 }

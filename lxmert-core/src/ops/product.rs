@@ -11,7 +11,8 @@ use super::epilogue::Epilogue;
 use super::matrix::{Matrix, MatrixMut, Threads, Write, gemm_crate};
 use super::microkernel::{Base, Kernel, Left, balanced};
 use super::precision::Precision;
-use super::scratch::with_scratch;
+use super::scratch::{Aligned, with_scratch};
+use super::transpose::{BLOCK, transpose_block};
 
 /// Inner dimension of a block, in words: a task's rows of it stay in the second-level cache.
 const INNER: usize = 768;
@@ -89,7 +90,7 @@ pub(crate) enum Right<'a> {
 pub(crate) struct Prepacked {
     kernel: Kernel,
     /// The panels of each block of the inner dimension.
-    values: Vec<f32>,
+    values: Aligned,
     inner: usize,
     columns: usize,
 }
@@ -97,8 +98,8 @@ pub(crate) struct Prepacked {
 impl Prepacked {
     pub fn new(matrix: Matrix, kernel: Kernel) -> Self {
         let (inner, columns) = matrix.shape();
-        let mut values = vec![0.0; columns.div_ceil(kernel.columns) * kernel.columns * kernel.words(inner)];
-        let mut rest = values.as_mut_slice();
+        let mut values = Aligned::zeros(columns.div_ceil(kernel.columns) * kernel.columns * kernel.words(inner));
+        let mut rest = &mut *values;
         for (first, depth) in blocks(&kernel, inner) {
             let (block, after) = rest.split_at_mut(columns.div_ceil(kernel.columns) * panel_len(&kernel, depth));
             pack(&kernel, &matrix, first, depth, block, true);
@@ -196,7 +197,7 @@ pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads:
                     _ => to.fill(0.0),
                 }
             }
-            let mut rest = b.values.as_slice();
+            let mut rest = &*b.values;
             for (first, depth) in blocks(kernel, inner) {
                 let len = panel_len(kernel, depth);
                 let (weights, after) = rest.split_at(panels * len);
@@ -284,7 +285,7 @@ pub(crate) fn multiply_right(out: Output, a: Matrix, b: Right, threads: Threads)
             }
         }),
         Right::Prepacked(b) => {
-            let mut rest = b.values.as_slice();
+            let mut rest = &*b.values;
             for (first, depth) in blocks {
                 let (packed, after) = rest.split_at(panels * panel_len(&kernel, depth));
                 run(packed, first, depth);
@@ -320,29 +321,36 @@ impl Block<'_> {
             let left = Left { values: a.from(first_row, self.first), row: a.leading(), inner: 1 };
             return self.panels(left, count, out, epilogue);
         }
-        // Copy a transposed left side as stored, one row `k` of the inner dimension after the other.
         let words = kernel.words(self.depth);
-        let stride = if a.is_transposed() { rows } else { words.next_multiple_of(16) } + 16;
-        let lines = if a.is_transposed() { words } else { rows };
-        with_scratch([lines * stride], |[gathered]| {
-            let lines = gathered.chunks_exact_mut(stride);
-            match (plain, a.is_transposed()) {
-                (true, true) => lines.enumerate().for_each(|(line, to)| {
-                    to[..count].copy_from_slice(&a.from(self.first + line, first_row)[..count]);
-                }),
-                (true, false) => lines.take(count).enumerate().for_each(|(line, to)| {
-                    to[..self.depth].copy_from_slice(&a.from(first_row + line, self.first)[..self.depth]);
-                }),
-                (false, true) => lines.enumerate().for_each(|(line, to)| {
-                    let lines = self.first + 2 * line..self.first + self.depth;
-                    bf16::interleave_lines(&a, lines, first_row..first_row + count, to);
-                }),
-                (false, false) => lines.take(count).enumerate().for_each(|(line, to)| {
-                    bf16::pairs(&a.from(first_row + line, self.first)[..self.depth], to);
-                }),
+        let stride = words.next_multiple_of(BLOCK) + BLOCK;
+        if a.is_transposed() {
+            let lined_up = rows.next_multiple_of(BLOCK);
+            return with_scratch([lined_up * stride, BLOCK * lined_up], |[gathered, lines]| {
+                for word in (0..words).step_by(BLOCK) {
+                    for (line, to) in (word..words.min(word + BLOCK)).zip(lines.chunks_exact_mut(lined_up)) {
+                        if plain {
+                            to[..count].copy_from_slice(&a.from(self.first + line, first_row)[..count]);
+                        } else {
+                            let pair = self.first + 2 * line..self.first + self.depth;
+                            bf16::interleave_lines(&a, pair, first_row..first_row + count, to);
+                        }
+                    }
+                    for row in (0..lined_up).step_by(BLOCK) {
+                        transpose_block(&lines[row..], lined_up, &mut gathered[row * stride + word..], stride);
+                    }
+                }
+                self.panels(Left { values: gathered, row: stride, inner: 1 }, count, out, epilogue);
+            });
+        }
+        with_scratch([rows * stride], |[gathered]| {
+            for (row, to) in gathered.chunks_exact_mut(stride).take(count).enumerate() {
+                let from = &a.from(first_row + row, self.first)[..self.depth];
+                match kernel.precision() {
+                    Precision::F32 => to[..self.depth].copy_from_slice(from),
+                    Precision::Bf16 => bf16::pairs(from, to),
+                }
             }
-            let (row, inner) = if a.is_transposed() { (1, stride) } else { (stride, 1) };
-            self.panels(Left { values: gathered, row, inner }, count, out, epilogue);
+            self.panels(Left { values: gathered, row: stride, inner: 1 }, count, out, epilogue);
         });
     }
 

@@ -116,7 +116,7 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self;
     /// Stores the values rounded to bf16, one after another; `to` must be valid for `LANES / 2` words.
     unsafe fn store_pairs(self, to: *mut f32);
-    /// Prefetches the values of two registers, wherever they are.
+    /// Prefetches the cache line at `from`, wherever that is.
     #[inline(always)]
     unsafe fn prefetch(_from: *const f32) {}
 }
@@ -251,11 +251,7 @@ mod x86 {
                 }
                 #[inline(always)]
                 unsafe fn prefetch(from: *const f32) {
-                    // Two of AVX2's registers are one line of the cache.
                     unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-                    if $lanes == 16 {
-                        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add($lanes).cast()) }
-                    }
                 }
             }
         };
