@@ -1,11 +1,12 @@
 """Runs both sides in turns in one sitting, and prints the table of `docs/speed.md`.
 
-    python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD]
-        [--images N] [--folder DIR] [--scaling]
+    python lxmert-core/benches/peers/compare.py [--rounds N] [--runs N] [--threads N] [--profile dev] [--only WORD] [--skip WORD]
+        [--avx2] [--images N] [--folder DIR] [--scaling]
 
 Builds our benches with cargo, then in each round runs our bench and the peers' script of every row; prints medians over all
 rounds, and ratios. The last rows, which have no peer, are about a feature store of Flickr30k's size (`--images` changes it),
-written once into a temporary folder in DIR: 9.4 GB. `--scaling` instead prints how our speed depends on threads, batch size and
+written once into a temporary folder in DIR: 9.4 GB. `--avx2` holds our kernels and PyTorch to AVX2, which most CPUs have; ONNX Runtime and
+OpenVINO cannot be held and are marked. `--scaling` instead prints how our speed depends on threads, batch size and
 image size; it takes a few minutes.
 """
 import argparse, collections, datetime, functools, json, os, pathlib, platform, statistics, subprocess, sys, tempfile
@@ -41,6 +42,8 @@ STORE_ROWS = [
     ("feature store, first batch of 32", "first_batch_seconds", 0.2),
     ("feature store, peak resident memory", "resident_megabytes", 1000),
 ]
+# Holds our kernels, and PyTorch's libraries, to AVX2.
+AVX2 = dict(LXMERT_KERNELS="avx2", ONEDNN_MAX_CPU_ISA="AVX2", ATEN_CPU_CAPABILITY="avx2", MKL_ENABLE_INSTRUCTIONS="AVX2")
 # The crate and the bench that run the rows of a kind, and the peers' script.
 KINDS = {
     "detector": ("lxmert-extract", "detector", "detector.py"),
@@ -82,8 +85,9 @@ def judged(ours, goal, show=show):
 
 
 def table(a):
-    rows = [row for row in ROWS if not a.only or a.only in row[1]]
-    store_rows = [row for row in STORE_ROWS if not a.only or a.only in row[0]]
+    wanted = lambda case: (not a.only or a.only in case) and not (a.skip and a.skip in case)
+    rows = [row for row in ROWS if wanted(row[1])]
+    store_rows = [row for row in STORE_ROWS if wanted(row[0])]
     for kind in {row[0] for row in rows} | ({"store"} if store_rows else set()):
         build(kind, a.profile)
     print(f"{datetime.date.today()}, {cpu()}, {a.threads} threads, load {os.getloadavg()[0]:.1f} at the start\n")
@@ -100,6 +104,8 @@ def table(a):
             mine = statistics.median(seconds)
             for peer, seconds in theirs.items():
                 other = statistics.median(seconds)
+                if a.avx2 and peer.startswith(("ONNX", "OpenVINO")):
+                    peer += " (not held to AVX2)"
                 print(f"| {name} | {show(mine)} | {peer} | {show(other)} | {other / mine:.2f} | {judged(mine, goal)} |", flush=True)
     if store_rows:
         store(a, store_rows)
@@ -147,10 +153,14 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--profile", default="bench")
     p.add_argument("--only", help="only rows with this text in their name")
+    p.add_argument("--skip", help="no rows with this text in their name")
+    p.add_argument("--avx2", action="store_true", help="hold our kernels and PyTorch to AVX2")
     p.add_argument("--images", type=int, default=31_783, help="images of the feature store")
     p.add_argument("--folder", help="where to write the feature store [default: the system's folder for temporary files]")
     p.add_argument("--scaling", action="store_true")
     a = p.parse_args()
+    if a.avx2:
+        os.environ |= AVX2
     (scaling if a.scaling else table)(a)
 
 

@@ -52,7 +52,7 @@ struct Operands {
     out_stride: usize,
 }
 
-/// The left side of a product: values, and the distances between rows and between inner positions.
+/// The left side of a product: values, and the distances between rows and between inner positions, one of which is 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left<'a> {
     pub values: &'a [f32],
@@ -166,6 +166,7 @@ impl Kernel {
         out: &mut [f32],
         out_stride: usize,
     ) {
+        assert!(a.row == 1 || a.inner == 1);
         let mut row = 0;
         while row < rows {
             let tile = if rows - row >= self.large.rows { self.large } else { self.small };
@@ -229,7 +230,7 @@ compiled_for! {
 /// With `PAIRS`, a word on either side is two bf16 values.
 ///
 /// # Safety
-/// `a` holds `ROWS` rows of `inner` words at its strides, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
+/// `a` holds `ROWS` rows of `inner` words at its strides, one of which is 1, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
 /// rows of two registers at their strides.
 #[inline(always)]
 unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
