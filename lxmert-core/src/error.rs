@@ -119,7 +119,7 @@ pub enum Error {
 fn describe_json(source: &serde_json::Error) -> String {
     match (source.is_eof(), source.line(), source.column()) {
         (true, 1, 0) => "the file is empty; write or fetch it again".into(),
-        (true, ..) => format!("this JSON is cut off ({source}); write or fetch it again"),
+        (true, ..) => format!("this JSON is truncated ({source}); write or fetch it again"),
         _ => format!("not the JSON expected here: {source}"),
     }
 }

@@ -130,7 +130,7 @@ fn other_files_are_refused_with_the_forms_named() {
         assert!(error.contains("expected Karpathy's"), "{json}: {error}");
         assert!(!error.contains("expected a map") && !error.contains("missing field"), "{error}");
     }
-    assert!(error("[{\"image\": \"a.jp").contains("cut off"), "{}", error("[{\"image\": \"a.jp"));
+    assert!(error("[{\"image\": \"a.jp").contains("truncated"), "{}", error("[{\"image\": \"a.jp"));
 }
 
 #[test]

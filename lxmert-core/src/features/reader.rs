@@ -91,7 +91,7 @@ impl FeatureStore {
             let (layout, folder, opened, is_named) = (Arc::clone(&layout), number, OnceLock::new(), OnceLock::new());
             self.shards.push(ShardPlace { path, images, folder, layout, opened, is_named });
         }
-        // A shard that is missing or cut off is found now and not in the middle of an epoch. The first one's header must agree with
+        // A shard that is missing or truncated is found now and not in the middle of an epoch. The first one's header must agree with
         // the sizes in the index, by which callers reserve memory.
         let mut sizes = Vec::with_capacity(own.len());
         for (i, shard) in own.clone().enumerate() {

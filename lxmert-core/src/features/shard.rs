@@ -198,7 +198,7 @@ impl Shard {
         let fault = |reason: String| {
             Error::format(path, format!("{reason}; delete this file and extract again; the other images are kept"))
         };
-        let broken = |error| fault(format!("the shard is cut off or not safetensors ({error})"));
+        let broken = |error| fault(format!("the shard is truncated or not safetensors ({error})"));
         let header = header_of(size, |offset, bytes| read_at(&file, offset, bytes))
             .map_err(|error| broken(error.to_string()))?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;

@@ -230,7 +230,7 @@ mod tests {
         let found = error(Split::Train);
         assert!(found.contains("row 1: ref 0: instances.json holds no image 581857"), "{found}");
         std::fs::write(&instances, "{").unwrap();
-        assert!(error(Split::Train).contains("instances.json: this JSON is cut off"), "{}", error(Split::Train));
+        assert!(error(Split::Train).contains("instances.json: this JSON is truncated"), "{}", error(Split::Train));
         std::fs::remove_file(&instances).unwrap();
         assert!(error(Split::Train).contains("is not beside it"), "{}", error(Split::Train));
         std::fs::write(&instances, INSTANCES_JSON).unwrap();
