@@ -1,5 +1,5 @@
-//! A matrix product by the microkernel, with its right side packed on the way, and by the `gemm` crate. Prints JSON lines
-//! for `peers/compare.py`.
+//! Matrix products by the microkernel, with the right side packed on the way. Prints a JSON line for each size, with the
+//! median's GFLOP/s.
 //!
 //! `cargo bench -p lxmert-core --bench product -- [--runs N] [case …]`
 

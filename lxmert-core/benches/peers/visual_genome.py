@@ -3,7 +3,7 @@ OpenVINO, with the reference run's formula weights on data/photos/coffee.png, as
 
     python visual_genome.py [--runs N] [--threads N] [--check] [case …]
 
-The network is written here after docs of the original, in torchvision's operations; `--check` compares its regions with the
+The network is written here with torchvision's operations and the original's conventions; `--check` compares its regions with the
 reference run and times nothing. The two runtimes take the trunk and the stage on regions, which are 99 % of the work;
 proposals and pooling between them stay torchvision's.
 """

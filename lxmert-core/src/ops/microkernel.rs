@@ -10,6 +10,7 @@
 use super::bf16;
 use super::matrix::Matrix;
 use super::precision::Precision;
+use super::scratch::LINE;
 use super::simd::{Level, Plain, Vector, compiled_for, has_bf16, level};
 use std::hint::black_box;
 use std::ops::Range;
@@ -76,9 +77,6 @@ const CHAIN: usize = 384;
 
 /// How far ahead of its use a panel is prefetched, in words: the next panel's first words come while this one's last are used.
 const AHEAD: usize = 1024;
-
-/// Values of a cache line.
-const LINE: usize = 16;
 
 /// Steps along the inner dimension in one turn of the loop.
 const UNROLLED: usize = 4;
@@ -230,8 +228,8 @@ compiled_for! {
 /// With `PAIRS`, a word on either side is two bf16 values.
 ///
 /// # Safety
-/// `a` holds `ROWS` rows of `inner` words at its strides, one of which is 1, `panel` `inner` rows of two registers, `start` and `out` have `ROWS`
-/// rows of two registers at their strides.
+/// `a` holds `ROWS` rows of `inner` words at its strides, one of which is 1; `panel` holds `inner` rows of two registers;
+/// `start` and `out` hold `ROWS` rows of two registers at their strides.
 #[inline(always)]
 unsafe fn multiply<V: Vector, const ROWS: usize, const PAIRS: bool>(operands: Operands) {
     let Operands { inner, a, a_strides, panel, start, start_stride, out, out_stride } = operands;

@@ -324,10 +324,10 @@ impl Block<'_> {
         let words = kernel.words(self.depth);
         let stride = words.next_multiple_of(BLOCK) + BLOCK;
         if a.is_transposed() {
-            let lined_up = rows.next_multiple_of(BLOCK);
-            return with_scratch([lined_up * stride, BLOCK * lined_up], |[gathered, lines]| {
+            let padded = rows.next_multiple_of(BLOCK);
+            return with_scratch([padded * stride, BLOCK * padded], |[gathered, lines]| {
                 for word in (0..words).step_by(BLOCK) {
-                    for (line, to) in (word..words.min(word + BLOCK)).zip(lines.chunks_exact_mut(lined_up)) {
+                    for (line, to) in (word..words.min(word + BLOCK)).zip(lines.chunks_exact_mut(padded)) {
                         if plain {
                             to[..count].copy_from_slice(&a.from(self.first + line, first_row)[..count]);
                         } else {
@@ -335,8 +335,8 @@ impl Block<'_> {
                             bf16::interleave_lines(&a, pair, first_row..first_row + count, to);
                         }
                     }
-                    for row in (0..lined_up).step_by(BLOCK) {
-                        transpose_block(&lines[row..], lined_up, &mut gathered[row * stride + word..], stride);
+                    for row in (0..padded).step_by(BLOCK) {
+                        transpose_block(&lines[row..], padded, &mut gathered[row * stride + word..], stride);
                     }
                 }
                 self.panels(Left { values: gathered, row: stride, inner: 1 }, count, out, epilogue);

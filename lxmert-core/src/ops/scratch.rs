@@ -1,13 +1,13 @@
-//! Memory for packed operands, which starts with a cache line: a load of a register never touches two. Scratch memory of a
-//! thread is kept between calls: fresh memory costs more to touch than to fill.
+//! Memory for packed operands, aligned to cache lines, so that loading a register never touches two. A thread keeps its
+//! scratch memory between calls: fresh memory costs more to touch than to fill.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Values of a cache line.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 
-/// Values of which the first starts a cache line.
+/// A buffer whose first value is at the start of a cache line.
 #[derive(Debug, Default)]
 pub(crate) struct Aligned {
     values: Vec<f32>,
@@ -17,7 +17,7 @@ pub(crate) struct Aligned {
 impl Aligned {
     pub fn zeros(len: usize) -> Self {
         let values = vec![0.0; len + LINE - 1];
-        // An offset that the address does not allow only costs speed.
+        // `align_offset` may fail with `usize::MAX`; a start elsewhere only costs speed.
         let start = values.as_ptr().align_offset(size_of::<[f32; LINE]>()).min(LINE - 1);
         Self { values, start }
     }
