@@ -12,6 +12,8 @@ use super::matrix::Matrix;
 use super::precision::Precision;
 use super::scratch::LINE;
 use super::simd::{Level, Plain, Vector, compiled_for, has_bf16, level};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t;
 use std::hint::black_box;
 use std::ops::Range;
 
@@ -105,6 +107,15 @@ impl Kernel {
             Level::Avx2 if pairs => (16, Tile::new(6, avx2::<6, true>), Tile::new(2, avx2::<2, true>)),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => (16, Tile::new(6, avx2::<6, false>), Tile::new(2, avx2::<2, false>)),
+            // 24 of 32 registers hold sums.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon if pairs => {
+                (8, Tile::new(12, multiply::<float32x4_t, 12, true>), Tile::new(4, multiply::<float32x4_t, 4, true>))
+            }
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => {
+                (8, Tile::new(12, multiply::<float32x4_t, 12, false>), Tile::new(4, multiply::<float32x4_t, 4, false>))
+            }
             _ if pairs => (8, Tile::new(4, multiply::<Plain, 4, true>), Tile::new(2, multiply::<Plain, 2, true>)),
             _ => (8, Tile::new(4, multiply::<Plain, 4, false>), Tile::new(2, multiply::<Plain, 2, false>)),
         };
@@ -330,7 +341,8 @@ mod tests {
 
     #[test]
     fn every_kernel_of_this_machine_multiplies() {
-        let levels = [Level::Plain, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= level());
+        let neon = if cfg!(target_arch = "aarch64") { Level::Neon } else { Level::Plain };
+        let levels = [Level::Plain, neon, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= level());
         for kernel in levels.clone().map(|l| Kernel::of(l, Precision::F32)) {
             check(&kernel);
         }

@@ -10,9 +10,12 @@ use std::sync::OnceLock;
 
 /// The widest vector instructions found at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // each target finds some of them
 pub(crate) enum Level {
-    /// The instructions that the target always has (SSE2 on x86-64, NEON on aarch64).
+    /// What the compiler makes of plain numbers with the instructions that the target always has.
     Plain,
+    /// NEON, which every aarch64 has, with its fused multiplication and addition.
+    Neon,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, with AVX2 and FMA.
@@ -41,7 +44,7 @@ fn detect() -> Level {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
-    Level::Plain
+    if cfg!(target_arch = "aarch64") { Level::Neon } else { Level::Plain }
 }
 
 /// Defines a function with a body of plain safe Rust that is compiled for every [`Level`]; a call runs the widest
@@ -69,7 +72,7 @@ macro_rules! vectorised {
                     $crate::ops::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::ops::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::ops::simd::Level::Plain => {}
+                    _ => {}
                 }
             }
             body($($arg),*);
@@ -133,7 +136,7 @@ pub(crate) fn has_bf16() -> bool {
     })
 }
 
-/// Four values: SSE2 or NEON through the compiler, or plain numbers without either.
+/// Four values, for which the compiler finds instructions.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain([f32; 4]);
 
@@ -303,4 +306,67 @@ mod x86 {
             to.cast::<[f32; 4]>().write([pair(a, b), pair(c, d), pair(e, f), pair(g, h)]);
         }
     );
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::Vector;
+    use crate::ops::precision::pair;
+    use std::arch::aarch64::*;
+
+    // SAFETY (of every method): every aarch64 has NEON; the caller guarantees the pointers, as the trait requires.
+    #[allow(clippy::undocumented_unsafe_blocks, unused_unsafe)]
+    impl Vector for float32x4_t {
+        const LANES: usize = 4;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { vdupq_n_f32(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { vld1q_f32(from) }
+        }
+        #[inline(always)]
+        unsafe fn broadcast(from: *const f32) -> Self {
+            unsafe { vld1q_dup_f32(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { vst1q_f32(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { vaddq_f32(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { vsubq_f32(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            unsafe { vmulq_f32(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
+            unsafe { vfmaq_f32(sum, self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
+            unsafe {
+                let bits = |x| vreinterpretq_u32_f32(x);
+                let low = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(bits(x)));
+                let high = |x| vreinterpretq_f32_u32(vandq_u32(bits(x), vdupq_n_u32(0xFFFF_0000)));
+                vfmaq_f32(vfmaq_f32(sum, low(self), low(other)), high(self), high(other))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_pairs(self, to: *mut f32) {
+            let mut values = [0.0f32; 4];
+            unsafe {
+                vst1q_f32(values.as_mut_ptr(), self);
+                let [a, b, c, d] = values;
+                to.cast::<[f32; 2]>().write([pair(a, b), pair(c, d)]);
+            }
+        }
+    }
 }

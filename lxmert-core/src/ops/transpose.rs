@@ -2,7 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use super::simd::{Level, Vector, level};
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::simd::Vector;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Level, level};
 
 /// Rows and columns of a block.
 pub(crate) const BLOCK: usize = 16;
@@ -65,6 +68,7 @@ unsafe fn avx512(from: *const f32, from_stride: usize, to: *mut f32, to_stride: 
 /// # Safety
 /// `from` holds 16 rows of 16 values, a register's, at its stride.
 #[inline(always)]
+#[cfg(any(test, target_arch = "x86_64"))]
 unsafe fn load<V: Vector>(from: *const f32, stride: usize) -> [V; BLOCK] {
     // SAFETY: row i < 16 of those that the caller guarantees.
     std::array::from_fn(|i| unsafe { V::load(from.wrapping_add(i * stride)) })
@@ -75,6 +79,7 @@ unsafe fn load<V: Vector>(from: *const f32, stride: usize) -> [V; BLOCK] {
 /// # Safety
 /// `to` holds 16 rows of 16 values at its stride, and `first < 4`.
 #[inline(always)]
+#[cfg(any(test, target_arch = "x86_64"))]
 unsafe fn store_every_fourth<V: Vector>(rows: [V; 4], first: usize, to: *mut f32, stride: usize) {
     for (quarter, row) in rows.into_iter().enumerate() {
         // SAFETY: row 4 · quarter + first < 16 of those that the caller guarantees.

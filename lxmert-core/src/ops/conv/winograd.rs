@@ -18,6 +18,8 @@ use super::super::scratch::with_scratch;
 use super::super::simd::{Level, Plain, Vector, compiled_for, vectorised};
 use super::{EpilogueFrom, FeatureMap, Windows};
 use rayon::prelude::*;
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t;
 
 /// Side of an output tile, and of the input tile that it needs.
 const OUT: usize = 4;
@@ -249,6 +251,10 @@ impl Transforms {
             Level::Avx512 => of(16, if pairs { avx512_pairs } else { avx512_input }, avx512_output),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => of(8, if pairs { avx2_input::<true> } else { avx2_input::<false> }, avx2_output),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon if pairs => of(4, input::<float32x4_t, true>, output::<float32x4_t>),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => of(4, input::<float32x4_t, false>, output::<float32x4_t>),
             _ => of(Plain::LANES, if pairs { input::<Plain, true> } else { input::<Plain, false> }, output::<Plain>),
         }
     }

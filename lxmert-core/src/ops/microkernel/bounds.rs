@@ -12,12 +12,14 @@ unsafe fn checked<const LANES: usize, const ROWS: usize, const PAIRS: bool>(oper
 }
 
 /// The kernels that [`Kernel::of`] returns.
-fn kernels() -> [Kernel; 6] {
+fn kernels() -> [Kernel; 8] {
     let kernel = |level, precision, columns, large, small| Kernel { level, precision, columns, large, small };
     let (f32, bf16) = (Precision::F32, Precision::Bf16);
     [
         kernel(Level::Plain, f32, 8, Tile::new(4, checked::<4, 4, false>), Tile::new(2, checked::<4, 2, false>)),
         kernel(Level::Plain, bf16, 8, Tile::new(4, checked::<4, 4, true>), Tile::new(2, checked::<4, 2, true>)),
+        kernel(Level::Neon, f32, 8, Tile::new(12, checked::<4, 12, false>), Tile::new(4, checked::<4, 4, false>)),
+        kernel(Level::Neon, bf16, 8, Tile::new(12, checked::<4, 12, true>), Tile::new(4, checked::<4, 4, true>)),
         kernel(Level::Avx2, f32, 16, Tile::new(6, checked::<8, 6, false>), Tile::new(2, checked::<8, 2, false>)),
         kernel(Level::Avx2, bf16, 16, Tile::new(6, checked::<8, 6, true>), Tile::new(2, checked::<8, 2, true>)),
         kernel(Level::Avx512, f32, 32, Tile::new(12, checked::<16, 12, false>), Tile::new(4, checked::<16, 4, false>)),
@@ -30,7 +32,12 @@ fn the_checked_tiles_are_the_ones_in_use() {
     for kernel in kernels() {
         let real = Kernel::of(kernel.level, kernel.precision);
         let sizes = |kernel: &Kernel| (kernel.columns, kernel.large.rows, kernel.small.rows);
-        if cfg!(target_arch = "x86_64") || kernel.level == Level::Plain {
+        let in_use = match kernel.level {
+            Level::Plain => true,
+            Level::Neon => cfg!(target_arch = "aarch64"),
+            Level::Avx2 | Level::Avx512 => cfg!(target_arch = "x86_64"),
+        };
+        if in_use {
             assert_eq!(sizes(&kernel), sizes(&real));
         }
     }
