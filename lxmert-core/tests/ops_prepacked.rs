@@ -72,6 +72,9 @@ fn layers_of_a_resnet_equal_the_composition() {
         (256, 256, (13, 17), 3, 1, 1),
         (512, 40, (5, 6), 3, 1, 1),
         (256, 15, (13, 17), 1, 1, 0),
+        // More channels than are finished together, and not a multiple of them.
+        (16, 300, (9, 11), 3, 1, 1),
+        (64, 300, (13, 17), 1, 1, 0),
         // A linear layer on the whole image.
         (64, 40, (7, 7), 7, 7, 0),
     ] {

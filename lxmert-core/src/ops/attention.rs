@@ -160,7 +160,7 @@ impl Tiles {
     fn multiply(&self, rows: usize, inner: usize, a: Left, panels: &[f32], out: &mut [f32], width: usize) {
         for (index, panel) in panels.chunks_exact(inner * self.kernel.columns).enumerate() {
             let out = &mut out[index * self.kernel.columns..];
-            self.kernel.multiply_into(rows, inner, a, panel, Base::Zero, out, width);
+            self.kernel.multiply(rows, inner, a, panel, Base::Zero, out, width);
         }
     }
 }

@@ -155,17 +155,10 @@ impl Kernel {
         rows.next_multiple_of(self.small.rows)
     }
 
-    /// `out` (`rows` × `columns`) = `a` (`rows` × `inner`, rows `a_stride` apart) · `panel` (`inner` × `columns`).
+    /// `out` (`rows` × `columns`, rows `out_stride` apart) = `base` + `a` (`rows` × `inner`) · `panel` (`inner` × `columns`).
     /// `rows` must be a multiple of the small tile's.
-    pub fn multiply(&self, rows: usize, inner: usize, a: &[f32], a_stride: usize, panel: &[f32], out: &mut [f32]) {
-        let a = Left { values: a, row: a_stride, inner: 1 };
-        self.multiply_into(rows, inner, a, panel, Base::Zero, out, self.columns);
-    }
-
-    /// Like [`multiply`](Self::multiply), for a left side that may be stored column by column, and output rows
-    /// `out_stride` apart.
     #[allow(clippy::too_many_arguments)] // the sizes and strides of three matrices
-    pub fn multiply_into(
+    pub fn multiply(
         &self,
         rows: usize,
         inner: usize,
@@ -371,7 +364,8 @@ mod tests {
             for panel in 0..2 {
                 let (mut packed, mut out) = (vec![0.0; words * columns], vec![f32::NAN; rows * columns]);
                 kernel.pack(&Matrix::new(&b, inner, columns + 5), 0..inner, panel, &mut packed);
-                kernel.multiply(rows, words, &a, stride, &packed, &mut out);
+                let a = Left { values: &a, row: stride, inner: 1 };
+                kernel.multiply(rows, words, a, &packed, Base::Zero, &mut out, columns);
                 for (place, value) in out.iter().enumerate() {
                     let (row, column) = (place / columns, panel * columns + place % columns);
                     let expected: f32 = match column < columns + 5 {

@@ -18,6 +18,9 @@ use super::transpose::{BLOCK, transpose_block};
 const INNER: usize = 768;
 /// Up to this number of rows a product with prepacked weights is skinny: its tasks are panels and not rows.
 const SKINNY_ROWS: usize = 72;
+/// Columns to which an epilogue is applied at a time: enough to pay for starting on each row, few enough for the rows of a task
+/// to stay in the second-level cache. A multiple of every kernel's.
+pub(super) const FINISHED_TOGETHER: usize = 128;
 /// Maximum rows of a task.
 pub(super) const MOST_ROWS: usize = 144;
 
@@ -203,7 +206,7 @@ pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads:
                 let (weights, after) = rest.split_at(panels * len);
                 let left = Left { values: &gathered[kernel.words(first)..], row: stride, inner: 1 };
                 let weights = &weights[panel * len..][..len];
-                kernel.multiply_into(padded, kernel.words(depth), left, weights, Base::Out, products, kernel.columns);
+                kernel.multiply(padded, kernel.words(depth), left, weights, Base::Out, products, kernel.columns);
                 rest = after;
             }
         });
@@ -365,7 +368,7 @@ impl Block<'_> {
                     Base::Bias(bias) => Base::Bias(&bias[start..]),
                     base => base,
                 };
-                kernel.multiply_into(rows, words, a, weights, base, &mut out[start..], self.leading);
+                kernel.multiply(rows, words, a, weights, base, &mut out[start..], self.leading);
             } else {
                 // The base goes in first as above, so that no value depends on which rows share its task: long sums are
                 // rounded part by part.
@@ -378,14 +381,16 @@ impl Block<'_> {
                         }
                     }
                     let base = if matches!(self.base, Base::Zero) { Base::Zero } else { Base::Out };
-                    kernel.multiply_into(rows, words, a, weights, base, products, panel);
+                    kernel.multiply(rows, words, a, weights, base, products, panel);
                     for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
                         out[start..start + width].copy_from_slice(&products[..width]);
                     }
                 });
             }
-            if self.last {
-                epilogue.apply(out, self.leading, start, width);
+            let end = start + width;
+            if self.last && (end == self.columns || end.is_multiple_of(FINISHED_TOGETHER)) {
+                let start = (end - 1) / FINISHED_TOGETHER * FINISHED_TOGETHER;
+                epilogue.apply(out, self.leading, start, end - start);
             }
         }
     }

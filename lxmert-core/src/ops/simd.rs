@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 /// The widest vector instructions found at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // each target finds some of them
+#[allow(dead_code)] // each target has some of them
 pub(crate) enum Level {
     /// What the compiler makes of plain numbers with the instructions that the target always has.
     Plain,

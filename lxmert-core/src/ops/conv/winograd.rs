@@ -12,8 +12,9 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::super::matrix::Matrix;
-use super::super::microkernel::{Kernel, balanced};
+use super::super::microkernel::{Base, Kernel, Left, balanced};
 use super::super::precision::Precision;
+use super::super::product::FINISHED_TOGETHER;
 use super::super::scratch::with_scratch;
 use super::super::simd::{Level, Plain, Vector, compiled_for, vectorised};
 use super::{EpilogueFrom, FeatureMap, Windows};
@@ -35,7 +36,7 @@ const BB: f32 = B * B;
 /// The weights of a 3×3 convolution, transformed and prepacked.
 #[derive(Debug)]
 pub(crate) struct Winograd {
-    /// For each panel of output channels, for each place, `channels` × panel width.
+    /// For each [`FINISHED_TOGETHER`] output channels, for each place, for each of their panels, `channels` × panel width.
     weights: Vec<f32>,
     channels: usize,
     out_channels: usize,
@@ -60,11 +61,16 @@ impl Winograd {
             places.into_iter().enumerate().for_each(|(place, value)| transformed[place * filters + i] = value);
         }
         let transforms = Transforms::of(kernel.level(), kernel.precision());
-        let panel_len = kernel.words(channels) * kernel.columns;
-        let mut weights = vec![0.0; out_channels.div_ceil(kernel.columns) * PLACES * panel_len];
-        for (index, panels) in weights.chunks_exact_mut(PLACES * panel_len).enumerate() {
-            for (panel, filters) in panels.chunks_exact_mut(panel_len).zip(transformed.chunks_exact(filters)) {
-                kernel.pack(&Matrix::new(filters, out_channels, channels).t(), 0..channels, index, panel);
+        let (panels, panel_len) = (out_channels.div_ceil(kernel.columns), kernel.words(channels) * kernel.columns);
+        let together = FINISHED_TOGETHER / kernel.columns;
+        let mut weights = vec![0.0; PLACES * panels * panel_len];
+        let mut rest = weights.chunks_exact_mut(panel_len);
+        for first in (0..panels).step_by(together) {
+            for filters in transformed.chunks_exact(filters) {
+                let filters = Matrix::new(filters, out_channels, channels);
+                for (index, panel) in (first..panels.min(first + together)).zip(&mut rest) {
+                    kernel.pack(&filters.t(), 0..channels, index, panel);
+                }
             }
         }
         Self { weights, channels, out_channels, kernel, transforms }
@@ -109,6 +115,9 @@ impl Winograd {
     }
 }
 
+/// How far ahead of their use products are prefetched, in values.
+const AHEAD: usize = 32;
+
 /// Tiles per task: with 256 channels their transforms take 2.6 MB, which streams from the third-level cache.
 const MOST_TILES: usize = 72;
 
@@ -139,30 +148,36 @@ impl Task<'_> {
         let words = kernel.words(channels);
         // Rows a power of two apart would fall into the same cache sets.
         let stride = words + 16;
-        let (inputs, products) = (PLACES * rows * stride, PLACES * rows * panel);
-        with_scratch([inputs, products, OUT * OUT * panel, channels], |[inputs, products, patch, zeros]| {
+        let width = FINISHED_TOGETHER.min(out_channels.next_multiple_of(panel));
+        let (inputs, products) = (PLACES * rows * stride, PLACES * rows * width);
+        with_scratch([inputs, products, OUT * OUT * width, channels], |[inputs, products, patch, zeros]| {
             zeros.fill(0.0);
             for tile in 0..tiles {
                 let sources = self.sources(tile, zeros);
                 self.layer.transforms.input(&sources, &mut inputs[tile * stride..], rows * stride);
             }
-            for (index, weights) in layer.weights.chunks_exact(PLACES * words * panel).enumerate() {
-                let places = inputs.chunks_exact(rows * stride).zip(products.chunks_exact_mut(rows * panel));
-                for ((input, product), weights) in places.zip(weights.chunks_exact(words * panel)) {
-                    kernel.multiply(rows, words, input, stride, weights, product);
+            for (group, weights) in layer.weights.chunks(PLACES * words * width).enumerate() {
+                let place_len = weights.len() / PLACES;
+                let places = inputs.chunks_exact(rows * stride).zip(products.chunks_exact_mut(rows * width));
+                for ((input, products), weights) in places.zip(weights.chunks_exact(place_len)) {
+                    let input = Left { values: input, row: stride, inner: 1 };
+                    for (index, weights) in weights.chunks_exact(words * panel).enumerate() {
+                        let products = &mut products[index * panel..];
+                        kernel.multiply(rows, words, input, weights, Base::Zero, products, width);
+                    }
                 }
-                let start = index * panel;
+                let patch = &mut patch[..OUT * OUT * place_len / words];
                 for tile in 0..tiles {
-                    layer.transforms.output(&products[tile * panel..], rows * panel, patch, panel);
-                    self.store(tile, start, patch, out);
+                    layer.transforms.output(&products[tile * width..], rows * width, patch, place_len / words);
+                    self.store(tile, group * width, patch, out);
                 }
             }
         });
     }
 
-    /// Finishes and stores the part of a tile's 4×4 outputs that is inside the image, for the channels from `start` on.
+    /// Finishes and stores the part of a tile's 4×4 outputs, `patch`, that is inside the image, for the channels from `start` on.
     fn store(&self, tile: usize, start: usize, patch: &[f32], out: &mut [f32]) {
-        let (channels, panel) = (self.layer.out_channels, self.layer.kernel.columns);
+        let (channels, panel) = (self.layer.out_channels, patch.len() / (OUT * OUT));
         let width = panel.min(channels - start);
         let row_len = self.windows.out_width * channels;
         let (image, tile) = (tile / self.tiles, tile % self.tiles);
@@ -348,7 +363,10 @@ unsafe fn output<V: Vector>(products: *const f32, stride: usize, patch: *mut f32
             for j in 0..IN {
                 let mut column = [V::splat(0.0); IN];
                 for i in 0..IN {
-                    column[i] = V::load(products.wrapping_add((i * IN + j) * stride + channel));
+                    let place = products.wrapping_add((i * IN + j) * stride + channel);
+                    column[i] = V::load(place);
+                    // More streams than the hardware follows.
+                    V::prefetch(place.wrapping_add(AHEAD));
                 }
                 let column = times_a(column);
                 for i in 0..OUT {

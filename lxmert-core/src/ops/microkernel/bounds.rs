@@ -83,7 +83,7 @@ impl Case {
 
     fn run(&self, kernel: &Kernel, base: Base, out: &mut [f32]) {
         let a = Left { values: &self.a, row: self.strides.0, inner: self.strides.1 };
-        kernel.multiply_into(self.rows, self.inner, a, &self.panel, base, out, self.out_stride);
+        kernel.multiply(self.rows, self.inner, a, &self.panel, base, out, self.out_stride);
     }
 }
 
