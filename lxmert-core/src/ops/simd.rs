@@ -199,72 +199,73 @@ impl Vector for Plain {
     }
 }
 
+/// A register by its intrinsics.
+macro_rules! register {
+    ($type:ident, $lanes:literal, $splat:expr, $broadcast:expr, $load:expr, $store:expr, $add:expr, $sub:expr, $mul:expr, $fma:expr, $pairs:expr, $store_pairs:expr, $prefetch:expr) => {
+        // SAFETY (of every method): the caller guarantees the instructions and the pointers, as the trait requires.
+        #[allow(clippy::undocumented_unsafe_blocks, unused_unsafe)] // some are safe where every machine has them
+        impl Vector for $type {
+            const LANES: usize = $lanes;
+            #[inline(always)]
+            unsafe fn splat(value: f32) -> Self {
+                unsafe { ($splat)(value) }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> Self {
+                unsafe { ($load)(from) }
+            }
+            #[inline(always)]
+            unsafe fn broadcast(from: *const f32) -> Self {
+                unsafe { ($broadcast)(from) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, to: *mut f32) {
+                unsafe { ($store)(to, self) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                unsafe { ($add)(self, other) }
+            }
+            #[inline(always)]
+            unsafe fn sub(self, other: Self) -> Self {
+                unsafe { ($sub)(self, other) }
+            }
+            #[inline(always)]
+            unsafe fn mul(self, other: Self) -> Self {
+                unsafe { ($mul)(self, other) }
+            }
+            #[inline(always)]
+            unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
+                unsafe { ($fma)(self, other, sum) }
+            }
+            #[inline(always)]
+            unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
+                unsafe { ($pairs)(self, other, sum) }
+            }
+            #[inline(always)]
+            unsafe fn store_pairs(self, to: *mut f32) {
+                unsafe { ($store_pairs)(self, to) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch(from: *const f32) {
+                unsafe { ($prefetch)(from) }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Vector;
     use crate::ops::precision::pair;
     use std::arch::x86_64::*;
 
-    macro_rules! register {
-        ($type:ident, $lanes:literal, $splat:ident, $broadcast:ident, $load:expr, $store:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $pairs:expr, $store_pairs:expr) => {
-            // SAFETY (of every method): the caller guarantees the instructions and the pointers, as the trait requires.
-            #[allow(clippy::undocumented_unsafe_blocks)]
-            impl Vector for $type {
-                const LANES: usize = $lanes;
-                #[inline(always)]
-                unsafe fn splat(value: f32) -> Self {
-                    unsafe { $splat(value) }
-                }
-                #[inline(always)]
-                unsafe fn load(from: *const f32) -> Self {
-                    unsafe { ($load)(from) }
-                }
-                #[inline(always)]
-                unsafe fn broadcast(from: *const f32) -> Self {
-                    // `*from` would be checked for alignment in every iteration of a debug build's inner loop.
-                    unsafe { $broadcast(_mm_load_ss(from)) }
-                }
-                #[inline(always)]
-                unsafe fn store(self, to: *mut f32) {
-                    unsafe { $store(to, self) }
-                }
-                #[inline(always)]
-                unsafe fn add(self, other: Self) -> Self {
-                    unsafe { $add(self, other) }
-                }
-                #[inline(always)]
-                unsafe fn sub(self, other: Self) -> Self {
-                    unsafe { $sub(self, other) }
-                }
-                #[inline(always)]
-                unsafe fn mul(self, other: Self) -> Self {
-                    unsafe { $mul(self, other) }
-                }
-                #[inline(always)]
-                unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
-                    unsafe { $fma(self, other, sum) }
-                }
-                #[inline(always)]
-                unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
-                    unsafe { ($pairs)(self, other, sum) }
-                }
-                #[inline(always)]
-                unsafe fn store_pairs(self, to: *mut f32) {
-                    unsafe { ($store_pairs)(self, to) }
-                }
-                #[inline(always)]
-                unsafe fn prefetch(from: *const f32) {
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
-                }
-            }
-        };
-    }
-
     register!(
         __m512,
         16,
         _mm512_set1_ps,
-        _mm512_broadcastss_ps,
+        // `*from` would be checked for alignment in every iteration of a debug build's inner loop.
+        |from| _mm512_broadcastss_ps(_mm_load_ss(from)),
         // Not `_mm512_loadu_ps`, which in a debug build checks its pointers and goes through the stack. With all lanes
         // this is a plain load.
         |from| _mm512_maskz_loadu_ps(0xFFFF, from),
@@ -281,13 +282,14 @@ mod x86 {
         |x, to: *mut f32| _mm256_storeu_si256(
             to.cast(),
             std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))
-        )
+        ),
+        |from: *const f32| _mm_prefetch::<_MM_HINT_T0>(from.cast())
     );
     register!(
         __m256,
         8,
         _mm256_set1_ps,
-        _mm256_broadcastss_ps,
+        |from| _mm256_broadcastss_ps(_mm_load_ss(from)),
         _mm256_loadu_ps,
         _mm256_storeu_ps,
         _mm256_add_ps,
@@ -304,7 +306,8 @@ mod x86 {
             _mm256_storeu_ps(values.as_mut_ptr(), x);
             let [a, b, c, d, e, f, g, h] = values;
             to.cast::<[f32; 4]>().write([pair(a, b), pair(c, d), pair(e, f), pair(g, h)]);
-        }
+        },
+        |from: *const f32| _mm_prefetch::<_MM_HINT_T0>(from.cast())
     );
 }
 
@@ -314,59 +317,28 @@ mod arm {
     use crate::ops::precision::pair;
     use std::arch::aarch64::*;
 
-    // SAFETY (of every method): every aarch64 has NEON; the caller guarantees the pointers, as the trait requires.
-    #[allow(clippy::undocumented_unsafe_blocks, unused_unsafe)]
-    impl Vector for float32x4_t {
-        const LANES: usize = 4;
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            unsafe { vdupq_n_f32(value) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { vld1q_f32(from) }
-        }
-        #[inline(always)]
-        unsafe fn broadcast(from: *const f32) -> Self {
-            unsafe { vld1q_dup_f32(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { vst1q_f32(to, self) }
-        }
-        #[inline(always)]
-        unsafe fn add(self, other: Self) -> Self {
-            unsafe { vaddq_f32(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn sub(self, other: Self) -> Self {
-            unsafe { vsubq_f32(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn mul(self, other: Self) -> Self {
-            unsafe { vmulq_f32(self, other) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
-            unsafe { vfmaq_f32(sum, self, other) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
-            unsafe {
-                let bits = |x| vreinterpretq_u32_f32(x);
-                let low = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(bits(x)));
-                let high = |x| vreinterpretq_f32_u32(vandq_u32(bits(x), vdupq_n_u32(0xFFFF_0000)));
-                vfmaq_f32(vfmaq_f32(sum, low(self), low(other)), high(self), high(other))
-            }
-        }
-        #[inline(always)]
-        unsafe fn store_pairs(self, to: *mut f32) {
+    register!(
+        float32x4_t,
+        4,
+        vdupq_n_f32,
+        vld1q_dup_f32,
+        vld1q_f32,
+        vst1q_f32,
+        vaddq_f32,
+        vsubq_f32,
+        vmulq_f32,
+        |a, b, sum| vfmaq_f32(sum, a, b),
+        |a, b, sum| {
+            let low = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x)));
+            let high = |x| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xFFFF_0000)));
+            vfmaq_f32(vfmaq_f32(sum, low(a), low(b)), high(a), high(b))
+        },
+        |x, to: *mut f32| {
             let mut values = [0.0f32; 4];
-            unsafe {
-                vst1q_f32(values.as_mut_ptr(), self);
-                let [a, b, c, d] = values;
-                to.cast::<[f32; 2]>().write([pair(a, b), pair(c, d)]);
-            }
-        }
-    }
+            vst1q_f32(values.as_mut_ptr(), x);
+            let [a, b, c, d] = values;
+            to.cast::<[f32; 2]>().write([pair(a, b), pair(c, d)]);
+        },
+        |_| ()
+    );
 }
