@@ -82,7 +82,7 @@ impl Batch {
         batch
     }
 
-    /// The model's inputs, on `device`.
+    /// The model's inputs, on `device`; the masks stay where the model reads which rows are real.
     ///
     /// # Errors
     /// Returns an error if a tensor cannot be allocated there.
@@ -90,10 +90,10 @@ impl Batch {
         let (b, t, n, width) = (self.rows, self.length, self.regions, self.feature_dim);
         Ok(LxmertInputs {
             input_ids: Tensor::from_slice(&self.input_ids, (b, t), device)?,
-            attention_mask: Some(Tensor::from_slice(&self.attention_mask, (b, t), device)?),
+            attention_mask: Some(Tensor::from_slice(&self.attention_mask, (b, t), &Device::Cpu)?),
             visual_feats: Tensor::from_slice(&self.features, (b, n, width), device)?,
             visual_boxes: Tensor::from_slice(&self.boxes, (b, n, 4), device)?,
-            visual_attention_mask: Some(Tensor::from_slice(&self.region_mask, (b, n), device)?),
+            visual_attention_mask: Some(Tensor::from_slice(&self.region_mask, (b, n), &Device::Cpu)?),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Training losses, composed of Candle operations so that they have gradients on every device.
 
 use crate::{Error, Result};
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 /// Cross entropy of each row, in nats. `logits`: `[rows, classes]`; `targets`: one class per row. Returns `[rows]`.
 ///
@@ -50,6 +50,20 @@ pub fn smooth_l1(values: &Tensor, targets: &Tensor, beta: f64) -> Result<Tensor>
 /// Returns an error if there is not one weight per row.
 pub fn weighted_sum(values: &Tensor, weights: &[f32], device: &Device) -> Result<Tensor> {
     Ok((values * Tensor::from_slice(weights, weights.len(), device)?)?.sum_all()?)
+}
+
+/// How many rows' largest logits are their targets', counting each row `weights` times (once without them): a scalar, f32, which stays
+/// on the device. `logits`: `[rows, classes]`.
+///
+/// # Errors
+/// Returns an error if there is not one target and one weight per row.
+pub fn right(logits: &Tensor, targets: &[u32], weights: Option<&[f32]>) -> Result<Tensor> {
+    let targets = Tensor::from_slice(targets, targets.len(), logits.device())?;
+    let hits = logits.argmax(D::Minus1)?.eq(&targets)?.to_dtype(DType::F32)?;
+    Ok(match weights {
+        Some(weights) => weighted_sum(&hits, weights, logits.device())?,
+        None => hits.sum_all()?,
+    })
 }
 
 #[cfg(test)]

@@ -1,100 +1,19 @@
-//! The CUDA kernels without a GPU: the host's C++ compiler makes a library of the very source that nvcc compiles
-//! (`src/ops/cuda/kernels`, through `cuda_on_cpu.hpp`), and each kernel is held against the CPU's operation on the same inputs,
-//! launched as the device launches it (`ops::cuda::launches`). Every launch runs with its threads in either order and must give
-//! the same bits. Without a C++ compiler (`CXX`, else `c++`) each test says so and passes.
+//! The CUDA kernels without a GPU: each is held against the CPU's operation on the same inputs, launched as the device launches it
+//! (`ops::cuda::launches`). Every launch runs with its threads in either order and must give the same bits. A detector's are held
+//! against `lxmert-extract`'s, in its tests.
 
 #![cfg(unix)]
-#![allow(unsafe_code)] // calls into the library
+
+mod cuda_on_cpu;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use cuda_on_cpu::Library;
 use half::bf16;
 use lxmert_core::ops::cuda::launches::{self, Argument, Chunks, Dropout, Element, Launch, PIECE, StepConstants};
 use lxmert_core::ops::{self, DropoutRng, Ragged};
-use lxmert_core::optim::{AdamW, AdamWConfig, clip};
+use lxmert_core::optim::{self, AdamW, AdamWConfig, Norm};
 use lxmert_core::procedural;
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::path::Path;
-use std::process::Command;
-use std::sync::{Mutex, MutexGuard, OnceLock};
-
-/// A kernel without the barrier that it needs, for a test of the tests.
-const FAULTY: &str = r#"
-extern "C" __global__ void missing_barrier(float *out) {
-    __shared__ float values[64];
-    values[threadIdx.x] = float(threadIdx.x);
-    out[threadIdx.x] = values[63 - threadIdx.x];
-    values[threadIdx.x] = -1.0f;
-}
-CPU_KERNEL(missing_barrier)
-"#;
-
-/// The compiled library. Its fibers are global, so that one launch runs at a time.
-struct Library(usize, Mutex<()>);
-
-impl Library {
-    fn compile() -> Option<Self> {
-        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda/kernels/kernels.cu");
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let (source, library) = (folder.join("cuda_kernels.cpp"), folder.join("libcuda_kernels.so"));
-        std::fs::write(&source, format!("#include \"{}\"\n{FAULTY}", kernels.display())).unwrap();
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-        let flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"];
-        let mut command = Command::new(&compiler);
-        command.args(flags).args(["-shared", "-fPIC"]).arg(&source).arg("-o").arg(&library);
-        let Ok(output) = command.output() else {
-            println!("SKIPPED: no C++ compiler '{compiler}', so the CUDA kernels are not tested here");
-            return None;
-        };
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let path = CString::new(library.to_str().unwrap()).unwrap();
-        // SAFETY: a library of ours, without constructors that do more than set its globals.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
-        assert!(!handle.is_null(), "cannot load {}", library.display());
-        Some(Self(handle as usize, Mutex::new(())))
-    }
-
-    fn get() -> Option<(&'static Self, MutexGuard<'static, ()>)> {
-        static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-        let library = LIBRARY.get_or_init(Self::compile).as_ref()?;
-        Some((library, library.1.lock().unwrap_or_else(|poisoned| poisoned.into_inner())))
-    }
-
-    fn symbol(&self, name: &str) -> *mut c_void {
-        let text = CString::new(name).unwrap();
-        // SAFETY: a handle that dlopen gave and a string that ends in 0.
-        let symbol = unsafe { libc::dlsym(self.0 as *mut c_void, text.as_ptr().cast::<c_char>()) };
-        assert!(!symbol.is_null(), "no kernel {name}");
-        symbol
-    }
-
-    fn launch(&self, launch: &Launch, reverse: bool) {
-        if launch.is_empty() {
-            return;
-        }
-        type Reverse = extern "C" fn(c_int);
-        type Kernel = extern "C" fn(*const u32, u32, usize, *mut *mut c_void);
-        // SAFETY: `cuda_on_cpu.hpp` defines both with these parameters.
-        let (reverse_threads, kernel) = unsafe {
-            let kernel = self.symbol(&format!("cpu_{}", launch.kernel));
-            let reverse = self.symbol("cuda_on_cpu_reverse");
-            (std::mem::transmute::<*mut c_void, Reverse>(reverse), std::mem::transmute::<*mut c_void, Kernel>(kernel))
-        };
-        // 8 bytes each, of which the kernel reads as many as its parameter has: little-endian, as every CUDA host is.
-        let mut arguments: Vec<u64> = launch.arguments.iter().map(|argument| bits(*argument)).collect();
-        let mut pointers: Vec<*mut c_void> = arguments.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
-        reverse_threads(c_int::from(reverse));
-        kernel(launch.grid.as_ptr(), launch.threads, launch.shared as usize, pointers.as_mut_ptr());
-    }
-}
-
-fn bits(argument: Argument) -> u64 {
-    match argument {
-        Argument::Address(value) | Argument::U64(value) => value,
-        Argument::U32(value) => u64::from(value),
-        Argument::F32(value) => u64::from(value.to_bits()),
-    }
-}
 
 /// Values as a kernel reads or writes them.
 #[derive(Clone)]
@@ -523,10 +442,9 @@ fn the_optimiser_s_step_equals_the_cpu_s() -> lxmert_core::Result<()> {
         let mut firsts: Vec<Values> = sizes.iter().map(|s| Values::new(Element::F32, &vec![0.0; *s])).collect();
         let mut seconds = firsts.clone();
         let mut copies: Vec<Values> = sizes.iter().map(|s| Values::new(Element::Bf16, &vec![0.0; *s])).collect();
-        let keeps = |rate: f64| -> Vec<f32> {
-            let decays = |name: &str| config.decay_all || lxmert_core::optim::adamw::decays_by_default(name);
-            names.map(|n| (1.0 - rate * if decays(n) { config.weight_decay } else { 0.0 }) as f32).to_vec()
-        };
+        let decays = |name: &str| config.decay_all || lxmert_core::optim::adamw::decays_by_default(name);
+        let factor = |name: &str| if name.starts_with('c') { 0.25 } else { 1.0 };
+        cpu.scale_rates(factor);
         for step in 1..=4i32 {
             let rate = 1e-2 / f64::from(step);
             let mut grads: Vec<Vec<f32>> =
@@ -540,35 +458,36 @@ fn the_optimiser_s_step_equals_the_cpu_s() -> lxmert_core::Result<()> {
                 table.extend(part.iter().map(Values::address));
             }
             table[4 * names.len()] = 0; // one parameter without a bf16 copy
-            table.extend(sizes.map(|s| s as u64));
-            let pieces = launches::Optimiser::pieces(&sizes);
-            let squares = vec![f64::NAN; pieces.len() / 2];
+            table.extend(launches::Optimiser::sizes_and_pieces(&sizes));
+            let squares = vec![f64::NAN; table[table.len() - 1] as usize];
             let norm = Values::new(Element::F32, &[0.0; 2]);
-            let keep = keeps(rate);
+            let correction = |beta: f64| if config.bias_correction { 1.0 - beta.powi(step) } else { 1.0 };
+            let rates: Vec<f32> = names
+                .map(|n| (1.0 - rate * factor(n) * if decays(n) { config.weight_decay } else { 0.0 }) as f32)
+                .into_iter()
+                .chain(names.map(|n| (rate * factor(n) / correction(config.beta1)) as f32))
+                .collect();
             let device = launches::Optimiser {
                 table: table.as_ptr() as u64,
-                pieces: pieces.as_ptr() as u64,
                 squares: squares.as_ptr() as u64,
                 norm: norm.address(),
-                keep: keep.as_ptr() as u64,
+                rates: rates.as_ptr() as u64,
                 parameters: names.len() as u32,
                 piece_count: squares.len() as u32,
             };
-            let correction = |beta: f64| if config.bias_correction { 1.0 - beta.powi(step) } else { 1.0 };
             let constants = StepConstants {
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,
                 rest1: (1.0 - config.beta1) as f32,
                 rest2: (1.0 - config.beta2) as f32,
-                step_size: (rate / correction(config.beta1)) as f32,
                 root_correction: correction(config.beta2).sqrt() as f32,
                 epsilon: config.epsilon as f32,
             };
             let before = weights.iter().map(Values::read).collect::<Vec<_>>();
-            let [sum, factor] = device.clip(limit as f32);
+            let [sum, clip] = device.clip(limit as f32);
             let mut outputs: Vec<&mut Values> =
                 weights.iter_mut().chain(&mut firsts).chain(&mut seconds).chain(&mut copies).collect();
-            run(library, &[sum, factor, device.step(&constants)], &mut outputs);
+            run(library, &[sum, clip, device.step(&constants)], &mut outputs);
             if step == 4 {
                 assert!(weights.iter().map(Values::read).eq(before), "a step of infinite norm moved a weight");
                 assert!(norm.read()[0].is_infinite() && norm.read()[1].is_nan());
@@ -579,11 +498,14 @@ fn the_optimiser_s_step_equals_the_cpu_s() -> lxmert_core::Result<()> {
                 .enumerate()
                 .map(|(i, g)| if i == 3 { Ok(None) } else { Tensor::new(g.as_slice(), &Device::Cpu).map(Some) })
                 .collect::<Result<_>>()?;
-            let cpu_norm = clip::global_norm(tensors.iter().flatten())?;
-            let cpu_factor = clip::clip_factor(cpu_norm, (limit > 0.0).then_some(limit));
+            let limit = (limit > 0.0).then_some(limit);
+            let cpu_norm = match cpu.clipped_step(&tensors, rate, limit)? {
+                Norm::Known(norm) => norm,
+                Norm::OnDevice(_) => unreachable!("on the CPU"),
+            };
+            let cpu_factor = optim::clip::clip_factor(cpu_norm, limit);
             assert!((f64::from(norm.read()[0]) - cpu_norm).abs() < 1e-6 * cpu_norm);
             assert!((f64::from(norm.read()[1]) - cpu_factor).abs() < 1e-6 * cpu_factor);
-            cpu.step(&tensors, rate, cpu_factor)?;
         }
         let state: BTreeMap<String, Tensor> = cpu.state()?.into_iter().collect();
         for (i, name) in names.iter().enumerate() {

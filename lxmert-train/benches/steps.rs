@@ -15,7 +15,7 @@ use lxmert_core::cli::{CommonArgs, keep_freed_memory};
 use lxmert_core::config::{CrossLayer, LxmertConfig};
 use lxmert_core::model::{LxmertInputs, MatchingModel, Pass, init};
 use lxmert_core::ops::{self, DropoutRng, Precision, PrepackedWeights};
-use lxmert_core::optim::{AdamW, AdamWConfig, clip};
+use lxmert_core::optim::{AdamW, AdamWConfig};
 use lxmert_core::procedural;
 use lxmert_train::ranks::{self, GradientSum};
 use lxmert_train::tasks::losses::binary_cross_entropy;
@@ -145,8 +145,7 @@ fn time(case: &Case, runs: usize) -> Result<[Vec<f64>; 2]> {
             sum.add(gradients, &present)?;
             let gradients = sum.take()?;
             exchanges.borrow_mut().push(start.elapsed().as_secs_f64());
-            let norm = clip::global_norm(gradients.iter().flatten())?;
-            Ok(optimiser.step(&gradients, 1e-5, clip::clip_factor(norm, Some(1.0)))?)
+            Ok(optimiser.clipped_step(&gradients, 1e-5, Some(1.0)).map(drop)?)
         })
     } else {
         // Plain tensors, as if read from a checkpoint: no graph is kept, and the first run prepacks them.

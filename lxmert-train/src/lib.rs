@@ -10,7 +10,7 @@
 //! | [`recipe`], [`task_weights`], [`trainable`] | every setting of a run, and the recipes that tasks start from |
 //! | [`run_folder`], [`job`] | what a run writes, where, and with which settings |
 //! | [`origin`] | where a model comes from: configuration, vocabulary, initial checkpoint |
-//! | [`sums`], [`average`], [`log`], [`resume`] | running sums; the weights' average; JSONL, TensorBoard, curves, model card; the saved state |
+//! | [`sums`], [`readings`], [`average`], [`log`], [`resume`] | running sums; what is still on a device; the weights' average; JSONL, TensorBoard, curves, model card; the saved state |
 //! | [`answering`], [`evaluate`], [`recalls`] | an answer head from another head; scoring pairs; ranking images and captions |
 //! | [`tasks`] | the tasks: data, model, losses and measures |
 //! | [`start`], [`rounds`] | what a run starts from; how a step's batches are shared out among ranks |
@@ -70,6 +70,7 @@ pub mod measures;
 pub mod metrics;
 pub mod origin;
 pub mod ranks;
+pub mod readings;
 pub mod recalls;
 pub mod recipe;
 pub mod resume;

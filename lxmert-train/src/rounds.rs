@@ -2,7 +2,6 @@
 
 use crate::ranks::World;
 use crate::recipe::Recipe;
-use crate::sums::Sums;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -42,8 +41,6 @@ pub fn rounds<E>(mut plan: Vec<Vec<E>>, accumulate: usize, world: World, done: u
 /// What ranks tell each other of a round of batches besides the gradients.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Round {
-    /// The batch's numbers; none where a rank had no batch.
-    pub sums: Option<Sums>,
     /// Which parameters have a gradient; empty where a rank had no batch.
     pub present: Vec<bool>,
     /// Whether this rank was asked to stop.

@@ -1,17 +1,13 @@
 //! The result of a batch, and running sums over steps and epochs.
 
 use crate::measures::nan_for_null;
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
-/// The result of one batch.
-#[derive(Debug)]
-pub struct BatchLoss {
-    /// The value to differentiate: the batch's summed losses divided by the number of examples in the whole optimiser
-    /// step.
-    pub loss: Tensor,
+/// What to log of one batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
     /// Examples in the batch.
     pub examples: usize,
     /// Sum over the examples of the loss to log, in f64.
@@ -57,7 +53,7 @@ pub struct Sums {
 
 impl Sums {
     /// Those of one batch. Where its loss is not a number there are no parts, which JSON could not hold.
-    pub fn of_batch(batch: &BatchLoss) -> Self {
+    pub fn of_batch(batch: &Seen) -> Self {
         let mut sums = Self::default();
         sums.add_batch(batch);
         if !sums.loss.is_finite() {
@@ -67,7 +63,7 @@ impl Sums {
     }
 
     /// Adds a batch's result.
-    pub fn add_batch(&mut self, batch: &BatchLoss) {
+    pub fn add_batch(&mut self, batch: &Seen) {
         self.loss += batch.sum;
         self.right += batch.right.0;
         self.judged += batch.right.1;
@@ -131,14 +127,10 @@ fn add<A: Copy + Default + AddAssign, B: Copy + Default + AddAssign>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
 
     #[test]
     fn parts_are_means_over_batches_and_guesses_are_counted() {
-        let batch = |parts: &[Part]| {
-            let loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
-            BatchLoss { loss, examples: 4, sum: 2.0, right: (0, 0), parts: parts.to_vec() }
-        };
+        let batch = |parts: &[Part]| Seen { examples: 4, sum: 2.0, right: (0, 0), parts: parts.to_vec() };
         let (words, regions) =
             (|loss, right| Part { name: "words", loss, right }, Part { name: "features", loss: 1.0, right: (0, 0) });
         let (mut step, mut sums) = (Sums::default(), Sums::default());

@@ -11,11 +11,12 @@ use crate::log::card::{Facts, model_card};
 use crate::log::jsonl::{EpochRecord, Record, TestRecord};
 use crate::log::{RunLog, progress};
 use crate::ranks::{GradientSum, World, world};
+use crate::readings::{Readings, Unread};
 use crate::resume::{self, Position};
 use crate::rounds::{Round, rounds, shares};
 use crate::run_folder::{CheckpointParts, Lock, Report, RunFolder, Seconds, save_checkpoint, write_json, write_text};
 use crate::start::{Found, Learner, found, name};
-use crate::sums::Sums;
+use crate::sums::Seen;
 use crate::tasks::{Step, Task, Tested};
 use crate::trainable;
 use crate::{Error, Result};
@@ -23,7 +24,7 @@ use candle_core::Tensor;
 use indicatif::ProgressBar;
 use lxmert_core::cli;
 use lxmert_core::ops;
-use lxmert_core::optim::{AdamW, Schedule, clip};
+use lxmert_core::optim::{AdamW, Schedule};
 use lxmert_core::text::WordPiece;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -193,7 +194,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         let (task, world) = (&*task, *world);
         let shapes = optimiser.parameters().map(|(_, var)| var.shape().clone()).collect();
         let mut gradients = GradientSum::new(world, shapes, &job.device);
-        let mut pending = Sums::default();
+        let mut readings = Readings::default();
+        // On the CPU every number is there at once, and ranks compare theirs after every step.
+        let read_at_once = job.device.is_cpu() || !world.is_alone();
         let mut at = position.batch;
         let read = |examples: Vec<T::Example>| match examples.is_empty() {
             true => Ok(None),
@@ -203,25 +206,23 @@ impl<'a, T: Task> Trainer<'a, T> {
             let group = at / recipe.accumulate * recipe.accumulate;
             let group_end = (group + recipe.accumulate).min(batch_count);
             let divisor = sizes[group..group_end].iter().sum();
-            let compute = |batch: T::Batch| -> Result<(Sums, Vec<Option<Tensor>>)> {
+            let compute = |batch: T::Batch| -> Result<(Unread<Seen>, Vec<Option<Tensor>>)> {
                 let number = epoch * batch_count as u64 + (at + world.rank()) as u64;
                 let step = Step::new(number, divisor, recipe, &job.device);
                 let result = task.loss(batch, &step)?;
-                Ok((Sums::of_batch(&result), optimiser.gradients(&ops::backward(&result.loss)?)))
+                Ok((result.unread, optimiser.gradients(&ops::backward(&result.loss)?)))
             };
             let computed = batch.and_then(|batch| batch.map(compute).transpose());
             let stop = lxmert_core::cli::interrupted() || job.stop_after.is_some_and(|n| position.step + 1 >= n);
-            let (own, own_gradients) = match computed {
-                Ok(Some((sums, gradients))) => {
-                    (Ok(Round { sums: Some(sums), stop, ..Round::of(&gradients) }), gradients)
-                }
-                Ok(None) => (Ok(Round { stop, ..Round::default() }), Vec::new()),
-                Err(error) => (Err(error), Vec::new()),
+            let (own, own_gradients, unread) = match computed {
+                Ok(Some((unread, gradients))) => (Ok(Round { stop, ..Round::of(&gradients) }), gradients, Some(unread)),
+                Ok(None) => (Ok(Round { stop, ..Round::default() }), Vec::new(), None),
+                Err(error) => (Err(error), Vec::new(), None),
             };
             let round = Round::gather(world, own)?;
+            readings.add(unread);
             let present: Vec<Vec<bool>> = round.iter().map(|round| round.present.clone()).collect();
             gradients.add(own_gradients, &present)?;
-            round.iter().filter_map(|round| round.sums.as_ref()).for_each(|sums| pending.add_batches(sums));
             at = (at + world.size()).min(group_end);
             if at < group_end {
                 return Ok(true);
@@ -231,13 +232,27 @@ impl<'a, T: Task> Trainer<'a, T> {
             if recipe.freeze_padding_rows {
                 freeze_padding_rows(optimiser, &mut gradients)?;
             }
-            let norm = clip::global_norm(gradients.iter().flatten())?;
             let learning_rate = recipe.learning_rate * schedule.factor(position.step);
-            if !pending.loss.is_finite() || !norm.is_finite() {
-                return Err(Error::Diverged { step: position.step + 1, loss: pending.mean_loss(), learning_rate });
-            }
             let limit = (recipe.clip > 0.0).then_some(recipe.clip);
-            optimiser.step(&gradients, learning_rate, clip::clip_factor(norm, limit))?;
+            let norm = optimiser.clipped_step(&gradients, learning_rate, limit)?;
+            readings.end_step(position.step + 1, learning_rate, norm);
+            // All ranks stop at the same step, whichever was asked to.
+            let stop = round.iter().any(|round| round.stop);
+            let ends = position.step + 1 >= schedule.total_steps || at >= batch_count;
+            let logs = (position.step + 1).is_multiple_of(LOG_EVERY);
+            let saves =
+                stop || position.step + 1 - *saved_step >= job.save_every_steps || saved.elapsed() >= job.save_every;
+            if read_at_once || ends || logs || saves {
+                for (sums, norm) in readings.read(world)? {
+                    for all in [&mut position.epoch_sums, &mut position.log_sums] {
+                        all.add_step(&sums, norm);
+                    }
+                    if let Some(log) = log.as_mut() {
+                        log.count(sums.examples);
+                    }
+                }
+                bar.set_message(format!("loss {:.3}", position.log_sums.mean_loss()));
+            }
 
             if let Some(average) = average.as_mut() {
                 average.update(optimiser, position.step)?;
@@ -245,24 +260,14 @@ impl<'a, T: Task> Trainer<'a, T> {
 
             position.step += 1;
             position.batch = at;
-            for sums in [&mut position.epoch_sums, &mut position.log_sums] {
-                sums.add_step(&pending, norm);
-            }
-            if let Some(log) = log.as_mut() {
-                log.count(pending.examples);
-            }
-            pending = Sums::default();
-            bar.set_message(format!("loss {:.3}", position.log_sums.mean_loss()));
             bar.inc(1);
-            if position.step.is_multiple_of(LOG_EVERY) {
+            if logs {
                 let sums = std::mem::take(&mut position.log_sums);
                 if let Some(log) = log.as_mut() {
                     log.step(position.step, epoch as f64 + at as f64 / batch_count as f64, learning_rate, &sums)?;
                 }
             }
-            // All ranks stop at the same step, whichever was asked to.
-            let stop = round.iter().any(|round| round.stop);
-            if stop || position.step - *saved_step >= job.save_every_steps || saved.elapsed() >= job.save_every {
+            if saves {
                 position.seconds.training += lap(counted);
                 let save = save_state(folder, position, (optimiser, average.as_ref()), log.as_ref());
                 (*saved, *saved_step) = (Instant::now(), position.step);

@@ -155,6 +155,8 @@ class Checks:
                 records, _ = self.train(device, f"speed-{task}", steps, *settings)
                 speeds = [r["examples_per_second"] for r in records if "examples_per_second" in r]
                 self.row("throughput", f"{task}, {precision}, batch {batch}", speeds[-1], "examples/s")
+            pairs, seconds = self.evaluation(device, precision, batch)
+            self.row("throughput", f"evaluation, {precision}, batch {batch}", pairs / seconds, "pairs/s")
         start = time.monotonic()
         text = self.extract(device, self.work / "regions-speed")
         count = self.size(512, 24)
@@ -168,6 +170,25 @@ class Checks:
                     self.row("throughput", found["what"], found["value"], "examples/s")
         except RuntimeError as error:
             print(f"throughput: no peer: {str(error).strip().splitlines()[-1]}")
+
+    def evaluation(self, device, precision, batch):
+        """How many pairs more one split has than another, and how much longer it takes: the program's start is in both times. Every
+        caption is there `times` times, so that a fast device has something to do."""
+        _, captions = self.scenes()
+        header, *lines = captions.read_text().splitlines()
+        times, repeated = self.size(20, 4), self.work / "captions-repeated.csv"
+        repeated.write_text("\n".join([header, *lines * times]) + "\n")
+        found = []
+        for split in ("test", "train"):
+            words = ["evaluate", self.work / "speed-matching", "--split", split, "--recall-images", "0", "--json", "-q"]
+            words += ["--features", self.store(), "--captions", repeated, "--splits", self.work / "splits.json"]
+            words += ["--allow-missing-images", "--device", device, "--precision", precision, "--batch-size", batch]
+            start = time.monotonic()
+            text = self.command([self.bin / "lxmert-train", *words])
+            measures = json.loads(text[text.index("{") : text.rindex("}") + 1])["measures"]
+            found.append((sum(of["pairs"] for of in measures.values() if "pairs" in of), time.monotonic() - start))
+        (few, start), (many, whole) = found
+        return many - few, max(whole - start, 1e-3)
 
     # (d)
 

@@ -32,13 +32,13 @@ use candle_core::{Result, Tensor, Var};
 pub struct LxmertInputs {
     /// `[batch, words]`, u32.
     pub input_ids: Tensor,
-    /// `[batch, words]`, 1 for words and 0 for padding; `None` if nothing is padded.
+    /// `[batch, words]`, 1 for words and 0 for padding, best on the CPU, where it is read; `None` if nothing is padded.
     pub attention_mask: Option<Tensor>,
     /// `[batch, regions, visual_feat_dim]`.
     pub visual_feats: Tensor,
     /// `[batch, regions, 4]`, x0 y0 x1 y1 in 0..1 (not x y width height, as the hub's docs say).
     pub visual_boxes: Tensor,
-    /// `[batch, regions]`, 1 for regions and 0 for padding; `None` if nothing is padded.
+    /// `[batch, regions]`, 1 for regions and 0 for padding, likewise; `None` if nothing is padded.
     pub visual_attention_mask: Option<Tensor>,
 }
 

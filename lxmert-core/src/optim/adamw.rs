@@ -4,6 +4,7 @@
 //! On the CPU, one pass over each parameter updates weight and moments in place; other devices compose the same formula
 //! from tensor operations.
 
+use super::clip::{clip_factor, global_norm};
 use crate::ops::in_pool;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
@@ -55,6 +56,24 @@ struct Parameter {
 enum Moments {
     Flat { first: Vec<f32>, second: Vec<f32> },
     Tensors { first: Tensor, second: Tensor },
+}
+
+/// What a step multiplies the gradients by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Clip {
+    /// This.
+    Scale(f64),
+    /// What brings their norm down to the limit, if there is one.
+    Limit(Option<f64>),
+}
+
+/// The global norm of a step's gradients.
+#[derive(Debug, Clone)]
+pub enum Norm {
+    /// The number.
+    Known(f64),
+    /// `[1]`, f32, on a device that may not have computed it yet.
+    OnDevice(Tensor),
 }
 
 /// The optimiser. Its parameters are sorted by name.
@@ -127,11 +146,29 @@ impl AdamW {
     /// # Errors
     /// Returns an error if the number of gradients is not that of the parameters, or a tensor operation fails.
     pub fn step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
-        let device = self.parameters.first().map_or(Device::Cpu, |p| p.var.device().clone());
-        in_pool(&device, || self.take_step(gradients, learning_rate, scale))
+        self.take_step(gradients, learning_rate, Clip::Scale(scale)).map(drop)
     }
 
-    fn take_step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, scale: f64) -> Result<()> {
+    /// As [`step`](Self::step), with the gradients scaled down to a global norm of at most `limit`, and not at all without one; their
+    /// norm before. A device computes norm, factor and step without the host. A step whose norm is not finite changes no weight.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn clipped_step(
+        &mut self,
+        gradients: &[Option<Tensor>],
+        learning_rate: f64,
+        limit: Option<f64>,
+    ) -> Result<Norm> {
+        self.take_step(gradients, learning_rate, Clip::Limit(limit))
+    }
+
+    fn take_step(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, clip: Clip) -> Result<Norm> {
+        let device = self.parameters.first().map_or(Device::Cpu, |p| p.var.device().clone());
+        in_pool(&device, || self.take_step_in_pool(gradients, learning_rate, clip))
+    }
+
+    fn take_step_in_pool(&mut self, gradients: &[Option<Tensor>], learning_rate: f64, clip: Clip) -> Result<Norm> {
         if gradients.len() != self.parameters.len() {
             return Err(Error::Argument(format!(
                 "{} gradients for {} parameters",
@@ -153,17 +190,22 @@ impl AdamW {
             step_size: (learning_rate / correction1) as f32,
             root_correction: correction2.sqrt() as f32,
             epsilon: config.epsilon as f32,
-            scale: scale as f32,
+            scale: 1.0,
         };
         #[cfg(feature = "cuda")]
-        if self.parameters.iter().all(|p| p.rate == 1.0)
-            && self.step_on_device(gradients, |decays| update(decays, learning_rate))?
-        {
-            return Ok(());
+        if let Some(norm) = self.step_on_device(gradients, |p| update(p.decays, learning_rate * p.rate), clip)? {
+            return Ok(Norm::OnDevice(norm));
         }
-        for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
+        let (norm, scale) = match clip {
+            Clip::Scale(scale) => (0.0, scale),
+            Clip::Limit(limit) => {
+                let norm = global_norm(gradients.iter().flatten())?;
+                (norm, clip_factor(norm, limit))
+            }
+        };
+        for (parameter, gradient) in self.parameters.iter_mut().zip(gradients).filter(|_| norm.is_finite()) {
             let Some(gradient) = gradient else { continue };
-            let update = update(parameter.decays, learning_rate * parameter.rate);
+            let update = Update { scale: scale as f32, ..update(parameter.decays, learning_rate * parameter.rate) };
             match &mut parameter.moments {
                 Moments::Flat { first, second } => {
                     let gradient = gradient.contiguous()?;
@@ -173,23 +215,36 @@ impl AdamW {
                 Moments::Tensors { first, second } => update.composed(&parameter.var, gradient, first, second)?,
             }
         }
-        Ok(())
+        Ok(Norm::Known(norm))
     }
 
-    /// All parameters by the device's kernel; false where it does not apply.
+    /// All parameters by the device's kernels; none where they do not apply.
     #[cfg(feature = "cuda")]
-    fn step_on_device(&self, gradients: &[Option<Tensor>], update: impl Fn(bool) -> Update) -> Result<bool> {
+    fn step_on_device(
+        &self,
+        gradients: &[Option<Tensor>],
+        update: impl Fn(&Parameter) -> Update,
+        clip: Clip,
+    ) -> Result<Option<Tensor>> {
         use crate::ops::cuda::{launches::StepConstants, optimiser};
+        let Some(first) = self.parameters.first() else { return Ok(None) };
+        let Update { beta1, beta2, rest1, rest2, root_correction, epsilon, .. } = update(first);
+        let constants = StepConstants { beta1, beta2, rest1, rest2, root_correction, epsilon };
         let mut parameters = Vec::with_capacity(self.parameters.len());
         for (p, gradient) in self.parameters.iter().zip(gradients) {
-            let Moments::Tensors { first, second } = &p.moments else { return Ok(false) };
+            let Moments::Tensors { first, second } = &p.moments else { return Ok(None) };
             let gradient = gradient.as_ref().map(Tensor::contiguous).transpose()?;
-            let (weight, keep) = (p.var.as_tensor(), update(p.decays).keep);
-            parameters.push(optimiser::Parameter { weight, first, second, gradient, keep });
+            let Update { keep, step_size, .. } = update(p);
+            parameters.push(optimiser::Parameter {
+                weight: p.var.as_tensor(),
+                first,
+                second,
+                gradient,
+                keep,
+                step_size,
+            });
         }
-        let Update { beta1, beta2, rest1, rest2, step_size, root_correction, epsilon, scale, .. } = update(false);
-        let constants = StepConstants { beta1, beta2, rest1, rest2, step_size, root_correction, epsilon };
-        Ok(optimiser::step(&parameters, &constants, scale)?)
+        Ok(optimiser::step(&parameters, &constants, clip)?)
     }
 
     /// The moments as tensors named `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, as in torch.

@@ -19,10 +19,6 @@ pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a Tensor>) -> Resul
 }
 
 fn norm_of(gradients: &[&Tensor]) -> Result<f64> {
-    #[cfg(feature = "cuda")]
-    if let Some(norm) = crate::ops::cuda::optimiser::global_norm(gradients)? {
-        return Ok(norm);
-    }
     let (mut sum, mut elsewhere) = (0f64, Vec::new());
     for gradient in gradients {
         let flat = gradient.flatten_all()?.contiguous()?;

@@ -4,5 +4,7 @@ pub mod adamw;
 pub mod clip;
 pub mod schedule;
 
-pub use adamw::{AdamW, AdamWConfig};
+#[cfg(feature = "cuda")]
+pub(crate) use adamw::Clip;
+pub use adamw::{AdamW, AdamWConfig, Norm};
 pub use schedule::{Decay, Schedule};

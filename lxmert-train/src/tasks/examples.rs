@@ -12,9 +12,9 @@ use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
 use crate::ranks::{Numbers, world};
+use crate::readings::{BatchLoss, read};
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
-use crate::sums::BatchLoss;
 use crate::trainable;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -118,11 +118,16 @@ pub trait ExampleTask<const IMAGES: usize>: Sync + Sized {
         self.losses(logits, examples, inputs)
     }
 
-    /// The prediction for each example.
+    /// What the judgements need of the logits, `[examples, …]`: the class with the largest one.
     ///
     /// # Errors
     /// Returns an error if the logits have another shape.
-    fn judge(&self, logits: &Tensor, examples: &[&Self::Example], inputs: &Batch) -> Result<Vec<Self::Judgement>>;
+    fn verdicts(logits: &Tensor) -> candle_core::Result<Tensor> {
+        logits.argmax(1)
+    }
+
+    /// The prediction for each example, by its verdict. Of `inputs` the features may be gone.
+    fn judge(&self, verdicts: &[f32], examples: &[&Self::Example], inputs: &Batch) -> Vec<Self::Judgement>;
 
     /// Whether a prediction is right.
     fn is_right(&self, example: &Self::Example, judgement: &Self::Judgement) -> bool;
@@ -239,14 +244,16 @@ impl<T: ExampleTask<IMAGES>, const IMAGES: usize> Task for OverExamples<T, IMAGE
         Ok(ExampleBatch { inputs: self.data.train.batch(&self.data.store, self.data.regions, &examples)?, examples })
     }
 
-    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss> {
-        let logits = T::logits(&self.model, &batch.inputs.inputs(step.device)?, &step.forward())?;
+    fn loss(&self, batch: ExampleBatch, step: &Step) -> Result<BatchLoss<'_>> {
+        let mut inputs = batch.inputs;
+        let logits = T::logits(&self.model, &inputs.inputs(step.device)?, &step.forward())?;
+        inputs.features = Vec::new(); // most of a batch, which the judgements would hold
         let examples = chosen(&self.data.train, &batch.examples);
-        let judged = self.task.judge(&logits, &examples, &batch.inputs)?;
-        let right =
-            examples.iter().zip(&judged).filter(|(example, judged)| self.task.is_right(example, judged)).count();
-        let losses = self.task.training_losses(&logits, &examples, &batch.inputs)?;
-        step.loss(&losses.sum_all()?, examples.len(), right)
+        let losses = self.task.training_losses(&logits, &examples, &inputs)?;
+        step.loss(&losses.sum_all()?, examples.len(), &T::verdicts(&logits)?, move |verdicts| {
+            let judged = self.task.judge(verdicts, &examples, &inputs);
+            examples.iter().zip(&judged).filter(|(example, judged)| self.task.is_right(example, judged)).count()
+        })
     }
 
     fn validate(&self) -> Result<Measures> {
@@ -309,12 +316,13 @@ fn measure<T: ExampleTask<IMAGES>, const IMAGES: usize>(
         |_, (inputs, numbers)| {
             let logits = T::logits(model, &inputs.inputs(how.device)?, &pass)?;
             let examples = chosen(set, &numbers);
-            let losses = task.losses(&logits, &examples, &inputs)?.to_vec1::<f32>()?;
-            let judged = task.judge(&logits, &examples, &inputs)?;
+            let numbers_read = read(&[&task.losses(&logits, &examples, &inputs)?, &T::verdicts(&logits)?])?;
+            let (losses, verdicts) = numbers_read.split_at(numbers.len());
+            let judged = task.judge(verdicts, &examples, &inputs);
             // Of each example: the judgement, the logits and how many they are if they are wanted, and the loss.
             let mut rows = if per_example.is_some() { logits.to_vec2::<f32>()? } else { Vec::new() }.into_iter();
             let mut found = Vec::new();
-            for (said, loss) in judged.into_iter().zip(losses) {
+            for (said, &loss) in judged.into_iter().zip(losses) {
                 let logits = rows.next().unwrap_or_default();
                 found.extend(said.numbers());
                 found.extend(logits.iter().map(|&logit| f64::from(logit)));

@@ -2,10 +2,10 @@
 //! auxiliary loss for matching. One binary answer per pair teaches only slowly which word means which region; a word
 //! that can only be read off the image teaches it directly.
 
-use super::losses::cross_entropy;
+use super::losses::{cross_entropy, right};
 use crate::Result;
 use crate::data::batches::Batch;
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use lxmert_core::model::WordHead;
 use lxmert_core::text::{SpecialIds, WordPiece};
 use rand::{Rng, SeedableRng};
@@ -45,8 +45,8 @@ pub struct MaskedWords {
 pub struct Guesses {
     /// Mean cross entropy, a scalar to differentiate.
     pub loss: Tensor,
-    /// Number of correct predictions.
-    pub right: usize,
+    /// Number of correct predictions, a scalar.
+    pub right: Tensor,
     /// Number of predictions.
     pub count: usize,
 }
@@ -93,10 +93,9 @@ impl MaskedWords {
         }
         let rows = Tensor::from_slice(&self.rows, self.rows.len(), language.device())?;
         let logits = head.forward(&language.flatten_to(1)?.index_select(&rows, 0)?)?;
-        let words = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
         Ok(Some(Guesses {
             loss: cross_entropy(&logits, &self.targets)?.mean_all()?,
-            right: words.iter().zip(&self.targets).filter(|(word, target)| word == target).count(),
+            right: right(&logits, &self.targets, None)?,
             count: self.targets.len(),
         }))
     }

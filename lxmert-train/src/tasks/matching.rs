@@ -19,10 +19,11 @@ use crate::measures::Measures;
 use crate::metrics::{Metrics, cross_entropy};
 use crate::origin::Origin;
 use crate::ranks::world;
+use crate::readings::{BatchLoss, Unread};
 use crate::recalls::recalls;
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::{CheckpointParts, open_checkpoint};
-use crate::sums::{BatchLoss, Part};
+use crate::sums::{Part, Seen};
 use crate::trainable;
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
@@ -164,7 +165,7 @@ impl Task for Matching {
         Ok(PairBatch { inputs: self.dataset.read(&pairs)?, pairs })
     }
 
-    fn loss(&self, mut batch: PairBatch, step: &Step) -> Result<BatchLoss> {
+    fn loss(&self, mut batch: PairBatch, step: &Step) -> Result<BatchLoss<'_>> {
         let words = self.word_head.as_ref().map(|head| {
             let matched = |row: usize| batch.pairs[row].matched();
             (head, MaskedWords::draw(&mut batch.inputs, matched, self.word_ids, self.recipe.seed, step.number))
@@ -189,25 +190,35 @@ impl Task for Matching {
             true => alignment::loss(&batch.matched(), &batch.inputs, &language.padded()?, &vision.padded()?)?,
             false => None,
         };
-        let guesses = guesses.map(|guesses| (guesses.loss, (guesses.right, guesses.count)));
-        let aligned = aligned.map(|loss| (loss, (0, 0)));
-        let mut parts = Vec::new();
+        let guesses = guesses.map(|guesses| (guesses.loss, Some(guesses.right), guesses.count));
+        let aligned = aligned.map(|loss| (loss, None, 0));
+        let (mut numbers, mut parts) = (Vec::new(), Vec::new());
         for (name, beside, weight) in
             [("words", guesses, self.recipe.masked_words), ("alignment", aligned, self.recipe.alignment)]
         {
-            if let Some((beside, right)) = beside {
-                parts.push(Part { name, loss: f64::from(beside.to_scalar::<f32>()?), right });
-                loss = (loss + (beside * (weight * share))?)?;
+            if let Some((beside, right, count)) = beside {
+                loss = (loss + (&beside * (weight * share))?)?;
+                numbers.extend([right.map_or_else(|| beside.zeros_like(), Ok)?, beside]);
+                parts.push((name, count));
             }
         }
-
-        let mut result =
-            BatchLoss { loss, examples: batch.pairs.len(), sum: 0.0, right: (0, batch.pairs.len()), parts };
-        for (&logit, pair) in output.logits.to_vec1::<f32>()?.iter().zip(&batch.pairs) {
-            result.sum += cross_entropy(logit, pair.matched());
-            result.right.0 += usize::from((logit > 0.0) == pair.matched());
-        }
-        Ok(result)
+        numbers.push(output.logits);
+        let matched: Vec<bool> = batch.pairs.iter().map(Pair::matched).collect();
+        let seen = move |numbers: &[f32]| {
+            let (beside, logits) = numbers.split_at(2 * parts.len());
+            let part = |((name, count), &[right, loss]): ((_, _), &[f32; 2])| Part {
+                name,
+                loss: f64::from(loss),
+                right: (right as usize, count),
+            };
+            Seen {
+                examples: matched.len(),
+                sum: logits.iter().zip(&matched).map(|(&logit, &matched)| cross_entropy(logit, matched)).sum(),
+                right: (logits.iter().zip(&matched).filter(|(logit, m)| (**logit > 0.0) == **m).count(), matched.len()),
+                parts: parts.into_iter().zip(beside.as_chunks::<2>().0).map(part).collect(),
+            }
+        };
+        Ok(BatchLoss { loss, unread: Unread::new(&numbers.iter().collect::<Vec<_>>(), seen) })
     }
 
     fn validate(&self) -> Result<Measures> {

@@ -24,9 +24,10 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::readings::{BatchLoss, Unread};
 use crate::recipe::{NamedRecipe, Recipe, Suits};
 use crate::run_folder::CheckpointParts;
-use crate::sums::BatchLoss;
+use crate::sums::Seen;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
@@ -85,18 +86,24 @@ impl<'a> Step<'a> {
         self.dropout.as_ref().map_or_else(Pass::eval, Pass::train).with_precision(self.precision)
     }
 
-    /// A batch's loss from the sum over its examples, of which `right` were predicted correctly.
+    /// A batch's loss from the sum over its examples, a scalar, of which as many were predicted correctly as `right` finds in `said`.
     ///
     /// # Errors
-    /// Returns an error if the sum is not a scalar.
-    pub fn loss(&self, sum: &Tensor, examples: usize, right: usize) -> Result<BatchLoss> {
-        Ok(BatchLoss {
-            loss: (sum / self.divisor.max(1) as f64)?,
+    /// Returns an error if the device is out of memory.
+    pub fn loss<'b>(
+        &self,
+        sum: &Tensor,
+        examples: usize,
+        said: &Tensor,
+        right: impl FnOnce(&[f32]) -> usize + 'b,
+    ) -> Result<BatchLoss<'b>> {
+        let seen = move |numbers: &[f32]| Seen {
             examples,
-            sum: f64::from(sum.to_scalar::<f32>()?),
-            right: (right, examples),
+            sum: f64::from(numbers[0]),
+            right: (right(&numbers[1..]), examples),
             parts: Vec::new(),
-        })
+        };
+        Ok(BatchLoss { loss: (sum / self.divisor.max(1) as f64)?, unread: Unread::new(&[sum, said], seen) })
     }
 }
 
@@ -197,7 +204,7 @@ pub trait Task: Sync + Sized {
     ///
     /// # Errors
     /// Returns an error if the batch does not fit the model.
-    fn loss(&self, batch: Self::Batch, step: &Step) -> Result<BatchLoss>;
+    fn loss(&self, batch: Self::Batch, step: &Step) -> Result<BatchLoss<'_>>;
 
     /// Measures on the validation split, without dropout.
     ///

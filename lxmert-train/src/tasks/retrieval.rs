@@ -8,7 +8,7 @@
 //!
 //! It is evaluated like [`Matching`]: pairs, hard pairs, and recalls over the whole test split.
 
-use super::losses::cross_entropy;
+use super::losses::{cross_entropy, right};
 use super::matching::{Matching, PairBatch};
 use super::{Exam, Reads, Step, Task, Tested};
 use crate::Result;
@@ -19,10 +19,10 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::readings::BatchLoss;
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use crate::run_folder::CheckpointParts;
-use crate::sums::BatchLoss;
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use candle_nn::VarMap;
 use indicatif::ProgressBar;
 use lxmert_core::pretrained::Pretrained;
@@ -113,14 +113,13 @@ impl Task for Retrieval {
         self.matching.read(groups.concat())
     }
 
-    fn loss(&self, batch: PairBatch, step: &Step) -> Result<BatchLoss> {
+    fn loss(&self, batch: PairBatch, step: &Step) -> Result<BatchLoss<'_>> {
         let groups = batch.pairs.len() / 4;
         let output = self.matching.model.forward(&batch.inputs.inputs(step.device)?, &step.forward())?;
         let logits = output.logits.reshape((groups, 4))?;
         let first = vec![0u32; groups];
         let sum = cross_entropy(&logits, &first)?.sum_all()?;
-        let right = logits.argmax(D::Minus1)?.to_vec1::<u32>()?.iter().filter(|guess| **guess == 0).count();
-        step.loss(&sum, groups, right)
+        step.loss(&sum, groups, &right(&logits, &first, None)?, |right| right[0] as usize)
     }
 
     fn validate(&self) -> Result<Measures> {

@@ -65,6 +65,7 @@ pub fn run(device: &CudaDevice, launches: &[Launch]) -> Result<()> {
                 Argument::Address(value) | Argument::U64(value) => builder.arg(value),
                 Argument::U32(value) => builder.arg(value),
                 Argument::F32(value) => builder.arg(value),
+                Argument::F64(value) => builder.arg(value),
             };
         }
         let [x, y, z] = launch.grid;

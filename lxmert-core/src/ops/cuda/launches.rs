@@ -14,6 +14,8 @@ pub enum Argument {
     U64(u64),
     /// A constant.
     F32(f32),
+    /// A constant that a comparison depends on.
+    F64(f64),
 }
 
 /// What the values of activations are in memory. Weights, biases, statistics and sums are f32.
@@ -276,12 +278,11 @@ pub fn embedding_backward(
 #[allow(missing_docs)] // as above
 pub struct Optimiser {
     pub table: u64,
-    pub pieces: u64,
     /// f64, one a piece.
     pub squares: u64,
     /// Two f32: norm and factor.
     pub norm: u64,
-    pub keep: u64,
+    pub rates: u64,
     pub parameters: u32,
     pub piece_count: u32,
 }
@@ -294,7 +295,6 @@ pub struct StepConstants {
     pub beta2: f32,
     pub rest1: f32,
     pub rest2: f32,
-    pub step_size: f32,
     pub root_correction: f32,
     pub epsilon: f32,
 }
@@ -309,7 +309,7 @@ impl Optimiser {
     /// The global norm and the factor that clips it to `limit` (0: none), into [`norm`](Self::norm).
     pub fn clip(&self, limit: f32) -> [Launch; 2] {
         let sizes = [self.parameters, PIECE].map(Argument::U32);
-        let squares = self.launch("square_sums", self.piece_count, &[self.table, self.pieces, self.squares], &sizes);
+        let squares = self.launch("square_sums", self.piece_count, &[self.table, self.squares], &sizes);
         let rest = [Argument::U32(self.piece_count), Argument::F32(limit)];
         [squares, self.launch("clip_factor", 1, &[self.squares, self.norm], &rest)]
     }
@@ -317,16 +317,17 @@ impl Optimiser {
     /// AdamW with the gradients times the clip factor.
     pub fn step(&self, c: &StepConstants) -> Launch {
         let sizes = [self.parameters, PIECE].map(Argument::U32);
-        let constants = [c.beta1, c.beta2, c.rest1, c.rest2, c.step_size, c.root_correction, c.epsilon];
+        let constants = [c.beta1, c.beta2, c.rest1, c.rest2, c.root_correction, c.epsilon];
         let rest: Vec<Argument> = sizes.into_iter().chain(constants.map(Argument::F32)).collect();
-        self.launch("adamw", self.piece_count, &[self.table, self.pieces, self.keep, self.norm], &rest)
+        self.launch("adamw", self.piece_count, &[self.table, self.rates, self.norm], &rest)
     }
 
-    /// Parameter and first value of each piece, `[pieces, 2]`, for parameters of these sizes.
-    pub fn pieces(sizes: &[usize]) -> Vec<u64> {
-        let of = |(parameter, size): (usize, &usize)| {
-            (0..*size).step_by(PIECE as usize).flat_map(move |start| [parameter as u64, start as u64])
-        };
-        sizes.iter().enumerate().flat_map(of).collect()
+    /// The table's end, for parameters of these sizes (0 without a gradient): sizes, and the pieces up to each one's last.
+    pub fn sizes_and_pieces(sizes: &[usize]) -> Vec<u64> {
+        let ends = sizes.iter().scan(0, |pieces, size| {
+            *pieces += size.div_ceil(PIECE as usize) as u64;
+            Some(*pieces)
+        });
+        sizes.iter().map(|size| *size as u64).chain(ends).collect()
     }
 }

@@ -1,88 +1,64 @@
-//! The optimiser's step over all parameters on a device: one upload of addresses, three launches.
+//! The optimiser's step over all parameters on a device: one upload of addresses, one of rates, up to three launches.
 
 use super::device::{address, address_or_null, run, use_kernels};
 use super::launches::{Optimiser, StepConstants};
+use crate::optim::Clip;
 use candle_core::{DType, Result, Tensor};
 
-/// One parameter: weights and both moments, f32, which the step changes in place; its gradient; what decay leaves of it.
+/// One parameter: weights and both moments, f32, which the step changes in place; its gradient; what decay leaves of it, and its
+/// step size.
 pub(crate) struct Parameter<'a> {
     pub weight: &'a Tensor,
     pub first: &'a Tensor,
     pub second: &'a Tensor,
     pub gradient: Option<Tensor>,
     pub keep: f32,
+    pub step_size: f32,
 }
 
-fn launched(gradients: &[Option<&Tensor>], rest: [&[u64]; 4], keep: &[f32], norm: [f32; 2]) -> Result<Launched> {
-    let device = gradients.iter().flatten().next().map(|g| g.device().clone());
-    let Some(device) = device else { candle_core::bail!("a step without gradients") };
-    let sizes: Vec<usize> = gradients.iter().map(|g| g.map_or(0, Tensor::elem_count)).collect();
-    let mut table = gradients.iter().map(|g| address_or_null(*g)).collect::<Result<Vec<u64>>>()?;
-    rest.iter().for_each(|part| table.extend(*part));
-    table.extend(sizes.iter().map(|size| *size as u64));
-    let pieces = Optimiser::pieces(&sizes);
-    let upload = |values: Vec<u64>| {
-        let count = values.len();
-        Tensor::from_vec(values.into_iter().map(|v| v as i64).collect::<Vec<i64>>(), count, &device)
-    };
-    let piece_count = pieces.len() / 2;
-    let parts = [
-        upload(table)?,
-        upload(pieces)?,
-        Tensor::zeros(piece_count, DType::F64, &device)?,
-        Tensor::from_slice(&norm, 2, &device)?,
-        Tensor::from_slice(keep, keep.len(), &device)?,
-    ];
-    let [table, pieces, squares, norm, keep] = [0, 1, 2, 3, 4].map(|i| address(&parts[i]));
-    let optimiser = Optimiser {
-        table: table?,
-        pieces: pieces?,
-        squares: squares?,
-        norm: norm?,
-        keep: keep?,
-        parameters: gradients.len() as u32,
-        piece_count: piece_count as u32,
-    };
-    Ok(Launched { parts, optimiser })
-}
-
-/// A launch's tables, which live as long as it does.
-struct Launched {
-    parts: [Tensor; 5],
-    optimiser: Optimiser,
-}
-
-/// The global norm, read back in one copy; none where the kernels do not apply.
-pub(crate) fn global_norm(gradients: &[&Tensor]) -> Result<Option<f64>> {
-    let applies = gradients.iter().all(|g| g.dtype() == DType::F32 && g.is_contiguous()) && use_kernels(gradients);
-    if gradients.is_empty() || !applies {
-        return Ok(None);
-    }
-    let given: Vec<Option<&Tensor>> = gradients.iter().map(|g| Some(*g)).collect();
-    let nothing = vec![0u64; given.len()];
-    let launched = launched(&given, [&nothing, &nothing, &nothing, &nothing], &[0.0], [0.0; 2])?;
-    run(gradients[0].device().as_cuda_device()?, &launched.optimiser.clip(0.0))?;
-    Ok(Some(f64::from(launched.parts[3].to_vec1::<f32>()?[0])))
-}
-
-/// AdamW with the gradients times `scale`; false where the kernel does not apply. A parameter without a gradient stays as it is.
-pub(crate) fn step(parameters: &[Parameter], constants: &StepConstants, scale: f32) -> Result<bool> {
+/// AdamW. A parameter without a gradient stays as it is. Returns the gradients' global norm, `[1]`, f32, which is 0 unless they are to
+/// be clipped to a limit; none where the kernels do not apply.
+pub(crate) fn step(parameters: &[Parameter], constants: &StepConstants, clip: Clip) -> Result<Option<Tensor>> {
     let applies = |p: &Parameter| {
-        let own = [p.weight, p.first, p.second].into_iter().chain(&p.gradient);
-        let own: Vec<&Tensor> = own.collect();
+        let own: Vec<&Tensor> = [p.weight, p.first, p.second].into_iter().chain(&p.gradient).collect();
         use_kernels(&own) && own.iter().all(|t| t.dtype() == DType::F32 && t.is_contiguous())
     };
     if parameters.iter().all(|p| p.gradient.is_none()) || !parameters.iter().all(applies) {
-        return Ok(false);
+        return Ok(None);
     }
-    let gradients: Vec<Option<&Tensor>> = parameters.iter().map(|p| p.gradient.as_ref()).collect();
-    let addresses = |of: fn(&Parameter) -> Result<u64>| parameters.iter().map(of).collect::<Result<Vec<u64>>>();
-    let weights = addresses(|p| address(p.weight))?;
-    let firsts = addresses(|p| address(p.first))?;
-    let seconds = addresses(|p| address(p.second))?;
-    let copies = vec![0u64; parameters.len()];
-    let keep: Vec<f32> = parameters.iter().map(|p| p.keep).collect();
-    let launched = launched(&gradients, [&weights, &firsts, &seconds, &copies], &keep, [0.0, scale])?;
-    run(parameters[0].weight.device().as_cuda_device()?, &[launched.optimiser.step(constants)])?;
-    Ok(true)
+    let device = parameters[0].weight.device();
+    let mut table = Vec::with_capacity(7 * parameters.len());
+    for place in [
+        |p: &Parameter| address_or_null(p.gradient.as_ref()),
+        |p: &Parameter| address(p.weight),
+        |p: &Parameter| address(p.first),
+        |p: &Parameter| address(p.second),
+        |_: &Parameter| Ok(0), // no bf16 copies
+    ] {
+        table.extend(parameters.iter().map(place).collect::<Result<Vec<u64>>>()?);
+    }
+    let sizes: Vec<usize> = parameters.iter().map(|p| p.gradient.as_ref().map_or(0, Tensor::elem_count)).collect();
+    table.extend(Optimiser::sizes_and_pieces(&sizes));
+    let piece_count = table.last().map_or(0, |pieces| *pieces as usize);
+    let table: Vec<i64> = table.into_iter().map(|value| value as i64).collect();
+    let rates = parameters.iter().map(|p| p.keep).chain(parameters.iter().map(|p| p.step_size)).collect();
+    let scale = if let Clip::Scale(scale) = clip { scale as f32 } else { 0.0 };
+    let table = Tensor::from_vec(table, 7 * parameters.len(), device)?;
+    let rates = Tensor::from_vec(rates, 2 * parameters.len(), device)?;
+    let squares = Tensor::zeros(piece_count, DType::F64, device)?;
+    let norm = Tensor::new(&[0.0, scale], device)?;
+    let optimiser = Optimiser {
+        table: address(&table)?,
+        squares: address(&squares)?,
+        norm: address(&norm)?,
+        rates: address(&rates)?,
+        parameters: parameters.len() as u32,
+        piece_count: piece_count as u32,
+    };
+    let clip = match clip {
+        Clip::Scale(_) => Vec::new(),
+        Clip::Limit(limit) => optimiser.clip(limit.unwrap_or(0.0) as f32).to_vec(),
+    };
+    run(device.as_cuda_device()?, &[clip, vec![optimiser.step(constants)]].concat())?;
+    norm.narrow(0, 0, 1).map(Some)
 }

@@ -14,9 +14,10 @@ use crate::job::Job;
 use crate::log::card::Description;
 use crate::measures::Measures;
 use crate::origin::Origin;
+use crate::readings::{BatchLoss, Unread, read};
 use crate::recipe::{NamedRecipe, Optimiser, Recipe, Suits};
 use crate::run_folder::CheckpointParts;
-use crate::sums::{BatchLoss, Part};
+use crate::sums::{Part, Seen};
 use crate::task_weights::TaskWeights;
 use crate::trainable;
 use crate::{Error, Result};
@@ -156,7 +157,7 @@ impl Task for Pretraining {
         self.data.read(&self.data.train, examples, self.regions())
     }
 
-    fn loss(&self, batch: PretrainingBatch, step: &Step) -> Result<BatchLoss> {
+    fn loss(&self, batch: PretrainingBatch, step: &Step) -> Result<BatchLoss<'_>> {
         let examples = batch.examples.len();
         let epoch = step.number / self.batches_per_epoch().max(1) as u64;
         let weights = self.weights.in_epoch(epoch, self.recipe.answers_from_epoch);
@@ -164,18 +165,25 @@ impl Task for Pretraining {
         let terms = self.terms(&self.model, batch, &weights, seed, &step.forward())?;
         let share = examples as f64 / step.divisor.max(1) as f64;
         let mut loss = Tensor::zeros((), DType::F32, &self.device)?;
-        let mut result = BatchLoss { loss: loss.clone(), examples, sum: 0.0, right: (0, 0), parts: Vec::new() };
-        for term in terms {
-            let weight = weights.of(term.name).unwrap_or(self.recipe.alignment);
-            let value = f64::from(term.loss.to_scalar::<f32>()?);
-            result.parts.push(Part { name: term.name, loss: value, right: (term.right, term.guesses) });
-            result.sum += weight * value * examples as f64;
-            if term.name == "matching" {
-                result.right = (term.right, term.guesses);
-            }
-            loss = (loss + (term.loss * (weight * share))?)?;
+        let weighted = |term: &Term| (weights.of(term.name).unwrap_or(self.recipe.alignment), term.name, term.guesses);
+        let named: Vec<(f64, &str, usize)> = terms.iter().map(weighted).collect();
+        for (term, (weight, ..)) in terms.iter().zip(&named) {
+            loss = (loss + (&term.loss * (weight * share))?)?;
         }
-        Ok(BatchLoss { loss, ..result })
+        let numbers: Vec<&Tensor> = terms.iter().flat_map(|term| [&term.loss, &term.right]).collect();
+        let seen = move |numbers: &[f32]| {
+            let mut seen = Seen { examples, sum: 0.0, right: (0, 0), parts: Vec::new() };
+            for ((weight, name, guesses), &[loss, right]) in named.into_iter().zip(numbers.as_chunks::<2>().0) {
+                let (loss, right) = (f64::from(loss), (right as usize, guesses));
+                seen.parts.push(Part { name, loss, right });
+                seen.sum += weight * loss * examples as f64;
+                if name == "matching" {
+                    seen.right = right;
+                }
+            }
+            seen
+        };
+        Ok(BatchLoss { loss, unread: Unread::new(&numbers, seen) })
     }
 
     fn validate(&self) -> Result<Measures> {
@@ -259,7 +267,8 @@ impl Pretraining {
                 .map(|(row, example)| (row as u32, example.image))
                 .collect();
             if let Some(loss) = alignment::loss(&matched, &batch.inputs, &language.padded()?, &vision.padded()?)? {
-                terms.push(Term { name: "alignment", loss, right: 0, guesses: 0, weight: batch.examples.len() as f64 });
+                let (right, weight) = (loss.zeros_like()?, batch.examples.len() as f64);
+                terms.push(Term { name: "alignment", loss, right, guesses: 0, weight });
             }
         }
         Ok(terms)
@@ -281,11 +290,13 @@ impl Pretraining {
             |number, batch| {
                 let rows = batch.examples.len();
                 let seed = splitmix64((number as u64 + 1) ^ MASKS);
+                let terms = self.terms(model, batch, &self.weights, seed, &run)?;
+                let read = read(&terms.iter().flat_map(|term| [&term.loss, &term.right]).collect::<Vec<_>>())?;
                 let mut numbers = Vec::new();
-                for term in self.terms(model, batch, &self.weights, seed, &run)? {
+                for (term, [loss, right]) in terms.iter().zip(read.as_chunks::<2>().0) {
                     let name = TERMS.iter().position(|name| *name == term.name).unwrap_or(TERMS.len());
-                    let loss = f64::from(term.loss.to_scalar::<f32>()?);
-                    numbers.extend([name as f64, loss, term.weight, term.right as f64, term.guesses as f64]);
+                    let found = [f64::from(*loss), term.weight, f64::from(*right), term.guesses as f64];
+                    numbers.extend([name as f64].into_iter().chain(found));
                 }
                 bar.inc(rows as u64);
                 Ok(numbers)

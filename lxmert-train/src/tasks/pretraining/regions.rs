@@ -4,7 +4,7 @@
 use crate::Result;
 use crate::data::batches::Batch;
 use crate::recipe::RegionLosses;
-use crate::tasks::losses::{cross_entropy, smooth_l1, weighted_sum};
+use crate::tasks::losses::{self, cross_entropy, smooth_l1, weighted_sum};
 use candle_core::{D, Tensor};
 use lxmert_core::batch::keep_first;
 use lxmert_core::features::FeatureStore;
@@ -46,16 +46,12 @@ pub struct MaskedRegions {
 /// loss over no regions is absent.
 #[derive(Debug, Default)]
 pub struct RegionTerms {
-    /// Cross entropy of the objects.
-    pub objects: Option<Tensor>,
-    /// Cross entropy of the attributes.
-    pub attributes: Option<Tensor>,
+    /// Cross entropy of the objects, correct predictions over masked regions (a scalar), and predictions.
+    pub objects: Option<(Tensor, Tensor, usize)>,
+    /// The same for attributes.
+    pub attributes: Option<(Tensor, Tensor, usize)>,
     /// Smooth L1 of the features.
     pub features: Option<Tensor>,
-    /// Correct object predictions over masked regions, and predictions.
-    pub right_objects: (usize, usize),
-    /// The same for attributes.
-    pub right_attributes: (usize, usize),
 }
 
 impl MaskedRegions {
@@ -134,10 +130,10 @@ impl MaskedRegions {
         };
         let mut terms = RegionTerms::default();
         let classes = [
-            (&self.objects, logits.objects, &mut terms.objects, &mut terms.right_objects),
-            (&self.attributes, logits.attributes, &mut terms.attributes, &mut terms.right_attributes),
+            (&self.objects, logits.objects, &mut terms.objects),
+            (&self.attributes, logits.attributes, &mut terms.attributes),
         ];
-        for (classes, logits, loss, right) in classes {
+        for (classes, logits, found) in classes {
             let Some(logits) = logits else { continue };
             let targets: Vec<u32> = rows.iter().map(|&row| classes.labels[row]).collect();
             let weight = |&row: &usize| match kind {
@@ -145,12 +141,11 @@ impl MaskedRegions {
                 RegionLosses::Masked | RegionLosses::Original => classes.scores[row],
             };
             let weights: Vec<f32> = rows.iter().map(weight).collect();
-            *loss = Some((weighted_sum(&cross_entropy(&logits, &targets)?, &weights, device)? / divisor)?);
-            for ((guess, target), &row) in logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&targets).zip(&rows) {
-                if self.chosen[row] && classes.scores[row] > 0.0 {
-                    *right = (right.0 + usize::from(guess == target), right.1 + 1);
-                }
-            }
+            let loss = (weighted_sum(&cross_entropy(&logits, &targets)?, &weights, device)? / divisor)?;
+            let counted = rows.iter().map(|&row| self.chosen[row] && classes.scores[row] > 0.0);
+            let counted: Vec<f32> = counted.map(|counted| if counted { 1.0 } else { 0.0 }).collect();
+            let guesses = counted.iter().filter(|counted| **counted > 0.0).count();
+            *found = Some((loss, losses::right(&logits, &targets, Some(&counted))?, guesses));
         }
         let chosen: Vec<u32> =
             rows.iter().enumerate().filter(|(_, row)| self.chosen[**row]).map(|(place, _)| place as u32).collect();

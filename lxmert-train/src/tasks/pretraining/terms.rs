@@ -1,12 +1,12 @@
 //! The losses of one masked batch.
 
 use super::regions::MaskedRegions;
-use crate::Result;
 use crate::recipe::RegionLosses;
 use crate::task_weights::TaskWeights;
-use crate::tasks::losses::cross_entropy;
-use crate::tasks::masked_words::MaskedWords;
-use candle_core::{D, Tensor};
+use crate::tasks::losses::{cross_entropy, right};
+use crate::tasks::masked_words::{Guesses, MaskedWords};
+use crate::{Error, Result};
+use candle_core::Tensor;
 use lxmert_core::model::{LxmertInputs, Pass, PretrainingModel, Stream};
 use rand::Rng;
 
@@ -23,7 +23,7 @@ pub struct Targets {
     pub answers: Vec<Option<u32>>,
 }
 
-/// One loss: a scalar to differentiate, the number of correct predictions, and the number of predictions.
+/// One loss and its correct predictions, both scalars on the device; the first is to be differentiated.
 #[derive(Debug, Clone)]
 pub struct Term {
     /// The task.
@@ -31,7 +31,7 @@ pub struct Term {
     /// The loss of the batch.
     pub loss: Tensor,
     /// Number of correct predictions.
-    pub right: usize,
+    pub right: Tensor,
     /// Number of predictions; 0 if the task has none to count.
     pub guesses: usize,
     /// The weight of the batch's loss in a mean over batches.
@@ -62,8 +62,8 @@ pub fn terms(
     if weights.words > 0.0
         && let Some(guess) = targets.words.loss(&heads.words, &output.language)?
     {
-        let (right, guesses) = (guess.right, guess.count);
-        terms.push(Term { name: "words", loss: guess.loss, right, guesses, weight: guesses as f64 });
+        let Guesses { loss, right, count: guesses } = guess;
+        terms.push(Term { name: "words", loss, right, guesses, weight: guesses as f64 });
     }
     if weights.matching > 0.0 {
         let classes: Vec<u32> = targets.matched.iter().map(|matched| u32::from(*matched)).collect();
@@ -71,13 +71,14 @@ pub fn terms(
     }
     if weights.any_region() {
         let found = targets.regions.losses(&heads.regions, &output.vision, kind, normaliser)?;
+        let features = found.features.map(|loss| Ok::<_, Error>((loss.clone(), loss.zeros_like()?, 0))).transpose()?;
         let named = [
-            ("objects", weights.objects, found.objects, found.right_objects),
-            ("attributes", weights.attributes, found.attributes, found.right_attributes),
-            ("features", weights.features, found.features, (0, 0)),
+            ("objects", weights.objects, found.objects),
+            ("attributes", weights.attributes, found.attributes),
+            ("features", weights.features, features),
         ];
-        for (name, weight, loss, (right, guesses)) in named {
-            if let Some(loss) = loss.filter(|_| weight > 0.0) {
+        for (name, weight, found) in named {
+            if let Some((loss, right, guesses)) = found.filter(|_| weight > 0.0) {
                 terms.push(Term { name, loss, right, guesses, weight: rows });
             }
         }
@@ -96,8 +97,7 @@ pub fn terms(
 
 /// The mean cross entropy of rows with one class each.
 fn classified(name: &'static str, logits: &Tensor, targets: &[u32]) -> Result<Term> {
-    let guesses = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let right = guesses.iter().zip(targets).filter(|(guess, target)| guess == target).count();
+    let right = right(logits, targets, None)?;
     let loss = cross_entropy(logits, targets)?.mean_all()?;
     Ok(Term { name, loss, right, guesses: targets.len(), weight: targets.len() as f64 })
 }

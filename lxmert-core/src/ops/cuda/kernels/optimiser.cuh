@@ -3,22 +3,28 @@
 #pragma once
 #include "common.cuh"
 
-// A piece of one parameter, which one block takes. `pieces`: [pieces, 2], parameter and first value. `table`: [6, parameters], the
-// addresses of gradients (0 for none), weights, both moments and bf16 copies (0 for none), then the numbers of values.
+// A piece of one parameter, up to `values` of it, which one block takes. `table`: [7, parameters], the addresses of gradients (0 for
+// none), weights, both moments and bf16 copies (0 for none), then the numbers of values, then of the pieces up to the parameter's last.
 struct Piece {
     u32 parameter;
     u64 start, end;
-    __device__ Piece(const u64 *table, const u64 *pieces, u32 parameters, u32 values) {
-        parameter = u32(pieces[2 * blockIdx.x]);
-        start = pieces[2 * blockIdx.x + 1];
-        const u64 count = table[5 * u64(parameters) + parameter];
-        end = start + values < count ? start + values : count;
+    __device__ Piece(const u64 *table, u32 parameters, u32 values) {
+        const u64 *counts = table + 5 * u64(parameters), *pieces = table + 6 * u64(parameters);
+        u32 low = 0, high = parameters - 1; // the first parameter whose pieces end after this block's
+        while (low < high) {
+            const u32 middle = (low + high) / 2;
+            if (pieces[middle] > blockIdx.x) high = middle;
+            else low = middle + 1;
+        }
+        parameter = low;
+        start = (blockIdx.x - (low ? pieces[low - 1] : 0)) * values;
+        end = start + values < counts[low] ? start + values : counts[low];
     }
 };
 
-extern "C" __global__ void square_sums(const u64 *table, const u64 *pieces, double *out, u32 parameters, u32 values) {
+extern "C" __global__ void square_sums(const u64 *table, double *out, u32 parameters, u32 values) {
     __shared__ double sums[256];
-    const Piece piece(table, pieces, parameters, values);
+    const Piece piece(table, parameters, values);
     const float *gradient = reinterpret_cast<const float *>(table[piece.parameter]);
     double sum = 0.0;
     for (u64 i = piece.start + threadIdx.x; gradient && i < piece.end; i += blockDim.x) sum += double(gradient[i]) * gradient[i];
@@ -51,12 +57,12 @@ extern "C" __global__ void clip_factor(const double *squares, float *out, u32 co
 }
 CPU_KERNEL(clip_factor)
 
-// `keep`: for each parameter what weight decay leaves of its weights. A step whose clip factor (`norm[1]`) is NaN changes nothing.
-extern "C" __global__ void adamw(const u64 *table, const u64 *pieces, const float *keep, const float *norm, u32 parameters,
-                                 u32 values, float beta1, float beta2, float rest1, float rest2, float step_size,
-                                 float root_correction, float epsilon) {
-    const Piece piece(table, pieces, parameters, values);
-    const float scale = norm[1], kept = keep[piece.parameter];
+// `rates`: [2, parameters], what weight decay leaves of a parameter's weights, and its step size. A step whose clip factor (`norm[1]`)
+// is NaN changes nothing.
+extern "C" __global__ void adamw(const u64 *table, const float *rates, const float *norm, u32 parameters, u32 values, float beta1,
+                                 float beta2, float rest1, float rest2, float root_correction, float epsilon) {
+    const Piece piece(table, parameters, values);
+    const float scale = norm[1], kept = rates[piece.parameter], step_size = rates[parameters + piece.parameter];
     const u64 *addresses = table + piece.parameter;
     const float *gradient = reinterpret_cast<const float *>(addresses[0]);
     float *weight = reinterpret_cast<float *>(addresses[parameters]);
