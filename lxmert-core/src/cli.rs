@@ -192,11 +192,16 @@ pub fn report_failure(error: &dyn Display, stopped: bool) -> ExitCode {
     ExitCode::from(if stopped { 130 } else { 1 })
 }
 
-/// Warns if products in `precision` are slower than f32 on `device`.
-pub fn warn_of_slow(precision: Precision, device: &Device) {
+/// [`Precision::prepare`], with a warning if products in `precision` are slower than f32 on `device`.
+///
+/// # Errors
+/// As there.
+pub fn prepare_precision(precision: Precision, device: &Device) -> Result<()> {
+    precision.prepare(device)?;
     if !precision.is_fast_on(device) {
         log::warn!("--precision {precision}: this CPU has no instruction for it (AVX512-BF16), so f32 is faster");
     }
+    Ok(())
 }
 
 impl CommonArgs {

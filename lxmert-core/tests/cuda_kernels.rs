@@ -305,44 +305,52 @@ fn norm_after_bias_dropout_and_residual_equals_the_cpu_s() -> Result<()> {
 fn attention_equals_the_cpu_s() -> Result<()> {
     let Some((library, _lock)) = Library::get() else { return Ok(()) };
     // Query and key lengths of each item, padded lengths, heads and their width: 1, 36 and 64 keys, items that are all padding,
-    // more queries than a tile has, and heads that are no multiple of a warp.
+    // more queries than a tile has, and heads that are no multiple of a warp; the last is of rows to themselves.
     type Case<'a> = (&'a [usize], usize, &'a [usize], usize, usize, usize);
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         (&[1], 1, &[1], 1, 2, 64),
         (&[3, 0, 11], 12, &[36, 5, 0], 36, 2, 64),
         (&[2, 9], 9, &[64, 33], 64, 1, 64),
         (&[4, 0], 4, &[2, 3], 4, 4, 20),
         (&[7], 8, &[31], 32, 2, 128),
+        (&[3, 0, 11], 12, &[3, 0, 11], 12, 3, 64),
     ];
     for element in ELEMENTS {
         for (case, (queries, q_length, keys, k_length, heads, d)) in cases.into_iter().enumerate() {
             assert!(launches::Attention::fits(k_length, d));
+            let itself = queries == keys;
             let (queries, keys, width) = (ragged(queries, q_length), ragged(keys, k_length), heads * d);
-            let probability = [0.1f32, 0.1, 0.0, 0.5, 0.1][case];
+            let probability = [0.1f32, 0.1, 0.0, 0.5, 0.1, 0.1][case];
             let (rng, dropout) = dropout(probability, case as u64);
             let [q, grad] = ["q", "grad"].map(|name| Values::of(element, name, queries.count() * width));
-            // k and v as columns of one product.
-            let kv = Values::of(element, "kv", keys.count() * 2 * width);
-            let (q_var, kv_var) = (var(&q, (queries.count(), width)), var(&kv, (keys.count(), 2 * width)));
-            let half = |i: usize| keys.scatter(&kv_var.as_tensor().narrow(1, i * width, width)?.contiguous()?);
-            let map = ops::attention_probabilities(&queries.scatter(q_var.as_tensor())?, &half(0)?, heads, &keys)?;
+            // k and v as columns of one product, with q where rows attend to themselves.
+            let wide = if itself { 3 } else { 2 };
+            let kv = Values::of(element, "kv", keys.count() * wide * width);
+            let (q_var, kv_var) = (var(&q, (queries.count(), width)), var(&kv, (keys.count(), wide * width)));
+            let columns = |i: usize| kv_var.as_tensor().narrow(1, i * width, width)?.contiguous();
+            let half = |i: usize| keys.scatter(&columns(wide - 2 + i)?);
+            let q_rows = if itself { columns(0)? } else { q_var.as_tensor().clone() };
+            let map = ops::attention_probabilities(&queries.scatter(&q_rows)?, &half(0)?, heads, &keys)?;
             let map = ops::dropout(&map, probability, Some(&rng))?;
             let want = queries.gather(&ops::attention_weigh(&map, &half(1)?)?)?;
-            let wanted = gradients(&want, &grad.tensor((queries.count(), width)), &[&q_var, &kv_var]);
+            let vars = [&kv_var, &q_var];
+            let wanted = gradients(&want, &grad.tensor((queries.count(), width)), &vars[..if itself { 1 } else { 2 }]);
 
             let starts = |rows: &Ragged| rows.starts().iter().map(|s| *s as u32).collect::<Vec<u32>>();
             let (q_starts, k_starts) = (starts(&queries), starts(&keys));
             let size = if element == Element::F32 { 4 } else { 2 };
+            let step = (size * width) as u64;
+            let first_key = if itself { step } else { 0 };
             let attention = launches::Attention {
-                q: q.address(),
-                k: kv.address(),
-                v: kv.address() + (size * width) as u64,
+                q: if itself { kv.address() } else { q.address() },
+                k: kv.address() + first_key,
+                v: kv.address() + first_key + step,
                 q_starts: q_starts.as_ptr() as u64,
                 k_starts: k_starts.as_ptr() as u64,
                 q_rows: queries.rows().as_ptr() as u64,
                 k_rows: keys.rows().as_ptr() as u64,
-                q_stride: width as u32,
-                kv_stride: 2 * width as u32,
+                q_stride: if itself { 3 * width } else { width } as u32,
+                kv_stride: (wide * width) as u32,
                 batch: queries.batch() as u32,
                 heads: heads as u32,
                 d: d as u32,
@@ -351,14 +359,17 @@ fn attention_equals_the_cpu_s() -> Result<()> {
                 dropout,
             };
             let [mut out, mut dq] = std::array::from_fn(|_| Values::output(element, queries.count() * width));
-            let mut dkv = Values::output(element, keys.count() * 2 * width);
+            let mut dkv = Values::output(element, keys.count() * wide * width);
             run(library, &[attention.forward(element, out.address())], &mut [&mut out]);
             assert_close(&out.written(), &want, element, &format!("attention {case}"));
-            let dv = dkv.address() + (size * width) as u64;
-            let backward = attention.backward(element, [grad.address(), dq.address(), dkv.address(), dv]);
+            let dk = dkv.address() + first_key;
+            let dq_place = if itself { dkv.address() } else { dq.address() };
+            let backward = attention.backward(element, [grad.address(), dq_place, dk, dk + step]);
             run(library, &[backward], &mut [&mut dq, &mut dkv]);
-            assert_close(&dq.written(), &wanted[0], element, &format!("dq {case}"));
-            assert_close(&dkv.written(), &wanted[1], element, &format!("dk and dv {case}"));
+            if !itself {
+                assert_close(&dq.written(), &wanted[1], element, &format!("dq {case}"));
+            }
+            assert_close(&dkv.written(), &wanted[0], element, &format!("dk and dv {case}"));
             assert!(launches::Attention { batch: 0, ..attention }.forward(element, 0).is_empty());
         }
     }

@@ -10,7 +10,7 @@ use crate::regions::{self, RegionChoice, Selection, SourceOptions};
 use crate::scenes::{self, ScenesConfig};
 use candle_core::Device;
 use lxmert_core::checkpoint::WeightSource;
-use lxmert_core::cli::warn_of_slow;
+use lxmert_core::cli::prepare_precision;
 use lxmert_core::features::{StoreDtype, StoreWriter};
 use lxmert_core::ops::Precision;
 use lxmert_core::workspace::Workspace;
@@ -61,8 +61,8 @@ pub struct Extraction {
     #[arg(long, value_enum, default_value_t = StoreDtype::F32)]
     pub dtype: StoreDtype,
     /// Round weights and activations to bf16 in the detector's products: features within 2 % of f32, in two thirds of
-    /// the time on a CPU with AVX512-BF16
-    #[arg(long, default_value_t = Precision::F32, value_name = "f32|bf16")]
+    /// the time on a CPU with AVX512-BF16. With tf32, all products of a GPU
+    #[arg(long, default_value_t = Precision::F32, value_name = "f32|tf32|bf16")]
     pub precision: Precision,
     /// Threads that decode images ahead of the network
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -114,7 +114,7 @@ impl Extraction {
             None => Workspace::locate().features(&name),
         };
         let part = self.part.map(PartChoice::part).transpose()?;
-        warn_of_slow(self.precision, device);
+        prepare_precision(self.precision, device)?;
         let options = SourceOptions {
             detector: self.detector.as_ref().unwrap_or(if bare {
                 &DetectorChoice::Scenes

@@ -142,7 +142,7 @@ pub struct Recipe {
     /// Limit of the global gradient norm; 0 for no limit.
     pub clip: f64,
     /// Precision to which the encoder layers' products round their operands in training; weights, optimiser and
-    /// evaluation are f32.
+    /// evaluation are f32 (in a run in TF32 evaluation is, too).
     pub precision: Precision,
     /// Whether row 0 of the position and segment tables gets no gradient. So it is in the original, where it is torch's
     /// padding row, although it is `[CLS]`'s position and the only segment.

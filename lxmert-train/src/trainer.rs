@@ -53,9 +53,9 @@ pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
     let check = || {
         job.recipe.check()?;
         job.data.check_features()?;
+        cli::prepare_precision(job.recipe.precision, &job.device)?;
         job.settings()
     };
-    cli::warn_of_slow(job.recipe.precision, &job.device);
     let settings = world.agree(check())?;
     world.same("the settings or the data", &format!("{settings:?}"))?;
     let folder = RunFolder::new(&job.output);

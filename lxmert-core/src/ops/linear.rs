@@ -49,7 +49,7 @@ pub(crate) fn linear_product(x: &Tensor, weight: &Tensor, precision: Precision) 
     let dtype = x.dtype();
     let x = x.reshape((rows, inner))?;
     let product = match precision {
-        Precision::F32 => x.matmul(&weight.t()?)?,
+        Precision::F32 | Precision::Tf32 => x.matmul(&weight.t()?)?,
         // On the CPU the rounded values are multiplied as f32, which is exact; elsewhere as bf16, where the sums are
         // rounded too.
         Precision::Bf16 => {

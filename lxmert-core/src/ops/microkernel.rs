@@ -130,7 +130,7 @@ impl Kernel {
     /// Words of an operand with `inner` values; pairs of bf16 share one.
     pub fn words(&self, inner: usize) -> usize {
         match self.precision {
-            Precision::F32 => inner,
+            Precision::F32 | Precision::Tf32 => inner,
             Precision::Bf16 => inner.div_ceil(2),
         }
     }
@@ -213,7 +213,7 @@ impl Kernel {
     /// column.
     pub fn pack(&self, matrix: &Matrix, rows: Range<usize>, index: usize, panel: &mut [f32]) {
         match self.precision {
-            Precision::F32 => matrix.copy_panel(rows.start, index, self.columns, panel),
+            Precision::F32 | Precision::Tf32 => matrix.copy_panel(rows.start, index, self.columns, panel),
             Precision::Bf16 => bf16::copy_panel(matrix, rows, index, self.columns, panel),
         }
     }

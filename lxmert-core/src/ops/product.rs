@@ -184,7 +184,7 @@ pub(crate) fn multiply_prepacked(out: Output, a: Matrix, b: &Prepacked, threads:
         for (row, to) in gathered.chunks_exact_mut(stride).take(rows).enumerate() {
             let from = &a.from(row, 0)[..inner];
             match kernel.precision() {
-                Precision::F32 => to[..inner].copy_from_slice(from),
+                Precision::F32 | Precision::Tf32 => to[..inner].copy_from_slice(from),
                 Precision::Bf16 => bf16::pairs(from, to),
             }
         }
@@ -349,7 +349,7 @@ impl Block<'_> {
             for (row, to) in gathered.chunks_exact_mut(stride).take(count).enumerate() {
                 let from = &a.from(first_row + row, self.first)[..self.depth];
                 match kernel.precision() {
-                    Precision::F32 => to[..self.depth].copy_from_slice(from),
+                    Precision::F32 | Precision::Tf32 => to[..self.depth].copy_from_slice(from),
                     Precision::Bf16 => bf16::pairs(from, to),
                 }
             }

@@ -28,8 +28,10 @@ impl Library {
     fn compile() -> Option<Self> {
         let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lxmert-core/src/ops/cuda/kernels/kernels.cu");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let (source, library) =
-            (folder.join(concat!(module_path!(), ".cpp")), folder.join(concat!("lib", module_path!(), ".so")));
+        let (source, library) = (
+            folder.join(concat!(env!("CARGO_PKG_NAME"), "-kernels.cpp")),
+            folder.join(concat!(env!("CARGO_PKG_NAME"), "-kernels.so")),
+        );
         std::fs::write(&source, format!("#include \"{}\"\n{FAULTY}", kernels.display())).unwrap();
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
         let flags = [

@@ -30,6 +30,16 @@ impl AnchorGrid {
         }
     }
 
+    /// The anchors of the cell at the origin.
+    pub fn of_cell(&self) -> &[BoxXyxy] {
+        &self.base
+    }
+
+    /// From one cell to the next, along x and y.
+    pub fn strides(&self) -> [usize; 2] {
+        [self.stride_x, self.stride_y]
+    }
+
     /// Number of anchors.
     pub fn len(&self) -> usize {
         self.rows * self.columns * self.base.len()

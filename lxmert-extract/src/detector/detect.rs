@@ -4,7 +4,7 @@ use super::box_coder::{BoxCoder, clip, is_at_least};
 use super::config::{BoxConvention, DetectorConfig};
 use super::inference::PrepackedNetwork;
 use super::nms::{Suppression, batched_nms};
-use super::rpn::{Proposals, propose};
+use super::rpn::{LevelPrediction, Proposals, propose, proposing};
 use super::transform::{NetworkInput, transform};
 use super::{Network, NormMode};
 use crate::images::DecodedImage;
@@ -13,6 +13,7 @@ use candle_nn::VarBuilder;
 use lxmert_core::Result;
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::features::Attributes;
+use lxmert_core::ops::cuda::regions;
 use lxmert_core::ops::{Precision, in_pool};
 use std::sync::Arc;
 
@@ -30,8 +31,8 @@ pub struct Detector {
 pub struct Analysis {
     /// The network's input, and the image's sizes.
     pub input: NetworkInput,
-    /// The levels on the CPU, finest first. If the configuration has a pooled level, it is last and serves only
-    /// proposals.
+    /// The levels, finest first: on a CUDA device whose kernels pool from them, or on the CPU. If the configuration has a
+    /// pooled level, it is last and serves only proposals.
     pub levels: Vec<Tensor>,
     /// Boxes of the proposal network, best first, or those given to [`Detector::analyse_boxes`].
     pub proposals: Proposals,
@@ -44,6 +45,14 @@ pub struct Analysis {
     classes: usize,
     coder: BoxCoder,
     convention: BoxConvention,
+}
+
+/// What the network finds, on the CPU; the fields are those of [`Analysis`].
+struct Found {
+    proposals: Proposals,
+    features: Tensor,
+    class_logits: Tensor,
+    deltas: Vec<f32>,
 }
 
 impl Analysis {
@@ -125,7 +134,7 @@ impl Detector {
         let device = vb.device().clone();
         let network = Network::new(config, NormMode::Folded, vb)?;
         let packed = PrepackedNetwork::new(&network, precision)?.map(Arc::new);
-        if packed.is_none() && precision != Precision::F32 {
+        if packed.is_none() && precision == Precision::Bf16 {
             return Err(lxmert_core::Error::Argument(format!(
                 "--precision {precision} needs the detector's CPU kernels: use --device cpu and unset LXMERT_KERNELS"
             )));
@@ -192,32 +201,108 @@ impl Detector {
                 (levels, predictions)
             }
         };
-        let (resized, padded) = (input.resized_size, input.padded_size);
-        let proposals = match boxes {
-            Some(boxes) => Proposals { scores: vec![1.0; boxes.len()], boxes },
-            None => propose(&self.config, &predictions, 0, resized, padded, input.scale)?,
+        let (levels, found) = match self.found_on_device(&levels, &predictions, boxes.as_deref(), &input)? {
+            Some(found) => (levels, found),
+            None => {
+                let levels = levels.iter().map(|level| level.to_device(&Device::Cpu));
+                let levels = levels.collect::<candle_core::Result<Vec<_>>>()?;
+                let found = self.found(&levels, &predictions, boxes, &input)?;
+                (levels, found)
+            }
         };
-        let levels = levels.iter().map(|l| l.to_device(&Device::Cpu)).collect::<candle_core::Result<Vec<_>>>()?;
+        let Found { proposals, features, class_logits, deltas } = found;
         let classes = self.config.num_classes();
-        let features = self.features_on_device(&levels, &proposals.boxes, &input)?;
-        let (class_logits, deltas) = if proposals.boxes.is_empty() {
-            (Tensor::zeros((0, classes), features.dtype(), &Device::Cpu)?, Vec::new())
-        } else {
-            let prediction = self.network.roi_heads.predict(&features)?;
-            (prediction.class_logits.to_device(&Device::Cpu)?, prediction.box_deltas.flatten_all()?.to_vec1::<f32>()?)
-        };
         Ok(Analysis {
             probabilities: softmax_rows(class_logits.flatten_all()?.to_vec1::<f32>()?, classes),
             input,
             levels,
             proposals,
-            features: features.to_device(&Device::Cpu)?,
+            features,
             class_logits,
             deltas,
             classes,
             coder: BoxCoder::new(self.config.roi_heads.box_weights).with_convention(self.config.box_convention),
             convention: self.config.box_convention,
         })
+    }
+
+    /// What the network finds in an image's levels, which are on the CPU.
+    fn found(
+        &self,
+        levels: &[Tensor],
+        predictions: &[LevelPrediction],
+        boxes: Option<Vec<BoxXyxy>>,
+        input: &NetworkInput,
+    ) -> Result<Found> {
+        let proposals = match boxes {
+            Some(boxes) => Proposals { scores: vec![1.0; boxes.len()], boxes },
+            None => propose(&self.config, predictions, 0, input.resized_size, input.padded_size, input.scale)?,
+        };
+        let features = self.features_on_device(levels, &proposals.boxes, input)?;
+        let (class_logits, deltas) = if proposals.boxes.is_empty() {
+            (Tensor::zeros((0, self.config.num_classes()), features.dtype(), &Device::Cpu)?, Vec::new())
+        } else {
+            let prediction = self.network.roi_heads.predict(&features)?;
+            (prediction.class_logits.to_device(&Device::Cpu)?, prediction.box_deltas.flatten_all()?.to_vec1::<f32>()?)
+        };
+        Ok(Found { proposals, features: features.to_device(&Device::Cpu)?, class_logits, deltas })
+    }
+
+    /// The same by the kernels of the device that the levels are on, read back in one copy; none where they do not apply.
+    fn found_on_device(
+        &self,
+        levels: &[Tensor],
+        predictions: &[LevelPrediction],
+        boxes: Option<&[BoxXyxy]>,
+        input: &NetworkInput,
+    ) -> Result<Option<Found>> {
+        if !self.device.is_cuda() {
+            return Ok(None);
+        }
+        let rows = match boxes {
+            Some(boxes) => Some(self.upload(boxes)?),
+            None => {
+                let (resized, padded) = (input.resized_size, input.padded_size);
+                let proposing = proposing(&self.config, predictions, resized, padded, input.scale)?;
+                regions::propose(&proposing, &predictions.iter().map(|p| [&p.logits, &p.deltas]).collect::<Vec<_>>())?
+            }
+        };
+        let Some(rows) = rows else { return Ok(None) };
+        let Some(features) = self.features_of(levels, &rows, input)? else { return Ok(None) };
+        let prediction = self.network.roi_heads.predict(&features)?;
+        let all = [&rows, &features, &prediction.class_logits, &prediction.box_deltas];
+        let flat = all.iter().map(|part| part.flatten_all()).collect::<candle_core::Result<Vec<_>>>()?;
+        let values = Tensor::cat(&flat, 0)?.to_vec1::<f32>()?;
+        let [rows, features, logits, deltas] = all.map(|part| part.dims2());
+        let mut values = values.as_slice();
+        // There may be fewer proposals than rows.
+        let mut take = |(height, width): (usize, usize), real: usize| {
+            let (part, rest) = values.split_at(height * width);
+            values = rest;
+            (part[..real.min(height) * width].to_vec(), width)
+        };
+        let proposals = Proposals::of_regions(&take(rows?, usize::MAX).0)?;
+        let count = proposals.boxes.len();
+        let mut tensor = |dims: candle_core::Result<(usize, usize)>| -> Result<Tensor> {
+            let (part, width) = take(dims?, count);
+            Ok(Tensor::from_vec(part, (count, width), &Device::Cpu)?)
+        };
+        let (features, class_logits) = (tensor(features)?, tensor(logits)?);
+        Ok(Some(Found { proposals, features, class_logits, deltas: take(deltas?, count).0 }))
+    }
+
+    /// Boxes as the rows of the device's kernels.
+    fn upload(&self, boxes: &[BoxXyxy]) -> Result<Tensor> {
+        let rows: Vec<f32> = boxes.iter().flat_map(|b| [b[0], b[1], b[2], b[3], 1.0, 1.0]).collect();
+        Ok(Tensor::from_vec(rows, (boxes.len(), regions::REGION), &self.device)?)
+    }
+
+    /// The features of such rows, `[rows, representation_size]`, by the kernels of the device that they are on; none where they do not
+    /// apply.
+    fn features_of(&self, levels: &[Tensor], rows: &Tensor, input: &NetworkInput) -> Result<Option<Tensor>> {
+        let (heads, levels) = (&self.network.roi_heads, &levels[..self.config.num_pooled_levels()]);
+        let pooled = regions::pool(&heads.pooler.pooling(levels, input.padded_size)?, levels, rows)?;
+        Ok(pooled.map(|pooled| heads.features(&pooled)).transpose()?)
     }
 
     /// Region features pooled at `boxes` (pixels of the resized image): `[boxes, representation_size]`, on
@@ -233,6 +318,11 @@ impl Detector {
         if boxes.is_empty() {
             let size = self.config.roi_heads.representation_size;
             return Ok(Tensor::zeros((0, size), candle_core::DType::F32, &self.device)?);
+        }
+        if self.device.is_cuda()
+            && let Some(features) = self.features_of(levels, &self.upload(boxes)?, input)?
+        {
+            return Ok(features);
         }
         let (levels, boxes) = (&levels[..self.config.num_pooled_levels()], [boxes.to_vec()]);
         if let Some(packed) = &self.packed {

@@ -10,6 +10,7 @@ use super::roi_pool::{RoiPool, roi_pool};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 use lxmert_core::boxes::{BoxXyxy, area};
+use lxmert_core::ops::cuda::launches::regions::{Pooling, PoolingRule};
 use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d};
 
 /// Pools boxes from the level that matches their size (Lin et al. 2017, eq. 1), or from the only one.
@@ -93,6 +94,37 @@ impl RoiPooler {
         }
     }
 
+    /// [`forward`](Self::forward) as the device's kernels compute it, for one image.
+    ///
+    /// # Errors
+    /// Returns an error if a level has another rank.
+    pub fn pooling(&self, levels: &[Tensor], padded_size: (usize, usize)) -> Result<Pooling> {
+        let exponents = exponents(levels, padded_size)?;
+        let RoiHeadsConfig { canonical_level, canonical_box_size: canonical_size, .. } = self.config;
+        let finest = -exponents.first().copied().unwrap_or(0.0);
+        let sampling_ratio = self.config.sampling_ratio as u32;
+        let sizes = levels.iter().zip(self.scales(&exponents));
+        Ok(Pooling {
+            levels: sizes
+                .map(|(level, scale)| Ok((level.dim(2)? as u32, level.dim(3)? as u32, scale)))
+                .collect::<Result<_>>()?,
+            channels: levels.first().map_or(Ok(0), |level| level.dim(1))? as u32,
+            bins: self.config.pool_size as u32,
+            rule: match self.config.pooler_type {
+                PoolerType::RoiAlign => PoolingRule::Align { sampling_ratio, canonical_level, canonical_size, finest },
+                PoolerType::RoiPool => PoolingRule::Max,
+            },
+        })
+    }
+
+    /// Scale from pixels of the resized image to each level's cells.
+    fn scales(&self, exponents: &[f32]) -> Vec<f32> {
+        match self.scale {
+            Some(scale) => vec![scale],
+            None => exponents.iter().map(|exponent| exponent.exp2()).collect(),
+        }
+    }
+
     fn roi_align(&self, spatial_scale: f32) -> RoiAlign {
         let RoiHeadsConfig { pool_size: output_size, sampling_ratio, .. } = self.config;
         RoiAlign { spatial_scale, output_size, sampling_ratio }
@@ -105,10 +137,7 @@ impl RoiPooler {
         boxes: &[Vec<BoxXyxy>],
         padded_size: (usize, usize),
     ) -> Result<Assigned> {
-        let exponents = levels
-            .iter()
-            .map(|level| Ok((level.dim(2)? as f32 / padded_size.0 as f32).log2().round()))
-            .collect::<Result<Vec<f32>>>()?;
+        let exponents = exponents(levels, padded_size)?;
         let finest = -exponents[0];
         let config = &self.config;
         let level_of = |b: &BoxXyxy| {
@@ -118,12 +147,13 @@ impl RoiPooler {
         };
         let region = |(image, b): (usize, &BoxXyxy)| LevelRegion { level: level_of(b), image, xyxy: *b };
         let all = boxes.iter().enumerate().flat_map(|(image, boxes)| boxes.iter().map(move |b| (image, b)));
-        let scales = match self.scale {
-            Some(scale) => vec![scale],
-            None => exponents.into_iter().map(f32::exp2).collect(),
-        };
-        Ok(Assigned { scales, regions: all.map(region).collect() })
+        Ok(Assigned { scales: self.scales(&exponents), regions: all.map(region).collect() })
     }
+}
+
+/// log2 of each level's scale.
+fn exponents(levels: &[Tensor], padded_size: (usize, usize)) -> Result<Vec<f32>> {
+    levels.iter().map(|level| Ok((level.dim(2)? as f32 / padded_size.0 as f32).log2().round())).collect()
 }
 
 /// The scale of each level, and which level each box is pooled from.

@@ -9,6 +9,7 @@ use super::nms::{Suppression, batched_nms};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use lxmert_core::boxes::BoxXyxy;
+use lxmert_core::ops::cuda::launches::regions::{Proposing, ProposingLevel, REGION};
 use lxmert_core::ops::{Precision, PrepackedConv2d};
 
 /// A 3×3 convolution with ReLU, then 1×1 objectness logits and box deltas; shared by all levels.
@@ -95,6 +96,66 @@ pub struct Proposals {
     pub scores: Vec<f32>,
 }
 
+impl Proposals {
+    /// From the rows of the device's kernels, `[proposals, REGION]`.
+    ///
+    /// # Errors
+    /// Returns an error if the network's values were not finite.
+    pub fn of_regions(rows: &[f32]) -> Result<Self> {
+        let mut proposals = Self::default();
+        for &[x0, y0, x1, y1, score, _] in rows.as_chunks::<REGION>().0.iter().filter(|row| row[5] > 0.0) {
+            if score.is_infinite() {
+                candle_core::bail!("{NOT_FINITE}");
+            }
+            proposals.boxes.push([x0, y0, x1, y1]);
+            proposals.scores.push(score);
+        }
+        Ok(proposals)
+    }
+}
+
+const NOT_FINITE: &str = "the region proposals are NaN or infinite; the detector's weights may be damaged";
+
+/// [`propose`] as the device's kernels compute it, for one image.
+///
+/// # Errors
+/// Returns an error if a prediction has another shape.
+pub fn proposing(
+    config: &DetectorConfig,
+    predictions: &[LevelPrediction],
+    (height, width): (usize, usize),
+    padded_size: (usize, usize),
+    scale: f32,
+) -> Result<Proposing> {
+    let (convention, config) = (config.box_convention, &config.rpn);
+    let level = |(level, prediction): (usize, &LevelPrediction)| {
+        let (_, _, rows, columns) = prediction.logits.dims4()?;
+        let grid = AnchorGrid::new(config, level, (rows, columns), padded_size);
+        let (cells, stride) = ([rows, columns].map(|side| side as u32), grid.strides().map(|stride| stride as u32));
+        Ok(ProposingLevel { anchors: grid.of_cell().to_vec(), cells, stride })
+    };
+    let extra = convention.extra();
+    Ok(Proposing {
+        levels: predictions.iter().enumerate().map(level).collect::<Result<_>>()?,
+        weights: config.box_weights,
+        least_side: least_side(config, convention, scale),
+        corner: [width as f32 - extra, height as f32 - extra],
+        inclusive: convention == BoxConvention::Inclusive,
+        score_threshold: config.score_threshold,
+        nms_threshold: config.nms_threshold,
+        pre_nms_top_n: config.pre_nms_top_n as u32,
+        post_nms_top_n: config.post_nms_top_n as u32,
+    })
+}
+
+/// The least side of a proposal, in pixels of the resized image.
+fn least_side(config: &RpnConfig, convention: BoxConvention, scale: f32) -> f32 {
+    match convention {
+        BoxConvention::Continuous => config.min_box_size,
+        BoxConvention::Inclusive => config.min_box_size * scale,
+    }
+}
+
 /// The proposals of image `index` in the batch: the best of each level, clipped to the image and thinned by suppression
 /// within each level, then the best of all (torchvision's `filter_proposals`). With [`BoxConvention::Inclusive`] small
 /// boxes are dropped before the best are ranked, not after (Caffe's `proposal_layer.py`). Sizes are (height, width);
@@ -112,10 +173,7 @@ pub fn propose(
 ) -> Result<Proposals> {
     let (convention, config) = (config.box_convention, &config.rpn);
     let coder = BoxCoder::new(config.box_weights).with_convention(convention);
-    let least_side = match convention {
-        BoxConvention::Continuous => config.min_box_size,
-        BoxConvention::Inclusive => config.min_box_size * scale,
-    };
+    let least_side = least_side(config, convention, scale);
     let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
     for (level, prediction) in predictions.iter().enumerate() {
         let (per_cell, rows, columns) = prediction.logits.get(index)?.dims3()?;
@@ -133,7 +191,7 @@ pub fn propose(
         }
         // Without this an image would only seem to have no regions.
         if logits.iter().chain(&deltas).any(|value| !value.is_finite()) {
-            candle_core::bail!("the region proposals are NaN or infinite; the detector's weights may be damaged");
+            candle_core::bail!("{NOT_FINITE}");
         }
         // Logits are ordered by anchor shape, then by cell.
         let logit = |anchor: usize| logits[anchor % per_cell * cells + anchor / per_cell];

@@ -341,7 +341,7 @@ impl PatchSource {
         show_progress: bool,
     ) -> Result<Self> {
         let (named, place) = Self::place(options.detector)?;
-        if options.precision != Precision::F32 {
+        if options.precision == Precision::Bf16 {
             return Err(Error::Argument("--precision bf16 is for detectors, not for DINOv2".into()).into());
         }
         let config = Dinov2Config::from_json_file(place.folder.join("config.json"))?;

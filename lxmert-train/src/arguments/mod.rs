@@ -129,8 +129,8 @@ pub struct EvaluateArgs {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Evaluation")]
     batch_size: u16,
     /// Products of the encoders' layers in f32, or with operands rounded to bf16 and sums in f32: about 1.6 times as fast on a
-    /// CPU with AVX512-BF16
-    #[arg(long, default_value_t = Precision::F32, value_name = "f32|bf16", help_heading = "Evaluation")]
+    /// CPU with AVX512-BF16; or all products with operands rounded to tf32, on a GPU alone
+    #[arg(long, default_value_t = Precision::F32, value_name = "f32|tf32|bf16", help_heading = "Evaluation")]
     pub precision: Precision,
     /// Number of test images in retrieval, each with each caption; 0 to omit it. The cost is images × captions passes
     /// through the cross-modality layers
@@ -306,7 +306,7 @@ impl EvaluateArgs {
     /// # Errors
     /// Returns an error if the checkpoint or the data cannot be used, or Ctrl-C was pressed.
     pub fn measure(&self, with: &Circumstances) -> Result<Evaluated> {
-        lxmert_core::cli::warn_of_slow(self.precision, &with.device);
+        lxmert_core::cli::prepare_precision(self.precision, &with.device)?;
         // A wrong path is reported before data that may be missing too; what is on the hub is not fetched yet.
         if !self.checkpoint.to_string_lossy().starts_with("hf:") {
             Place::find(&self.checkpoint)?;

@@ -84,8 +84,9 @@ pub struct RecipeArgs {
     /// Limit of the global gradient norm; 0 for no limit
     #[arg(long, help_heading = "Optimisation")]
     pub clip: Option<f64>,
-    /// Products of the encoders' layers in f32, or mixed precision: operands rounded to bf16, sums, weights and optimiser f32
-    #[arg(long, value_name = "f32|bf16", help_heading = "Optimisation")]
+    /// Products of the encoders' layers in f32, or mixed precision: operands rounded to bf16, sums, weights and optimiser f32; or
+    /// operands of all products, validation's too, rounded to tf32, on a GPU alone [default: the recipe's, f32]
+    #[arg(long, value_name = "f32|tf32|bf16", help_heading = "Optimisation")]
     pub precision: Option<Precision>,
     /// No gradient for row 0 of the position and segment tables, as in the original; =false turns it off
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Optimisation")]

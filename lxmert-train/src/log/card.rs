@@ -134,7 +134,7 @@ pub fn model_card(facts: &Facts) -> String {
         recipe.weight_decay,
         recipe.batch_size * recipe.accumulate,
         recipe.seed,
-        if recipe.precision == Precision::F32 { "" } else { ", products in bf16" },
+        if recipe.precision == Precision::F32 { String::new() } else { format!(", products in {}", recipe.precision) },
         learning(recipe),
     );
     if !description.losses.is_empty() {

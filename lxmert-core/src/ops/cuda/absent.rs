@@ -19,7 +19,7 @@ pub fn activate(_: &Tensor, _: Option<&Tensor>, _: u32, _: Option<(Mask, Option<
     Ok(None)
 }
 
-pub fn attention(_: &Tensor, _: &Tensor, _: &Tensor, _: &HeadsLayout) -> Result<Option<Tensor>> {
+pub fn attention(_: &Tensor, _: &Tensor, _: &HeadsLayout) -> Result<Option<Tensor>> {
     Ok(None)
 }
 

@@ -232,27 +232,40 @@ pub fn activate(
     into_graph("activate", y, x.shape(), [&x, second, &x], backward).map(Some)
 }
 
-/// Attention over ragged rows; `q`: `[queries, width]`, `k` and `v`: `[keys, width]`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &HeadsLayout) -> Result<Option<Tensor>> {
-    let d = layout.width / layout.heads.max(1);
+/// Attention over ragged rows; `q`: `[queries, width]`, `kv`: `[keys, 2 · width]`, keys before values; or both are one tensor,
+/// `[rows, 3 · width]`, queries first. Returns `[queries, width]`.
+pub fn attention(q: &Tensor, kv: &Tensor, layout: &HeadsLayout) -> Result<Option<Tensor>> {
+    let (width, itself) = (layout.width, q.id() == kv.id());
+    let [q_stride, kv_stride] = if itself { [3 * width; 2] } else { [width, 2 * width] };
+    let d = width / layout.heads.max(1);
     let fits = launches::Attention::fits(layout.keys.length(), d)
-        && [q, k, v].iter().all(|t| t.dtype() == q.dtype() && small(t.elem_count()))
+        && (q.dims(), kv.dims()) == (&[layout.queries.count(), q_stride], &[layout.keys.count(), kv_stride])
+        && q.dtype() == kv.dtype()
+        && small(q.elem_count().max(kv.elem_count()))
         && layout.heads <= 65_535;
-    let (Some(element), true) = (element(q.dtype()), fits && use_kernels(&[q, k, v])) else { return Ok(None) };
+    let (Some(element), true) = (element(q.dtype()), fits && use_kernels(&[q, kv])) else { return Ok(None) };
     let device = q.device().as_cuda_device()?.clone();
-    let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
+    let q = q.contiguous()?;
+    let kv = if itself { q.clone() } else { kv.contiguous()? };
     let [q_starts, q_rows] = layout.queries.on(q.device())?;
     let [k_starts, k_rows] = layout.keys.on(q.device())?;
+    // Where queries, keys and values begin, or their gradients.
+    let step = (width * q.dtype().size_in_bytes()) as u64;
+    let places = move |q: &Tensor, kv: &Tensor| -> Result<[u64; 3]> {
+        let keys = address(kv)? + if itself { step } else { 0 };
+        Ok([address(q)?, keys, keys + step])
+    };
+    let [q_place, k_place, v_place] = places(&q, &kv)?;
     let launch = launches::Attention {
-        q: address(&q)?,
-        k: address(&k)?,
-        v: address(&v)?,
+        q: q_place,
+        k: k_place,
+        v: v_place,
         q_starts: address(&q_starts)?,
         k_starts: address(&k_starts)?,
         q_rows: address(&q_rows)?,
         k_rows: address(&k_rows)?,
-        q_stride: layout.width as u32,
-        kv_stride: layout.width as u32,
+        q_stride: q_stride as u32,
+        kv_stride: kv_stride as u32,
         batch: layout.queries.batch() as u32,
         heads: layout.heads as u32,
         d: d as u32,
@@ -260,17 +273,18 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: &HeadsLayout) -> Re
         k_length: layout.keys.length() as u32,
         dropout: layout.dropout.into(),
     };
-    let out = room(&device, q.shape(), q.dtype())?;
+    let shape = (layout.queries.count(), width);
+    let out = room(&device, shape, q.dtype())?;
     run(&device, &[launch.forward(element, storage_address(&out)?)])?;
-    let held = ([q.clone(), k.clone(), v.clone()], [q_starts, q_rows, k_starts, k_rows]);
+    let held = ([q.clone(), kv.clone()], [q_starts, q_rows, k_starts, k_rows]);
     let backward = move |grad: &Tensor| {
-        let like = |t: &Tensor| empty(&device, t.shape(), t.dtype());
-        let [dq, dk, dv] = [like(&held.0[0])?, like(&held.0[1])?, like(&held.0[2])?];
-        let places = [address(grad)?, address(&dq)?, address(&dk)?, address(&dv)?];
-        run(&device, &[launch.backward(element, places)])?;
-        Ok([Some(dq), Some(dk), Some(dv)])
+        let dq = empty(&device, held.0[0].shape(), held.0[0].dtype())?;
+        let dkv = if itself { dq.clone() } else { empty(&device, held.0[1].shape(), held.0[1].dtype())? };
+        let [dq_place, dk_place, dv_place] = places(&dq, &dkv)?;
+        run(&device, &[launch.backward(element, [address(grad)?, dq_place, dk_place, dv_place])])?;
+        Ok([Some(dq), (!itself).then_some(dkv), None])
     };
-    into_graph("attention", out, q.shape(), [&q, &k, &v], backward).map(Some)
+    into_graph("attention", out, shape, [&q, &kv, &q], backward).map(Some)
 }
 
 /// Rows of `table`, `[rows, width]`, by `ids`, `[count]`, u32: `[count, width]`.

@@ -1,6 +1,8 @@
 //! What each kernel of `kernels/` is launched with: name, grid, block, shared memory and arguments in order, from addresses and
 //! sizes. The device runs these, and the tests run the same ones on the CPU.
 
+pub mod regions;
+
 use super::super::dropout_mask::Mask;
 
 /// A kernel's argument.

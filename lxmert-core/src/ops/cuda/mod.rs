@@ -1,6 +1,6 @@
 //! The CUDA kernels. Their source, `kernels/`, is compiled twice: by nvcc under the feature `cuda`, and by the host's C++ compiler
-//! in `tests/cuda_kernels.rs`, which holds each against the CPU's operation without a GPU. [`launches`] says with what each is
-//! launched, on either; `device` and `fused`, under the feature, launch them on tensors, with their gradients.
+//! in `tests/cuda_kernels.rs` (here and in lxmert-extract), which holds each against the CPU's operation without a GPU. [`launches`] says with what each is
+//! launched, on either; `device`, `fused` and [`regions`], under the feature, launch them on tensors, the first two with gradients.
 //!
 //! What only a GPU can show has not been shown: none of this has run on one. `scripts/gpu/` is for whoever has one at hand.
 
@@ -11,6 +11,8 @@ pub(crate) mod fused;
 pub mod launches;
 #[cfg(feature = "cuda")]
 pub(crate) mod optimiser;
+#[cfg_attr(not(feature = "cuda"), path = "absent_regions.rs")]
+pub mod regions;
 
 #[cfg(feature = "cuda")]
 pub use device::open;

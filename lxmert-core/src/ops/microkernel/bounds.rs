@@ -65,7 +65,7 @@ impl Case {
         let values = |name, count| procedural::values(name, count, -1.0, 1.0, 3);
         // A word is a value, or a pair.
         let words = |name, count| match kernel.precision {
-            Precision::F32 => values(name, count),
+            Precision::F32 | Precision::Tf32 => values(name, count),
             Precision::Bf16 => values(name, count).into_iter().map(|x| precision::pair(x, 0.3 - x)).collect(),
         };
         let out_len = if rows > 0 { last_row * out_stride + kernel.columns } else { 0 };
@@ -116,7 +116,7 @@ proptest! {
                 let terms = (0..inner).map(|k| {
                     let (a, b) = (case.a[i * case.strides.0 + k * case.strides.1], case.panel[k * kernel.columns + j]);
                     match kernel.precision {
-                        Precision::F32 => f64::from(a) * f64::from(b),
+                        Precision::F32 | Precision::Tf32 => f64::from(a) * f64::from(b),
                         Precision::Bf16 => f64::from(precision::products(a, b)),
                     }
                 });

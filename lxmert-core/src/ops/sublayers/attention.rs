@@ -11,7 +11,7 @@ use super::super::microkernel::Base;
 use super::super::precision::Precision;
 use super::super::ragged::Ragged;
 use super::super::scratch::with_scratch;
-use super::super::{contiguous_f32, cpu_tensor, hold, use_fast};
+use super::super::{contiguous_f32, cpu_tensor, hold, use_fast, use_reference};
 use super::parameters::Parameters;
 use super::{Norm, Run, Weights, composed_output};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
@@ -101,16 +101,28 @@ impl AttentionSublayer<'_> {
             let (weight, bias) = self.projections[part];
             linear_with(x, weight, bias, run.precision)
         };
-        let (q, k, v) = (project(0, x)?, project(1, context)?, project(2, context)?);
         let dropout = run.mask(self.dropout[0]);
-        if watch.is_none() && x.device().is_cuda() {
-            let width = self.output.1.elem_count();
+        let width = self.output.1.elem_count();
+        let fits = cuda::launches::Attention::fits(keys.length(), width / self.heads);
+        if watch.is_none() && x.device().is_cuda() && !use_reference() && fits {
+            // Projections of the same rows as columns of one product.
+            let columns = |parts: &[Weights], x: &Tensor| {
+                let (weights, biases): (Vec<_>, Vec<_>) = parts.iter().copied().unzip();
+                linear_with(x, &Tensor::cat(&weights, 0)?, &Tensor::cat(&biases, 0)?, run.precision)
+            };
+            let (q, kv) = if x.id() == context.id() {
+                let all = columns(&self.projections, x)?;
+                (all.clone(), all)
+            } else {
+                (project(0, x)?, columns(&self.projections[1..], context)?)
+            };
             let layout =
                 HeadsLayout { heads: self.heads, width, queries: queries.clone(), keys: keys.clone(), dropout };
-            if let Some(attended) = cuda::fused::attention(&q, &k, &v, &layout)? {
+            if let Some(attended) = cuda::fused::attention(&q, &kv, &layout)? {
                 return composed_output(x, &attended, self.output, &self.norm, self.dropout[1], queries, run);
             }
         }
+        let (q, k, v) = (project(0, x)?, project(1, context)?, project(2, context)?);
         let (q, k, v) = (queries.scatter(&q)?, keys.scatter(&k)?, keys.scatter(&v)?);
         let map = attention_probabilities(&q, &k, self.heads, keys)?;
         let map = watch.map_or(Ok(map.clone()), |watch| watch(map))?;

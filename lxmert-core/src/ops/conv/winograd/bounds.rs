@@ -59,7 +59,7 @@ fn transforms() -> [Transforms; 6] {
 /// Value `channel` of a place's words, which are values or pairs.
 fn value(transforms: &Transforms, words: &[f32], channel: usize) -> f32 {
     match transforms.precision {
-        Precision::F32 => words[channel],
+        Precision::F32 | Precision::Tf32 => words[channel],
         Precision::Bf16 => f32::from_bits((words[channel / 2].to_bits() >> (16 * (channel % 2))) << 16),
     }
 }

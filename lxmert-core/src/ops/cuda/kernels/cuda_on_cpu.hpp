@@ -140,6 +140,18 @@ inline int __syncthreads_or(int vote) {
     return any;
 }
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return cpu::shuffle_xor(value, mask); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline uint32_t __float_as_uint(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, 4);
+    return v;
+}
 using std::min;
 struct __nv_bfloat16 { uint16_t bits; };
 inline float __bfloat162float(__nv_bfloat16 v) {

@@ -4,4 +4,7 @@
 #include "attention.cuh"
 #include "norm.cuh"
 #include "optimiser.cuh"
+#include "proposals.cuh"
+#include "regions.cuh"
 #include "sums.cuh"
+#include "suppression.cuh"
