@@ -6,9 +6,10 @@
 //! a branch or tag.
 
 use super::{ExpectedFile, HubFile};
-use crate::files::sha256;
+use crate::files::{UNFINISHED, atomic_write, sha256};
 use crate::{Error, Result};
 use hf_hub::{Cache, CacheRepo};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// One revision of a repository in the cache.
@@ -55,30 +56,36 @@ impl Repository {
     }
 
     /// Links the blob `etag` under its name in the snapshot `commit`, and stores the commit. Nothing that already
-    /// exists is written, so a complete cache may be read-only.
-    pub fn link(&self, file: &HubFile, commit: &str, etag: &str) -> std::io::Result<PathBuf> {
-        let path = self.cached.pointer_path(commit).join(&file.file);
-        if path.canonicalize().ok() != self.blob(etag).canonicalize().ok() {
-            std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+    /// exists is written, so a complete cache may be read-only; several processes may do this at the same time.
+    pub fn link(&self, file: &HubFile, commit: &str, etag: &str) -> Result<PathBuf> {
+        let (path, blob) = (self.cached.pointer_path(commit).join(&file.file), self.blob(etag));
+        if path.canonicalize().ok() != blob.canonicalize().ok() {
             // Relative, so that the cache can be moved.
-            #[cfg(unix)]
-            std::os::unix::fs::symlink(
-                Path::new(&"../".repeat(2 + file.file.matches('/').count())).join("blobs").join(etag),
-                &path,
-            )?;
-            #[cfg(not(unix))]
-            std::fs::copy(self.blob(etag), &path)?;
+            let target = Path::new(&"../".repeat(2 + file.file.matches('/').count())).join("blobs").join(etag);
+            let folder = folder_of(&path)?;
+            let link = tempfile::Builder::new().suffix(UNFINISHED).make_in(folder, |link| {
+                #[cfg(unix)]
+                return std::os::unix::fs::symlink(&target, link);
+                #[cfg(not(unix))]
+                return std::fs::copy(folder.join(&target), link).map(drop);
+            });
+            let link = link.map_err(Error::io(folder))?.into_temp_path();
+            link.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
         }
         let reference = self.reference(file);
         if file.revision() != commit && std::fs::read(&reference).ok().as_deref() != Some(commit.as_bytes()) {
-            self.cached.create_ref(commit)?;
+            folder_of(&reference)?;
+            atomic_write(&reference, |out| out.write_all(commit.as_bytes()))?;
         }
         Ok(path)
     }
+}
+
+/// The folder in which a file is to be written, made if it does not exist.
+fn folder_of(path: &Path) -> Result<&Path> {
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    Ok(folder)
 }
 
 /// Removes a cached file, and the blob that it links to.

@@ -147,7 +147,7 @@ impl Hub {
             }
             return Err(error);
         }
-        repository.link(file, &remote.commit, &remote.etag).map_err(Error::io(&repository.folder))
+        repository.link(file, &remote.commit, &remote.etag)
     }
 
     /// Downloads a blob; returns whether it continued an earlier download.
