@@ -82,6 +82,10 @@ fn layers_of_a_resnet_equal_the_composition() {
         check(&case, true, true);
         check(&case, false, false);
     }
+    // Regions: more than one task takes, with tiles that reach over the edge on either side, on both, or on neither.
+    for size in [(7, 7), (8, 7), (6, 8), (5, 5), (4, 3), (4, 4), (2, 1)] {
+        check(&Case { batch: 45, channels: 16, out: 40, size, kernel: 3, stride: 1, padding: 1 }, true, true);
+    }
 }
 
 #[test]
@@ -106,6 +110,39 @@ fn a_coarser_map_is_upsampled_before_it_is_added() {
             let expected = (composed(&x, &w, None, 1, kernel / 2) + upsampled).unwrap();
             assert!(relative_difference(&y, &expected) < BOUND);
         }
+    }
+}
+
+/// A residual block's last convolution takes the block's input through a projection; the mean over each image's pixels is a
+/// region's feature.
+#[test]
+fn a_projection_is_added_and_the_result_averaged() {
+    let pool = BufferPool::new();
+    let map = |x: &Tensor| FeatureMap::from_tensor(x, &pool).unwrap();
+    let layer = |name: &str, (inputs, out, kernel, stride): (usize, usize, usize, usize), relu: bool| {
+        let (w, b) = (random(name, &[out, inputs, kernel, kernel]), random(&format!("{name}.bias"), &[out]));
+        let prepacked = PrepackedConv2d::new(&w, Some(&b), stride, kernel / 2, relu, Precision::F32).unwrap();
+        let plain = move |x: &Tensor| composed(x, &w, Some(&b), stride, kernel / 2);
+        (prepacked, plain)
+    };
+    // The 3 × 3 kernel uses Winograd's transforms, the stride of 2 gathers, and 300 channels are several groups.
+    for (kernel, stride, (height, width)) in [(1, 1, (13, 17)), (1, 2, (13, 17)), (3, 1, (7, 7)), (1, 1, (2, 3))] {
+        let y = random("y", &[3, 48, height, width]);
+        let x = random("x", &[3, 32, height * stride - (stride - 1), width * stride - (stride - 1)]);
+        let (last, plain) = layer("w", (48, 300, kernel, 1), true);
+        let (projection, projected) = layer("projection", (32, 300, 1, stride), false);
+        let (y_map, x_map) = (map(&y), map(&x));
+        let expected = (plain(&y) + projected(&x)).unwrap().relu().unwrap();
+        let residual = Residual::Projected(&x_map, &projection);
+        let got = last.forward(&y_map, residual).unwrap().into_tensor().unwrap();
+        assert!(relative_difference(&got, &expected) < BOUND, "{}", relative_difference(&got, &expected));
+
+        let expected = expected.mean((2, 3)).unwrap();
+        let got = last.forward_means(&y_map, residual, height * width).unwrap();
+        let got = Tensor::from_vec(got, (3, 300), &Device::Cpu).unwrap();
+        assert!(relative_difference(&got, &expected) < BOUND, "{}", relative_difference(&got, &expected));
+        let (narrow, _) = layer("narrow", (32, 299, 1, stride), false);
+        assert!(last.forward(&y_map, Residual::Projected(&x_map, &narrow)).is_err());
     }
 }
 

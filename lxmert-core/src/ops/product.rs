@@ -270,30 +270,28 @@ pub(crate) fn multiply_right(out: Output, a: Matrix, b: Right, threads: Threads)
         false => MOST_ROWS.next_multiple_of(kernel.large_rows()),
     };
     let mut epilogues = epilogue.split(per_task, leading, rows.div_ceil(per_task));
-    let mut run = |packed: &[f32], first: usize, depth: usize| {
-        let base = if first == 0 { base } else { Base::Out };
-        let last = first + depth == inner;
-        let block = Block { kernel: &kernel, packed, first, depth, columns, leading, base, last };
-        threads.for_chunks_with(values, per_task * leading, &mut epilogues, |index, values, epilogue| {
-            block.run(a, index * per_task, values, epilogue);
-        });
-    };
-    let blocks = blocks(&kernel, inner);
     match b {
         Right::Matrix(b, _) => with_scratch([panels * panel_len(&kernel, step)], |[packed]| {
-            for (first, depth) in blocks {
+            for (first, depth) in blocks(&kernel, inner) {
                 let packed = &mut packed[..panels * panel_len(&kernel, depth)];
                 pack(&kernel, &b, first, depth, packed, parallel);
-                run(packed, first, depth);
+                let block = Block { kernel: &kernel, packed, first, depth, columns, leading, base };
+                threads.for_chunks_with(values, per_task * leading, &mut epilogues, |index, values, epilogue| {
+                    block.run(a, index * per_task, values, epilogue);
+                });
             }
         }),
+        // All blocks of a task one after another: its output stays in the cache.
         Right::Prepacked(b) => {
-            let mut rest = &*b.values;
-            for (first, depth) in blocks {
-                let (packed, after) = rest.split_at(panels * panel_len(&kernel, depth));
-                run(packed, first, depth);
-                rest = after;
-            }
+            threads.for_chunks_with(values, per_task * leading, &mut epilogues, |index, values, epilogue| {
+                let mut rest = &*b.values;
+                for (first, depth) in blocks(&kernel, inner) {
+                    let (packed, after) = rest.split_at(panels * panel_len(&kernel, depth));
+                    let block = Block { kernel: &kernel, packed, first, depth, columns, leading, base };
+                    block.run(a, index * per_task, values, epilogue);
+                    rest = after;
+                }
+            });
         }
     }
 }
@@ -306,15 +304,15 @@ struct Block<'a> {
     depth: usize,
     columns: usize,
     leading: usize,
+    /// What the whole product is added to.
     base: Base<'a>,
-    /// Whether the sums are complete after this block.
-    last: bool,
 }
 
 impl Block<'_> {
     /// Computes the rows from `first_row` on, as many as `out` has.
     fn run(&self, a: Matrix, first_row: usize, out: &mut [f32], epilogue: &mut Epilogue) {
         let kernel = self.kernel;
+        let last = self.first + self.depth == a.shape().1;
         let count = (out.len() - self.columns) / self.leading + 1;
         let rows = kernel.round_rows(count);
         // Rows a large power of two apart fall into the same cache sets.
@@ -322,7 +320,7 @@ impl Block<'_> {
         let in_place = plain && !a.is_transposed() && rows == count && !a.leading().is_multiple_of(512);
         if in_place {
             let left = Left { values: a.from(first_row, self.first), row: a.leading(), inner: 1 };
-            return self.panels(left, count, out, epilogue);
+            return self.panels(left, last, count, out, epilogue);
         }
         let words = kernel.words(self.depth);
         let stride = words.next_multiple_of(BLOCK) + BLOCK;
@@ -342,7 +340,7 @@ impl Block<'_> {
                         transpose_block(&lines[row..], padded, &mut gathered[row * stride + word..], stride);
                     }
                 }
-                self.panels(Left { values: gathered, row: stride, inner: 1 }, count, out, epilogue);
+                self.panels(Left { values: gathered, row: stride, inner: 1 }, last, count, out, epilogue);
             });
         }
         with_scratch([rows * stride], |[gathered]| {
@@ -353,18 +351,19 @@ impl Block<'_> {
                     Precision::Bf16 => bf16::pairs(from, to),
                 }
             }
-            self.panels(Left { values: gathered, row: stride, inner: 1 }, count, out, epilogue);
+            self.panels(Left { values: gathered, row: stride, inner: 1 }, last, count, out, epilogue);
         });
     }
 
-    fn panels(&self, a: Left, count: usize, out: &mut [f32], epilogue: &mut Epilogue) {
+    fn panels(&self, a: Left, last: bool, count: usize, out: &mut [f32], epilogue: &mut Epilogue) {
         let (kernel, panel) = (self.kernel, self.kernel.columns);
         let (rows, words) = (kernel.round_rows(count), kernel.words(self.depth));
+        let base = if self.first == 0 { self.base } else { Base::Out };
         for (index, weights) in self.packed.chunks_exact(words * panel).enumerate() {
             let start = index * panel;
             let width = panel.min(self.columns - start);
             if rows == count && width == panel {
-                let base = match self.base {
+                let base = match base {
                     Base::Bias(bias) => Base::Bias(&bias[start..]),
                     base => base,
                 };
@@ -374,13 +373,13 @@ impl Block<'_> {
                 // rounded part by part.
                 with_scratch([rows * panel], |[products]| {
                     for (out, products) in out.chunks(self.leading).zip(products.chunks_exact_mut(panel)) {
-                        match self.base {
+                        match base {
                             Base::Zero => {}
                             Base::Out => products[..width].copy_from_slice(&out[start..start + width]),
                             Base::Bias(bias) => products[..width].copy_from_slice(&bias[start..start + width]),
                         }
                     }
-                    let base = if matches!(self.base, Base::Zero) { Base::Zero } else { Base::Out };
+                    let base = if matches!(base, Base::Zero) { Base::Zero } else { Base::Out };
                     kernel.multiply(rows, words, a, weights, base, products, panel);
                     for (out, products) in out.chunks_mut(self.leading).zip(products.chunks_exact(panel)) {
                         out[start..start + width].copy_from_slice(&products[..width]);
@@ -388,7 +387,7 @@ impl Block<'_> {
                 });
             }
             let end = start + width;
-            if self.last && (end == self.columns || end.is_multiple_of(FINISHED_TOGETHER)) {
+            if last && (end == self.columns || end.is_multiple_of(FINISHED_TOGETHER)) {
                 let start = (end - 1) / FINISHED_TOGETHER * FINISHED_TOGETHER;
                 epilogue.apply(out, self.leading, start, end - start);
             }

@@ -14,7 +14,6 @@ use super::rpn::LevelPrediction;
 use candle_core::{Device, Result, Tensor};
 use lxmert_core::boxes::BoxXyxy;
 use lxmert_core::ops::{BufferPool, FeatureMap, Precision, PrepackedConv2d, Residual, use_reference};
-use rayon::prelude::*;
 
 /// The convolutional part of a detector with prepacked weights.
 #[derive(Debug)]
@@ -99,18 +98,14 @@ impl PrepackedNetwork {
                 fc7.forward(&inner, Residual::None)?.into_tensor()?.flatten_from(1)
             }
             PrepackedHead::Res5 { stage, dilation } => {
-                let (mut means, mut width) = (Vec::new(), 0);
+                let mut means = Vec::new();
                 for first in (0..total).step_by(REGIONS_AT_ONCE) {
                     let some = first..(first + REGIONS_AT_ONCE).min(total);
-                    let count = some.len();
-                    let pooled = self.pooler.pool_map(levels, &assigned, some, *dilation, &self.pool)?;
-                    let cells = stage.forward(&pooled)?;
-                    width = cells.shape()[3];
-                    let of_region = cells.values().len() / count;
-                    means.par_extend(
-                        cells.values().par_chunks_exact(of_region).flat_map_iter(|cells| mean(cells, width)),
-                    );
+                    let pooled = self.pooler.pool_map(levels, &assigned, some.clone(), *dilation, &self.pool)?;
+                    let [maps, height, width, _] = pooled.shape();
+                    means.extend(stage.forward_means(&pooled, maps * height * width / some.len())?);
                 }
+                let width = means.len() / total.max(1);
                 Tensor::from_vec(means, (total, width), &Device::Cpu)
             }
         }
@@ -141,14 +136,3 @@ impl PrepackedNetwork {
 
 /// How many regions pass a residual stage together: at 14 × 14 cells of 2048 channels each takes 1.6 MB per map.
 const REGIONS_AT_ONCE: usize = 36;
-
-/// The mean of rows of `width` values.
-fn mean(rows: &[f32], width: usize) -> Vec<f32> {
-    let mut sum = vec![0f32; width];
-    for row in rows.chunks_exact(width) {
-        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-    }
-    let count = (rows.len() / width) as f32;
-    sum.iter_mut().for_each(|sum| *sum /= count);
-    sum
-}

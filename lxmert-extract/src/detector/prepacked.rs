@@ -51,11 +51,22 @@ pub(super) struct PrepackedStage(pub Vec<PrepackedBlock>);
 
 impl PrepackedStage {
     pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        self.last(x, |block, x| block.forward(x))
+    }
+
+    /// The means of [`forward`](Self::forward)'s result over every `pixels` pixels.
+    pub fn forward_means(&self, x: &FeatureMap, pixels: usize) -> Result<Vec<f32>> {
+        self.last(x, |block, x| block.last(x, |conv, y, residual| conv.forward_means(y, residual, pixels)))
+    }
+
+    /// All blocks but the last, then what `last` makes of the last and its input.
+    fn last<T>(&self, x: &FeatureMap, last: impl FnOnce(&PrepackedBlock, &FeatureMap) -> Result<T>) -> Result<T> {
+        let Some((block, before)) = self.0.split_last() else { candle_core::bail!("a residual stage without blocks") };
         let mut y: Option<FeatureMap> = None;
-        for block in &self.0 {
+        for block in before {
             y = Some(block.forward(y.as_ref().unwrap_or(x))?);
         }
-        y.ok_or_else(|| candle_core::Error::Msg("a residual stage without blocks".into()))
+        last(block, y.as_ref().unwrap_or(x))
     }
 }
 
@@ -68,17 +79,26 @@ pub(super) struct PrepackedBlock {
 
 impl PrepackedBlock {
     fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        let projected = self.projection.as_ref().map(|projection| projection.forward(x, Residual::None)).transpose()?;
-        let identity = projected.as_ref().unwrap_or(x);
+        self.last(x, PrepackedConv2d::forward)
+    }
+
+    /// All convolutions but the last, then what `last` makes of the last, its input and its residual.
+    fn last<T>(
+        &self,
+        x: &FeatureMap,
+        last: impl FnOnce(&PrepackedConv2d, &FeatureMap, Residual) -> Result<T>,
+    ) -> Result<T> {
+        let Some((convolution, before)) = self.convolutions.split_last() else {
+            candle_core::bail!("a residual block without convolutions")
+        };
         let mut y: Option<FeatureMap> = None;
-        for (i, convolution) in self.convolutions.iter().enumerate() {
-            let last = i + 1 == self.convolutions.len();
-            let residual = if last { Residual::Same(identity) } else { Residual::None };
-            y = Some(convolution.forward(y.as_ref().unwrap_or(x), residual)?);
+        for convolution in before {
+            y = Some(convolution.forward(y.as_ref().unwrap_or(x), Residual::None)?);
         }
-        match y {
-            Some(y) => Ok(y),
-            None => candle_core::bail!("a residual block without convolutions"),
-        }
+        let residual = match &self.projection {
+            Some(projection) => Residual::Projected(x, projection),
+            None => Residual::Same(x),
+        };
+        last(convolution, y.as_ref().unwrap_or(x), residual)
     }
 }

@@ -5,6 +5,7 @@
 
 use super::super::simd::vectorised;
 use super::super::with_f32;
+use super::PrepackedConv2d;
 use candle_core::{Device, Result, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -135,6 +136,8 @@ pub enum Residual<'a> {
     /// A coarser map with the same batch and channels, enlarged by nearest-neighbour interpolation as in torch: source
     /// index ⌊target · (input size / output size)⌋, the ratio in f32.
     Upsampled(&'a FeatureMap),
+    /// What a convolution makes of a map (without its ReLU): one more product into the same sums.
+    Projected(&'a FeatureMap, &'a PrepackedConv2d),
 }
 
 /// A residual prepared for access by the output's pixels.
@@ -153,7 +156,7 @@ impl<'a> ResidualRows<'a> {
     /// Returns an error if the map does not fit an output of `shape`.
     pub fn new(residual: Residual<'a>, shape: [usize; 4]) -> Result<Option<Self>> {
         let (map, sources) = match residual {
-            Residual::None => return Ok(None),
+            Residual::None | Residual::Projected(..) => return Ok(None),
             Residual::Same(map) => (map, None),
             Residual::Upsampled(map) => {
                 let source = |from: usize, to: usize| {

@@ -21,6 +21,7 @@ use super::{EpilogueFrom, FeatureMap, Windows};
 use rayon::prelude::*;
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::float32x4_t;
+use std::ops::Range;
 
 /// Side of an output tile, and of the input tile that it needs.
 const OUT: usize = 4;
@@ -107,10 +108,8 @@ impl Winograd {
             })
             .collect();
         tasks.into_par_iter().for_each(|(image, first, out)| {
-            let rows = (out.len() / row_len).min(windows.out_height);
-            let tiles = rows.div_ceil(OUT) * tile_columns;
-            let task = Task { layer: self, windows, x, image, first, rows, tiles, tile_columns, bias, epilogue };
-            task.run(out);
+            let first = image * windows.out_height + first * OUT;
+            Task { layer: self, windows, x, first, bias, epilogue }.run(out);
         });
     }
 }
@@ -126,25 +125,51 @@ struct Task<'a> {
     layer: &'a Winograd,
     windows: &'a Windows,
     x: &'a FeatureMap,
-    /// First image.
-    image: usize,
-    /// First row of tiles.
+    /// First row of the output, counted over the batch.
     first: usize,
-    /// Rows of the output, and tiles, of each image.
-    rows: usize,
-    tiles: usize,
-    tile_columns: usize,
     bias: &'a [f32],
     epilogue: EpilogueFrom<'a>,
 }
 
+/// A tile of the output.
+struct Tile {
+    /// First row, counted over the batch.
+    row: usize,
+    column: usize,
+    /// The part inside the image.
+    height: usize,
+    width: usize,
+}
+
+impl Tile {
+    /// Whether a place contributes to the part inside the image: the last row of places contributes to the fourth row alone, the
+    /// last column to the fourth column.
+    fn needs(&self, place: usize) -> bool {
+        (self.height == OUT || place / IN + 1 < IN) && (self.width == OUT || place % IN + 1 < IN)
+    }
+
+    /// Sorts tiles so that those that need a place are next to each other.
+    fn order(&self) -> u8 {
+        match (self.height == OUT, self.width == OUT) {
+            (true, false) => 0,
+            (true, true) => 1,
+            (false, true) => 2,
+            (false, false) => 3,
+        }
+    }
+}
+
 impl Task<'_> {
-    /// `out`: the output rows that these tiles cover, image after image.
+    /// `out`: the output rows that these tiles cover.
     fn run(&self, out: &mut [f32]) {
         let (layer, kernel) = (self.layer, &self.layer.kernel);
         let (channels, out_channels, panel) = (layer.channels, layer.out_channels, kernel.columns);
-        let tiles = out.len() / (self.rows * self.windows.out_width * out_channels) * self.tiles;
-        let rows = kernel.round_rows(tiles);
+        let tiles = self.tiles(out.len() / (self.windows.out_width * out_channels));
+        let needed: [Range<usize>; PLACES] = std::array::from_fn(|place| {
+            let first = tiles.iter().take_while(|tile| !tile.needs(place)).count();
+            first..first + tiles[first..].iter().take_while(|tile| tile.needs(place)).count()
+        });
+        let rows = tiles.len() + kernel.round_rows(1); // the kernel rounds the number of needed tiles up
         let words = kernel.words(channels);
         // Rows a power of two apart would fall into the same cache sets.
         let stride = words + 16;
@@ -152,58 +177,68 @@ impl Task<'_> {
         let (inputs, products) = (PLACES * rows * stride, PLACES * rows * width);
         with_scratch([inputs, products, OUT * OUT * width, channels], |[inputs, products, patch, zeros]| {
             zeros.fill(0.0);
-            for tile in 0..tiles {
+            for (index, tile) in tiles.iter().enumerate() {
                 let sources = self.sources(tile, zeros);
-                self.layer.transforms.input(&sources, &mut inputs[tile * stride..], rows * stride);
+                self.layer.transforms.input(&sources, &mut inputs[index * stride..], rows * stride);
             }
             for (group, weights) in layer.weights.chunks(PLACES * words * width).enumerate() {
                 let place_len = weights.len() / PLACES;
                 let places = inputs.chunks_exact(rows * stride).zip(products.chunks_exact_mut(rows * width));
-                for ((input, products), weights) in places.zip(weights.chunks_exact(place_len)) {
-                    let input = Left { values: input, row: stride, inner: 1 };
+                for (((input, products), weights), needed) in places.zip(weights.chunks_exact(place_len)).zip(&needed) {
+                    let input = Left { values: &input[needed.start * stride..], row: stride, inner: 1 };
+                    let products = &mut products[needed.start * width..];
+                    let rows = kernel.round_rows(needed.len());
                     for (index, weights) in weights.chunks_exact(words * panel).enumerate() {
                         let products = &mut products[index * panel..];
                         kernel.multiply(rows, words, input, weights, Base::Zero, products, width);
                     }
                 }
                 let patch = &mut patch[..OUT * OUT * place_len / words];
-                for tile in 0..tiles {
-                    layer.transforms.output(&products[tile * width..], rows * width, patch, place_len / words);
+                for (index, tile) in tiles.iter().enumerate() {
+                    layer.transforms.output(&products[index * width..], rows * width, patch, place_len / words);
                     self.store(tile, group * width, patch, out);
                 }
             }
         });
     }
 
+    /// The tiles of `rows` rows of the output, in their order.
+    fn tiles(&self, rows: usize) -> Vec<Tile> {
+        let Windows { out_height, out_width, .. } = *self.windows;
+        let (mut tiles, mut row) = (Vec::new(), self.first);
+        while row < self.first + rows {
+            let height = OUT.min(out_height - row % out_height);
+            let tile = |column| Tile { row, column, height, width: OUT.min(out_width - column) };
+            tiles.extend((0..out_width).step_by(OUT).map(tile));
+            row += height;
+        }
+        tiles.sort_by_key(Tile::order);
+        tiles
+    }
+
     /// Finishes and stores the part of a tile's 4×4 outputs, `patch`, that is inside the image, for the channels from `start` on.
-    fn store(&self, tile: usize, start: usize, patch: &[f32], out: &mut [f32]) {
+    fn store(&self, tile: &Tile, start: usize, patch: &[f32], out: &mut [f32]) {
         let (channels, panel) = (self.layer.out_channels, patch.len() / (OUT * OUT));
         let width = panel.min(channels - start);
-        let row_len = self.windows.out_width * channels;
-        let (image, tile) = (tile / self.tiles, tile % self.tiles);
-        let (tile_y, tile_x) = (tile / self.tile_columns * OUT, tile % self.tile_columns * OUT);
-        let count = OUT.min(self.windows.out_width - tile_x);
-        let out = &mut out[image * self.rows * row_len..][..self.rows * row_len];
-        let rows = out.chunks_exact_mut(row_len).enumerate().skip(tile_y).zip(patch.chunks_exact(OUT * panel));
-        for ((y, row), values) in rows {
-            let out = &mut row[tile_x * channels..][..count * channels];
+        for (row, values) in (tile.row..tile.row + tile.height).zip(patch.chunks_exact(OUT * panel)) {
+            let pixel = row * self.windows.out_width + tile.column;
+            let first = self.first * self.windows.out_width;
+            let out = &mut out[(pixel - first) * channels..][..tile.width * channels];
             add_bias(out, channels, start, width, values, panel, self.bias);
-            let row = (self.image + image) * self.windows.out_height + self.first * OUT + y;
-            (self.epilogue)(row * self.windows.out_width + tile_x).apply(out, channels, start, width);
+            (self.epilogue)(pixel).apply(out, channels, start, width);
         }
     }
 
     /// The 36 pixels of a tile's input: in the image, or in the padding, which is `zeros`.
-    fn sources<'b>(&'b self, tile: usize, zeros: &'b [f32]) -> [&'b [f32]; PLACES] {
+    fn sources<'b>(&'b self, tile: &Tile, zeros: &'b [f32]) -> [&'b [f32]; PLACES] {
         let channels = self.layer.channels;
-        let (image, tile) = (self.image + tile / self.tiles, tile % self.tiles);
+        let (image, y) = (tile.row / self.windows.out_height, tile.row % self.windows.out_height);
         let values = &self.x.values()[image * self.windows.in_len()..][..self.windows.in_len()];
-        let (y, x) = ((self.first + tile / self.tile_columns) * OUT, tile % self.tile_columns * OUT);
         let mut sources = [zeros; PLACES];
         for i in 0..IN {
             let Some(row) = self.windows.in_row(y, i) else { continue };
             for j in 0..IN {
-                if let Some(column) = self.windows.in_column(x, j) {
+                if let Some(column) = self.windows.in_column(tile.column, j) {
                     sources[i * IN + j] = &values[(row * self.windows.width + column) * channels..][..channels];
                 }
             }
