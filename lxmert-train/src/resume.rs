@@ -1,7 +1,7 @@
 //! The state from which a killed run resumes bit for bit.
 //!
 //! It is one safetensors file, written atomically: weights (`model.<name>`), AdamW's moments, the weights' average
-//! (`average.<name>`) if there is one, and, in the file's metadata, a SHA-256 of the whole file and as JSON the position:
+//! (`average.<name>`) if there is one, and, in the file's metadata, a checksum of the whole file and as JSON the position:
 //! step, epoch, batch in the epoch, best epoch, the epoch's running sums, and the lengths of the logs. No random generator
 //! has a state to save: pairs, order and dropout are functions of the seed, the epoch and the step.
 
@@ -149,7 +149,7 @@ mod tests {
         let optimiser =
             |value| AdamW::new(AdamWConfig::default(), BTreeMap::from([("w".into(), weight(value))])).unwrap();
         // As a user's text could stand in it.
-        let epoch_sums = Sums { parts: BTreeMap::from([("\"sha256\":\"".into(), (0.5, 1))]), ..Sums::default() };
+        let epoch_sums = Sums { parts: BTreeMap::from([("\"crc32\":\"".into(), (0.5, 1))]), ..Sums::default() };
         let saved = Position { step: 7, epoch_sums, ..Position::default() };
         save(&path, &saved, &optimiser(0.25), None).unwrap();
         let mut fresh = optimiser(0.0);

@@ -140,65 +140,6 @@ pub(crate) fn has_bf16() -> bool {
 #[derive(Clone, Copy)]
 pub(crate) struct Plain([f32; 4]);
 
-macro_rules! lanewise {
-    ($a:expr, $b:expr, $f:expr) => {
-        Plain([$f($a.0[0], $b.0[0]), $f($a.0[1], $b.0[1]), $f($a.0[2], $b.0[2]), $f($a.0[3], $b.0[3])])
-    };
-}
-
-// SAFETY (of every method): `load` and `store` as the trait requires, the rest is safe code.
-#[allow(clippy::missing_safety_doc)]
-impl Vector for Plain {
-    const LANES: usize = 4;
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        Self([value; 4])
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: valid for four values, and `[f32; 4]` is aligned as f32 is.
-        Self(unsafe { from.cast::<[f32; 4]>().read() })
-    }
-    #[inline(always)]
-    unsafe fn broadcast(from: *const f32) -> Self {
-        // SAFETY: valid for one value.
-        Self([unsafe { *from }; 4])
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as for `load`.
-        unsafe { to.cast::<[f32; 4]>().write(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a + b)
-    }
-    #[inline(always)]
-    unsafe fn sub(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a - b)
-    }
-    #[inline(always)]
-    unsafe fn mul(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a * b)
-    }
-    #[inline(always)]
-    unsafe fn mul_add(self, other: Self, sum: Self) -> Self {
-        // SAFETY: plain arithmetic. Not fused: without FMA that would be a library call.
-        unsafe { self.mul(other).add(sum) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add_pairs(self, other: Self, sum: Self) -> Self {
-        let products = lanewise!(self, other, products);
-        lanewise!(products, sum, |a: f32, b: f32| a + b)
-    }
-    #[inline(always)]
-    unsafe fn store_pairs(self, to: *mut f32) {
-        let [a, b, c, d] = self.0;
-        // SAFETY: valid for two words.
-        unsafe { to.cast::<[f32; 2]>().write([pair(a, b), pair(c, d)]) }
-    }
-}
-
 /// A register by its intrinsics.
 macro_rules! register {
     ($type:ident, $lanes:literal, $splat:expr, $broadcast:expr, $load:expr, $store:expr, $add:expr, $sub:expr, $mul:expr, $fma:expr, $pairs:expr, $store_pairs:expr, $prefetch:expr) => {
@@ -253,6 +194,32 @@ macro_rules! register {
         }
     };
 }
+
+/// Lane by lane.
+#[inline(always)]
+fn each(a: Plain, b: Plain, f: impl Fn(f32, f32) -> f32) -> Plain {
+    Plain([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
+}
+
+register!(
+    Plain,
+    4,
+    |value| Plain([value; 4]),
+    |from: *const f32| Plain([*from; 4]),
+    |from: *const f32| Plain(from.cast::<[f32; 4]>().read()),
+    |to: *mut f32, x: Plain| to.cast::<[f32; 4]>().write(x.0),
+    |a, b| each(a, b, |a, b| a + b),
+    |a, b| each(a, b, |a, b| a - b),
+    |a, b| each(a, b, |a, b| a * b),
+    // Not fused: without FMA that would be a library call.
+    |a, b, sum| each(each(a, b, |a, b| a * b), sum, |product, sum| product + sum),
+    |a, b, sum| each(each(a, b, products), sum, |products, sum| products + sum),
+    |x: Plain, to: *mut f32| {
+        let [a, b, c, d] = x.0;
+        to.cast::<[f32; 2]>().write([pair(a, b), pair(c, d)]);
+    },
+    |_| ()
+);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
