@@ -133,6 +133,14 @@ impl RunFolder {
         }
     }
 
+    /// Removes the training state, which a finished run no longer needs.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be deleted.
+    pub fn remove_state(&self) -> Result<()> {
+        remove(&self.state(), std::fs::remove_file(self.state()))
+    }
+
     /// Deletes what a run has written, and nothing else in the folder.
     ///
     /// # Errors

@@ -65,7 +65,11 @@ pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
         std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
         _lock = Some(Lock::take(&folder, &job.command)?);
         folder.remove_leftovers();
-        Ok(vec![found(job, &folder, &settings)? as u8])
+        let found = found(job, &folder, &settings)?;
+        if found == Found::Finished {
+            folder.remove_state()?; // in case it was killed just before
+        }
+        Ok(vec![found as u8])
     })?;
     if found == [Found::Finished as u8] {
         return Ok(Outcome::AlreadyFinished(world.agree(Report::read(&folder.report()))?));
@@ -392,9 +396,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             write_text(&self.folder.best().join("README.md"), &card)?;
         }
         write_json(&self.folder.report(), &report)?;
-        // The report marks the run as finished; the state is no longer needed.
-        let state = self.folder.state();
-        std::fs::remove_file(&state).map_err(Error::io(&state))?;
+        // The report marks the run as finished.
+        self.folder.remove_state()?;
         self.world.agree(Ok(()))?;
         Ok(report)
     }

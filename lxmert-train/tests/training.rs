@@ -100,7 +100,10 @@ fn a_stopped_and_killed_run_ends_with_the_weights_of_an_uninterrupted_one() {
 
     // A finished run is left alone; other settings are rejected by name; --overwrite starts again.
     let before = weights(&whole);
+    // As if it had been killed after the report and before the state's end.
+    std::fs::write(whole.join("state.safetensors"), b"left").unwrap();
     command(&data, &whole).assert().success().stdout(predicate::str::contains("already finished"));
+    assert!(!whole.join("state.safetensors").exists());
     command(&data, &whole)
         .args(["--weight-decay", "0.5"])
         .assert()
