@@ -96,6 +96,10 @@ impl PrepackedConv2d {
         self.out_channels
     }
 
+    fn is_product(&self) -> bool {
+        matches!(self.method, Method::Product(_))
+    }
+
     fn windows(&self, x: &FeatureMap) -> Result<Windows> {
         let [_, height, width, channels] = x.shape();
         if channels != self.channels {
@@ -111,7 +115,8 @@ impl PrepackedConv2d {
     /// another shape.
     pub fn forward(&self, x: &FeatureMap, residual: Residual) -> Result<FeatureMap> {
         let projected = self.projected(residual)?;
-        let sum = Sum::new(self, x, projected.as_ref().map_or(residual, Residual::Same))?;
+        let residual = projected.as_ref().map_or(residual, Residual::Same);
+        let sum = Sum::new(self, x, residual)?;
         let mut out = FeatureMap::unwritten(sum.shape, x.pool());
         let values = out.values_mut();
         let epilogue = |first: usize| sum.epilogue(first);
@@ -146,7 +151,8 @@ impl PrepackedConv2d {
     /// If `pixels` is 0 or does not divide the map's pixels.
     pub fn forward_means(&self, x: &FeatureMap, residual: Residual, pixels: usize) -> Result<Vec<f32>> {
         let projected = self.projected(residual)?;
-        let sum = Sum::new(self, x, projected.as_ref().map_or(residual, Residual::Same))?;
+        let residual = projected.as_ref().map_or(residual, Residual::Same);
+        let sum = Sum::new(self, x, residual)?;
         let [batch, height, width, columns] = sum.shape;
         assert!((batch * height * width).is_multiple_of(pixels));
         let mut out = vec![0.0; batch * height * width / pixels * columns];
@@ -163,8 +169,10 @@ impl PrepackedConv2d {
 
     /// The residual's map, if it is a projection that cannot be added as one more product.
     fn projected(&self, residual: Residual) -> Result<Option<FeatureMap>> {
-        match (residual, &self.method) {
-            (Residual::Projected(map, conv), Method::Winograd(_)) => conv.forward(map, Residual::None).map(Some),
+        match residual {
+            Residual::Projected(map, conv) if !(self.is_product() && conv.is_product()) => {
+                conv.forward(map, Residual::None).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -190,7 +198,7 @@ impl<'a> Sum<'a> {
             Sum { windows, shape, products: vec![], bias: (&*conv.bias).into(), residual: None, relu: conv.relu };
         if let Residual::Projected(map, conv) = residual {
             let of_map = Sum::new(conv, map, Residual::None)?;
-            if of_map.shape != shape || of_map.products.is_empty() {
+            if of_map.shape != shape {
                 bail!("a projection to {:?} does not fit a convolution's output {shape:?}", of_map.shape);
             }
             sum.products = of_map.products;
