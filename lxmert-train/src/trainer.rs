@@ -65,14 +65,13 @@ pub fn run<T: Task>(job: &Job) -> Result<Outcome> {
         std::fs::create_dir_all(folder.root()).map_err(Error::io(folder.root()))?;
         _lock = Some(Lock::take(&folder, &job.command)?);
         folder.remove_leftovers();
-        let found = found(job, &folder, &settings)?;
-        if found == Found::Finished {
-            folder.remove_state()?; // in case it was killed just before
-        }
-        Ok(vec![found as u8])
+        Ok(vec![found(job, &folder, &settings)? as u8])
     })?;
     if found == [Found::Finished as u8] {
-        return Ok(Outcome::AlreadyFinished(world.agree(Report::read(&folder.report()))?));
+        let report = world.agree(Report::read(&folder.report()))?;
+        // It may have been killed before it did so itself.
+        world.from_first(|| folder.remove_state().map(|()| vec![]))?;
+        return Ok(Outcome::AlreadyFinished(report));
     }
     let mut trainer = Trainer::<T>::new(job, folder, &settings, found == [Found::Unfinished as u8])?;
     trainer.train().map_err(|error| out_of_memory(error, job.recipe.batch_size, job.recipe.accumulate))?;

@@ -51,16 +51,16 @@ pub(super) struct PrepackedStage(pub Vec<PrepackedBlock>);
 
 impl PrepackedStage {
     pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        self.last(x, |block, x| block.forward(x))
+        self.with_last(x, |block, x| block.forward(x))
     }
 
     /// The means of [`forward`](Self::forward)'s result over every `pixels` pixels.
     pub fn forward_means(&self, x: &FeatureMap, pixels: usize) -> Result<Vec<f32>> {
-        self.last(x, |block, x| block.last(x, |conv, y, residual| conv.forward_means(y, residual, pixels)))
+        self.with_last(x, |block, x| block.with_last(x, |conv, y, residual| conv.forward_means(y, residual, pixels)))
     }
 
     /// All blocks but the last, then what `last` makes of the last and its input.
-    fn last<T>(&self, x: &FeatureMap, last: impl FnOnce(&PrepackedBlock, &FeatureMap) -> Result<T>) -> Result<T> {
+    fn with_last<T>(&self, x: &FeatureMap, last: impl FnOnce(&PrepackedBlock, &FeatureMap) -> Result<T>) -> Result<T> {
         let Some((block, before)) = self.0.split_last() else { candle_core::bail!("a residual stage without blocks") };
         let mut y: Option<FeatureMap> = None;
         for block in before {
@@ -79,11 +79,11 @@ pub(super) struct PrepackedBlock {
 
 impl PrepackedBlock {
     fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
-        self.last(x, PrepackedConv2d::forward)
+        self.with_last(x, PrepackedConv2d::forward)
     }
 
     /// All convolutions but the last, then what `last` makes of the last, its input and its residual.
-    fn last<T>(
+    fn with_last<T>(
         &self,
         x: &FeatureMap,
         last: impl FnOnce(&PrepackedConv2d, &FeatureMap, Residual) -> Result<T>,

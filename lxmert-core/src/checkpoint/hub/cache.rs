@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Repository {
     cached: CacheRepo,
     /// The repository's folder.
-    pub folder: PathBuf,
+    folder: PathBuf,
 }
 
 impl Repository {
